@@ -1,0 +1,116 @@
+"""Bytes to Pillow images and back. Sizes are checked from the header, before any pixel is decoded."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from wire.schema import ImageRef, MediaType
+
+_FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
+
+
+class BadImageError(ValueError):
+    """The bytes are not an image we take; the message says why."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Upper bounds for one image, checked before decoding."""
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 16 * 1024 * 1024
+
+
+def encode(image: Image.Image, media_type: MediaType, quality: int = 95) -> bytes:
+    """Encode; PNG, WebP (lossless) and raw RGB8 return the same pixels when decoded, JPEG does not.
+
+    `quality` (1-100) is used by JPEG only. Raw RGB8 drops an alpha channel.
+    """
+    if media_type == "image/x-rgb8":
+        return image.convert("RGB").tobytes()
+    buffer = io.BytesIO()
+    if media_type == "image/png":
+        image.save(buffer, "PNG", compress_level=1)
+    elif media_type == "image/webp":
+        image.save(buffer, "WEBP", lossless=True, quality=0, method=0)
+    else:
+        image.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def decode(
+    data: bytes,
+    media_type: MediaType,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    limits: ImageLimits | None = None,
+) -> Image.Image:
+    """Decode one image into a loaded Pillow image in the file's own mode (first frame of an animation).
+
+    Raises BadImageError when the bytes exceed the limits, are not of `media_type`, or are damaged.
+    """
+    limits = limits or ImageLimits()
+    if len(data) > limits.max_bytes:
+        raise BadImageError(f"image of {len(data)} bytes; the limit is {limits.max_bytes}")
+    if media_type == "image/x-rgb8":
+        return _decode_rgb8(data, width, height, limits)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=[_FORMATS[media_type]])
+        _check_pixels(image.width, image.height, limits)
+        image.load()
+    except BadImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
+        raise BadImageError(f"not a readable {media_type}: {error or type(error).__name__}") from error
+    return image
+
+
+def decode_ref(ref: ImageRef, parts: dict[str, bytes], limits: ImageLimits | None = None) -> Image.Image:
+    """Decode an image of a request; `parts` are the multipart parts by name. Raises BadImageError."""
+    limits = limits or ImageLimits()
+    if ref.part is not None:
+        if ref.part not in parts:
+            raise BadImageError(f"no multipart part named {ref.part!r}")
+        data = parts[ref.part]
+    else:
+        assert ref.data is not None
+        if len(ref.data) > limits.max_bytes * 4 // 3 + 4:
+            raise BadImageError(f"image of {len(ref.data)} base64 characters; the limit is {limits.max_bytes} bytes")
+        try:
+            data = base64.b64decode(ref.data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadImageError(f"`data` is not base64: {error}") from error
+    return decode(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
+
+
+def to_ref(image: Image.Image, media_type: MediaType, quality: int = 95) -> ImageRef:
+    """An image as it travels in a JSON body."""
+    return ImageRef(
+        media_type=media_type,
+        data=base64.b64encode(encode(image, media_type, quality)).decode("ascii"),
+        width=image.width,
+        height=image.height,
+    )
+
+
+def _decode_rgb8(data: bytes, width: int | None, height: int | None, limits: ImageLimits) -> Image.Image:
+    if width is None or height is None:
+        raise BadImageError("image/x-rgb8 carries no header: give `width` and `height`")
+    _check_pixels(width, height, limits)
+    if len(data) != width * height * 3:
+        raise BadImageError(f"image/x-rgb8 of {width}x{height} needs {width * height * 3} bytes; got {len(data)}")
+    return Image.frombytes("RGB", (width, height), data)
+
+
+def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise BadImageError(f"image of {width}x{height} = {width * height} pixels; the limit is {limits.max_pixels}")

@@ -1,0 +1,165 @@
+"""Wire contract v1: what `POST /v1/score` accepts and answers.
+
+A request is a list of items; a response holds exactly one result per item id. A result has a finite score or an
+error, never both, never a default: a reward that failed is not a number.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+SCHEMA_VERSION = "1"
+MAX_ID_LENGTH = 256
+
+MediaType = Literal["image/png", "image/webp", "image/jpeg", "image/x-rgb8"]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+
+
+class ErrorCode(StrEnum):
+    """Why an item has no score."""
+
+    BAD_INPUT = "bad_input"  # the item itself is wrong: a truncated image, a missing field
+    NOT_APPLICABLE = "not_applicable"  # the reward does not apply to this item (OCR without a target)
+    PARSE_ERROR = "parse_error"  # a judge answered something that is not an answer
+    TRUNCATED = "truncated"  # a judge's answer was cut off
+    NON_FINITE = "non_finite"  # the scorer returned NaN or infinity
+    TIMEOUT = "timeout"  # the deadline passed
+    OVERLOADED = "overloaded"  # the queue was full
+    UPSTREAM = "upstream"  # a server behind the service failed
+    INTERNAL = "internal"  # a bug in the scorer
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageRef(_Wire):
+    """One image: base64 `data` in a JSON body, or the name of a multipart `part`. Raw RGB8 needs its size."""
+
+    media_type: MediaType = Field(description="Encoding of the bytes; image/x-rgb8 is rows of R, G, B bytes.")
+    data: str | None = Field(default=None, description="The encoded bytes as standard base64 (JSON bodies).")
+    part: str | None = Field(default=None, max_length=MAX_ID_LENGTH, description="Name of the multipart part.")
+    width: int | None = Field(default=None, ge=1, le=1 << 16, description="Pixels; needed for image/x-rgb8.")
+    height: int | None = Field(default=None, ge=1, le=1 << 16, description="Pixels; needed for image/x-rgb8.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImageRef:
+        if (self.data is None) == (self.part is None):
+            raise ValueError("an image needs exactly one of `data` (base64) and `part` (a multipart part's name)")
+        if self.media_type == "image/x-rgb8" and (self.width is None or self.height is None):
+            raise ValueError("image/x-rgb8 carries no header: give `width` and `height`")
+        return self
+
+
+class ScoreItem(_Wire):
+    """One thing to score: a prompt with at least one image, or a prompt with a text completion."""
+
+    id: Id = Field(description="Unique in the request; the result carries it back.")
+    group_id: Id | None = Field(
+        default=None, description="Rollouts of one prompt share it; pairwise scorers compare within."
+    )
+    prompt: str = Field(max_length=65_536, description="What was asked for.")
+    images: list[ImageRef] = Field(default_factory=list, description="The images to score.")
+    completion: str | None = Field(default=None, max_length=1 << 20, description="The text to score (text policies).")
+    source_images: list[ImageRef] | None = Field(default=None, description="What an edit started from.")
+    targets: list[str] | None = Field(
+        default=None, description="Texts OCR looks for; they win over quotes in the prompt."
+    )
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="Anything a reward's documentation names.")
+
+    @model_validator(mode="after")
+    def _something_to_score(self) -> ScoreItem:
+        if not self.images and self.completion is None:
+            raise ValueError("an item needs at least one image in `images`, or a `completion`")
+        return self
+
+
+class ScoreRequest(_Wire):
+    """`POST /v1/score`."""
+
+    items: list[ScoreItem] = Field(min_length=1, description="What to score.")
+    reward: str | None = Field(
+        default=None, max_length=MAX_ID_LENGTH, description="Which of the service's rewards; its default otherwise."
+    )
+    deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000, description="Milliseconds the caller will wait.")
+    request_id: Id | None = Field(default=None, description="Appears in the service's logs; made up when missing.")
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> ScoreRequest:
+        seen: set[str] = set()
+        for item in self.items:
+            if item.id in seen:
+                raise ValueError(f"item id {item.id!r} appears twice; ids must be unique in a request")
+            seen.add(item.id)
+        return self
+
+
+class ItemError(_Wire):
+    code: ErrorCode
+    message: str
+
+
+class ItemResult(_Wire):
+    """A finite score, or null with an error."""
+
+    id: str
+    score: float | None
+    components: dict[str, float] = Field(default_factory=dict, description="Named finite parts of the score.")
+    details: dict[str, JsonValue] = Field(
+        default_factory=dict, description="What was seen: recognised texts, boxes, a judge's words."
+    )
+    error: ItemError | None = None
+    cached: bool = False
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+
+    @model_validator(mode="after")
+    def _score_or_error(self) -> ItemResult:
+        if (self.score is None) == (self.error is None):
+            raise ValueError(f"result {self.id!r} needs exactly one of `score` and `error`")
+        if self.score is not None and not math.isfinite(self.score):
+            raise ValueError(f"result {self.id!r}: score {self.score} is not finite")
+        return self
+
+
+class ScorerInfo(_Wire):
+    """What produced the scores: enough to tell two runs apart."""
+
+    name: str
+    revision: str = Field(description="Changes whenever the same input may score differently.")
+    template_sha256: str | None = None
+    range: tuple[float | None, float | None] = Field(description="Lowest and highest score; null where unbounded.")
+    higher_is_better: bool = True
+
+
+class ScoreResponse(_Wire):
+    results: list[ItemResult]
+    scorer: ScorerInfo
+    request_id: str
+    schema_version: str = SCHEMA_VERSION
+
+
+class ServiceInfo(_Wire):
+    """`GET /v1/info`."""
+
+    service: str
+    schema_version: str = SCHEMA_VERSION
+    rewards: list[ScorerInfo]
+    default_reward: str
+    limits: dict[str, float]
+
+
+class RequestError(_Wire):
+    code: str
+    message: str
+    field: str | None = None
+
+
+class ErrorBody(_Wire):
+    """Every answer that is not 2xx has this body."""
+
+    error: RequestError
