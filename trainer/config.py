@@ -1,0 +1,316 @@
+"""The configuration: frozen, closed (unknown keys are refused), a sentence per field, cross-checked.
+
+`trainer.config_file.load_config` is the only way in. No torch here, so that `doctor` and tests load it in an instant.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# DeepGen-RL's variable names for service addresses; they are read when a service has no `urls`.
+URL_VARIABLES = {
+    "ocr": "OCR_URL",
+    "rules": "RULES_URL",
+    "hps": "HPS_URL",
+    "unifiedreward": "UNIFIEDREWARD_THINK_URL",
+    "eval": "UNIGENBENCH_API_URL",
+}
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names the field and the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PolicyConfig(_Section):
+    """The model that is trained."""
+
+    type: Literal["tiny"] = Field("tiny", description="Which policy of trainer/policies.")
+    checkpoint: str | None = Field(None, description="Safetensors file to start from; null starts from random weights.")
+    num_layers: int = Field(4, ge=1, le=64, description="Transformer blocks.")
+    num_heads: int = Field(4, ge=1, le=64, description="Attention heads.")
+    head_dim: int = Field(32, ge=8, le=256, description="Width of a head.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; log-probabilities stay fp32.")
+
+
+class SamplingConfig(_Section):
+    """How rollouts are made."""
+
+    prompts_per_step: int = Field(8, ge=1, description="P: distinct prompts a step, over all ranks.")
+    group_size: int = Field(12, ge=2, description="G: rollouts per prompt.")
+    micro_batch_size: int = Field(
+        24, ge=1, description="Samples denoised together; a multiple of group_size or a divisor."
+    )
+    num_inference_steps: int = Field(6, ge=2, le=1000, description="Denoising steps of a training rollout.")
+    kind: Literal["flow_sde", "cps", "dance_sde"] = Field("cps", description="Which SDE makes the stochastic steps.")
+    noise_level: float = Field(0.7, gt=0, le=2, description="Strength of the injected noise (eta).")
+    sde_window: tuple[int, int] | None = Field(
+        None, description="[first, last) stochastic steps; the others are ODE steps. Null: all but the last."
+    )
+    timestep_fraction: float = Field(1.0, gt=0, le=1, description="Share of the stochastic steps that is trained.")
+    guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance; 1 is none and costs nothing.")
+    shift: float = Field(1.0, gt=0, description="Timestep shift of the sigma schedule; 1 is none.")
+
+    @model_validator(mode="after")
+    def _window(self) -> SamplingConfig:
+        if self.sde_window is not None:
+            first, last = self.sde_window
+            if not 0 <= first < last <= self.num_inference_steps - 1:
+                raise ValueError(
+                    f"sde_window [{first}, {last}) does not fit num_inference_steps = {self.num_inference_steps}: it needs "
+                    f"0 <= first < last <= {self.num_inference_steps - 1} (the last step is always deterministic)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> SamplingConfig:
+        big, small = max(self.micro_batch_size, self.group_size), min(self.micro_batch_size, self.group_size)
+        if big % small:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} and group_size = {self.group_size} do not fit: one must be "
+                f"a multiple of the other; try micro_batch_size = {self.group_size}"
+            )
+        return self
+
+
+class AlgorithmConfig(_Section):
+    """From scores to a gradient."""
+
+    type: Literal["gdpo", "grpo", "grpo_global_std", "dr_grpo", "reinforce_pp"] = Field(
+        "gdpo", description="The advantage estimator."
+    )
+    clip_range: float = Field(1e-4, gt=0, description="Clip of the probability ratio (mean log-probabilities: small).")
+    adv_clip: float = Field(5.0, gt=0, description="Advantages are clamped to plus and minus this.")
+    eps: float = Field(1e-4, gt=0, description="Added to a standard deviation before dividing.")
+    min_valid: int = Field(2, ge=2, description="Fewer valid scores in a group than this: the group's advantage is 0.")
+    std_floor: float = Field(
+        0.0, ge=0, le=1, description="Least divisor of a group, as a share of the reward's running spread; 0 is off."
+    )
+    kl_beta: float = Field(0.0, ge=0, description="Weight of the velocity KL to the starting weights.")
+    updates_per_rollout: int = Field(1, ge=1, le=16, description="Optimizer steps on one set of rollouts.")
+
+
+class ServiceConfig(_Section):
+    """One reward service: where it is, or how to start it."""
+
+    module: str | None = Field(None, description="Service to start when rewards.launch is local: `ocr`, `rules`.")
+    args: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Command-line flags of the started service, without dashes."
+    )
+    urls: tuple[str, ...] = Field((), description="Where it runs. Several: the least loaded is asked first.")
+    token_file: str | None = Field(None, description="File with the bearer token.")
+    timeout_s: float = Field(60.0, gt=0, description="Hard deadline of one micro-batch, retries included.")
+    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
+    max_attempts: int = Field(4, ge=1, le=100, description="Attempts within the deadline (transport, 429, 502-504).")
+    max_in_flight: int = Field(32, ge=1, description="Requests under way at once.")
+    breaker_failures: int = Field(5, ge=1, description="Failures in a row that take a URL out for a while.")
+    breaker_reset_s: float = Field(5.0, gt=0, description="How long it stays out before one trial request.")
+    hedge: bool = Field(False, description="Send a second request to another URL past the p95 latency.")
+    image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
+
+
+class RewardConfig(_Section):
+    """One reward: a column of the score matrix."""
+
+    service: str = Field(description="A name under rewards.services.")
+    reward: str | None = Field(None, description="Which of the service's rewards; null is its default.")
+    on_failure: Literal["mask", "drop_group", "stop"] = Field("mask", description="What a failed score does.")
+    max_failure_rate: Share = Field(0.5, description="Above this share of failures in the window: pause and wait.")
+    failure_window: int = Field(200, ge=1, description="How many last scores the failure rate is taken over.")
+    patience_s: float = Field(300.0, ge=0, description="How long a pause waits for the service before the run stops.")
+
+
+class RewardsConfig(_Section):
+    """The reward services and what is asked of them."""
+
+    launch: Literal["local", "none"] = Field("none", description="local: start `services` as child processes.")
+    services: dict[str, ServiceConfig] = Field(default_factory=dict, description="The services, by name.")
+    columns: dict[str, RewardConfig] = Field(default_factory=dict, description="The rewards, by name.")
+    ready_timeout_s: float = Field(120.0, gt=0, description="How long the start waits for /ready and the canary.")
+    canary: bool = Field(True, description="Score two probes at the start: finds a wrong or constant reward at once.")
+    shuffle_control: bool = Field(
+        False, description="Control experiment: scores are dealt to random samples, so nothing can be learned."
+    )
+
+    @model_validator(mode="after")
+    def _services_exist(self) -> RewardsConfig:
+        for name, column in self.columns.items():
+            if column.service not in self.services:
+                known = ", ".join(sorted(self.services)) or "none"
+                raise ValueError(
+                    f"columns.{name}.service = {column.service!r} is not under rewards.services (there: {known})"
+                )
+        for name, service in self.services.items():
+            if self.launch == "local" and service.module is None and not service.urls:
+                raise ValueError(f"services.{name} has neither `module` (to start it) nor `urls` (where it runs)")
+            if self.launch == "none" and not service.urls and URL_VARIABLES.get(name, "") not in os.environ:
+                hint = f" or set {URL_VARIABLES[name]}" if name in URL_VARIABLES else ""
+                raise ValueError(f"services.{name}.urls is empty: give at least one URL{hint}, or use launch: local")
+        return self
+
+
+class DatasetConfig(_Section):
+    """One prompt file with its mixture of rewards."""
+
+    path: str = Field(description="A .txt file (a prompt a line) or .jsonl (id, prompt, targets, metadata).")
+    name: str | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
+    rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")
+    weight: Positive = Field(1.0, description="How often this set is drawn from, relative to the others.")
+
+    @model_validator(mode="after")
+    def _some_reward(self) -> DatasetConfig:
+        if not any(weight != 0 for weight in self.rewards.values()):
+            raise ValueError(f"data set {self.path}: `rewards` needs at least one reward with a weight other than 0")
+        return self
+
+
+class DataConfig(_Section):
+    """Where prompts come from."""
+
+    train: tuple[DatasetConfig, ...] = Field(min_length=1, description="The training sets.")
+
+
+class OptimConfig(_Section):
+    """The optimizer."""
+
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
+    schedule: Literal["constant", "linear"] = Field("linear", description="linear falls to 0 at max_steps.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="The gradient's global norm is clipped to this.")
+    ema_decay: float = Field(0.9, ge=0, lt=1, description="Weights' moving average, used by evaluation; 0 is off.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Samples per forward pass of the update; null takes sampling.micro_batch_size."
+    )
+
+
+class DistributedConfig(_Section):
+    """Processes and devices."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA when there is one.")
+    num_threads: int | None = Field(
+        None, ge=1, description="torch threads per process on a CPU; null is torch's choice."
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="Longest wait in a collective operation.")
+
+
+class EvaluationConfig(_Section):
+    """Held-out prompts, fixed noise, deterministic ODE, averaged weights."""
+
+    path: str | None = Field(None, description="Prompt file; null: no evaluation.")
+    every: int = Field(25, ge=1, description="Steps between evaluations; the first and the last always happen.")
+    num_inference_steps: int = Field(10, ge=1, le=1000, description="ODE steps.")
+    batch_size: int = Field(48, ge=1, description="Samples denoised together.")
+    rewards: tuple[str, ...] = Field(
+        (), description="Rewards asked for at every evaluation; empty: all that training uses."
+    )
+    final_rewards: tuple[str, ...] = Field((), description="Asked for only before the first and after the last step.")
+    seed: int = Field(1234, ge=0, description="Seed of the fixed noise; sample i always starts from the same noise.")
+    num_pictures: int = Field(24, ge=0, description="Samples kept as pictures for the report.")
+
+
+class CheckpointConfig(_Section):
+    """What survives a crash."""
+
+    save_every: int = Field(25, ge=1, description="Steps between checkpoints; the last step is always saved.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+
+
+class LoggingConfig(_Section):
+    """Where numbers go."""
+
+    report_to: tuple[Literal["tensorboard"], ...] = Field(("tensorboard",), description="Besides metrics.jsonl.")
+    report_every: int = Field(25, ge=1, description="Steps between rebuilds of report.html.")
+    progress: bool = Field(True, description="A progress bar on a terminal, lines elsewhere.")
+
+
+class Config(_Section):
+    """One run."""
+
+    run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
+    output_dir: str = Field("outputs", description="Where runs live.")
+    seed: int = Field(1, ge=0, lt=2**31, description="Seed of everything random in the run.")
+    max_steps: int = Field(ge=1, description="Training steps.")
+    resume: str = Field(
+        "auto", description="auto: go on from the newest checkpoint; never: refuse to overwrite; or a path."
+    )
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    rewards: RewardsConfig = Field(default_factory=RewardsConfig)
+    data: DataConfig
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.run_name
+
+    @model_validator(mode="after")
+    def _rewards_exist(self) -> Config:
+        asked = [(f"data.train.{i}.rewards", name) for i, d in enumerate(self.data.train) for name in d.rewards]
+        asked += [("evaluation.rewards", name) for name in self.evaluation.rewards]
+        asked += [("evaluation.final_rewards", name) for name in self.evaluation.final_rewards]
+        for where, name in asked:
+            if name not in self.rewards.columns:
+                known = ", ".join(sorted(self.rewards.columns)) or "none"
+                raise ValueError(
+                    f"{where} names the reward {name!r}, which no entry of rewards.columns serves (there: {known})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _min_valid_fits(self) -> Config:
+        if self.algorithm.min_valid > self.sampling.group_size:
+            raise ValueError(
+                f"algorithm.min_valid = {self.algorithm.min_valid} is more than sampling.group_size = "
+                f"{self.sampling.group_size}: no group could ever train; lower min_valid or raise group_size"
+            )
+        return self
+
+
+class WordsConfig(_Section):
+    """The rendered words that the quickstart's base model is pre-trained on, with captions that are often wrong."""
+
+    char_noise: Share = Field(0.2, description="Share of caption characters that are wrong, as web captions are.")
+    color_noise: Share = Field(0.3, description="Share of caption colours that are wrong.")
+
+
+class SftOptimConfig(_Section):
+    """Muon for the block matrices, AdamW for the rest."""
+
+    batch_size: int = Field(128, ge=1, description="Images a step.")
+    muon_lr: float = Field(0.01, gt=0, description="Learning rate of Muon.")
+    adamw_lr: float = Field(1e-3, gt=0, description="Learning rate of AdamW.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    decay_share: Share = Field(0.3, description="Share of the steps, at the end, in which the rate falls to 0.")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="Moving average of the weights; it is what is saved.")
+
+
+class SftConfig(_Section):
+    """Supervised pre-training of the tiny policy (`python -m trainer sft`)."""
+
+    run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
+    output_dir: str = Field("outputs", description="Where runs live.")
+    output: str = Field(description="The safetensors file that is written.")
+    seed: int = Field(1, ge=0, lt=2**31, description="Seed of everything random in the run.")
+    max_steps: int = Field(ge=1, description="Training steps.")
+    log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    words: WordsConfig = Field(default_factory=WordsConfig)
+    optim: SftOptimConfig = Field(default_factory=SftOptimConfig)
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)

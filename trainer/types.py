@@ -1,0 +1,112 @@
+"""The vocabulary of the trainer.
+
+Axes, as suffixes: P prompts, G group (rollouts per prompt), B = P*G samples, S steps (denoising steps or tokens),
+R rewards. A group is known by its `group_id`, never by prompt text or position.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompt file.
+
+    `weights` maps reward names to the weights of the row's data set; a reward that is not in it is never asked for.
+    """
+
+    id: str
+    text: str
+    dataset: str = "default"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    targets: tuple[str, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished rollout, as the reward client takes it: uint8 pixels (H, W, 3), or a text completion."""
+
+    id: str
+    group_id: str
+    prompt: Prompt
+    image_HWC: np.ndarray | None = None
+    completion: str | None = None
+
+
+@dataclass
+class Rollout:
+    """A micro-batch of B samples, as a policy yields it, with all that a replay needs.
+
+    Attributes:
+        samples: B samples in order.
+        group_B: int64 group numbers, equal within a group, unique in the step over all ranks.
+        logp_BS: float32 log-probabilities of the stochastic steps, mean over latent dimensions.
+        steps: the S denoising-step (or token) indices that `logp_BS` holds.
+        state: the policy's own tensors for the replay (latents, conditioning); opaque to everything else.
+    """
+
+    samples: Sequence[Sample]
+    group_B: Tensor
+    logp_BS: Tensor
+    steps: Sequence[int]
+    state: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass
+class Replay:
+    """What a policy computes again under its present weights, for one or more steps of a rollout.
+
+    Attributes:
+        logp_BS: float32, differentiable.
+        mask_BS: bool, True where the step counts (text rollouts of unequal length); None when all count.
+        kl_BS: float32, per-step KL to the reference, differentiable; None when no reference was asked for.
+    """
+
+    logp_BS: Tensor
+    mask_BS: Tensor | None = None
+    kl_BS: Tensor | None = None
+
+
+@dataclass
+class Scores:
+    """What the reward client collected for B samples and R rewards, in the order of submission.
+
+    `valid_BR` is False where a reward failed, did not apply, was not asked for, or its group was dropped; the number
+    in `scores_BR` there is 0 and means nothing.
+    """
+
+    names: Sequence[str]
+    ids: Sequence[str]
+    scores_BR: Tensor
+    valid_BR: Tensor
+    asked_BR: Tensor
+    weights_BR: Tensor
+    details: Sequence[Mapping[str, Mapping[str, Any]]] = field(default_factory=list)
+    failures: Mapping[str, Counter[str]] = field(default_factory=dict)
+    latency_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    cached: Mapping[str, int] = field(default_factory=dict)
+    waited_s: float = 0.0
+    last_latency_s: float = 0.0
+    stop_reason: str | None = None
+
+
+class StopTrainingError(RuntimeError):
+    """The run must stop at this step; the message says why and what to do. A checkpoint is written first."""
+
+
+def group_numbers(group_ids: Sequence[str], base: int = 0) -> Tensor:
+    """int64 numbers for group ids, in order of first appearance, starting at `base`."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([base + numbers.setdefault(g, len(numbers)) for g in group_ids], dtype=torch.int64)
