@@ -1,0 +1,27 @@
+# What people run by hand. `make help` lists it. The virtual environment is the one train.sh and test.sh make.
+PY := $(or $(VENV),.venv)/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help venv check lint format test openapi
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv:  ## Make or update .venv with everything the checks need
+	@bash -c 'set -euo pipefail; source scripts/setup_venv.sh; ensure_venv dev'
+
+check: lint test  ## Everything a change must pass: lint, formatting, types, tests
+
+lint: venv  ## Lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: venv  ## Rewrite the code in the project's format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test:  ## The tests
+	bash test.sh
+
+openapi: venv  ## Write the committed OpenAPI files from the services
+	$(PY) -m services.common.openapi

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs the tests: sets up the environment if needed, then pytest. Arguments go to pytest.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+
+usage() {
+    cat <<'TEXT'
+Usage: bash test.sh [pytest arguments ...]
+
+    bash test.sh                          everything; what needs a GPU, a vLLM server or a browser that is not
+                                          there is skipped with the reason
+    bash test.sh -m "not slow"            the quick part
+    bash test.sh tests/services -x -q     one folder, stopping at the first failure
+
+Environment: PYTHON, VENV as in train.sh; DRY_RUN=1 prints the command and stops.
+TEXT
+}
+
+# shellcheck source=scripts/setup_venv.sh
+source "$ROOT/scripts/setup_venv.sh"
+
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+    usage
+    exit 0
+fi
+if [[ "${DRY_RUN:-0}" == 1 ]]; then
+    printf '%q ' python -m pytest "$@"
+    printf '\n'
+    exit 0
+fi
+
+ensure_venv dev
+cd "$ROOT"
+printf '[test] python -m pytest %s\n' "$*"
+exec "$VENV_PYTHON" -m pytest "$@"
