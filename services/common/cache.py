@@ -1,0 +1,71 @@
+"""Content-addressed score cache: the same input, scored by the same revision, is scored once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+
+from PIL import Image
+
+from services.common.scorer import Item, Score
+from wire.schema import ScorerInfo
+
+
+def cache_key(info: ScorerInfo, item: Item) -> bytes:
+    """A hash over all that may change the score: reward, revision, template, texts, metadata and pixels.
+
+    The item's id and group do not enter: they name the item, they are not scored.
+    """
+    texts = [
+        info.name,
+        info.revision,
+        info.template_sha256,
+        item.prompt,
+        item.completion,
+        item.targets,
+        item.metadata,
+        len(item.images),
+    ]
+    encoded = json.dumps(texts, sort_keys=True, ensure_ascii=False, allow_nan=False, default=list)
+    digest = hashlib.blake2b(encoded.encode("utf-8"), digest_size=20)
+    for image in (*item.images, *item.source_images):
+        _add_image(digest, image)
+    return digest.digest()
+
+
+class ScoreCache:
+    """Least-recently-used scores by key. Failures are never kept: the next try may succeed. Not thread-safe."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._scores: OrderedDict[bytes, Score] = OrderedDict()
+
+    @property
+    def enabled(self) -> bool:
+        return self._max_entries > 0
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def get(self, key: bytes) -> Score | None:
+        score = self._scores.get(key)
+        if score is not None:
+            self._scores.move_to_end(key)
+        return score
+
+    def put(self, key: bytes, score: Score) -> None:
+        if not self.enabled:
+            return
+        self._scores[key] = score
+        self._scores.move_to_end(key)
+        while len(self._scores) > self._max_entries:
+            self._scores.popitem(last=False)
+
+
+def _add_image(digest: hashlib.blake2b, image: Image.Image) -> None:
+    palette = image.palette.tobytes() if image.palette is not None else b""
+    extra = [image.mode, image.size, len(palette), repr(image.info.get("transparency")), repr(image.info.get("exif"))]
+    digest.update(json.dumps(extra).encode())
+    digest.update(palette)
+    digest.update(image.tobytes())

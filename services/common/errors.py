@@ -1,0 +1,144 @@
+"""The one place where errors become HTTP answers. Every answer that is not 2xx carries an `ErrorBody`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from wire.schema import ErrorBody, RequestError
+
+LINGER_S = 5.0  # how long a refused body is read and thrown away, so that the client gets to read the answer
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "Not JSON, or not multipart with a `request` part."},
+    401: {"model": ErrorBody, "description": "No bearer token, or a wrong one."},
+    404: {"model": ErrorBody, "description": "No such path or reward."},
+    405: {"model": ErrorBody, "description": "The path exists, the method does not."},
+    408: {"model": ErrorBody, "description": "The body did not arrive in time."},
+    413: {"model": ErrorBody, "description": "Above a limit; the message has both numbers."},
+    415: {"model": ErrorBody, "description": "Neither application/json nor multipart/form-data."},
+    422: {"model": ErrorBody, "description": "A field is wrong; `field` names it, such as items.3.images.0.data."},
+    429: {"model": ErrorBody, "description": "The queue is full; try again after `Retry-After` seconds."},
+    500: {"model": ErrorBody, "description": "A bug."},
+    503: {"model": ErrorBody, "description": "Loading or shutting down."},
+    504: {"model": ErrorBody, "description": "The deadline passed before any item had a result."},
+}
+
+_CODES = {
+    400: "malformed",
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid",
+    429: "overloaded",
+    500: "internal",
+    503: "not_ready",
+    504: "timeout",
+}
+
+
+class ApiError(Exception):
+    """An answer that is not 2xx: its status, message, and the field at fault."""
+
+    def __init__(
+        self, status: int, message: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = _CODES.get(status, "error")
+        self.message = message
+        self.field = field
+        self.headers = dict(headers or {})
+
+
+def overloaded(message: str, retry_after_s: int) -> ApiError:
+    return ApiError(429, f"{message}; try again in {retry_after_s} s", headers={"Retry-After": str(retry_after_s)})
+
+
+def invalid(error: ValidationError) -> ApiError:
+    """The first problem of a validation, with its field's path; says how many more there are."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if len(problems) > 1:
+        message += f" (and {len(problems) - 1} more)"
+    return ApiError(422, message, field=".".join(str(part) for part in first["loc"]) or None)
+
+
+class ErrorResponse(Response):
+    """An `ErrorBody`. Reads on for a while what the client is still sending, then closes the connection.
+
+    Closing at once would reset the connection and the client, busy sending, might never see why.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, error: ApiError) -> None:
+        body = ErrorBody(error=RequestError(code=error.code, message=error.message, field=error.field))
+        super().__init__(body.model_dump_json(exclude_none=True), status_code=error.status, headers=error.headers)
+        self.error_code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["error_code"] = self.error_code
+        unread = not scope.get("body_read", False) and _has_body(scope)
+        if unread:
+            self.raw_headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": unread})
+        if unread:
+            await _discard(receive)
+            await send({"type": "http.response.body", "body": b""})
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+async def _discard(receive: Receive) -> None:
+    until = time.monotonic() + LINGER_S
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while time.monotonic() < until:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+def install_error_map(app: FastAPI) -> None:
+    """Turn every exception a route may raise into an `ErrorBody`."""
+
+    async def on_api_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return ErrorResponse(error)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = {
+            404: f"no such path: {request.url.path}",
+            405: f"{request.method} is not allowed on {request.url.path}",
+        }.get(error.status_code, str(error.detail))
+        return ErrorResponse(ApiError(error.status_code, message, headers=error.headers))
+
+    async def on_client_gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it; it makes the log line right
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, on_client_gone)

@@ -1,0 +1,120 @@
+"""From a request's bytes to decoded items. Limits are checked before anything is decoded. Runs in threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from services.common.cache import cache_key
+from services.common.errors import ApiError, invalid
+from services.common.multipart import parse_multipart
+from services.common.scorer import Failure, Item
+from services.common.settings import ServiceSettings
+from wire.images import BadImageError, ImageLimits, decode_ref
+from wire.schema import ErrorCode, ImageRef, ScoreItem, ScoreRequest, ScorerInfo
+
+REQUEST_PART = "request"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A valid request and its multipart parts by name (none for JSON)."""
+
+    request: ScoreRequest
+    parts: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An item ready to score, with its cache key; or why it cannot be scored."""
+
+    item: Item | Failure
+    key: bytes | None = None
+
+
+def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> Parsed:
+    """Parse and validate a body. Raises ApiError 400, 413, 415 or 422."""
+    kind = content_type.partition(";")[0].strip().lower()
+    parts: dict[str, bytes] = {}
+    if kind == "multipart/form-data":
+        parts = parse_multipart(body, content_type, 1 + settings.max_items * settings.max_images_per_item)
+        if REQUEST_PART not in parts:
+            raise ApiError(400, f"the multipart body has no JSON part named {REQUEST_PART!r}", field=REQUEST_PART)
+        body = parts.pop(REQUEST_PART)
+    elif kind != "application/json":
+        raise ApiError(
+            415,
+            f"content type {kind or '(none)'} is not served: send application/json or multipart/form-data",
+            field="content-type",
+        )
+    try:
+        tree = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    _check_counts(tree, settings)
+    try:
+        request = ScoreRequest.model_validate(tree)
+    except ValidationError as error:
+        raise invalid(error) from error
+    _check_parts(request, parts)
+    return Parsed(request, parts)
+
+
+def decode_item(item: ScoreItem, parts: dict[str, bytes], limits: ImageLimits, info: ScorerInfo | None) -> Decoded:
+    """Decode one item's images and compute its cache key (`info` None: no key). A bad image is this item's failure."""
+    try:
+        images = _decode_all("images", item.images, parts, limits)
+        source_images = _decode_all("source_images", item.source_images or [], parts, limits)
+    except BadImageError as error:
+        return Decoded(Failure(ErrorCode.BAD_INPUT, str(error)))
+    decoded = Item(
+        id=item.id,
+        prompt=item.prompt,
+        images=images,
+        group_id=item.group_id,
+        completion=item.completion,
+        source_images=source_images,
+        targets=None if item.targets is None else tuple(item.targets),
+        metadata=item.metadata,
+    )
+    return Decoded(decoded, cache_key(info, decoded) if info is not None else None)
+
+
+def _decode_all(
+    field: str, refs: list[ImageRef], parts: dict[str, bytes], limits: ImageLimits
+) -> tuple[Image.Image, ...]:
+    images: list[Image.Image] = []
+    for number, ref in enumerate(refs):
+        try:
+            images.append(decode_ref(ref, parts, limits))
+        except BadImageError as error:
+            raise BadImageError(f"{field}.{number}: {error}") from error
+    return tuple(images)
+
+
+def _check_counts(tree: object, settings: ServiceSettings) -> None:
+    """Refuse by count before each of ten thousand items is validated."""
+    items = tree.get("items") if isinstance(tree, dict) else None
+    if not isinstance(items, list):
+        return
+    if len(items) > settings.max_items:
+        raise ApiError(413, f"{len(items)} items; the limit is {settings.max_items}: split the request", field="items")
+    for number, item in enumerate(items):
+        for field in ("images", "source_images"):
+            images = item.get(field) if isinstance(item, dict) else None
+            if isinstance(images, list) and len(images) > settings.max_images_per_item:
+                raise ApiError(
+                    413,
+                    f"{len(images)} images; the limit is {settings.max_images_per_item} per item",
+                    field=f"items.{number}.{field}",
+                )
+
+
+def _check_parts(request: ScoreRequest, parts: dict[str, bytes]) -> None:
+    named = {ref.part for item in request.items for ref in (*item.images, *(item.source_images or []))}
+    for name in parts:
+        if name not in named:
+            raise ApiError(422, f"the multipart part {name!r} belongs to no image of the request", field=name)

@@ -1,0 +1,125 @@
+"""Run a service as a process: bind, load, serve, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Generator
+
+import uvicorn
+from fastapi import FastAPI
+
+from services.common.app import create_app
+from services.common.logs import configure_logs
+from services.common.scorer import Scorer
+from services.common.service import Service
+from services.common.settings import ServiceSettings
+
+logger = logging.getLogger("services.run")
+
+KEEP_ALIVE_S = 30
+MAX_CONNECTIONS = 1024
+
+
+def serve(make_scorer: Callable[[], Scorer], settings: ServiceSettings, service_name: str) -> None:
+    """Serve until SIGTERM or Ctrl-C. Prints the URL on stdout when listening, and a line when ready.
+
+    Exits the process: 0 after an orderly stop, 1 with a sentence on stderr when the scorer cannot be made, loaded or
+    warmed up, the token file is wrong, or the address cannot be bound.
+    """
+    configure_logs(service_name, settings.log_level)
+    failures: list[str] = []
+    try:
+        sock = _bind(settings)
+        server = _Server(service_name, failures)
+        server.build(make_scorer, settings)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"{service_name} did not start: {error}") from error
+    print(f"{service_name} listening on {_url(sock)}", flush=True)
+    asyncio.run(server.main(sock, settings.drain_s))
+    if failures:
+        raise SystemExit(f"{service_name} did not start: {failures[0]}")
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, name: str, failures: list[str]) -> None:
+        self._name = name
+        self._failures = failures
+        self._stopping: asyncio.Task[None] | None = None
+
+    def build(self, make_scorer: Callable[[], Scorer], settings: ServiceSettings) -> None:
+        self._app: FastAPI = create_app(make_scorer(), self._name, settings, on_start_error=self._on_start_error)
+        self._service: Service = self._app.state.service
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=5,
+                limit_concurrency=MAX_CONNECTIONS,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+        )
+
+    async def main(self, sock: socket.socket, drain_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number, drain_s)
+        announcing = asyncio.create_task(self._announce())
+        await self.serve(sockets=[sock])
+        announcing.cancel()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Uvicorn would raise the signal again after the shutdown; an orderly stop exits with 0."""
+        yield
+
+    def _on_signal(self, number: int, drain_s: float) -> None:
+        if self._stopping is not None:
+            self.should_exit = self.force_exit = True
+            return
+        logger.info("draining", extra={"signal": signal.Signals(number).name, "in_flight": self._service.in_flight})
+        self._service.drain()
+        self._stopping = asyncio.get_running_loop().create_task(self._drain(drain_s))
+
+    async def _drain(self, drain_s: float) -> None:
+        until = time.monotonic() + drain_s
+        while self._service.in_flight and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        if self._service.in_flight:
+            logger.warning("drain time is over", extra={"drain_s": drain_s, "in_flight": self._service.in_flight})
+        self.should_exit = True
+
+    async def _announce(self) -> None:
+        while not self._service.ready and not self.should_exit:
+            await asyncio.sleep(0.02)
+        if self._service.ready:
+            print(f"{self._name} ready", flush=True)
+
+    def _on_start_error(self, reason: str) -> None:
+        self._failures.append(reason)
+        self.should_exit = True
+
+
+def _bind(settings: ServiceSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror or error}): "
+            f"choose another --port, or 0 for a free one"
+        ) from error
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,276 @@
+"""One service behind its routes: takes a request's bytes, answers with one result per item."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, TypeVarTuple
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from services.common.auth import Tokens
+from services.common.batcher import Batcher, Outcome, QueueFull, StartError
+from services.common.cache import ScoreCache
+from services.common.errors import ApiError, overloaded
+from services.common.intake import Decoded, Parsed, decode_item, parse_request
+from services.common.metrics import Metrics
+from services.common.scorer import Failure, Score, Scorer
+from services.common.settings import ServiceSettings
+from wire.images import ImageLimits
+from wire.schema import ErrorCode, ItemError, ItemResult, ScoreResponse, ScorerInfo, ServiceInfo
+
+logger = logging.getLogger("services.service")
+
+_DECODE_CHUNK = 16  # items decoded in one go: long requests use several threads
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Service:
+    """Everything a service is, apart from HTTP routing."""
+
+    def __init__(self, scorer: Scorer, name: str, settings: ServiceSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.metrics = Metrics()
+        self.tokens = Tokens.from_file(settings.token_file)
+        self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
+        self.default_reward = next(iter(self.rewards))
+        self.draining = False
+        self.failure: str | None = None
+        self._ready = False
+        self._scorer = scorer
+        self._cache = ScoreCache(settings.cache_entries)
+        self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="decode")
+        self._memory = 0
+        self._batcher = Batcher(
+            scorer,
+            queue_size=settings.queue_size,
+            max_wait_s=settings.max_wait_ms / 1000,
+            cache=self._cache,
+            metrics=self.metrics,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Loaded, warmed up, and not shutting down."""
+        return self._ready and not self.draining
+
+    @property
+    def in_flight(self) -> int:
+        """Items accepted and not yet answered."""
+        return self._batcher.in_flight
+
+    async def start(self) -> None:
+        """Load and warm up; the service is ready afterwards. Raises StartError."""
+        started = time.monotonic()
+        try:
+            await self._batcher.start()
+        except StartError as error:
+            self.failure = str(error)
+            raise
+        self._ready = True
+        self.metrics.ready.set(1)
+        logger.info("ready", extra={"seconds": round(time.monotonic() - started, 3)})
+
+    async def stop(self) -> None:
+        """Stop at once; call `drain` before to let queued work finish."""
+        self.drain()
+        await self._batcher.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def drain(self) -> None:
+        """Take no new work; what is in flight goes on."""
+        self.draining = True
+        self.metrics.ready.set(0)
+
+    def check_ready(self) -> None:
+        """Raise ApiError 503 with the reason when no request can be taken."""
+        if self.draining:
+            raise ApiError(503, f"{self.name} is shutting down")
+        if self.failure is not None:
+            raise ApiError(503, f"{self.name} did not start: {self.failure}")
+        if not self._ready:
+            raise ApiError(503, f"{self.name} is loading; poll /ready", headers={"Retry-After": "1"})
+
+    def info(self) -> ServiceInfo:
+        limits = {
+            name: float(getattr(self.settings, name))
+            for name in (
+                "max_body_bytes",
+                "max_items",
+                "max_images_per_item",
+                "max_image_bytes",
+                "max_image_pixels",
+                "queue_size",
+            )
+        }
+        return ServiceInfo(
+            service=self.name, rewards=list(self.rewards.values()), default_reward=self.default_reward, limits=limits
+        )
+
+    async def score(self, request: Request, arrived: float) -> ScoreResponse:
+        """Answer one scoring request that arrived at `arrived` (time.monotonic()). Raises ApiError."""
+        self.check_ready()
+        async with self._body(request) as body:
+            parsed = await self._in_thread(parse_request, body, request.headers.get("content-type", ""), self.settings)
+            del body
+            return await self._score(request, parsed, arrived)
+
+    async def _score(self, request: Request, parsed: Parsed, arrived: float) -> ScoreResponse:
+        wanted = parsed.request
+        reward = wanted.reward or self.default_reward
+        info = self.rewards.get(reward)
+        if info is None:
+            known = ", ".join(self.rewards)
+            raise ApiError(404, f"no reward {reward!r} here; {self.name} serves: {known}", field="reward")
+        request_id = wanted.request_id or request.scope.get("request_id") or uuid.uuid4().hex
+        request.scope["request_id"] = request_id
+        allowed = self.settings.request_timeout_s
+        if wanted.deadline_ms is not None:
+            allowed = min(allowed, wanted.deadline_ms / 1000)
+        deadline = arrived + allowed
+        count = len(wanted.items)
+        try:
+            self._batcher.reserve(count)
+        except QueueFull as error:
+            raise overloaded(str(error), error.retry_after_s) from error
+        try:
+            decoded = await self._decode(parsed, info)
+            outcomes = await self._outcomes(request, reward, decoded, deadline)
+        finally:
+            self._batcher.release(count)
+        results = [_to_result(item.id, outcome) for item, outcome in zip(wanted.items, outcomes, strict=True)]
+        self._count(reward, parsed, results)
+        if all(result.error is not None and result.error.code is ErrorCode.TIMEOUT for result in results):
+            raise ApiError(504, f"none of {count} items had a result within {allowed * 1000:.0f} ms")
+        request.scope["items"] = count
+        request.scope["failed_items"] = sum(result.error is not None for result in results)
+        return ScoreResponse(results=results, scorer=info, request_id=request_id)
+
+    async def _decode(self, parsed: Parsed, info: ScorerInfo) -> list[Decoded]:
+        items = parsed.request.items
+        keyed = info if self._cache.enabled else None
+
+        def decode(start: int) -> list[Decoded]:
+            chunk = items[start : start + _DECODE_CHUNK]
+            return [decode_item(item, parsed.parts, self._limits, keyed) for item in chunk]
+
+        chunks = await asyncio.gather(
+            *(self._in_thread(decode, start) for start in range(0, len(items), _DECODE_CHUNK))
+        )
+        return [decoded for chunk in chunks for decoded in chunk]
+
+    async def _outcomes(self, request: Request, reward: str, decoded: list[Decoded], deadline: float) -> list[Outcome]:
+        """Submit what was decoded and wait for all of it, the deadline, or the client's leaving."""
+        submitted: list[asyncio.Future[Outcome] | Outcome] = [
+            Outcome(each.item)
+            if isinstance(each.item, Failure)
+            else self._batcher.submit(reward, each.item, each.key, deadline)
+            for each in decoded
+        ]
+        pending: set[asyncio.Future[Any]] = {
+            each for each in submitted if isinstance(each, asyncio.Future) and not each.done()
+        }
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_until_disconnect(request))
+        try:
+            while pending and not gone.done():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                done, _ = await asyncio.wait({*pending, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                pending -= done
+            if pending and gone.done():
+                raise ClientDisconnect
+        finally:
+            gone.cancel()
+            for future in pending:
+                future.cancel()
+        late = Outcome(Failure(ErrorCode.TIMEOUT, "the deadline passed before the item had a result"))
+        return [
+            each if isinstance(each, Outcome) else late if each.cancelled() else each.result() for each in submitted
+        ]
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """Read the body within its limit, counted against the memory of all requests in flight."""
+        limit = self.settings.max_body_bytes
+        declared = _content_length(request)
+        if declared is not None and declared > limit:
+            raise ApiError(413, f"a body of {declared} bytes; the limit is {limit} bytes")
+        held = 0
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > limit:
+                        raise ApiError(413, f"a body of more than {limit} bytes, which is the limit")
+                    self._hold(len(chunk))
+                    held += len(chunk)
+                    body += chunk
+            request.scope["body_read"] = True
+            yield bytes(body)
+        except TimeoutError as error:
+            raise ApiError(408, f"the body did not arrive within {self.settings.body_timeout_s:g} s") from error
+        finally:
+            self._hold(-held)
+
+    def _hold(self, count: int) -> None:
+        most = self.settings.max_memory_bytes
+        if count > 0 and self._memory + count > most:
+            raise overloaded(
+                f"requests in flight hold {self._memory} bytes and the limit is {most}", self._batcher.retry_after_s()
+            )
+        self._memory += count
+        self.metrics.memory_bytes.set(self._memory)
+
+    async def _in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+
+    def _count(self, reward: str, parsed: Parsed, results: list[ItemResult]) -> None:
+        groups: dict[str, list[float]] = defaultdict(list)
+        for item, result in zip(parsed.request.items, results, strict=True):
+            code = "ok" if result.error is None else result.error.code.value
+            self.metrics.items.labels(reward, code).inc()
+            if item.group_id is not None and result.score is not None:
+                groups[item.group_id].append(result.score)
+        for scores in groups.values():
+            if len(scores) > 1:
+                self.metrics.groups.labels(reward).inc()
+                if min(scores) == max(scores):
+                    self.metrics.constant_groups.labels(reward).inc()
+
+
+def _to_result(item_id: str, outcome: Outcome) -> ItemResult:
+    queue_ms, compute_ms = outcome.queue_s * 1000, outcome.compute_s * 1000
+    result = outcome.result
+    if isinstance(result, Score):
+        return ItemResult(
+            id=item_id,
+            score=result.value,
+            components=dict(result.components),
+            details=dict(result.details),
+            cached=outcome.cached,
+            queue_ms=queue_ms,
+            compute_ms=compute_ms,
+        )
+    error = ItemError(code=result.code, message=result.message)
+    return ItemResult(id=item_id, score=None, error=error, queue_ms=queue_ms, compute_ms=compute_ms)
+
+
+def _content_length(request: Request) -> int | None:
+    value = request.headers.get("content-length", "")
+    return int(value) if value.isdecimal() else None
+
+
+async def _until_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,113 @@
+"""Settings every service shares. Each field is a flag (`--max-items`) and an environment variable (`OCR_MAX_ITEMS`)."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+MIB = 1024 * 1024
+
+
+class ServiceSettings(BaseSettings):
+    """Base of every service's settings; a service subclasses it with its `env_prefix`, `port` and own fields."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=True,
+    )
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=18080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(default=1, ge=1, le=256, description="Worker processes (CPU engines).")
+    token_file: Path | None = Field(
+        default=None, description="File of bearer tokens, one per line, `token` or `name:token`."
+    )
+    insecure_no_token: bool = Field(
+        default=False, description="Allow a non-loopback --host without tokens: anyone who reaches the port may use it."
+    )
+    max_body_bytes: int = Field(default=128 * MIB, ge=1024, description="Largest request body, in bytes.")
+    max_items: int = Field(default=1024, ge=1, description="Most items in one request.")
+    max_images_per_item: int = Field(default=16, ge=1, description="Most images (and source images) of one item.")
+    max_image_bytes: int = Field(default=32 * MIB, ge=1, description="Largest encoded image, in bytes.")
+    max_image_pixels: int = Field(default=16 * MIB, ge=1, description="Largest image, in pixels (width x height).")
+    max_memory_bytes: int = Field(
+        default=2048 * MIB, ge=1 * MIB, description="Bodies and decoded images of all requests in flight, in bytes."
+    )
+    queue_size: int = Field(default=4096, ge=1, description="Most items in flight; above it requests get 429.")
+    max_wait_ms: float = Field(
+        default=2.0, ge=0, le=10_000, description="How long an item may wait for others to fill its batch."
+    )
+    cache_entries: int = Field(default=16_384, ge=0, description="Scores kept in memory; 0 switches the cache off.")
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, le=3600, description="Longest a request may take; a shorter `deadline_ms` wins."
+    )
+    body_timeout_s: float = Field(default=60.0, gt=0, le=3600, description="Longest a body may take to arrive.")
+    drain_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds to finish queued work after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe log.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.queue_size < self.max_items:
+            raise ValueError(
+                f"queue_size {self.queue_size} is below max_items {self.max_items}, so a full request could never be "
+                f"taken: raise queue_size or lower max_items"
+            )
+        if self.max_memory_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_memory_bytes {self.max_memory_bytes} is below max_body_bytes {self.max_body_bytes}, so a full "
+                f"body could never be taken: raise max_memory_bytes or lower max_body_bytes"
+            )
+        if not is_loopback(self.host) and self.token_file is None and not self.insecure_no_token:
+            raise ValueError(
+                f"host {self.host} is reachable from other machines and no token is set: give --token-file, or "
+                f"--insecure-no-token where the network itself keeps strangers out"
+            )
+        return self
+
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def load_settings(settings_class: type[Settings], argv: Sequence[str] | None = None, prog: str = "") -> Settings:
+    """Read flags (they win), then environment variables. Exits with status 2 and a sentence per wrong value."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return settings_class(_cli_parse_args=arguments, _cli_prog_name=prog or None)  # type: ignore[call-arg]
+    except ValidationError as error:
+        prefix = settings_class.model_config.get("env_prefix", "")
+        for problem in error.errors(include_url=False, include_context=False):
+            print(_sentence(problem["loc"], problem["msg"], problem["input"], prefix), file=sys.stderr)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is only reachable from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _sentence(loc: tuple[int | str, ...], message: str, given: object, prefix: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not loc:
+        return message
+    name = str(loc[0])
+    flag, variable = "--" + name.replace("_", "-"), (prefix + name).upper()
+    return f"{flag} ({variable}): {message}; got {given!r}"

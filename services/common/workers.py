@@ -1,0 +1,294 @@
+"""A scorer in N worker processes, for CPU engines that hold the GIL, leak, or crash.
+
+Each process builds its own scorer from a factory and owns it. A batch goes to an idle process. One that dies is
+replaced and its items are tried once more, one at a time, so that only the item that kills it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
+
+from services.common.isolation import score_isolated
+from services.common.scorer import Failure, Item, Result, Scorer
+from wire.schema import ErrorCode, ScorerInfo
+
+logger = logging.getLogger("services.workers")
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+)
+_STOP_S = 3.0
+_spawning = threading.Lock()
+
+
+class WorkerDied(RuntimeError):
+    """The process ended, or did not answer in time, while it had work."""
+
+
+class ProcessPool:
+    """Implements `Scorer` with `workers` processes. `score` may be called by as many threads at once.
+
+    `factory` is called once here, for the scorer's names and limits (its `load` is not), and once in every process:
+    it must be picklable, such as a class, a module's function, or a `functools.partial` of one.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Scorer],
+        workers: int,
+        *,
+        recycle_after: int | None = None,
+        batch_timeout_s: float = 120.0,
+        load_timeout_s: float = 300.0,
+    ) -> None:
+        """`recycle_after`: a process is replaced after that many items, for engines that leak memory."""
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; a pool needs at least 1")
+        self._factory = factory
+        self._front = factory()
+        self._workers = workers
+        self._recycle_after = recycle_after
+        self._batch_timeout_s = batch_timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._idle: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        self._slots: list[_Slot] = []
+        self._closed = False
+        self.restarts = 0
+
+    @property
+    def concurrency(self) -> int:
+        """How many `score` calls may run at once."""
+        return self._workers
+
+    @property
+    def rewards(self) -> Mapping[str, ScorerInfo]:
+        return self._front.rewards
+
+    @property
+    def max_batch(self) -> int:
+        return self._front.max_batch
+
+    def warmup(self) -> Sequence[tuple[str, Item]]:
+        return self._front.warmup()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers alive."""
+        return [slot.worker.pid for slot in self._slots if slot.worker is not None and slot.worker.alive]
+
+    def load(self) -> None:
+        """Start all processes at once; each loads and scores its own warm-up items. Raises with the first reason."""
+        self._slots = [_Slot() for _ in range(self._workers)]
+        with ThreadPoolExecutor(self._workers) as starters:
+            starts = [starters.submit(self._start) for _ in self._slots]
+        errors = [start.exception() for start in starts]
+        for slot, start, error in zip(self._slots, starts, errors, strict=True):
+            if error is None:
+                slot.worker = start.result()
+        for error in errors:
+            if error is not None:
+                self.close()
+                raise error
+        for slot in self._slots:
+            self._idle.put(slot)
+
+    def score(self, reward: str, items: Sequence[Item]) -> Sequence[Result]:
+        slot = self._idle.get()
+        try:
+            try:
+                return self._attempt(slot, reward, items)
+            except WorkerDied as error:
+                logger.warning("worker died; trying its items one by one", extra={"reason": str(error)})
+            return [self._second_attempt(slot, reward, item) for item in items]
+        finally:
+            self._idle.put(slot)
+
+    def close(self) -> None:
+        """Stop all processes: politely, then by force after a few seconds."""
+        self._closed = True
+        workers = [w for slot in self._slots for w in (slot.worker, slot.successor) if w is not None]
+        for worker in workers:
+            worker.ask_to_stop()
+        for worker in workers:
+            worker.stop(_STOP_S)
+        self._slots = []
+
+    def _second_attempt(self, slot: _Slot, reward: str, item: Item) -> Result:
+        try:
+            return self._attempt(slot, reward, [item])[0]
+        except WorkerDied as error:
+            return Failure(ErrorCode.INTERNAL, f"a worker process failed twice on this item: {error}")
+
+    def _attempt(self, slot: _Slot, reward: str, items: Sequence[Item]) -> list[Result]:
+        worker = self._checked_out(slot)
+        try:
+            results = worker.score(reward, items, self._batch_timeout_s)
+        except WorkerDied:
+            slot.worker = None
+            worker.stop(0.0)
+            raise
+        worker.served += len(items)
+        if self._recycle_after is not None and worker.served >= self._recycle_after and not slot.replacing:
+            slot.replacing = True
+            threading.Thread(target=self._prepare_successor, args=(slot,), daemon=True).start()
+        return results
+
+    def _checked_out(self, slot: _Slot) -> _Worker:
+        """The slot's live process: its successor when one is ready, a new one when it is dead."""
+        if self._closed:
+            raise RuntimeError("the pool is closed")
+        successor = slot.successor
+        if successor is not None:
+            retired, slot.worker, slot.successor, slot.replacing = slot.worker, successor, None, False
+            if retired is not None:
+                retired.stop(_STOP_S)
+        if slot.worker is None or not slot.worker.alive:
+            if slot.worker is not None:
+                slot.worker.stop(0.0)
+            self.restarts += 1
+            slot.worker = self._start()
+        return slot.worker
+
+    def _prepare_successor(self, slot: _Slot) -> None:
+        """Load the replacement beside the old process, so that recycling costs no capacity."""
+        try:
+            successor = self._start()
+        except RuntimeError:
+            logger.exception("a worker's replacement did not start; the old one goes on")
+            slot.replacing = False
+            return
+        self.restarts += 1
+        slot.successor = successor
+        if self._closed:
+            successor.stop(_STOP_S)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._factory)
+        try:
+            worker.wait_loaded(self._load_timeout_s)
+        except BaseException:
+            worker.stop(0.0)
+            raise
+        return worker
+
+
+class _Slot:
+    """One place in the pool, held by one `score` call at a time."""
+
+    def __init__(self) -> None:
+        self.worker: _Worker | None = None
+        self.successor: _Worker | None = None
+        self.replacing = False
+
+
+class _Worker:
+    """The parent's side of one process."""
+
+    def __init__(self, factory: Callable[[], Scorer]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_main, args=(theirs, factory), name="scorer", daemon=True)
+        with _spawning, _one_thread_each():
+            self._process.start()
+        theirs.close()  # the child's end must have one owner, so that its death is an EOF here
+        self.served = 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def wait_loaded(self, timeout_s: float) -> None:
+        message = self._receive(timeout_s)
+        if message is not None:
+            raise RuntimeError(f"a worker process did not load: {message}")
+
+    def score(self, reward: str, items: Sequence[Item], timeout_s: float) -> list[Result]:
+        try:
+            self._pipe.send_bytes(pickle.dumps((reward, list(items)), protocol=5))
+        except OSError as error:
+            raise WorkerDied(f"worker {self.pid} is gone ({error})") from error
+        results: list[Result] = self._receive(timeout_s)  # type: ignore[assignment]
+        return results
+
+    def ask_to_stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(b"")
+
+    def stop(self, timeout_s: float) -> None:
+        self.ask_to_stop()
+        self._process.join(timeout_s)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+    def _receive(self, timeout_s: float) -> object:
+        try:
+            if not self._pipe.poll(timeout_s):
+                raise WorkerDied(f"worker {self.pid} did not answer within {timeout_s:g} s")
+            return pickle.loads(self._pipe.recv_bytes())  # from our own child
+        except (EOFError, OSError) as error:
+            self._process.join(1.0)
+            raise WorkerDied(f"worker {self.pid} ended with exit code {self._process.exitcode}") from error
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """The children's numerical libraries read these when they are imported, so they must be set before."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _main(pipe: Connection, factory: Callable[[], Scorer]) -> None:
+    """The child: load, then answer batches until told to stop, or until the parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group; the parent decides the end
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        scorer = factory()
+        scorer.load()
+        for reward, item in scorer.warmup():
+            [result] = score_isolated(scorer, reward, [item])
+            if isinstance(result, Failure):
+                raise RuntimeError(f"the warm-up item of reward {reward!r} failed: {result.message}")
+    except Exception as error:
+        pipe.send_bytes(pickle.dumps(f"{type(error).__name__}: {error}"))
+        return
+    pipe.send_bytes(pickle.dumps(None))
+    with contextlib.suppress(EOFError, OSError):
+        while message := pipe.recv_bytes():
+            reward, items = pickle.loads(message)  # from our own parent
+            pipe.send_bytes(pickle.dumps(score_isolated(scorer, reward, items), protocol=5))
+    scorer.close()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(0)
