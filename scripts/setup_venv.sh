@@ -26,7 +26,7 @@ find_python() {
     if [[ -n "${PYTHON:-}" ]]; then
         command -v "$PYTHON" >/dev/null 2>&1 || die "PYTHON=$PYTHON is not a program. Set PYTHON to a Python >= 3.11, or unset it."
         is_python_new_enough "$PYTHON" ||
-            die "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 | tail -n 1), but Python >= 3.11 is needed. Set PYTHON to a newer one."
+            die "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 | head -n 1), but Python >= 3.11 is needed. Set PYTHON to a newer one."
         command -v "$PYTHON"
         return
     fi
