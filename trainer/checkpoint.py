@@ -1,0 +1,117 @@
+"""What survives a crash: weights, optimizer, average, random state, sampler position, step.
+
+A checkpoint is a folder `checkpoints/step_000050`. It is written under a temporary name, flushed to disk and renamed,
+so a folder with a step's name is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_NAME = re.compile(r"^step_(\d{6,})$")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names it and the remedy."""
+
+
+@dataclass
+class Checkpoint:
+    """The whole state of a run after `step` finished steps. `state` is JSON."""
+
+    step: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    rng_state: Tensor
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write atomically under `folder`, then delete all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{checkpoint.step:06d}"
+    temporary = folder / f".writing_{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, str(temporary / "weights.safetensors"))
+    save_file({k: v.contiguous() for k, v in checkpoint.average.items()}, str(temporary / "average.safetensors"))
+    torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng_state}, temporary / "optimizer.pt")
+    state = {"step": checkpoint.step, **checkpoint.state}
+    (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    for file in temporary.iterdir():
+        _flush(file)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _flush(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints under `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match.group(1)), path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder. Raises CheckpointError when a file is missing or damaged."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        packed = torch.load(path / "optimizer.pt", weights_only=True)
+        return Checkpoint(
+            step=state.pop("step"),
+            weights=load_file(str(path / "weights.safetensors")),
+            average=load_file(str(path / "average.safetensors")),
+            optimizer=packed["optimizer"],
+            rng_state=packed["rng"],
+            state=state,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a usable checkpoint ({error}); delete it to go on from an older one, or use resume=never"
+        ) from error
+
+
+def find_resume(resume: str, folder: Path) -> Path | None:
+    """The checkpoint that `resume` names: newest for auto, none for never, else the path itself.
+
+    Raises:
+        CheckpointError: never, although the run folder holds checkpoints; or a path without a checkpoint.
+    """
+    existing = list_checkpoints(folder)
+    if resume == "auto":
+        return existing[-1] if existing else None
+    if resume == "never":
+        if existing:
+            raise CheckpointError(
+                f"{folder} already holds {len(existing)} checkpoints and resume is never: choose another run_name, "
+                "delete the folder, or use resume=auto"
+            )
+        return None
+    if not (Path(resume) / "state.json").is_file():
+        raise CheckpointError(
+            f"resume = {resume!r} is not a checkpoint folder (auto, never, or a path with state.json)"
+        )
+    return Path(resume)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,176 @@
+"""The networks of the tiny policy: an SD3 transformer, a character-level text encoder and a PCA codec.
+
+Everything is small enough for two CPU cores: 24x48 RGB pictures, a latent of 48x3x6, about 2.4 M parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.config import PolicyConfig
+from trainer.words import ALPHABET, HEIGHT, INKS, WIDTH
+
+PATCH = 8
+LATENT_SHAPE = (48, HEIGHT // PATCH, WIDTH // PATCH)
+MAX_CHARS = 4
+NUM_TOKENS = MAX_CHARS + 1  # the characters, then the ink
+PAD = 0
+_QUOTED = re.compile(r'"([^"]*)"')
+
+
+def tokenize(text: str) -> list[int]:
+    """Token ids of a prompt such as `the word "K7QX" in red`: the quoted characters and the ink.
+
+    Raises:
+        ValueError: no quoted text, a character outside the alphabet, too many of them, or not exactly one ink.
+    """
+    quoted = _QUOTED.search(text)
+    if quoted is None or not 1 <= len(quoted.group(1)) <= MAX_CHARS:
+        raise ValueError(f"the tiny policy draws one quoted word of 1 to {MAX_CHARS} characters; got {text!r}")
+    unknown = [c for c in quoted.group(1) if c not in ALPHABET]
+    if unknown:
+        raise ValueError(f"the tiny policy cannot draw {unknown[0]!r} of {text!r}; its characters are {ALPHABET}")
+    rest = text[: quoted.start()] + text[quoted.end() :]
+    inks = [ink for ink in INKS if re.search(rf"\b{ink}\b", rest)]
+    if len(inks) != 1:
+        raise ValueError(f"{text!r} names {len(inks)} of the tiny policy's inks; it needs one of {', '.join(INKS)}")
+    chars = [1 + ALPHABET.index(c) for c in quoted.group(1)]
+    chars += [PAD] * (MAX_CHARS - len(chars))
+    return [*chars, 1 + len(ALPHABET) + list(INKS).index(inks[0])]
+
+
+class CharEncoder(nn.Module):
+    """Characters and ink to (B, 5, width) token states and a (B, width) pooled state. All-PAD is the empty prompt."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(1 + len(ALPHABET) + len(INKS), width)
+        self.position = nn.Parameter(torch.randn(NUM_TOKENS, width) * 0.02)
+        self.pool = nn.Linear(NUM_TOKENS * width, width)
+
+    def forward(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.embed(tokens_BL) + self.position
+        return states, self.pool(states.flatten(1))
+
+
+class PcaCodec(nn.Module):
+    """8x8x3 patches to 48 principal components and back; linear, exact on the span it was fitted to.
+
+    `encode` takes (B, 3, 24, 48) in [-1, 1] and gives (B, 48, 3, 6) of about unit spread.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        dim = 3 * PATCH * PATCH
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("basis", torch.eye(dim)[:, : LATENT_SHAPE[0]].clone())  # (192, 48), orthonormal columns
+        self.register_buffer("scale", torch.ones(LATENT_SHAPE[0]))
+
+    @torch.no_grad()
+    def fit(self, pixels: Tensor, power: float = 0.5) -> None:
+        """Fit to pictures (N, 3, 24, 48). Component c is divided by std_c^power, then all by one common spread."""
+        patches = functional.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1).flatten(0, 2).double()
+        mean = patches.mean(0)
+        _, eigenvectors = torch.linalg.eigh((patches - mean).T @ (patches - mean))
+        basis = eigenvectors.flip(1)[:, : LATENT_SHAPE[0]]
+        coefficients = (patches - mean) @ basis
+        scale = coefficients.std(0) ** power
+        scale *= (coefficients / scale).std()
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.scale.copy_(scale)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        patches = functional.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1)
+        return (((patches - self.mean) @ self.basis) / self.scale).permute(0, 3, 1, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        patches = (latents.permute(0, 2, 3, 1) * self.scale) @ self.basis.T + self.mean
+        return functional.pixel_shuffle(patches.permute(0, 3, 1, 2), PATCH)
+
+
+class TinyModel(nn.Module):
+    """Text encoder, transformer and codec in one module: what the checkpoint holds."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        width = config.num_heads * config.head_dim
+        self.codec = PcaCodec()
+        self.text = CharEncoder(width)
+        self.transformer = SD3Transformer2DModel(
+            sample_size=max(LATENT_SHAPE[1:]),
+            pos_embed_max_size=max(LATENT_SHAPE[1:]),
+            patch_size=1,
+            in_channels=LATENT_SHAPE[0],
+            out_channels=LATENT_SHAPE[0],
+            num_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.head_dim,
+            joint_attention_dim=width,
+            caption_projection_dim=width,
+            pooled_projection_dim=width,
+            qk_norm="rms_norm",
+        )
+        self._zero_init()
+
+    def _zero_init(self) -> None:
+        """adaLN modulations and the output start at zero (DiT, arXiv 2212.09748, section 3.2)."""
+        for block in self.transformer.transformer_blocks:
+            nn.init.zeros_(block.norm1.linear.weight)
+            nn.init.zeros_(block.norm1_context.linear.weight)
+        nn.init.zeros_(self.transformer.norm_out.linear.weight)
+        nn.init.zeros_(self.transformer.proj_out.weight)
+
+    def velocity(self, x: Tensor, sigma_B: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
+        """v = noise - data at noise level sigma in [0, 1]; x (B, 48, 3, 6)."""
+        out: Tensor = self.transformer(
+            hidden_states=x,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            timestep=sigma_B * 1000.0,
+            return_dict=False,
+        )[0]
+        return out
+
+    def save(self, path: Path, about: str) -> None:
+        """Write all weights in 16 bit, with a paragraph on how they were made."""
+        half = {name: tensor.to(torch.float16).contiguous() for name, tensor in self.state_dict().items()}
+        save_file(half, str(path), metadata={"about": about})
+
+    def load(self, path: Path) -> str:
+        """Load a file that `save` wrote; returns its paragraph. Raises FileNotFoundError or ValueError."""
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no checkpoint at {path}; `python -m trainer sft configs/quickstart_base.yaml` makes the quickstart's"
+            )
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            about = (file.metadata() or {}).get("about", "")
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit policy.num_layers, num_heads, head_dim: {error}") from error
+        return about
+
+
+def token_tensor(texts: Sequence[str], device: torch.device) -> Tensor:
+    """(B, 5) int64 token ids."""
+    return torch.tensor([tokenize(text) for text in texts], dtype=torch.int64, device=device)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,176 @@
+"""One optimizer step over a set of rollouts: replay, clipped surrogate, KL, one division by the global count.
+
+Axes: B samples, S trained steps. A micro-batch of the update is a sampled micro-batch or a slice of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.config import AlgorithmConfig, OptimConfig
+from trainer.distributed import World
+from trainer.losses import clipped_surrogate
+from trainer.policies.base import Policy, slice_rollout
+from trainer.types import Rollout, StopTrainingError
+
+
+def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
+    """Rate of step `step` (from 0): linear warm-up, then constant or linear to 0 at `max_steps`."""
+    warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    decay = 1.0 - step / max_steps if config.schedule == "linear" else 1.0
+    return config.lr * min(warmup, decay)
+
+
+def build_optimizer(policy: Policy, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters."""
+    parameters = [p for p in policy.trainable.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+class Updater:
+    """Owns the optimizer and turns rollouts with advantages into steps."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: AlgorithmConfig,
+        optim: OptimConfig,
+        world: World,
+        max_steps: int,
+    ) -> None:
+        self.policy, self.algorithm, self.optim, self.world = policy, algorithm, optim, world
+        self.max_steps = max_steps
+        self.optimizer = build_optimizer(policy, optim)
+
+    def step(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> dict[str, float]:
+        """Apply `updates_per_rollout` optimizer steps on this rank's rollouts; all ranks call it together.
+
+        `adv_B` and `weight_B` follow the samples' order. Returns metrics of all ranks together.
+
+        Raises:
+            StopTrainingError: a loss or the gradient is not finite on some rank; no step was taken.
+        """
+        lr = learning_rate(self.optim, step, self.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        num_steps = max((len(rollout.steps) for rollout in rollouts), default=0)
+        count = self.world.sum(weight_B.double().sum() * num_steps).item()
+        work = _Work(adv_B.to(self.world.device), weight_B.to(self.world.device), max(count, 1.0))
+        grad_norm = 0.0
+        for update in range(self.algorithm.updates_per_rollout):
+            self.optimizer.zero_grad(set_to_none=True)
+            for number, (chunk, rows) in enumerate(self._micro_batches(rollouts)):
+                self._backward(chunk, rows, number, work, first=update == 0)
+            grad_norm = self._apply(step, work.tally, skip=count == 0)
+        return {"lr": lr, "grad_norm": grad_norm, **work.tally.metrics(self.world)}
+
+    def _backward(self, chunk: Rollout, rows: slice, number: int, work: _Work, *, first: bool) -> None:
+        """Accumulate the gradient of micro-batch `number`, one denoising step at a time, so that memory stays flat."""
+        adv_B, weight_B, tally = work.adv_B[rows], work.weight_B[rows], work.tally
+        rollout_BS = chunk.logp_BS.to(self.world.device)
+        replayed = []
+        for column in range(len(chunk.steps)):
+            replay = self.policy.replay(chunk, [column])
+            replayed.append(replay.logp_BS.detach())
+            # A slice of a sampled micro-batch may differ from it in the last bits; its first replay, which precedes
+            # every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
+            if not first:
+                old_BS = work.logp_old[number][:, column : column + 1]
+            else:
+                old_BS = replayed[-1] if chunk.state.get("sliced") else rollout_BS[:, column : column + 1]
+            loss, stats = clipped_surrogate(
+                replay.logp_BS, old_BS, adv_B, weight_B, clip_range=self.algorithm.clip_range, mask_BS=replay.mask_BS
+            )
+            tally.add(loss.detach(), stats, work.count)
+            if replay.kl_BS is not None:
+                kl = (replay.kl_BS * weight_B[:, None]).sum()
+                tally.add_kl(kl.detach(), work.count)
+                loss = loss + self.algorithm.kl_beta * kl
+            (loss / work.count).backward()
+        if first and replayed:
+            replayed_BS = torch.cat(replayed, 1)
+            work.logp_old[number] = replayed_BS if chunk.state.get("sliced") else rollout_BS
+            tally.add_replay_error((replayed_BS - rollout_BS).abs().max())
+
+    def _apply(self, step: int, tally: _Tally, *, skip: bool) -> float:
+        """Sum gradients over the ranks, refuse what is not finite, clip, step. Returns the norm before clipping."""
+        self.world.sum_gradients(self.policy.trainable)
+        parameters = [p for p in self.policy.trainable.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)) if parameters else 0.0
+        if self.world.any(not (math.isfinite(norm) and tally.finite)):
+            raise StopTrainingError(
+                f"step {step + 1}: the loss or the gradient (norm {norm}) is not finite on some rank; no update was "
+                "made. Lower optim.lr, or look at the rewards of this step in metrics.jsonl"
+            )
+        if not skip:
+            self.optimizer.step()
+        return norm
+
+    def _micro_batches(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, slice]]:
+        """Micro-batches with their rows in this rank's `adv_B`."""
+        base = 0
+        for rollout in rollouts:
+            size = self.optim.micro_batch_size or len(rollout)
+            for start in range(0, len(rollout), size):
+                stop = min(start + size, len(rollout))
+                chunk = rollout
+                if (start, stop) != (0, len(rollout)):
+                    chunk = slice_rollout(rollout, start, stop)
+                yield chunk, slice(base + start, base + stop)
+            base += len(rollout)
+
+
+class _Tally:
+    """Sums over micro-batches; ranks are summed once, at the end."""
+
+    def __init__(self) -> None:
+        self.finite = True
+        self.sums = dict.fromkeys(("loss", "kl", "ratio_sum", "clipped", "count"), 0.0)
+        self.ratio_min, self.ratio_max, self.replay_error = math.inf, -math.inf, 0.0
+
+    def add(self, loss: Tensor, stats: Mapping[str, Tensor], count: float) -> None:
+        self.finite &= bool(torch.isfinite(loss))
+        self.sums["loss"] += float(loss) / count
+        for key in ("ratio_sum", "clipped", "count"):
+            self.sums[key] += float(stats[key])
+        self.ratio_min = min(self.ratio_min, float(stats["ratio_min"]))
+        self.ratio_max = max(self.ratio_max, float(stats["ratio_max"]))
+
+    def add_kl(self, kl: Tensor, count: float) -> None:
+        self.finite &= bool(torch.isfinite(kl))
+        self.sums["kl"] += float(kl) / count
+
+    def add_replay_error(self, error: Tensor) -> None:
+        self.replay_error = max(self.replay_error, float(error))
+
+    def metrics(self, world: World) -> dict[str, float]:
+        summed = world.sum(torch.tensor(list(self.sums.values()), dtype=torch.float64, device=world.device)).tolist()
+        total = dict(zip(self.sums, summed, strict=True))
+        extremes = world.gather([self.ratio_min, self.ratio_max, self.replay_error])
+        count = max(total["count"], 1.0)
+        return {
+            "loss/policy": total["loss"],
+            "loss/kl": total["kl"],
+            "kl": total["kl"],
+            "ratio/mean": total["ratio_sum"] / count,
+            "ratio/min": min(e[0] for e in extremes),
+            "ratio/max": max(e[1] for e in extremes),
+            "ratio/replay_error": max(e[2] for e in extremes),
+            "clip_share": total["clipped"] / count,
+        }
+
+
+@dataclass
+class _Work:
+    """What the micro-batches of one `Updater.step` share."""
+
+    adv_B: Tensor
+    weight_B: Tensor
+    count: float
+    logp_old: dict[int, Tensor] = field(default_factory=dict)
+    tally: _Tally = field(default_factory=_Tally)
