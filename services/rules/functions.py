@@ -1,11 +1,12 @@
 """A reward from a plain function, and those of a user's own Python file.
 
+    from PIL import ImageStat
     from services.common.scorer import Item
     from services.rules import reward
 
     @reward(range=(0, 1))
     def brightness(item: Item) -> float:
-        return sum(item.images[0].convert("L").resize((1, 1)).getdata()) / 255
+        return ImageStat.Stat(item.images[0].convert("L")).mean[0] / 255
 
 A reward function takes one `Item` (prompt, decoded images, completion, targets, metadata) and returns
 

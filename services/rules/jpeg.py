@@ -17,7 +17,7 @@ from wire.schema import ErrorCode
 
 QUALITY: Final = 95
 # Encoders differ by a few bytes, so the encoder is part of what a score means.
-REVISION: Final = f"1+{'turbo' if features.check_feature('libjpeg_turbo') else 'jpeg'}-{features.version_codec('jpg')}"
+REVISION: Final = f"1+libjpeg-{features.version_feature('libjpeg_turbo') or features.version_codec('jpg')}"
 
 
 def jpeg_compressibility(item: Item) -> Result:
