@@ -1,0 +1,50 @@
+"""From scores to advantages: group-relative estimators that know which scores are missing.
+
+`ESTIMATORS` maps the names of the configuration to functions of one calling form, `Estimator`.
+"""
+
+from trainer.advantages.estimators import (
+    Estimator,
+    Total,
+    add_up,
+    dr_grpo,
+    gdpo,
+    grpo,
+    grpo_global_std,
+    of_sum,
+    pair_weight,
+    reinforce_pp,
+)
+from trainer.advantages.spread import RunningSpread, SignalSums, signal_sums
+from trainer.advantages.statistics import Reduce, Standardized, standardize
+
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "Reduce",
+    "RunningSpread",
+    "SignalSums",
+    "Standardized",
+    "Total",
+    "add_up",
+    "dr_grpo",
+    "gdpo",
+    "grpo",
+    "grpo_global_std",
+    "pair_weight",
+    "reinforce_pp",
+    "signal_sums",
+    "standardize",
+]
+
+ESTIMATORS: dict[str, Estimator] = {
+    "gdpo": gdpo,
+    "grpo": of_sum(grpo, across_groups=False, takes=frozenset({"eps", "min_valid", "std_floor_B"})),
+    "grpo_global_std": of_sum(
+        grpo_global_std, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
+    ),
+    "dr_grpo": of_sum(dr_grpo, across_groups=False, takes=frozenset({"min_valid"})),
+    "reinforce_pp": of_sum(
+        reinforce_pp, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
+    ),
+}

@@ -1,0 +1,80 @@
+"""How far apart each reward puts the samples: a running measure for the std floor, and sums for the metrics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.advantages.statistics import Reduce, Standardized, moments
+
+
+class RunningSpread:
+    """Each reward's std over all valid scores of all ranks, averaged over the recent steps.
+
+    A reward that saturates has groups of tiny std, which normalisation would blow up to full weight. Its running spread
+    is in its own units, so a share of it is a floor that fits every reward. Call `update` before `floor` in each step.
+    """
+
+    def __init__(self, num_rewards: int, *, decay: float = 0.9) -> None:
+        """`decay` in [0, 1) is what a step leaves of the past: 0.9 remembers about ten steps."""
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay = {decay:g}: needs a number in [0, 1)")
+        self.decay = decay
+        self.std_R = torch.zeros(num_rewards, dtype=torch.float64)
+        self.seen_R = torch.zeros(num_rewards, dtype=torch.bool)
+
+    def update(self, scores_BR: Tensor, valid_BR: Tensor, reduce: Reduce | None = None) -> None:
+        """Take in one step. The first with two valid scores of a reward sets its spread; fewer leave it as it is."""
+        if scores_BR.shape[1] != len(self.std_R):
+            raise ValueError(f"{scores_BR.shape[1]} rewards, but the spread of {len(self.std_R)} is kept")
+        for r in range(len(self.std_R)):
+            recent = moments(scores_BR[:, r], valid_BR[:, r], reduce, ddof=1)
+            if recent.num < 2:
+                continue
+            past = self.std_R[r] if self.seen_R[r] else recent.std
+            self.std_R[r] = self.decay * past + (1 - self.decay) * recent.std
+            self.seen_R[r] = True
+
+    def floor(self, fraction: float) -> Tensor:
+        """std_floor_R: `fraction` of the running spread, float64 (R,); 0 for a reward not seen yet."""
+        return fraction * self.std_R
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"std_R": self.std_R.clone(), "seen_R": self.seen_R.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError when the state is of another number of rewards."""
+        if state["std_R"].shape != self.std_R.shape:
+            raise ValueError(f"the saved spread is of {len(state['std_R'])} rewards, this run has {len(self.std_R)}")
+        self.std_R = state["std_R"].to("cpu", torch.float64).clone()
+        self.seen_R = state["seen_R"].to("cpu", torch.bool).clone()
+
+
+class SignalSums(NamedTuple):
+    """What each reward tells this rank's samples apart by; float64 (R,) sums, to be added over ranks.
+
+    abs_z / samples is the mean size of a reward's normalised score; flat_groups / groups is the share of groups in
+    which it told nobody apart. Groups with fewer than `min_valid` valid scores are not counted.
+    """
+
+    abs_z_R: Tensor
+    samples_R: Tensor
+    groups_R: Tensor
+    flat_groups_R: Tensor
+
+
+def signal_sums(relative: Standardized, group_B: Tensor) -> SignalSums:
+    """Summarise `standardize` for the metrics."""
+    groups, of_B = torch.unique(group_B.cpu(), return_inverse=True)
+    shape_GR = (len(groups), relative.z_BR.shape[1])
+    of_BR = of_B[:, None].expand_as(relative.z_BR)
+
+    def count_groups(mask_BR: Tensor) -> Tensor:
+        hits_GR = torch.zeros(shape_GR, dtype=torch.float64).scatter_add_(0, of_BR, mask_BR.double())
+        return (hits_GR > 0).double().sum(dim=0)
+
+    groups_R = count_groups(relative.enough_BR)
+    flat_R = groups_R - count_groups(relative.told_apart_BR)
+    return SignalSums(relative.z_BR.abs().sum(dim=0), relative.enough_BR.double().sum(dim=0), groups_R, flat_R)

@@ -1,0 +1,54 @@
+"""Which noise levels a sampler visits, which of its steps are stochastic, and which of those are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sigmas(num_steps: int, shift: float = 1.0) -> Tensor:
+    """Noise levels of `num_steps` steps: float32 (num_steps + 1,), falling from exactly 1 to exactly 0.
+
+    Even spacing t is bent to shift * t / (1 + (shift - 1) * t), Stable Diffusion 3 (arXiv 2403.03206) eq. 23;
+    shift 1 leaves it even, more spends more steps at high noise.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: needs at least 1")
+    if not shift > 0:
+        raise ValueError(f"shift = {shift:g}: needs a number above 0")
+    t = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    return (shift * t / (1 + (shift - 1) * t)).float()
+
+
+def stochastic_steps(num_steps: int, window: Sequence[int] | None = None) -> list[int]:
+    """Indices of the SDE steps: those of the window [first, last), or, without one, all but the last step.
+
+    The last step always stays deterministic: its noise would go straight into the picture.
+    """
+    if window is None:
+        return list(range(num_steps - 1))
+    first, last = window
+    if not 0 <= first < last <= num_steps - 1:
+        raise ValueError(
+            f"window [{first}, {last}) does not fit {num_steps} steps: needs 0 <= first < last <= {num_steps - 1}"
+        )
+    return list(range(first, last))
+
+
+def trained_steps(stochastic: Sequence[int], fraction: float, generator: torch.Generator | None = None) -> list[int]:
+    """A random subset of the stochastic steps, in order: the share `fraction` of them, rounded down, at least one.
+
+    A fraction of 1 takes all and draws nothing.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction = {fraction:g}: needs a number in (0, 1]")
+    if not stochastic:
+        raise ValueError("no stochastic steps to train on: use more inference steps or a wider window")
+    if fraction == 1:
+        return sorted(stochastic)
+    # The small addend keeps 0.6 * 5 at 3, whatever the product's rounding.
+    count = max(1, int(len(stochastic) * fraction + 1e-9))
+    chosen = torch.randperm(len(stochastic), generator=generator)[:count]
+    return sorted(stochastic[i] for i in chosen.tolist())
