@@ -1,0 +1,132 @@
+"""The OCR scorer: an engine reads the images, `scoring` compares the reading with the texts that were asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import JsonValue
+
+from services.common.scorer import Failure, Item, Result, Score
+from services.ocr.engines import EngineOptions, Line, build_engine
+from services.ocr.scoring import VARIANTS, Case, NoTargetError, TextScore, Variant, find_targets, score_text
+from wire.schema import ErrorCode, ScorerInfo
+
+logger = logging.getLogger("services.ocr")
+
+# The definitions in `scoring`; a change of any of them changes this, and with it every cached score's key.
+SCORING_REVISION = "1"
+
+# Images are read one by one, so a batch saves only the way to a worker: a few items where reading takes
+# milliseconds, two where it takes a tenth of a second, so that no worker waits long for the last batch.
+_BATCH = {"line": 8, "page": 2}
+
+
+class OcrScorer:
+    """Serves the rewards `multi`, `flow_grpo` and `strict` from one engine. A `Scorer`.
+
+    `multi` is the default: it scores every quoted text, in any script, and does not take a part of another word for
+    the text. Several images of one item are scored each for itself and the item gets their mean. An item without a
+    text to look for is `not_applicable`, one whose image cannot be read by the engine is `internal`.
+    Raises ValueError or EngineUnavailableError, with the remedy, when the engine cannot be built.
+    """
+
+    def __init__(
+        self,
+        engine: str = "rapidocr",
+        options: EngineOptions | None = None,
+        *,
+        default_reward: Variant = "multi",
+        case: Case = "variant",
+    ) -> None:
+        self._options = options or EngineOptions()
+        self._engine = build_engine(engine, self._options)
+        self._case = case
+        names = sorted(VARIANTS, key=lambda name: name != default_reward)
+        self._rewards: dict[str, ScorerInfo] = {name: self._info(name) for name in names}
+
+    @property
+    def rewards(self) -> Mapping[str, ScorerInfo]:
+        return self._rewards
+
+    @property
+    def max_batch(self) -> int:
+        return _BATCH[self._options.mode]
+
+    def load(self) -> None:
+        self._engine.load()
+
+    def score(self, reward: str, items: Sequence[Item]) -> Sequence[Result]:
+        """Components, means over the item's images: `exact` (1: read without a fault and nothing else was read),
+        `extra_text` (share of the read characters beyond the targets' length) and `similarity_<i>` of each target.
+
+        Details: `targets`, and per image its `score` and its `lines` (text, confidence, box in pixels).
+        """
+        variant = cast(Variant, reward)  # the kit admits only names from `rewards`
+        return [self._score_item(variant, item) for item in items]
+
+    def warmup(self) -> Sequence[tuple[str, Item]]:
+        image = Image.new("RGB", (192, 48), "white")
+        font = ImageFont.load_default(32)
+        ImageDraw.Draw(image).text((96, 24), "READY", fill="black", font=font, anchor="mm")
+        return [(next(iter(self._rewards)), Item(id="warmup", prompt="", images=(image,), targets=("READY",)))]
+
+    def close(self) -> None:
+        """Nothing to do: the models go with the process."""
+
+    def _info(self, name: str) -> ScorerInfo:
+        revision = f"{SCORING_REVISION} case={self._case} {self._engine.revision}"
+        return ScorerInfo(name=name, revision=revision, range=(0.0, 1.0))
+
+    def _score_item(self, variant: Variant, item: Item) -> Result:
+        if not item.images:
+            return Failure(ErrorCode.BAD_INPUT, "OCR needs an image: `images` is empty")
+        try:
+            targets = find_targets(variant, item.prompt, item.targets)
+            readings = [self._read(image) for image in item.images]
+            scores = [score_text(variant, [line.text for line in lines], targets, self._case) for lines in readings]
+        except NoTargetError as error:
+            return Failure(ErrorCode.NOT_APPLICABLE, str(error))
+        except _ReadError as error:
+            return Failure(ErrorCode.INTERNAL, str(error))
+        except ValueError as error:
+            return Failure(ErrorCode.BAD_INPUT, str(error))
+        return _to_score(targets, readings, scores)
+
+    def _read(self, image: Image.Image) -> list[Line]:
+        try:
+            [lines] = self._engine.read([image])
+        except Exception as error:  # engines raise their libraries' many types; each means this image was not read
+            logger.exception("the engine failed on an image", extra={"width": image.width, "height": image.height})
+            size = f"{image.width}x{image.height}"
+            raise _ReadError(f"the OCR engine failed on a {size} image: {type(error).__name__}: {error}") from error
+        return lines
+
+
+class _ReadError(RuntimeError):
+    """The engine raised on one image."""
+
+
+def _to_score(targets: Sequence[str], readings: Sequence[Sequence[Line]], scores: Sequence[TextScore]) -> Score:
+    components = {
+        "exact": _mean([float(score.exact) for score in scores]),
+        "extra_text": _mean([score.extra_text for score in scores]),
+    }
+    for number in range(len(scores[0].similarities)):
+        components[f"similarity_{number}"] = _mean([score.similarities[number] for score in scores])
+    images: list[JsonValue] = [
+        {"score": score.value, "lines": [_line_json(line) for line in lines]}
+        for score, lines in zip(scores, readings, strict=True)
+    ]
+    details: dict[str, JsonValue] = {"targets": list(targets), "images": images}
+    return Score(_mean([score.value for score in scores]), components, details)
+
+
+def _line_json(line: Line) -> JsonValue:
+    return {"text": line.text, "confidence": line.confidence, "box": [list(point) for point in line.box]}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
