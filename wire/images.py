@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from wire.schema import ImageRef, MediaType
 
 _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
+_MEDIA_TYPES = {name: media_type for media_type, name in _FORMATS.items()}
 
 
 class BadImageError(ValueError):
@@ -38,7 +39,7 @@ def encode(image: Image.Image, media_type: MediaType, quality: int = 95) -> byte
     if media_type == "image/png":
         image.save(buffer, "PNG", compress_level=1)
     elif media_type == "image/webp":
-        image.save(buffer, "WEBP", lossless=True, quality=0, method=0)
+        image.save(buffer, "WEBP", lossless=True, exact=True, quality=0, method=0)
     else:
         image.convert("RGB").save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
@@ -56,26 +57,38 @@ def decode(
 
     Raises BadImageError when the bytes exceed the limits, are not of `media_type`, or are damaged.
     """
+    return load(open_header(data, media_type, width=width, height=height, limits=limits))
+
+
+def decode_ref(ref: ImageRef, parts: Mapping[str, bytes], limits: ImageLimits | None = None) -> Image.Image:
+    """Decode an image of a request; `parts` are the multipart parts by name. Raises BadImageError."""
+    return load(open_ref(ref, parts, limits))
+
+
+def open_header(
+    data: bytes,
+    media_type: MediaType,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    limits: ImageLimits | None = None,
+) -> Image.Image:
+    """Read the size and mode and check the limits; pixels are decoded by `load`. Raises BadImageError."""
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise BadImageError(f"image of {len(data)} bytes; the limit is {limits.max_bytes}")
     if media_type == "image/x-rgb8":
         return _decode_rgb8(data, width, height, limits)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=[_FORMATS[media_type]])
-        _check_pixels(image.width, image.height, limits)
-        image.load()
-    except BadImageError:
-        raise
+        image: Image.Image = Image.open(io.BytesIO(data), formats=[_FORMATS[media_type]])
     except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
-        raise BadImageError(f"not a readable {media_type}: {error or type(error).__name__}") from error
+        raise _unreadable(media_type, error) from error
+    _check_pixels(image.width, image.height, limits)
     return image
 
 
-def decode_ref(ref: ImageRef, parts: dict[str, bytes], limits: ImageLimits | None = None) -> Image.Image:
-    """Decode an image of a request; `parts` are the multipart parts by name. Raises BadImageError."""
+def open_ref(ref: ImageRef, parts: Mapping[str, bytes], limits: ImageLimits | None = None) -> Image.Image:
+    """`open_header` for an image of a request. Raises BadImageError."""
     limits = limits or ImageLimits()
     if ref.part is not None:
         if ref.part not in parts:
@@ -89,7 +102,16 @@ def decode_ref(ref: ImageRef, parts: dict[str, bytes], limits: ImageLimits | Non
             data = base64.b64decode(ref.data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise BadImageError(f"`data` is not base64: {error}") from error
-    return decode(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
+    return open_header(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
+
+
+def load(image: Image.Image) -> Image.Image:
+    """Decode the pixels of an opened image. Raises BadImageError when the data is damaged."""
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise _unreadable(_MEDIA_TYPES.get(image.format or "", "image"), error) from error
+    return image
 
 
 def to_ref(image: Image.Image, media_type: MediaType, quality: int = 95) -> ImageRef:
@@ -109,6 +131,10 @@ def _decode_rgb8(data: bytes, width: int | None, height: int | None, limits: Ima
     if len(data) != width * height * 3:
         raise BadImageError(f"image/x-rgb8 of {width}x{height} needs {width * height * 3} bytes; got {len(data)}")
     return Image.frombytes("RGB", (width, height), data)
+
+
+def _unreadable(media_type: str, error: Exception) -> BadImageError:
+    return BadImageError(f"not a readable {media_type}: {error or type(error).__name__}")
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:

@@ -92,7 +92,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=answers(401))
     async def metrics() -> Response:
-        return Response(service.metrics.render(), media_type=service.metrics.content_type)
+        return Response(service.render_metrics(), media_type=service.metrics.content_type)
 
 
 def _request_body() -> dict[str, Any]:

@@ -80,10 +80,12 @@ class Batcher:
         self._idle: list[Lane] = []
         self._queues: dict[str, OrderedDict[_Entry, None]] = {name: OrderedDict() for name in scorer.rewards}
         self._in_flight: dict[bytes, _Entry] = {}
+        self._running: set[_Entry] = set()
         self._reserved = 0
         self._items_per_s: float | None = None
         self._timer: asyncio.Handle | None = None
         self._loaded = False
+        self._stopped = False
 
     async def start(self) -> None:
         """Load the scorer and let it score its warm-up items. Raises StartError with the reason."""
@@ -101,14 +103,12 @@ class Batcher:
         self._pump()
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Fail what still waits, close the scorer and end the lanes; gives up on a stuck call after `timeout_s`."""
-        for queue in self._queues.values():
-            for entry in list(queue):
-                self._settle(entry, Failure(ErrorCode.OVERLOADED, "the service is shutting down"), 0.0, 0.0)
-            queue.clear()
+        """Abandon what still waits, close the scorer, end the lanes; a stuck call is left after `timeout_s`."""
+        self._stopped = True
+        self._idle = []
+        self.abandon()
         if self._timer is not None:
             self._timer.cancel()
-        self._idle = []
         for lane in self._lanes[1:]:
             lane.stop()
         try:
@@ -120,6 +120,13 @@ class Batcher:
         except Exception:
             logger.exception("closing the scorer raised")
         self._lanes[0].stop()
+
+    def abandon(self) -> None:
+        """Answer every item that has no score yet with `overloaded`; running batches still fill the cache."""
+        for entry in [*self._running, *(entry for queue in self._queues.values() for entry in queue)]:
+            self._settle(entry, Failure(ErrorCode.OVERLOADED, "the service is shutting down"), 0.0, 0.0)
+        for queue in self._queues.values():
+            queue.clear()
 
     @property
     def in_flight(self) -> int:
@@ -230,6 +237,7 @@ class Batcher:
                 self._forget(entry)
                 continue
             entry.running = True
+            self._running.add(entry)
             batch.append(entry)
         self._depth_changed()
         return batch
@@ -252,13 +260,15 @@ class Batcher:
             self._measure_rate(len(batch), took)
             for entry, result in zip(batch, results, strict=True):
                 self._settle(entry, result, started, took)
-            self._idle.append(lane)
-            self._pump()
+            if not self._stopped:
+                self._idle.append(lane)
+                self._pump()
 
         future.add_done_callback(on_done)
 
     def _settle(self, entry: _Entry, result: Result, started: float, took: float) -> None:
         self._forget(entry)
+        self._running.discard(entry)
         if entry.key is not None and isinstance(result, Score):
             self._cache.put(entry.key, result)
         for number, waiter in enumerate(entry.waiters):

@@ -10,10 +10,11 @@ from pydantic_core import from_json
 
 from services.common.cache import cache_key
 from services.common.errors import ApiError, invalid
+from services.common.memory import Hold
 from services.common.multipart import parse_multipart
 from services.common.scorer import Failure, Item
 from services.common.settings import ServiceSettings
-from wire.images import BadImageError, ImageLimits, decode_ref
+from wire.images import BadImageError, ImageLimits, load, open_ref
 from wire.schema import ErrorCode, ImageRef, ScoreItem, ScoreRequest, ScorerInfo
 
 REQUEST_PART = "request"
@@ -35,7 +36,7 @@ class Decoded:
     key: bytes | None = None
 
 
-def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> Parsed:
+def parse_request(body: bytes | bytearray, content_type: str, settings: ServiceSettings) -> Parsed:
     """Parse and validate a body. Raises ApiError 400, 413, 415 or 422."""
     kind = content_type.partition(";")[0].strip().lower()
     parts: dict[str, bytes] = {}
@@ -63,11 +64,16 @@ def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> 
     return Parsed(request, parts)
 
 
-def decode_item(item: ScoreItem, parts: dict[str, bytes], limits: ImageLimits, info: ScorerInfo | None) -> Decoded:
-    """Decode one item's images and compute its cache key (`info` None: no key). A bad image is this item's failure."""
+def decode_item(
+    item: ScoreItem, parts: dict[str, bytes], limits: ImageLimits, hold: Hold, info: ScorerInfo | None
+) -> Decoded:
+    """Decode one item's images and compute its cache key (`info` None: no key). A bad image is this item's failure.
+
+    Raises ApiError 413 or 429 when the decoded images would not fit in memory beside all others.
+    """
     try:
-        images = _decode_all("images", item.images, parts, limits)
-        source_images = _decode_all("source_images", item.source_images or [], parts, limits)
+        images = _decode_all("images", item.images, parts, limits, hold)
+        source_images = _decode_all("source_images", item.source_images or [], parts, limits, hold)
     except BadImageError as error:
         return Decoded(Failure(ErrorCode.BAD_INPUT, str(error)))
     decoded = Item(
@@ -84,12 +90,14 @@ def decode_item(item: ScoreItem, parts: dict[str, bytes], limits: ImageLimits, i
 
 
 def _decode_all(
-    field: str, refs: list[ImageRef], parts: dict[str, bytes], limits: ImageLimits
+    field: str, refs: list[ImageRef], parts: dict[str, bytes], limits: ImageLimits, hold: Hold
 ) -> tuple[Image.Image, ...]:
     images: list[Image.Image] = []
     for number, ref in enumerate(refs):
         try:
-            images.append(decode_ref(ref, parts, limits))
+            image = open_ref(ref, parts, limits)
+            hold.take(image.width * image.height * len(image.getbands()))
+            images.append(load(image))
         except BadImageError as error:
             raise BadImageError(f"{field}.{number}: {error}") from error
     return tuple(images)

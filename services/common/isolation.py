@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
 
 from services.common.scorer import Failure, Item, Result, Score, Scorer
 from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.isolation")
 
-_MAX_MESSAGE = 300
+_MAX_MESSAGE = 500
 
 
 def score_isolated(scorer: Scorer, reward: str, items: Sequence[Item]) -> list[Result]:
@@ -21,7 +24,7 @@ def score_isolated(scorer: Scorer, reward: str, items: Sequence[Item]) -> list[R
     except Exception as error:
         logger.exception("score raised", extra={"reward": reward, "items": len(items)})
         if len(items) == 1:
-            return [Failure(ErrorCode.INTERNAL, f"the scorer raised {type(error).__name__}: {error}"[:_MAX_MESSAGE])]
+            return [Failure(ErrorCode.INTERNAL, _utf8(f"the scorer raised {type(error).__name__}: {error}"))]
         return [result for item in items for result in score_isolated(scorer, reward, [item])]
     if not isinstance(results, Sequence) or len(results) != len(items):
         got = len(results) if isinstance(results, Sequence) else type(results).__name__
@@ -32,17 +35,29 @@ def score_isolated(scorer: Scorer, reward: str, items: Sequence[Item]) -> list[R
 
 def _checked(result: object) -> Result:
     if isinstance(result, Failure):
-        return result
+        code = ErrorCode(result.code) if result.code in list(ErrorCode) else ErrorCode.INTERNAL
+        return Failure(code, _utf8(str(result.message)))
     if not isinstance(result, Score):
         return Failure(ErrorCode.INTERNAL, f"the scorer returned a {type(result).__name__}, not a Score or a Failure")
     try:
         value = float(result.value)
-        components = {name: float(part) for name, part in result.components.items()}
-    except (TypeError, ValueError) as error:
-        return Failure(ErrorCode.INTERNAL, f"the scorer returned something that is not a number: {error}")
-    if not math.isfinite(value):
-        return Failure(ErrorCode.NON_FINITE, f"the score is {value}")
-    for name, part in components.items():
+        components = {_utf8(str(name)): float(part) for name, part in result.components.items()}
+        details = _as_json(result.details) if result.details else {}
+    except (TypeError, ValueError, RecursionError) as error:
+        return Failure(ErrorCode.INTERNAL, f"the scorer returned what JSON cannot carry: {_utf8(str(error))}")
+    for name, part in {"score": value, **components}.items():
         if not math.isfinite(part):
-            return Failure(ErrorCode.NON_FINITE, f"the component {name!r} is {part}")
-    return Score(value, components, result.details)
+            return Failure(ErrorCode.NON_FINITE, f"{name} is {part}")
+    return Score(value, components, details)
+
+
+def _as_json(details: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The details as they will be on the wire: tuples are lists. Raises when they are not JSON."""
+    text = json.dumps(dict(details), allow_nan=False, ensure_ascii=False)
+    tree: dict[str, JsonValue] = json.loads(text.encode("utf-8"))
+    return tree
+
+
+def _utf8(text: str) -> str:
+    """Without lone surrogates, which JSON cannot carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")[:_MAX_MESSAGE]

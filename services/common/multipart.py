@@ -7,8 +7,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from services.common.errors import ApiError
 
+_STEP = 1 << 20  # bytes given to the parser at a time: it copies what it is given
 
-def parse_multipart(body: bytes, content_type: str, max_parts: int) -> dict[str, bytes]:
+
+def parse_multipart(body: bytes | bytearray, content_type: str, max_parts: int) -> dict[str, bytes]:
     """The parts of a body by name. Raises ApiError: 400 malformed or a name twice, 413 too many parts."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -29,7 +31,9 @@ def parse_multipart(body: bytes, content_type: str, max_parts: int) -> dict[str,
                 "on_end": collector.finish,
             },
         )
-        parser.write(body)
+        view = memoryview(body)
+        for start in range(0, len(view), _STEP):
+            parser.write(bytes(view[start : start + _STEP]))
         parser.finalize()
     except FormParserError as error:
         raise ApiError(400, f"the body is not well-formed multipart/form-data: {error}") from error

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from services.common.app import create_app
 from services.common.logs import configure_logs
+from services.common.protocol import PatientProtocol
 from services.common.scorer import Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
@@ -22,7 +23,6 @@ from services.common.settings import ServiceSettings
 logger = logging.getLogger("services.run")
 
 KEEP_ALIVE_S = 30
-MAX_CONNECTIONS = 1024
 
 
 def serve(make_scorer: Callable[[], Scorer], settings: ServiceSettings, service_name: str) -> None:
@@ -34,12 +34,12 @@ def serve(make_scorer: Callable[[], Scorer], settings: ServiceSettings, service_
     configure_logs(service_name, settings.log_level)
     failures: list[str] = []
     try:
-        sock = _bind(settings)
+        sock = bind(settings)
         server = _Server(service_name, failures)
         server.build(make_scorer, settings)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise SystemExit(f"{service_name} did not start: {error}") from error
-    print(f"{service_name} listening on {_url(sock)}", flush=True)
+    print(f"{service_name} listening on {url_of(sock)}", flush=True)
     asyncio.run(server.main(sock, settings.drain_s))
     if failures:
         raise SystemExit(f"{service_name} did not start: {failures[0]}")
@@ -57,14 +57,13 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app,
-                http="h11",
+                http=PatientProtocol,
                 ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=5,
-                limit_concurrency=MAX_CONNECTIONS,
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )
@@ -96,6 +95,7 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         if self._service.in_flight:
             logger.warning("drain time is over", extra={"drain_s": drain_s, "in_flight": self._service.in_flight})
+            self._service.abandon()
         self.should_exit = True
 
     async def _announce(self) -> None:
@@ -109,7 +109,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _bind(settings: ServiceSettings) -> socket.socket:
+def bind(settings: ServiceSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
@@ -120,6 +120,6 @@ def _bind(settings: ServiceSettings) -> socket.socket:
         ) from error
 
 
-def _url(sock: socket.socket) -> str:
+def url_of(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -7,9 +7,8 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 from fastapi import Request
@@ -17,9 +16,11 @@ from starlette.requests import ClientDisconnect
 
 from services.common.auth import Tokens
 from services.common.batcher import Batcher, Outcome, QueueFull, StartError
+from services.common.body import read_body
 from services.common.cache import ScoreCache
 from services.common.errors import ApiError, overloaded
 from services.common.intake import Decoded, Parsed, decode_item, parse_request
+from services.common.memory import Hold, MemoryBudget
 from services.common.metrics import Metrics
 from services.common.scorer import Failure, Score, Scorer
 from services.common.settings import ServiceSettings
@@ -50,7 +51,6 @@ class Service:
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="decode")
-        self._memory = 0
         self._batcher = Batcher(
             scorer,
             queue_size=settings.queue_size,
@@ -58,6 +58,7 @@ class Service:
             cache=self._cache,
             metrics=self.metrics,
         )
+        self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._batcher.retry_after_s)
 
     @property
     def ready(self) -> bool:
@@ -101,6 +102,14 @@ class Service:
         if not self._ready:
             raise ApiError(503, f"{self.name} is loading; poll /ready", headers={"Retry-After": "1"})
 
+    def abandon(self) -> None:
+        """Answer all that is in flight now; what has no score yet is `overloaded`."""
+        self._batcher.abandon()
+
+    def render_metrics(self) -> bytes:
+        self.metrics.worker_restarts.set(getattr(self._scorer, "restarts", 0))
+        return self.metrics.render()
+
     def info(self) -> ServiceInfo:
         limits = {
             name: float(getattr(self.settings, name))
@@ -120,12 +129,17 @@ class Service:
     async def score(self, request: Request, arrived: float) -> ScoreResponse:
         """Answer one scoring request that arrived at `arrived` (time.monotonic()). Raises ApiError."""
         self.check_ready()
-        async with self._body(request) as body:
-            parsed = await self._in_thread(parse_request, body, request.headers.get("content-type", ""), self.settings)
+        settings, hold = self.settings, self._memory.hold()
+        try:
+            body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
+            kind = request.headers.get("content-type", "")
+            parsed = await self._in_thread(parse_request, body, kind, settings)
             del body
-            return await self._score(request, parsed, arrived)
+            return await self._score(request, parsed, arrived, hold)
+        finally:
+            hold.release()
 
-    async def _score(self, request: Request, parsed: Parsed, arrived: float) -> ScoreResponse:
+    async def _score(self, request: Request, parsed: Parsed, arrived: float, hold: Hold) -> ScoreResponse:
         wanted = parsed.request
         reward = wanted.reward or self.default_reward
         info = self.rewards.get(reward)
@@ -144,7 +158,7 @@ class Service:
         except QueueFull as error:
             raise overloaded(str(error), error.retry_after_s) from error
         try:
-            decoded = await self._decode(parsed, info)
+            decoded = await self._decode(parsed, info, hold)
             outcomes = await self._outcomes(request, reward, decoded, deadline)
         finally:
             self._batcher.release(count)
@@ -156,13 +170,13 @@ class Service:
         request.scope["failed_items"] = sum(result.error is not None for result in results)
         return ScoreResponse(results=results, scorer=info, request_id=request_id)
 
-    async def _decode(self, parsed: Parsed, info: ScorerInfo) -> list[Decoded]:
+    async def _decode(self, parsed: Parsed, info: ScorerInfo, hold: Hold) -> list[Decoded]:
         items = parsed.request.items
         keyed = info if self._cache.enabled else None
 
         def decode(start: int) -> list[Decoded]:
             chunk = items[start : start + _DECODE_CHUNK]
-            return [decode_item(item, parsed.parts, self._limits, keyed) for item in chunk]
+            return [decode_item(item, parsed.parts, self._limits, hold, keyed) for item in chunk]
 
         chunks = await asyncio.gather(
             *(self._in_thread(decode, start) for start in range(0, len(items), _DECODE_CHUNK))
@@ -199,39 +213,6 @@ class Service:
             each if isinstance(each, Outcome) else late if each.cancelled() else each.result() for each in submitted
         ]
 
-    @asynccontextmanager
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """Read the body within its limit, counted against the memory of all requests in flight."""
-        limit = self.settings.max_body_bytes
-        declared = _content_length(request)
-        if declared is not None and declared > limit:
-            raise ApiError(413, f"a body of {declared} bytes; the limit is {limit} bytes")
-        held = 0
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.settings.body_timeout_s):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > limit:
-                        raise ApiError(413, f"a body of more than {limit} bytes, which is the limit")
-                    self._hold(len(chunk))
-                    held += len(chunk)
-                    body += chunk
-            request.scope["body_read"] = True
-            yield bytes(body)
-        except TimeoutError as error:
-            raise ApiError(408, f"the body did not arrive within {self.settings.body_timeout_s:g} s") from error
-        finally:
-            self._hold(-held)
-
-    def _hold(self, count: int) -> None:
-        most = self.settings.max_memory_bytes
-        if count > 0 and self._memory + count > most:
-            raise overloaded(
-                f"requests in flight hold {self._memory} bytes and the limit is {most}", self._batcher.retry_after_s()
-            )
-        self._memory += count
-        self.metrics.memory_bytes.set(self._memory)
-
     async def _in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
@@ -264,11 +245,6 @@ def _to_result(item_id: str, outcome: Outcome) -> ItemResult:
         )
     error = ItemError(code=result.code, message=result.message)
     return ItemResult(id=item_id, score=None, error=error, queue_ms=queue_ms, compute_ms=compute_ms)
-
-
-def _content_length(request: Request) -> int | None:
-    value = request.headers.get("content-length", "")
-    return int(value) if value.isdecimal() else None
 
 
 async def _until_disconnect(request: Request) -> None:

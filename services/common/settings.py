@@ -19,13 +19,14 @@ class ServiceSettings(BaseSettings):
     """Base of every service's settings; a service subclasses it with its `env_prefix`, `port` and own fields."""
 
     model_config = SettingsConfigDict(
+        env_prefix="SERVICE_",
         frozen=True,
         extra="ignore",
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_exit_on_error=True,
+        cli_show_env_vars=True,
     )
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")

@@ -6,6 +6,7 @@ replaced and its items are tried once more, one at a time, so that only the item
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -14,8 +15,8 @@ import pickle
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 
 from services.common.isolation import score_isolated
@@ -37,6 +38,10 @@ _spawning = threading.Lock()
 
 class WorkerDied(RuntimeError):
     """The process ended, or did not answer in time, while it had work."""
+
+
+class StartFailed(RuntimeError):
+    """A process did not come up; the message says why."""
 
 
 class ProcessPool:
@@ -66,6 +71,8 @@ class ProcessPool:
         self._load_timeout_s = load_timeout_s
         self._idle: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots: list[_Slot] = []
+        self._started: set[_Worker] = set()
+        self._lock = threading.Lock()
         self._closed = False
         self.restarts = 0
 
@@ -87,21 +94,20 @@ class ProcessPool:
 
     def pids(self) -> list[int]:
         """Process ids of the workers alive."""
-        return [slot.worker.pid for slot in self._slots if slot.worker is not None and slot.worker.alive]
+        with self._lock:
+            return [worker.pid for worker in self._started if worker.alive]
 
     def load(self) -> None:
         """Start all processes at once; each loads and scores its own warm-up items. Raises with the first reason."""
-        self._slots = [_Slot() for _ in range(self._workers)]
-        with ThreadPoolExecutor(self._workers) as starters:
-            starts = [starters.submit(self._start) for _ in self._slots]
-        errors = [start.exception() for start in starts]
-        for slot, start, error in zip(self._slots, starts, errors, strict=True):
-            if error is None:
-                slot.worker = start.result()
-        for error in errors:
-            if error is not None:
-                self.close()
-                raise error
+        atexit.register(self.close)  # before multiprocessing's own exit hook, which would wait for the processes
+        try:
+            workers = [self._spawn() for _ in range(self._workers)]
+            for worker in workers:
+                worker.wait_loaded(self._load_timeout_s)
+        except Exception:
+            self.close()
+            raise
+        self._slots = [_Slot(worker) for worker in workers]
         for slot in self._slots:
             self._idle.put(slot)
 
@@ -113,18 +119,23 @@ class ProcessPool:
             except WorkerDied as error:
                 logger.warning("worker died; trying its items one by one", extra={"reason": str(error)})
             return [self._second_attempt(slot, reward, item) for item in items]
+        except StartFailed as error:
+            logger.error("worker cannot be replaced", extra={"reason": str(error)})
+            return [Failure(ErrorCode.INTERNAL, f"no worker process: {error}")] * len(items)
         finally:
             self._idle.put(slot)
 
     def close(self) -> None:
         """Stop all processes: politely, then by force after a few seconds."""
-        self._closed = True
-        workers = [w for slot in self._slots for w in (slot.worker, slot.successor) if w is not None]
+        with self._lock:
+            self._closed = True
+            workers, self._started = list(self._started), set()
         for worker in workers:
             worker.ask_to_stop()
+        until = time.monotonic() + _STOP_S
         for worker in workers:
-            worker.stop(_STOP_S)
-        self._slots = []
+            worker.stop(max(0.0, until - time.monotonic()))
+        atexit.unregister(self.close)
 
     def _second_attempt(self, slot: _Slot, reward: str, item: Item) -> Result:
         try:
@@ -138,7 +149,7 @@ class ProcessPool:
             results = worker.score(reward, items, self._batch_timeout_s)
         except WorkerDied:
             slot.worker = None
-            worker.stop(0.0)
+            self._retire(worker, 0.0)
             raise
         worker.served += len(items)
         if self._recycle_after is not None and worker.served >= self._recycle_after and not slot.replacing:
@@ -148,16 +159,15 @@ class ProcessPool:
 
     def _checked_out(self, slot: _Slot) -> _Worker:
         """The slot's live process: its successor when one is ready, a new one when it is dead."""
-        if self._closed:
-            raise RuntimeError("the pool is closed")
         successor = slot.successor
         if successor is not None:
             retired, slot.worker, slot.successor, slot.replacing = slot.worker, successor, None, False
             if retired is not None:
-                retired.stop(_STOP_S)
+                self._retire(retired, _STOP_S)
         if slot.worker is None or not slot.worker.alive:
             if slot.worker is not None:
-                slot.worker.stop(0.0)
+                self._retire(slot.worker, 0.0)
+                slot.worker = None
             self.restarts += 1
             slot.worker = self._start()
         return slot.worker
@@ -166,30 +176,42 @@ class ProcessPool:
         """Load the replacement beside the old process, so that recycling costs no capacity."""
         try:
             successor = self._start()
-        except RuntimeError:
+        except StartFailed:
             logger.exception("a worker's replacement did not start; the old one goes on")
             slot.replacing = False
             return
         self.restarts += 1
         slot.successor = successor
-        if self._closed:
-            successor.stop(_STOP_S)
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._factory)
+        worker = self._spawn()
         try:
             worker.wait_loaded(self._load_timeout_s)
-        except BaseException:
-            worker.stop(0.0)
+        except StartFailed:
+            self._retire(worker, 0.0)
             raise
         return worker
+
+    def _spawn(self) -> _Worker:
+        """Start a process and keep it on the list of those to be stopped."""
+        with self._lock:
+            if self._closed:
+                raise StartFailed("the pool is closed")
+            worker = _Worker(self._factory)
+            self._started.add(worker)
+        return worker
+
+    def _retire(self, worker: _Worker, timeout_s: float) -> None:
+        with self._lock:
+            self._started.discard(worker)
+        worker.stop(timeout_s)
 
 
 class _Slot:
     """One place in the pool, held by one `score` call at a time."""
 
-    def __init__(self) -> None:
-        self.worker: _Worker | None = None
+    def __init__(self, worker: _Worker) -> None:
+        self.worker: _Worker | None = worker
         self.successor: _Worker | None = None
         self.replacing = False
 
@@ -215,9 +237,12 @@ class _Worker:
         return self._process.is_alive()
 
     def wait_loaded(self, timeout_s: float) -> None:
-        message = self._receive(timeout_s)
+        try:
+            message = self._receive(timeout_s)
+        except WorkerDied as error:
+            raise StartFailed(f"a worker process did not load: {error}") from error
         if message is not None:
-            raise RuntimeError(f"a worker process did not load: {message}")
+            raise StartFailed(f"a worker process did not load: {message}")
 
     def score(self, reward: str, items: Sequence[Item], timeout_s: float) -> list[Result]:
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from functools import partial
 
 import pytest
 from PIL import Image
-from services.common.fakes import PromptLengthScorer, RaisingScorer
-from services.common.scorer import Failure, Item, Score
+
+from services.common.fakes import PromptLengthScorer
+from services.common.scorer import Item, Score
 from services.common.workers import ProcessPool
 
 
