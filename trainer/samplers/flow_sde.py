@@ -56,7 +56,7 @@ def sde_step(
 
     Log-probability, the mean over latent dimensions, float32:
         flow_sde, dance_sde: the Gaussian density, -(x_next - mean)^2 / (2 std^2) - log std - log sqrt(2 pi)
-        cps: -(x_next - mean)^2, as published, without variance or constants (docs/decisions/0101-cps-log-prob.md)
+        cps: -(x_next - mean)^2, as its reference code has it, without variance or constants (docs/decisions/0101-cps-log-prob.md)
     x_next is detached in it: the gradient reaches v through the mean alone.
 
     Args:
