@@ -7,6 +7,7 @@ it with `case="insensitive"`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,8 @@ from PIL import Image
 from services.ocr.engines.base import EngineOptions, EngineUnavailableError, Line
 from services.ocr.engines.line import line_strip
 
-# It scales to a height of 64 and keeps the aspect ratio; this bounds the width, as in the other line readers.
-_MAX_ASPECT = 40
+# It scales to a height of 64 and keeps the aspect ratio: these bound the width to 16 and 2560 pixels.
+_MIN_ASPECT, _MAX_ASPECT = 0.25, 40.0
 
 
 class DdddEngine:
@@ -26,7 +27,7 @@ class DdddEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         if options.mode != "line":
-            raise ValueError(f"engine ddddocr reads single lines: mode {options.mode!r} needs another engine")
+            raise ValueError("engine ddddocr reads single lines only: add --mode line, or choose another engine")
         self._ocr: Any = None
 
     @property
@@ -55,7 +56,8 @@ class DdddEngine:
 
     def _read_one(self, image: Image.Image) -> list[Line]:
         strip, box = line_strip(image)
-        if strip.width > _MAX_ASPECT * strip.height:
-            strip = strip.resize((_MAX_ASPECT * strip.height, strip.height))
+        width = math.ceil(min(max(strip.width, _MIN_ASPECT * strip.height), _MAX_ASPECT * strip.height))
+        if width != strip.width:
+            strip = strip.resize((width, strip.height))
         text = str(self._ocr.classification(strip))
         return [Line(text, 1.0, box)] if text.strip() else []

@@ -16,6 +16,9 @@ from services.ocr.engines.line import line_strip
 # Width over height of what the recogniser is given. Below 1 a strip is padded to a square; above 40 (1920 pixels wide
 # at the model's height of 48) it is squeezed, which bounds the memory that one image can ask for.
 _MIN_ASPECT, _MAX_ASPECT = 1.0, 40.0
+# Page mode pads slimmer images, right or below, by repeating their edge: RapidOCR refuses some of them, and with
+# det_limit "min" it would scale others to any size.
+_MAX_PAGE_ASPECT = 16
 
 
 class RapidEngine:
@@ -66,7 +69,12 @@ class RapidEngine:
         return [read_one(image) for image in images]
 
     def _read_page(self, image: Image.Image) -> list[Line]:
-        output = self._ocr(to_bgr(image))
+        pixels = to_bgr(image)
+        height, width, _ = pixels.shape
+        below, right = max(-(-width // _MAX_PAGE_ASPECT) - height, 0), max(-(-height // _MAX_PAGE_ASPECT) - width, 0)
+        if below or right:
+            pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
+        output = self._ocr(pixels)
         if output.txts is None or output.boxes is None:
             return []
         return [
