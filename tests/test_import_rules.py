@@ -1,0 +1,308 @@
+"""Who may import whom. The table below is the architecture; a module that is not in it has no place yet.
+
+The walk reads every file's syntax tree, so imports inside functions, under TYPE_CHECKING and by `import_module("...")`
+count, and nothing is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("wire", "services", "trainer")
+
+# A module is judged by the longest entry that is its name or a package above it. It may import what that entry covers
+# and what is listed; nothing else of ours. A name covers itself and what is below it; "=name" that module alone.
+RULES: dict[str, tuple[str, ...]] = {
+    "wire": (),
+    "=services": (),
+    "services.common": ("wire",),
+    "services.*": ("services.common", "wire"),  # any one service; never another
+    "=trainer": (),
+    "trainer.types": (),
+    "trainer.config": (),
+    "trainer.config_file": ("trainer.config",),
+    "trainer.seeds": (),
+    "trainer.words": (),
+    "trainer.ema": (),
+    "trainer.distributed": ("trainer.config",),
+    "trainer.advantages": ("trainer.types",),
+    "trainer.losses": ("trainer.types",),
+    "trainer.samplers": ("trainer.types",),
+    "trainer.policies": ("trainer.types", "trainer.config", "trainer.samplers", "trainer.words"),
+    "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
+    "trainer.data": ("trainer.types", "trainer.config", "trainer.seeds", "trainer.words"),
+    "trainer.update": (
+        "trainer.types",
+        "trainer.config",
+        "=trainer.policies.base",
+        "trainer.losses",
+        "trainer.distributed",
+    ),
+    "trainer.checkpoint": ("trainer.types", "trainer.config", "trainer.distributed"),
+    "trainer.metrics": ("trainer.types", "trainer.config", "trainer.distributed"),
+    "trainer.step_metrics": ("trainer.types", "trainer.config", "trainer.advantages", "trainer.distributed"),
+    "trainer.report": ("trainer.types", "trainer.config"),
+    "trainer.evaluation": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.seeds",
+        "=trainer.policies.base",
+        "trainer.rewards",
+        "trainer.data",
+        "trainer.distributed",
+    ),
+    "trainer.sft": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.policies",
+        "trainer.words",
+        "trainer.ema",
+        "trainer.distributed",
+    ),
+    "trainer.doctor": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.data",
+        "trainer.rewards",
+        "trainer.distributed",
+        "wire",
+    ),
+    "trainer.assemble": ("trainer",),
+    "trainer.loop": ("trainer",),
+    "trainer.__main__": ("trainer",),
+}
+
+# What else these may import, beside the standard library.
+THIRD_PARTY: dict[str, tuple[str, ...]] = {
+    "wire": ("pydantic", "PIL"),
+    "trainer.types": ("torch", "numpy", "PIL"),
+    "trainer.config": ("pydantic",),
+    "trainer.config_file": ("pydantic", "yaml"),
+    "trainer.advantages": ("torch",),
+    "trainer.losses": ("torch",),
+    "trainer.samplers": ("torch",),
+}
+
+
+@dataclass(frozen=True)
+class Violation:
+    path: Path
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.message}"
+
+
+def violations(root: Path) -> list[Violation]:
+    """Every import in the tree under `root` that the tables do not allow."""
+    modules = _modules(root)
+    found = []
+    for module, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        unit = _unit(module)
+        if unit is None:
+            found.append(Violation(path, 1, f"{module} has no rule: add it to RULES with what it may import"))
+            continue
+        for line, target in _imports(tree, module, path.name == "__init__.py", modules):
+            problem = _problem(module, unit, target)
+            if problem is not None:
+                found.append(Violation(path, line, problem))
+    return found
+
+
+def _modules(root: Path) -> dict[str, Path]:
+    found = {}
+    for package in OURS:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _unit(module: str) -> str | None:
+    """The table's entry for a module, with "services.ocr" and the like for a service; None where there is none."""
+    if f"={module}" in RULES:
+        return f"={module}"
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in RULES:
+            return name
+    return ".".join(parts[:2]) if parts[0] == "services" else None
+
+
+def _problem(module: str, unit: str, target: str) -> str | None:
+    top = target.partition(".")[0]
+    if top in OURS:
+        allowed = RULES.get(unit, RULES["services.*"])
+        if _covers(unit, target) or any(_covers(entry, target) for entry in allowed):
+            return None
+        return (
+            f"{module} imports {target}; {unit} may import {', '.join(allowed).replace('=', '') or 'nothing of ours'}"
+        )
+    limit = THIRD_PARTY.get(unit)
+    if limit is None or top in limit or top in sys.stdlib_module_names:
+        return None
+    return f"{module} imports {target}; of other packages {unit} may import {', '.join(limit)}"
+
+
+def _covers(entry: str, target: str) -> bool:
+    return target == entry.removeprefix("=") or target.startswith(entry + ".")
+
+
+def _imports(tree: ast.Module, module: str, is_package: bool, modules: Mapping[str, Path]) -> Iterator[tuple[int, str]]:
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in modules else base
+        elif isinstance(node, ast.Call) and node.args:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            argument = node.args[0]
+            if name in ("import_module", "__import__") and isinstance(argument, ast.Constant):
+                yield node.lineno, str(argument.value)
+
+
+def test_the_tree_keeps_the_rules() -> None:
+    found = violations(ROOT)
+    assert not found, "\n" + "\n".join(str(violation) for violation in found)
+
+
+def test_every_rule_is_about_something_known() -> None:
+    """A listed name must be an entry itself, so that a rename cannot leave a hole behind."""
+    for unit, allowed in RULES.items():
+        for entry in allowed:
+            name = entry.removeprefix("=")
+            known = name in RULES or f"={name}" in RULES or name.rpartition(".")[0] in RULES
+            assert known, f"{unit} lists {entry}"
+
+
+PLANTED: list[tuple[str, str, int, str]] = [
+    # file, its text, the line at fault, what is imported
+    ("wire/schema.py", "import json\nfrom trainer import config\n", 2, "trainer.config"),
+    ("wire/images.py", "import httpx\n", 1, "httpx"),
+    ("services/common/app.py", "def f():\n    from trainer.config import Config\n", 2, "trainer.config"),
+    ("services/common/batcher.py", "import services.ocr.scorer\n", 1, "services.ocr.scorer"),
+    ("services/ocr/scorer.py", "from services.hps import scorer\n", 1, "services.hps.scorer"),
+    ("services/ocr/engines/rapid.py", "from ...hps import scorer\n", 1, "services.hps.scorer"),
+    ("services/hps/scorer.py", "import trainer.types\n", 1, "trainer.types"),
+    ("trainer/config.py", "import torch\n", 1, "torch"),
+    ("trainer/losses.py", "from services.rules.scorer import RulesScorer\n", 1, "services.rules.scorer"),
+    ("trainer/advantages/estimators.py", "from trainer.config import Config\n", 1, "trainer.config"),
+    ("trainer/advantages/spread.py", "import numpy\n", 1, "numpy"),
+    ("trainer/samplers/flow_sde.py", "from ..policies.base import Policy\n", 1, "trainer.policies.base"),
+    ("trainer/samplers/schedules.py", "import importlib\nimportlib.import_module('trainer.loop')\n", 2, "trainer.loop"),
+    ("trainer/policies/tiny.py", "from trainer.rewards import RewardClient\n", 1, "trainer.rewards"),
+    ("trainer/rewards/client.py", "from services.common.scorer import Item\n", 1, "services.common.scorer"),
+    ("trainer/update.py", "\n\nfrom trainer.policies.tiny import TinyPolicy\n", 3, "trainer.policies.tiny"),
+    ("trainer/evaluation.py", "from trainer.policies import POLICIES\n", 1, "trainer.policies"),
+    ("trainer/data.py", "import trainer\nif True:\n    import trainer.loop\n", 1, "trainer"),
+    ("trainer/loop.py", "from services.ocr import scorer\n", 1, "services.ocr"),
+    ("trainer/__init__.py", "from trainer.loop import train\n", 1, "trainer.loop"),
+    ("services/__init__.py", "from services import ocr\n", 1, "services.ocr"),
+    ("trainer/newcomer.py", "import math\n", 1, "has no rule"),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "line", "target"), PLANTED, ids=[case[0] for case in PLANTED])
+def test_a_planted_violation_is_reported_with_file_and_line(
+    tmp_path: Path, file: str, text: str, line: int, target: str
+) -> None:
+    others = ("services/hps/scorer.py", "services/ocr/__init__.py", "trainer/config.py", "trainer/policies/base.py")
+    _plant(tmp_path, {**dict.fromkeys(others, ""), file: text})
+    found = violations(tmp_path)
+    assert any(each.path == tmp_path / file and each.line == line and target in each.message for each in found), found
+    assert str(found[0]).startswith(f"{tmp_path / file}:{line}: ")
+
+
+def test_what_the_table_allows_is_not_reported(tmp_path: Path) -> None:
+    _plant(
+        tmp_path,
+        {
+            "wire/schema.py": "import pydantic\nfrom PIL import Image\nimport math\n",
+            "services/common/scorer.py": "from wire.schema import ErrorCode\nimport fastapi\n",
+            "services/ocr/scorer.py": "from services.common.scorer import Item\nfrom . import text\nimport wire.schema\n",
+            "services/ocr/text.py": "import onnxruntime\n",
+            "trainer/types.py": "import torch\n",
+            "trainer/losses.py": "from trainer import types\nfrom .types import Rollout\nimport torch\n",
+            "trainer/policies/__init__.py": "def f():\n    from trainer.policies.tiny import TinyPolicy\n",
+            "trainer/policies/base.py": "from trainer.types import Rollout\n",
+            "trainer/policies/tiny.py": "from trainer.policies import base\nimport diffusers\n",
+            "trainer/update.py": "from trainer.policies import base\nfrom trainer.policies.base import Policy\n",
+            "trainer/loop.py": "from trainer.policies.tiny import TinyPolicy\nimport trainer.update\n",
+        },
+    )
+    assert violations(tmp_path) == []
+
+
+def _plant(root: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+IMPORT_ALL = """
+import importlib, socket, sys
+
+sys.modules["torchvision"] = None  # its wheel does not fit a torch without CUDA, so nothing may need it
+
+def refuse(*args, **kwargs):
+    raise OSError("an import reached for the network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        sys.exit(f"import {name}: {type(error).__name__}: {error}")
+"""
+
+
+def test_every_module_imports_without_gpu_network_or_torchvision() -> None:
+    names = [name for name in _modules(ROOT) if not name.endswith("__main__")]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PATH": "", "HOME": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *names],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("wire.schema", ("torch", "fastapi", "httpx", "numpy")),
+        ("wire.images", ("torch", "fastapi", "httpx", "numpy")),
+        ("trainer.config", ("torch", "diffusers", "fastapi", "httpx")),
+        ("services.rules.scorer", ("torch", "diffusers", "fastapi")),
+        ("services.common.app", ("torch", "diffusers", "onnxruntime")),
+        ("trainer.rewards", ("fastapi", "uvicorn", "diffusers")),
+    ],
+)
+def test_importing_a_light_module_stays_light(module: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, {module}\nprint(*(name for name in {unwanted!r} if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
