@@ -70,6 +70,9 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
     exit 0
 fi
 
+if [[ "${1:-}" == -* ]]; then
+    die "$1 is not an option: options are written key=value. See: bash train.sh --help"
+fi
 if [[ $# -gt 0 && ("$1" != *=* || -f "$1") ]]; then
     resolve_config "$1"
     shift
