@@ -111,12 +111,15 @@ class ServiceConfig(_Section):
     token_file: str | None = Field(None, description="File with the bearer token.")
     timeout_s: float = Field(60.0, gt=0, description="Hard deadline of one micro-batch, retries included.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
-    max_attempts: int = Field(4, ge=1, le=100, description="Attempts within the deadline (transport, 429, 502-504).")
+    max_attempts: int = Field(
+        4, ge=1, le=100, description="Attempts within the deadline (transport, 502-504); 429 is waited out."
+    )
     max_in_flight: int = Field(32, ge=1, description="Requests under way at once.")
     breaker_failures: int = Field(5, ge=1, description="Failures in a row that take a URL out for a while.")
     breaker_reset_s: float = Field(5.0, gt=0, description="How long it stays out before one trial request.")
     hedge: bool = Field(False, description="Send a second request to another URL past the p95 latency.")
     image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
+    nice: int = Field(0, ge=0, le=19, description="Politeness of a started service: 19 leaves the CPU to the trainer.")
 
 
 class RewardConfig(_Section):
@@ -128,6 +131,9 @@ class RewardConfig(_Section):
     max_failure_rate: Share = Field(0.5, description="Above this share of failures in the window: pause and wait.")
     failure_window: int = Field(200, ge=1, description="How many last scores the failure rate is taken over.")
     patience_s: float = Field(300.0, ge=0, description="How long a pause waits for the service before the run stops.")
+    canary: Literal["differ", "score", "none"] = Field(
+        "differ", description="What two probes must do at the start: score differently, score, or nothing."
+    )
 
 
 class RewardsConfig(_Section):
@@ -138,6 +144,7 @@ class RewardsConfig(_Section):
     columns: dict[str, RewardConfig] = Field(default_factory=dict, description="The rewards, by name.")
     ready_timeout_s: float = Field(120.0, gt=0, description="How long the start waits for /ready and the canary.")
     canary: bool = Field(True, description="Score two probes at the start: finds a wrong or constant reward at once.")
+    restart: bool = Field(True, description="Start a local service again when it dies, up to five times in a run.")
     shuffle_control: bool = Field(
         False, description="Control experiment: scores are dealt to random samples, so nothing can be learned."
     )
@@ -166,6 +173,11 @@ class DatasetConfig(_Section):
     name: str | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
     rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")
     weight: Positive = Field(1.0, description="How often this set is drawn from, relative to the others.")
+
+    @property
+    def dataset_name(self) -> str:
+        """`name`, or the file's stem."""
+        return self.name or Path(self.path).stem
 
     @model_validator(mode="after")
     def _some_reward(self) -> DatasetConfig:
