@@ -1,9 +1,91 @@
-"""`python -m trainer {sft,...}`."""
+"""`python -m trainer {train,sft,report,doctor} ...`: every command, with errors a person can act on."""
 
+from __future__ import annotations
+
+import argparse
+import os
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from trainer.config import SftConfig
+# Waiting OpenMP threads must sleep, not spin: beside busy reward services on the same cores, spinning made a step 40
+# times slower (docs/decisions/0003-passive-threads.md). Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from trainer.config import Config, ConfigError, SftConfig
 from trainer.config_file import load_config
-from trainer.sft import train_base
 
-print(train_base(load_config(sys.argv[2], SftConfig, sys.argv[3:])))
+
+def _train(args: argparse.Namespace) -> int:
+    from trainer.loop import train
+
+    return train(load_config(args.config, Config, args.overrides))
+
+
+def _sft(args: argparse.Namespace) -> int:
+    from trainer.sft import train_base
+
+    print(f"Wrote {train_base(load_config(args.config, SftConfig, args.overrides))}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from trainer.report import build_report
+
+    print(f"Wrote {build_report(args.run_dir)}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from trainer.doctor import run_doctor
+
+    return run_doctor(args.config, args.overrides, as_json=args.json)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="RL post-training with rewards as services.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    def takes_config(command: argparse.ArgumentParser) -> None:
+        command.add_argument("config", type=Path, help="A recipe of configs/.")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="Fields to override, as in seed=2.")
+
+    takes_config(add("train", _train, "Post-train a policy by RL; goes on where an earlier start stopped."))
+    takes_config(add("sft", _sft, "Pre-train the tiny policy's base weights."))
+    doctor = add("doctor", _doctor, "Check config, data, reward services, device and disk; say what to do.")
+    takes_config(doctor)
+    doctor.add_argument("--json", action="store_true", help="Findings as JSON.")
+    report = add("report", _report, "Build report.html from a run folder, finished or running.")
+    report.add_argument("run_dir", type=Path, help="A folder under outputs/.")
+    return parser
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to fix: shown as one sentence, without a traceback."""
+    from trainer.checkpoint import CheckpointError
+    from trainer.data import DataError
+    from trainer.rewards import RewardServiceError
+
+    return (ConfigError, DataError, CheckpointError, RewardServiceError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; `bash train.sh` goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

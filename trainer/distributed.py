@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.config import DistributedConfig
+from trainer.config import ConfigError, DistributedConfig
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA when there is one. Raises ValueError when CUDA was asked for and is missing."""
+    """`auto` takes CUDA when there is one. Raises ConfigError when CUDA was asked for and is missing."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("distributed.device = cuda, but torch sees no CUDA device; use auto or cpu")
+        raise ConfigError("distributed.device = cuda, but torch sees no CUDA device; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

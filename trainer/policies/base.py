@@ -50,7 +50,7 @@ class Policy(Protocol):
         ...
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ValueError naming the first prompt this policy cannot draw."""
+        """Raises ConfigError naming the first prompt this policy cannot draw."""
         ...
 
     def sample(

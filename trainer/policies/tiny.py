@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trainer.config import PolicyConfig
+from trainer.config import ConfigError, PolicyConfig
 from trainer.policies.base import SamplingPlan
 from trainer.policies.tiny_model import LATENT_SHAPE, NUM_TOKENS, PAD, TinyModel, to_pixels, token_tensor, tokenize
 from trainer.samplers.flow_sde import ode_step, sde_step, step_std, velocity_kl
@@ -33,7 +33,7 @@ class TinyPolicy:
 
     @classmethod
     def build(cls, config: PolicyConfig, device: torch.device, *, keep_reference: bool) -> TinyPolicy:
-        """From `config.checkpoint`, or random weights. Raises FileNotFoundError or ValueError with the remedy."""
+        """From `config.checkpoint`, or random weights. Raises ConfigError with the remedy."""
         model = TinyModel(config)
         about = "Random weights: no base was given."
         if config.checkpoint is not None:
@@ -49,7 +49,7 @@ class TinyPolicy:
             try:
                 tokenize(prompt.text)
             except ValueError as error:
-                raise ValueError(f"prompt {prompt.id!r} of data set {prompt.dataset!r}: {error}") from error
+                raise ConfigError(f"prompt {prompt.id!r} of data set {prompt.dataset!r}: {error}") from error
 
     @torch.no_grad()
     def sample(

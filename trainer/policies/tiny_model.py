@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.config import PolicyConfig
+from trainer.config import ConfigError, PolicyConfig
 from trainer.words import ALPHABET, HEIGHT, INKS, WIDTH
 
 PATCH = 8
@@ -151,9 +151,9 @@ class TinyModel(nn.Module):
         save_file(half, str(path), metadata={"about": about})
 
     def load(self, path: Path) -> str:
-        """Load a file that `save` wrote; returns its paragraph. Raises FileNotFoundError or ValueError."""
+        """Load a file that `save` wrote; returns its paragraph. Raises ConfigError."""
         if not path.is_file():
-            raise FileNotFoundError(
+            raise ConfigError(
                 f"no checkpoint at {path}; `python -m trainer sft configs/quickstart_base.yaml` makes the quickstart's"
             )
         with safe_open(str(path), framework="pt") as file:
@@ -162,7 +162,7 @@ class TinyModel(nn.Module):
         try:
             self.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit policy.num_layers, num_heads, head_dim: {error}") from error
+            raise ConfigError(f"{path} does not fit policy.num_layers, num_heads, head_dim: {error}") from error
         return about
 
 
