@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes the virtual environment, or finds that it is already right. Sourced by train.sh and test.sh.
 #
 #   ensure_venv base|dev    installs requirements/<name>.txt and sets VENV_PYTHON
