@@ -95,6 +95,7 @@ def moments(values_B: Tensor, counts_B: Tensor, reduce: Reduce | None, ddof: int
     reduce = reduce or _one_rank
     counts_B = counts_B.cpu()
     values_B = torch.where(counts_B, values_B.to("cpu", torch.float64), 0.0)
+    _check_finite(values_B)
     num, total, magnitude = reduce(
         torch.stack([counts_B.double().sum(), _sorted_sum(values_B), _sorted_sum(values_B.abs())])
     )
@@ -143,8 +144,7 @@ def check_scores(scores_BR: Tensor, valid_BR: Tensor, group_B: Tensor) -> tuple[
         )
     valid_BR = valid_BR.to("cpu", torch.bool)
     scores_BR = torch.where(valid_BR, scores_BR.to("cpu", torch.float64), 0.0)
-    if not scores_BR.isfinite().all():
-        raise ValueError("a score that is marked valid is not finite: a failed reward must be marked invalid")
+    _check_finite(scores_BR)
     return scores_BR, valid_BR
 
 
@@ -169,3 +169,8 @@ def _sorted_sum(values_B: Tensor) -> Tensor:
 
 def _one_rank(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not scores.isfinite().all():
+        raise ValueError("a score that is marked valid is not finite: a failed reward must be marked invalid")
