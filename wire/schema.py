@@ -10,7 +10,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 SCHEMA_VERSION = "1"
 MAX_ID_LENGTH = 256
@@ -70,6 +70,20 @@ class ScoreItem(_Wire):
         default=None, description="Texts OCR looks for; they win over quotes in the prompt."
     )
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="Anything a reward's documentation names.")
+
+    @field_validator("metadata")
+    @classmethod
+    def _finite(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        todo: list[JsonValue] = [metadata] if metadata else []
+        while todo:
+            value = todo.pop()
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"numbers must be finite; got {value}")
+            if isinstance(value, dict):
+                todo.extend(value.values())
+            elif isinstance(value, list):
+                todo.extend(value)
+        return metadata
 
     @model_validator(mode="after")
     def _something_to_score(self) -> ScoreItem:
