@@ -6,13 +6,14 @@ import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 MIB = 1024 * 1024
+Port = Annotated[int, Field(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")]
 
 
 class ServiceSettings(BaseSettings):
@@ -30,7 +31,7 @@ class ServiceSettings(BaseSettings):
     )
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=18080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    port: Port = 18080
     workers: int = Field(default=1, ge=1, le=256, description="Worker processes (CPU engines).")
     token_file: Path | None = Field(
         default=None, description="File of bearer tokens, one per line, `token` or `name:token`."
