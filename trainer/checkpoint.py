@@ -12,9 +12,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises on damaged bytes; nothing is unpickled here
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,7 +82,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             rng_state=packed["rng"],
             state=state,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
             f"{path} is not a usable checkpoint ({error}); delete it to go on from an older one, or use resume=never"
         ) from error

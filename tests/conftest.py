@@ -1,0 +1,20 @@
+"""Settings for every test: threads that do not fight over the cores, and no proxy or token of the person's shell."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before torch is imported: small models run fastest on one thread, and waiting threads must not spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+_PERSONAL = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OCR_URL", "RULES_URL", "HPS_URL", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _PERSONAL:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)

@@ -1,0 +1,55 @@
+"""The moving average moves (the predecessor's never did), swaps in and out, and loads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.ema import Ema
+
+
+def make(value: float) -> nn.Linear:
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, value)
+    return module
+
+
+def test_update_is_the_weighted_mean() -> None:
+    module = make(1.0)
+    ema = Ema(module, decay=0.9)
+    nn.init.constant_(module.weight, 2.0)
+    ema.update()  # 0.9 * 1 + 0.1 * 2
+    assert ema.shadow["weight"].item() == pytest.approx(1.1)
+    ema.update(decay=0.5)  # 0.5 * 1.1 + 0.5 * 2
+    assert ema.shadow["weight"].item() == pytest.approx(1.55)
+
+
+def test_decay_zero_follows_exactly() -> None:
+    module = make(1.0)
+    ema = Ema(module, decay=0.0)
+    nn.init.constant_(module.weight, 0.3)
+    ema.update()
+    assert torch.equal(ema.shadow["weight"], module.weight)
+
+
+def test_applied_swaps_in_and_back_even_after_an_error() -> None:
+    module = make(1.0)
+    ema = Ema(module, decay=0.9)
+    nn.init.constant_(module.weight, 3.0)
+    with pytest.raises(RuntimeError, match="inside"), ema.applied():
+        assert module.weight.item() == 1.0
+        raise RuntimeError("inside")
+    assert module.weight.item() == 3.0
+    assert ema.shadow["weight"].item() == 1.0
+
+
+def test_frozen_parameters_are_left_out_and_wrong_names_are_refused() -> None:
+    module = nn.Linear(1, 1)
+    module.bias.requires_grad_(False)
+    ema = Ema(module, decay=0.9)
+    assert list(ema.shadow) == ["weight"]
+    with pytest.raises(ValueError, match="'bias'"):
+        ema.load({"weight": torch.zeros(1, 1), "bias": torch.zeros(1)})
+    ema.load({"weight": torch.full((1, 1), 5.0)})
+    assert ema.shadow["weight"].item() == 5.0
