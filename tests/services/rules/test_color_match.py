@@ -125,9 +125,21 @@ def test_faint_edge_and_noise_are_not_ink() -> None:
     image = squares(INKS["black"])
     image.paste((200, 200, 200), (6, 2, 7, 6))  # under half the contrast of the black beside it
     assert color_shares(image)[1] == 16
-    speckled = squares(INKS["black"], ground=(250, 250, 250))
-    speckled.paste((215, 215, 215), (12, 7, 13, 8))  # contrast 35 * sqrt(3) = 60.6, below 64
+    speckled = Image.new("RGB", (20, 8), (250, 250, 250))
+    speckled.paste(INKS["black"], (2, 2, 6, 6))
+    speckled.paste((215, 215, 215), (14, 3, 16, 5))  # contrast 35 * sqrt(3) = 60.6, below 64
     assert color_shares(speckled)[1] == 16
+
+
+def test_unblending_stops_at_the_edge_of_the_color_cube() -> None:
+    """Yellow beside black has less contrast than its neighbour, but hardly any blue left to lose: it is no edge.
+
+    Stretched to the contrast of black and cut off at 0 it would be (247, 187, 0), an orange.
+    """
+    image = Image.new("RGB", (12, 8), "white")
+    image.paste(INKS["black"], (2, 2, 4, 6))
+    image.paste((250, 215, 20), (4, 2, 6, 6))
+    assert score_of(image, "yellow") == score_of(image, "black") == 0.5
 
 
 def test_gray_and_pink_keep_their_names_although_black_and_red_edges_look_like_them() -> None:
