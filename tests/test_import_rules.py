@@ -27,7 +27,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "services.*": ("services.common", "wire"),  # any one service; never another
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": (),
+    "trainer.config_base": (),
+    "trainer.config_rewards": ("trainer.config_base",),
+    "trainer.config": ("trainer.config_base", "trainer.config_rewards"),
     "trainer.config_file": ("trainer.config",),
     "trainer.seeds": (),
     "trainer.words": (),
@@ -48,9 +50,10 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.distributed",
     ),
     "trainer.checkpoint": ("trainer.types", "trainer.config", "trainer.distributed"),
-    "trainer.metrics": ("trainer.types", "trainer.config", "trainer.distributed"),
+    "trainer.progress": (),
+    "trainer.metrics": ("trainer.types", "trainer.config", "trainer.distributed", "trainer.progress"),
     "trainer.step_metrics": ("trainer.types", "trainer.config", "trainer.advantages", "trainer.distributed"),
-    "trainer.report": ("trainer.types", "trainer.config"),
+    "trainer.report": ("trainer.types", "trainer.config", "trainer.metrics", "trainer.progress"),
     "trainer.evaluation": (
         "trainer.types",
         "trainer.config",
@@ -85,6 +88,8 @@ RULES: dict[str, tuple[str, ...]] = {
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "wire": ("pydantic", "PIL"),
     "trainer.types": ("torch", "numpy", "PIL"),
+    "trainer.config_base": ("pydantic",),
+    "trainer.config_rewards": ("pydantic",),
     "trainer.config": ("pydantic",),
     "trainer.config_file": ("pydantic", "yaml"),
     "trainer.advantages": ("torch",),

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.metrics import Recorder, plain_numbers, read_rows, write_atomic
+from trainer.progress import Progress, describe, duration
+
+ROW = {
+    "reward/ocr/mean": 0.871,
+    "reward/color/mean": 0.64,
+    "grad_norm": 0.5321,
+    "reward_wait_share": 0.04,
+    "images_per_s": 121.7,
+    "failed/ocr/timeout": 2.0,
+}
+
+
+def recorder(run_dir: Path, **changes: Any) -> Recorder:
+    settings: dict[str, Any] = {
+        "config_yaml": "run_name: test\n",
+        "is_main": True,
+        "resume_step": None,
+        "max_steps": 10,
+        "progress": False,
+        "report_to": (),
+    }
+    return Recorder(run_dir, **(settings | changes))
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def picture(n: int) -> dict[str, Any]:
+    pixels = np.full((4, 6, 3), n, dtype=np.uint8)
+    return {
+        "id": f"s{n}",
+        "prompt_id": f"p{n}",
+        "prompt": 'the word "Äß" in red',
+        "image_HWC": pixels,
+        "scores": {"ocr": float("nan") if n else 0.5, "color": None},
+        "read": "AB",
+    }
+
+
+def events(run_dir: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(run_dir / "logs" / "tensorboard"))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def test_rows_are_on_disk_at_once_one_line_each(tmp_path: Path) -> None:
+    with recorder(tmp_path / "new" / "run") as record:
+        for step in range(3):
+            record.record({"step": step, "kl": step / 2})
+            lines = (tmp_path / "new" / "run" / "metrics.jsonl").read_bytes()
+            assert lines.endswith(b"\n") and lines.count(b"\n") == step + 1
+    assert (tmp_path / "new" / "run" / "config.yaml").read_text() == "run_name: test\n"
+
+
+def test_numbers_that_are_not_finite_are_null_and_scalars_are_plain(tmp_path: Path) -> None:
+    with recorder(tmp_path) as record:
+        record.record(
+            {
+                "step": 1,
+                "kl": float("nan"),
+                "ratio/max": float("inf"),
+                "lr": np.float32(0.5),
+                "grad_norm": torch.tensor(float("-inf")),
+                "count": np.int64(3),
+            }
+        )
+        record.write_summary({"eval": {"after": {"ocr": float("nan")}}, "steps": 1, "list": (1.5, float("inf"))})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text) == {
+        "step": 1,
+        "kl": None,
+        "ratio/max": None,
+        "lr": 0.5,
+        "grad_norm": None,
+        "count": 3,
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {"eval": {"after": {"ocr": None}}, "steps": 1, "list": [1.5, None]}
+
+
+def test_resume_cuts_rows_and_samples_after_the_checkpoint_and_a_torn_line(tmp_path: Path) -> None:
+    with recorder(tmp_path) as record:
+        record.save_samples(0, [picture(0)])
+        for step in range(6):
+            record.record({"step": step, "value": 1 / 3})
+        record.save_samples(5, [picture(1)])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "torn')
+    whole = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+
+    with recorder(tmp_path, resume_step=3) as record:
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole[:4])
+        assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step_000000", "step_000000.json"]
+        record.record({"step": 4, "value": 2.0})
+    assert steps(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_a_new_start_in_an_old_folder_begins_with_an_empty_file(tmp_path: Path) -> None:
+    with recorder(tmp_path) as record:
+        record.record({"step": 0})
+        record.record({"step": 1})
+        record.save_samples(0, [picture(0)])
+    with recorder(tmp_path) as record:
+        record.record({"step": 0})
+        assert not list((tmp_path / "samples").iterdir())
+    assert steps(tmp_path) == [0]
+
+
+def test_the_cut_is_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill during the cut leaves the old file; nothing in between is ever seen."""
+    with recorder(tmp_path) as record:
+        for step in range(4):
+            record.record({"step": step})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == "metrics.jsonl":
+            raise KeyboardInterrupt
+        return Path(os.rename(self, target) or target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recorder(tmp_path, resume_step=1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from trainer.metrics import Recorder\n"
+        "r = Recorder(Path(sys.argv[1]), config_yaml='', is_main=True, resume_step=None, max_steps=9,"
+        " progress=False, report_to=())\n"
+        "for step in range(5): r.record({'step': step, 'pad': 1.0})\n"
+        f"os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert steps(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_read_rows_passes_over_what_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n\n[1]\n{"no": 1}\n\xff\xfe\n{"step": 1, "a": null}\n{"step": 2')
+    assert list(read_rows(path)) == [{"step": 0}, {"step": 1, "a": None}]
+    assert list(read_rows(tmp_path / "missing.jsonl")) == []
+
+
+def test_samples_are_pictures_and_a_list(tmp_path: Path) -> None:
+    with recorder(tmp_path) as record:
+        record.save_samples(25, [picture(0), picture(7), picture(0) | {"image_HWC": None, "read": None}])
+        record.save_samples(26, [])
+    listing = json.loads((tmp_path / "samples" / "step_000025.json").read_text())
+    assert listing[1] == {
+        "id": "s7",
+        "prompt_id": "p7",
+        "prompt": 'the word "Äß" in red',
+        "scores": {"ocr": None, "color": None},
+        "read": "AB",
+        "image": "samples/step_000025/1.png",
+    }
+    assert listing[0]["scores"] == {"ocr": 0.5, "color": None}
+    assert listing[2]["image"] is None
+    with Image.open(tmp_path / listing[1]["image"]) as image:
+        assert image.size == (6, 4)
+        assert image.convert("RGB").getpixel((0, 0)) == (7, 7, 7)
+    assert not (tmp_path / "samples" / "step_000026.json").exists()
+
+
+def test_saving_samples_again_replaces_them(tmp_path: Path) -> None:
+    with recorder(tmp_path) as record:
+        record.save_samples(1, [picture(0), picture(1)])
+        record.save_samples(1, [picture(2)])
+    assert [p.name for p in (tmp_path / "samples" / "step_000001").iterdir()] == ["0.png"]
+    assert len(json.loads((tmp_path / "samples" / "step_000001.json").read_text())) == 1
+
+
+def test_tensorboard_holds_the_numbers_and_forgets_what_is_made_again(tmp_path: Path) -> None:
+    with recorder(tmp_path, report_to=("tensorboard",)) as record:
+        for step in range(5):
+            record.record({"step": step, "kl": float(step), "lr": float("nan")})
+    with recorder(tmp_path, report_to=("tensorboard",), resume_step=2) as record:
+        record.record({"step": 3, "kl": 30.0})
+    assert events(tmp_path, "kl") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0)]
+    with pytest.raises(KeyError):
+        events(tmp_path, "lr")
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with recorder(tmp_path / "run", is_main=False, progress=True, report_to=("tensorboard",)) as record:
+        record.record({"step": 0, "kl": 0.0})
+        record.save_samples(0, [picture(0)])
+        record.write_summary({"steps": 0})
+        record.note("nothing")
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_unknown_reporter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"report_to names carrier_pigeon; known are tensorboard"):
+        recorder(tmp_path, report_to=("carrier_pigeon",))
+
+
+def test_write_atomic_leaves_no_temporary_file_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_plain_numbers_keeps_texts_and_truth_values() -> None:
+    assert plain_numbers({"a": [True, "x", None, np.bool_(False)]}) == {"a": [True, "x", None, False]}
+
+
+def test_lines_carry_the_numbers_that_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with recorder(tmp_path, progress=True) as record:
+        record.record({"step": 0, "eval/ocr": 0.678, "eval/ocr/valid_share": 1.0})
+        record.record({"step": 1, **ROW})
+        record.note("half way")
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "step 0/10  eval ocr 0.678"
+    assert second.startswith(
+        "step 1/10  reward ocr 0.871 color 0.640  eval ocr 0.678  grad 0.532  wait 4%  122 img/s  failed 2  ETA "
+    )
+    assert third == "half way"
+
+
+def test_without_progress_only_notes_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with recorder(tmp_path) as record:
+        record.record({"step": 1, **ROW})
+        record.note("saved")
+    assert capsys.readouterr().err == "saved\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_bar_carries_the_same_numbers() -> None:
+    stream = Terminal()
+    progress = Progress(10, shown=True, start=4, stream=stream)
+    progress.remember({"step": 0, "eval/ocr": 0.678})
+    progress.show({"step": 5, **ROW})
+    progress.note("a note")
+    progress.show({"step": 6, **ROW})
+    progress.close()
+    shown = stream.getvalue()
+    assert "4/10" in shown and "6/10" in shown
+    assert "reward ocr 0.871 color 0.640  eval ocr 0.678  grad 0.532  wait 4%  122 img/s" in shown
+    assert "a note\n" in shown
+
+
+def test_the_time_left_is_taken_from_this_starts_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    progress = Progress(50, shown=True, start=40, stream=stream)
+    for step in (41, 42, 43):
+        progress.show({"step": step, "grad_norm": 1.0})
+    assert stream.getvalue().splitlines() == [
+        "step 41/50  grad 1",
+        "step 42/50  grad 1  ETA 16 s",  # 2 s a step, 8 left
+        "step 43/50  grad 1  ETA 21 s",  # 3 s a step, 7 left
+    ]
+
+
+def test_what_a_row_lacks_is_left_out() -> None:
+    assert describe({"step": 1, "reward/ocr/mean": None, "grad_norm": None}, {}, None) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
