@@ -5,45 +5,51 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from trainer.config_base import Beta, ConfigError, FilePath, Name, Positive, Section, Share
+from trainer.config_rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 
-# DeepGen-RL's variable names for service addresses; they are read when a service has no `urls`.
-URL_VARIABLES = {
-    "ocr": "OCR_URL",
-    "rules": "RULES_URL",
-    "hps": "HPS_URL",
-    "unifiedreward": "UNIFIEDREWARD_THINK_URL",
-    "eval": "UNIGENBENCH_API_URL",
-}
+__all__ = [
+    "URL_VARIABLES",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DatasetConfig",
+    "DistributedConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "OptimConfig",
+    "PolicyConfig",
+    "RewardConfig",
+    "RewardsConfig",
+    "SamplingConfig",
+    "ServiceConfig",
+    "SftConfig",
+    "SftOptimConfig",
+    "WordsConfig",
+]
 
 
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message names the field and the remedy."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """The model that is trained."""
 
     type: Literal["tiny"] = Field("tiny", description="Which policy of trainer/policies.")
-    checkpoint: str | None = Field(None, description="Safetensors file to start from; null starts from random weights.")
+    checkpoint: FilePath | None = Field(
+        None, description="Safetensors file to start from; null starts from random weights."
+    )
     num_layers: int = Field(4, ge=1, le=64, description="Transformer blocks.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads.")
     head_dim: int = Field(32, ge=8, le=256, description="Width of a head.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; log-probabilities stay fp32.")
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How rollouts are made."""
 
     prompts_per_step: int = Field(8, ge=1, description="P: distinct prompts a step, over all ranks.")
@@ -80,10 +86,26 @@ class SamplingConfig(_Section):
                 f"micro_batch_size = {self.micro_batch_size} and group_size = {self.group_size} do not fit: one must be "
                 f"a multiple of the other; try micro_batch_size = {self.group_size}"
             )
+        total = self.prompts_per_step * self.group_size
+        if total % self.micro_batch_size:
+            raise ValueError(
+                f"prompts_per_step * group_size = {self.prompts_per_step} * {self.group_size} = {total} samples cannot be "
+                f"cut into micro-batches of micro_batch_size = {self.micro_batch_size}; try {self.group_size} or a divisor "
+                f"of {total}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cps_noise(self) -> SamplingConfig:
+        if self.kind == "cps" and self.noise_level > 1:
+            raise ValueError(
+                f"noise_level = {self.noise_level} is more than 1, the most that kind = cps knows; lower it or use "
+                "kind = flow_sde"
+            )
         return self
 
 
-class AlgorithmConfig(_Section):
+class AlgorithmConfig(Section):
     """From scores to a gradient."""
 
     type: Literal["gdpo", "grpo", "grpo_global_std", "dr_grpo", "reinforce_pp"] = Field(
@@ -100,77 +122,11 @@ class AlgorithmConfig(_Section):
     updates_per_rollout: int = Field(1, ge=1, le=16, description="Optimizer steps on one set of rollouts.")
 
 
-class ServiceConfig(_Section):
-    """One reward service: where it is, or how to start it."""
-
-    module: str | None = Field(None, description="Service to start when rewards.launch is local: `ocr`, `rules`.")
-    args: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="Command-line flags of the started service, without dashes."
-    )
-    urls: tuple[str, ...] = Field((), description="Where it runs. Several: the least loaded is asked first.")
-    token_file: str | None = Field(None, description="File with the bearer token.")
-    timeout_s: float = Field(60.0, gt=0, description="Hard deadline of one micro-batch, retries included.")
-    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
-    max_attempts: int = Field(
-        4, ge=1, le=100, description="Attempts within the deadline (transport, 502-504); 429 is waited out."
-    )
-    max_in_flight: int = Field(32, ge=1, description="Requests under way at once.")
-    breaker_failures: int = Field(5, ge=1, description="Failures in a row that take a URL out for a while.")
-    breaker_reset_s: float = Field(5.0, gt=0, description="How long it stays out before one trial request.")
-    hedge: bool = Field(False, description="Send a second request to another URL past the p95 latency.")
-    image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
-    nice: int = Field(0, ge=0, le=19, description="Politeness of a started service: 19 leaves the CPU to the trainer.")
-
-
-class RewardConfig(_Section):
-    """One reward: a column of the score matrix."""
-
-    service: str = Field(description="A name under rewards.services.")
-    reward: str | None = Field(None, description="Which of the service's rewards; null is its default.")
-    on_failure: Literal["mask", "drop_group", "stop"] = Field("mask", description="What a failed score does.")
-    max_failure_rate: Share = Field(0.5, description="Above this share of failures in the window: pause and wait.")
-    failure_window: int = Field(200, ge=1, description="How many last scores the failure rate is taken over.")
-    patience_s: float = Field(300.0, ge=0, description="How long a pause waits for the service before the run stops.")
-    canary: Literal["differ", "score", "none"] = Field(
-        "differ", description="What two probes must do at the start: score differently, score, or nothing."
-    )
-
-
-class RewardsConfig(_Section):
-    """The reward services and what is asked of them."""
-
-    launch: Literal["local", "none"] = Field("none", description="local: start `services` as child processes.")
-    services: dict[str, ServiceConfig] = Field(default_factory=dict, description="The services, by name.")
-    columns: dict[str, RewardConfig] = Field(default_factory=dict, description="The rewards, by name.")
-    ready_timeout_s: float = Field(120.0, gt=0, description="How long the start waits for /ready and the canary.")
-    canary: bool = Field(True, description="Score two probes at the start: finds a wrong or constant reward at once.")
-    restart: bool = Field(True, description="Start a local service again when it dies, up to five times in a run.")
-    shuffle_control: bool = Field(
-        False, description="Control experiment: scores are dealt to random samples, so nothing can be learned."
-    )
-
-    @model_validator(mode="after")
-    def _services_exist(self) -> RewardsConfig:
-        for name, column in self.columns.items():
-            if column.service not in self.services:
-                known = ", ".join(sorted(self.services)) or "none"
-                raise ValueError(
-                    f"columns.{name}.service = {column.service!r} is not under rewards.services (there: {known})"
-                )
-        for name, service in self.services.items():
-            if self.launch == "local" and service.module is None and not service.urls:
-                raise ValueError(f"services.{name} has neither `module` (to start it) nor `urls` (where it runs)")
-            if self.launch == "none" and not service.urls and URL_VARIABLES.get(name, "") not in os.environ:
-                hint = f" or set {URL_VARIABLES[name]}" if name in URL_VARIABLES else ""
-                raise ValueError(f"services.{name}.urls is empty: give at least one URL{hint}, or use launch: local")
-        return self
-
-
-class DatasetConfig(_Section):
+class DatasetConfig(Section):
     """One prompt file with its mixture of rewards."""
 
-    path: str = Field(description="A .txt file (a prompt a line) or .jsonl (id, prompt, targets, metadata).")
-    name: str | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
+    path: FilePath = Field(description="A .txt file (a prompt a line) or .jsonl (id, prompt, targets, metadata).")
+    name: Name | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
     rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")
     weight: Positive = Field(1.0, description="How often this set is drawn from, relative to the others.")
 
@@ -186,19 +142,29 @@ class DatasetConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where prompts come from."""
 
     train: tuple[DatasetConfig, ...] = Field(min_length=1, description="The training sets.")
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataConfig:
+        names = [dataset.dataset_name for dataset in self.train]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(
+                    f"train.{names.index(name)} and train.{i} are both called {name!r}; give one of them another `name`"
+                )
+        return self
 
-class OptimConfig(_Section):
+
+class OptimConfig(Section):
     """The optimizer."""
 
     lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     schedule: Literal["constant", "linear"] = Field("linear", description="linear falls to 0 at max_steps.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient's global norm is clipped to this.")
     ema_decay: float = Field(0.9, ge=0, lt=1, description="Weights' moving average, used by evaluation; 0 is off.")
@@ -207,7 +173,7 @@ class OptimConfig(_Section):
     )
 
 
-class DistributedConfig(_Section):
+class DistributedConfig(Section):
     """Processes and devices."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA when there is one.")
@@ -217,10 +183,10 @@ class DistributedConfig(_Section):
     timeout_s: float = Field(1800.0, gt=0, description="Longest wait in a collective operation.")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Held-out prompts, fixed noise, deterministic ODE, averaged weights."""
 
-    path: str | None = Field(None, description="Prompt file; null: no evaluation.")
+    path: FilePath | None = Field(None, description="Prompt file; null: no evaluation.")
     every: int = Field(25, ge=1, description="Steps between evaluations; the first and the last always happen.")
     num_inference_steps: int = Field(10, ge=1, le=1000, description="ODE steps.")
     batch_size: int = Field(48, ge=1, description="Samples denoised together.")
@@ -230,16 +196,31 @@ class EvaluationConfig(_Section):
     final_rewards: tuple[str, ...] = Field((), description="Asked for only before the first and after the last step.")
     seed: int = Field(1234, ge=0, description="Seed of the fixed noise; sample i always starts from the same noise.")
     num_pictures: int = Field(24, ge=0, description="Samples kept as pictures for the report.")
+    may_share: Literal["nothing", "targets"] = Field(
+        "nothing",
+        description="What held-out prompts may have in common with training: targets, where words are meant to come again.",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_evaluate(self) -> EvaluationConfig:
+        for field in ("rewards", "final_rewards"):
+            names = getattr(self, field)
+            if self.path is None and names:
+                raise ValueError(
+                    f"{field} asks for {', '.join(names)}, but path is null, so nothing is evaluated; give a prompt file "
+                    f"or leave {field} out"
+                )
+        return self
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """What survives a crash."""
 
     save_every: int = Field(25, ge=1, description="Steps between checkpoints; the last step is always saved.")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(Section):
     """Where numbers go."""
 
     report_to: tuple[Literal["tensorboard"], ...] = Field(("tensorboard",), description="Besides metrics.jsonl.")
@@ -247,14 +228,14 @@ class LoggingConfig(_Section):
     progress: bool = Field(True, description="A progress bar on a terminal, lines elsewhere.")
 
 
-class Config(_Section):
+class Config(Section):
     """One run."""
 
     run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
-    output_dir: str = Field("outputs", description="Where runs live.")
+    output_dir: FilePath = Field("outputs", description="Where runs live.")
     seed: int = Field(1, ge=0, lt=2**31, description="Seed of everything random in the run.")
     max_steps: int = Field(ge=1, description="Training steps.")
-    resume: str = Field(
+    resume: FilePath = Field(
         "auto", description="auto: go on from the newest checkpoint; never: refuse to overwrite; or a path."
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
@@ -294,15 +275,41 @@ class Config(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _update_fits(self) -> Config:
+        sampled, updated = self.sampling.micro_batch_size, self.optim.micro_batch_size
+        if updated is not None and sampled % updated:
+            raise ValueError(
+                f"optim.micro_batch_size = {updated} does not divide sampling.micro_batch_size = {sampled}, which it cuts "
+                f"into equal parts; try {next(n for n in range(updated, 0, -1) if sampled % n == 0)}"
+            )
+        if self.optim.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"optim.warmup_steps = {self.optim.warmup_steps} is not below max_steps = {self.max_steps}, so the rate "
+                "would never reach optim.lr; lower it or train longer"
+            )
+        return self
 
-class WordsConfig(_Section):
+    @model_validator(mode="after")
+    def _evaluation_is_apart(self) -> Config:
+        held_out = self.evaluation.path
+        for i, dataset in enumerate(self.data.train):
+            if held_out is not None and Path(held_out) == Path(dataset.path):
+                raise ValueError(
+                    f"evaluation.path and data.train.{i}.path are both {held_out}; evaluate on prompts that training "
+                    "never sees"
+                )
+        return self
+
+
+class WordsConfig(Section):
     """The rendered words that the quickstart's base model is pre-trained on, with captions that are often wrong."""
 
     char_noise: Share = Field(0.2, description="Share of caption characters that are wrong, as web captions are.")
     color_noise: Share = Field(0.3, description="Share of caption colours that are wrong.")
 
 
-class SftOptimConfig(_Section):
+class SftOptimConfig(Section):
     """Muon for the block matrices, AdamW for the rest."""
 
     batch_size: int = Field(128, ge=1, description="Images a step.")
@@ -313,12 +320,12 @@ class SftOptimConfig(_Section):
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Moving average of the weights; it is what is saved.")
 
 
-class SftConfig(_Section):
+class SftConfig(Section):
     """Supervised pre-training of the tiny policy (`python -m trainer sft`)."""
 
     run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
-    output_dir: str = Field("outputs", description="Where runs live.")
-    output: str = Field(description="The safetensors file that is written.")
+    output_dir: FilePath = Field("outputs", description="Where runs live.")
+    output: FilePath = Field(description="The safetensors file that is written.")
     seed: int = Field(1, ge=0, lt=2**31, description="Seed of everything random in the run.")
     max_steps: int = Field(ge=1, description="Training steps.")
     log_every: int = Field(100, ge=1, description="Steps between lines of metrics.jsonl.")
@@ -326,3 +333,12 @@ class SftConfig(_Section):
     words: WordsConfig = Field(default_factory=WordsConfig)
     optim: SftOptimConfig = Field(default_factory=SftOptimConfig)
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> SftConfig:
+        if self.optim.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"optim.warmup_steps = {self.optim.warmup_steps} is not below max_steps = {self.max_steps}, so the rates "
+                "would never be reached; lower it or train longer"
+            )
+        return self

@@ -1,0 +1,106 @@
+"""Configuration of the rewards: the services, and what is asked of them."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.config_base import FilePath, Name, Section, Share
+
+# DeepGen-RL's variable names for service addresses; they are read when a service has no `urls`.
+URL_VARIABLES = {
+    "ocr": "OCR_URL",
+    "rules": "RULES_URL",
+    "hps": "HPS_URL",
+    "unifiedreward": "UNIFIEDREWARD_THINK_URL",
+    "eval": "UNIGENBENCH_API_URL",
+}
+
+
+class ServiceConfig(Section):
+    """One reward service: where it is, or how to start it."""
+
+    module: str | None = Field(None, description="Service to start when rewards.launch is local: `ocr`, `rules`.")
+    args: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Command-line flags of the started service, without dashes."
+    )
+    urls: tuple[str, ...] = Field((), description="Where it runs. Several: the least loaded is asked first.")
+    token_file: FilePath | None = Field(None, description="File with the bearer token.")
+    timeout_s: float = Field(60.0, gt=0, description="Hard deadline of one micro-batch, retries included.")
+    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
+    max_attempts: int = Field(
+        4, ge=1, le=100, description="Attempts within the deadline (transport, 502-504); 429 is waited out."
+    )
+    max_in_flight: int = Field(32, ge=1, description="Requests under way at once.")
+    breaker_failures: int = Field(5, ge=1, description="Failures in a row that take a URL out for a while.")
+    breaker_reset_s: float = Field(5.0, gt=0, description="How long it stays out before one trial request.")
+    hedge: bool = Field(False, description="Send a second request to another URL past the p95 latency.")
+    image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
+    nice: int = Field(0, ge=0, le=19, description="Politeness of a started service: 19 leaves the CPU to the trainer.")
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{url!r} is no address of a service; write it like http://127.0.0.1:18082")
+        return urls
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ServiceConfig:
+        if self.connect_timeout_s > self.timeout_s:
+            raise ValueError(
+                f"connect_timeout_s = {self.connect_timeout_s:g} is longer than the whole deadline timeout_s = "
+                f"{self.timeout_s:g}; lower it or raise timeout_s"
+            )
+        if self.hedge and len(self.urls) == 1:
+            raise ValueError("hedge asks a second URL, and urls has 1; give at least 2 or set hedge: false")
+        return self
+
+
+class RewardConfig(Section):
+    """One reward: a column of the score matrix."""
+
+    service: str = Field(description="A name under rewards.services.")
+    reward: str | None = Field(None, description="Which of the service's rewards; null is its default.")
+    on_failure: Literal["mask", "drop_group", "stop"] = Field("mask", description="What a failed score does.")
+    max_failure_rate: Share = Field(0.5, description="Above this share of failures in the window: pause and wait.")
+    failure_window: int = Field(200, ge=1, description="How many last scores the failure rate is taken over.")
+    patience_s: float = Field(300.0, ge=0, description="How long a pause waits for the service before the run stops.")
+    canary: Literal["differ", "score", "none"] = Field(
+        "differ", description="What two probes must do at the start: score differently, score, or nothing."
+    )
+
+
+class RewardsConfig(Section):
+    """The reward services and what is asked of them."""
+
+    launch: Literal["local", "none"] = Field("none", description="local: start `services` as child processes.")
+    services: dict[Name, ServiceConfig] = Field(default_factory=dict, description="The services, by name.")
+    columns: dict[Name, RewardConfig] = Field(default_factory=dict, description="The rewards, by name.")
+    ready_timeout_s: float = Field(120.0, gt=0, description="How long the start waits for /ready and the canary.")
+    canary: bool = Field(True, description="Score two probes at the start: finds a wrong or constant reward at once.")
+    restart: bool = Field(True, description="Start a local service again when it dies, up to five times in a run.")
+    shuffle_control: bool = Field(
+        False, description="Control experiment: scores are dealt to random samples, so nothing can be learned."
+    )
+
+    @model_validator(mode="after")
+    def _services_exist(self) -> RewardsConfig:
+        for name, column in self.columns.items():
+            if column.service not in self.services:
+                known = ", ".join(sorted(self.services)) or "none"
+                raise ValueError(
+                    f"columns.{name}.service = {column.service!r} is not under rewards.services (there: {known})"
+                )
+        for name, service in self.services.items():
+            if self.launch == "local" and service.module is None and not service.urls:
+                raise ValueError(f"services.{name} has neither `module` (to start it) nor `urls` (where it runs)")
+            if self.launch == "none" and not service.urls and URL_VARIABLES.get(name, "") not in os.environ:
+                hint = f" or set {URL_VARIABLES[name]}" if name in URL_VARIABLES else ""
+                raise ValueError(f"services.{name}.urls is empty: give at least one URL{hint}, or use launch: local")
+        return self
