@@ -24,6 +24,7 @@ from trainer.advantages import (
     reinforce_pp,
     standardize,
 )
+from trainer.advantages.statistics import moments
 
 NAN = math.nan
 HALF = math.sqrt(0.5)
@@ -308,6 +309,24 @@ def test_permuting_samples_permutes_advantages_bit_for_bit(
     assert adv.isfinite().all()
 
 
+def test_sums_do_not_show_the_order_even_in_float64() -> None:
+    """One shuffle of 300 numbers changes the last bits of a plain sum; it must not change these statistics."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(300, 2, generator=generator, dtype=torch.float64)
+    valid, group = torch.rand(300, 2, generator=generator) > 0.2, torch.arange(300) % 3
+    for _ in range(5):
+        order = torch.randperm(300, generator=generator)
+        plain = standardize(scores, valid, group)
+        shuffled = standardize(scores[order], valid[order], group[order])
+        assert shuffled.z_BR.equal(plain.z_BR[order])
+        for before, after in zip(
+            moments(scores[:, 0], valid[:, 0], None, 1),
+            moments(scores[order, 0], valid[order, 0], None, 1),
+            strict=True,
+        ):
+            assert before.equal(after)
+
+
 @settings(max_examples=60, deadline=None)
 @given(batch=_batches(), name=st.sampled_from(sorted(ESTIMATORS)))
 def test_what_is_invalid_never_leaks(batch: tuple[Tensor, Tensor, Tensor, Tensor], name: str) -> None:
@@ -402,6 +421,16 @@ def test_add_up_masks_what_cannot_be_compared() -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"), [("grpo", [1, 1]), ("dr_grpo", [1, 1]), ("grpo_global_std", [0, 0]), ("reinforce_pp", [0, 0])]
+)
+def test_a_group_without_a_reward_trains_only_where_groups_are_judged_alone(name: str, weight: list[int]) -> None:
+    """Group 1 lacks r1: its sums compare with each other, but not with the batch that global statistics are made of."""
+    scores = _t([1, 2], [3, 4], [1, NAN], [4, NAN])
+    _, weight_B = ESTIMATORS[name](scores, ~scores.isnan(), torch.tensor([0, 0, 1, 1]), torch.ones(4, 2))
+    assert weight_B.tolist() == [1, 1, *weight]
 
 
 def test_estimators_of_one_score_on_the_sum() -> None:

@@ -48,7 +48,7 @@ def trained_steps(stochastic: Sequence[int], fraction: float, generator: torch.G
         raise ValueError("no stochastic steps to train on: use more inference steps or a wider window")
     if fraction == 1:
         return sorted(stochastic)
-    # The small addend keeps 0.6 * 5 at 3, whatever the product's rounding.
+    # The small addend takes 0.29 of 100 as 29, although the product is rounded to just below it.
     count = max(1, int(len(stochastic) * fraction + 1e-9))
     chosen = torch.randperm(len(stochastic), generator=generator)[:count]
     return sorted(stochastic[i] for i in chosen.tolist())

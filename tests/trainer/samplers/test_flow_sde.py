@@ -111,6 +111,14 @@ def test_replay_of_a_sample_is_bit_identical(
     assert again[2].equal(mean)
 
 
+def test_mean_over_latents_is_rounded_once() -> None:
+    """65,536 latents: the float64 mean rounded to float32, for which the order of summation does not matter."""
+    x = torch.randn(4, 16, 64, 64, generator=torch.Generator().manual_seed(0))
+    v = torch.randn(4, 16, 64, 64, generator=torch.Generator().manual_seed(1))
+    x_next, logp_B, mean = sde_step(x, v, 0.8, 0.6, kind="cps", noise_level=0.7, sigma_max=0.9)
+    assert logp_B.equal(-((x_next - mean) ** 2).double().mean((1, 2, 3)).float())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_does_not_depend_on_its_neighbours(kind: str) -> None:
     """Own generators: the third sample alone is the third sample of the batch, bit for bit, and so is its logp."""
