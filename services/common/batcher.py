@@ -104,6 +104,8 @@ class Batcher:
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Abandon what still waits, close the scorer, end the lanes; a stuck call is left after `timeout_s`."""
+        if self._stopped:
+            return
         self._stopped = True
         self._idle = []
         self.abandon()

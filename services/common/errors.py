@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from wire.schema import ErrorBody, RequestError
 
-LINGER_S = 5.0  # how long a refused body is read and thrown away, so that the client gets to read the answer
+LINGER_S = 2.0  # how long a refused body is read and thrown away, so that the client gets to read the answer
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Not JSON, or not multipart with a `request` part."},

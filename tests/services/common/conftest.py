@@ -112,3 +112,9 @@ def running():
 def serving():
     """`with serving("--behaviour", "slow") as server`."""
     return _serving
+
+
+@pytest.fixture(scope="session")
+def serving_factory():
+    """`serving`, for fixtures of a wider scope."""
+    return _serving

@@ -1,0 +1,302 @@
+"""Promises about processes: start, drain, death, ports, huge bodies, slow clients. Real processes on loopback."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+ITEM = {"id": "a", "prompt": "abc", "completion": "c"}
+ROOT = Path(__file__).resolve().parents[3]
+MIB = 1 << 20
+
+
+def post(server, items, **more):
+    return httpx.post(server.url + "/v1/score", json={"items": items, **more}, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def shared(serving_factory):
+    """One quick service for the tests that leave it as it was."""
+    with serving_factory("--body-timeout-s", "30") as server:
+        server.wait_ready()
+        yield server
+
+
+def test_prints_its_url_and_readiness_and_serves(shared):
+    assert shared.lines.get(timeout=5) == "fake ready\n"
+    assert post(shared, [ITEM]).json()["results"][0]["score"] == 3
+
+
+def test_small_answers_are_not_delayed_by_nagle(shared):
+    """Headers and body of an answer are two writes: without TCP_NODELAY the second waits 40 ms for an ACK."""
+    times = []
+    with httpx.Client(base_url=shared.url) as client:
+        for _ in range(20):
+            began = time.monotonic()
+            client.post("/v1/score", json={"items": [ITEM]}).raise_for_status()
+            times.append(time.monotonic() - began)
+    assert min(times) < 0.03
+
+
+class Watch:
+    """Highest resident memory of a process and its children while the block runs, above the start, in bytes."""
+
+    def __init__(self, pid):
+        self._process = psutil.Process(pid)
+        self._stop = threading.Event()
+        self.rise = 0
+
+    def __enter__(self):
+        self._base = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self):
+        while not self._stop.wait(0.01):
+            self.rise = max(self.rise, self._process.memory_info().rss - self._base)
+
+
+def send_huge(port, head, chunk, count):
+    """Send a huge body as fast as it is taken; whatever was answered, once the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        try:
+            client.sendall(head)
+            for _ in range(count):
+                client.sendall(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        answer = b""
+        try:
+            while data := client.recv(65_536):
+                answer += data
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+HUGE = {
+    "declared": (b"Content-Length: 1073741824\r\n", b"x" * MIB, 1024),
+    "chunked": (b"Transfer-Encoding: chunked\r\n", b"100000\r\n" + b"x" * MIB + b"\r\n", 1024),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_body_of_one_gigabyte_is_refused_with_flat_memory(serving, kind):
+    length, chunk, count = HUGE[kind]
+    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + length + b"\r\n"
+    with serving("--max-body-bytes", str(8 * MIB)) as server:
+        server.wait_ready()
+        with Watch(server.process.pid) as watch:
+            answer = send_huge(server.port, head, chunk, count)
+        assert watch.rise < 40 * MIB, f"memory rose by {watch.rise / MIB:.0f} MiB"
+        assert answer.startswith(b"HTTP/1.1 413 "), answer[:200]
+        assert b'"too_large"' in answer and b"8388608" in answer
+        assert post(server, [ITEM]).status_code == 200
+
+
+def test_httpx_client_reads_the_refusal_of_a_large_body(serving):
+    with serving("--max-body-bytes", str(MIB)) as server:
+        server.wait_ready()
+        answer = httpx.post(
+            server.url + "/v1/score", content=b"x" * (64 * MIB), headers={"content-type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_sigterm_finishes_queued_work_and_exits_0(serving):
+    arguments = ("--behaviour", "slow", "--latency-ms", "400", "--max-batch", "1")
+    with serving(*arguments) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        server.wait_ready()
+        answers = [threads.submit(post, server, [ITEM | {"prompt": "x" * n}]) for n in (1, 2, 3)]
+        time.sleep(0.3)
+        server.terminate()
+        time.sleep(0.1)
+        refused = httpx.get(server.url + "/ready")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert post(server, [ITEM]).status_code == 503
+        assert [a.result().json()["results"][0]["score"] for a in answers] == [1, 2, 3]
+        assert server.process.wait(timeout=5) == 0
+
+
+def test_drain_ends_in_time_and_answers_what_is_left(serving):
+    arguments = ("--behaviour", "slow", "--latency-ms", "2500", "--drain-s", "0.2")
+    with serving(*arguments) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        server.wait_ready()
+        answer = threads.submit(post, server, [ITEM])
+        time.sleep(0.2)
+        began = time.monotonic()
+        server.terminate()
+        assert answer.result().json()["results"][0]["error"]["code"] == "overloaded"
+        assert server.process.wait(timeout=8) == 0
+        assert time.monotonic() - began < 8
+
+
+def test_ctrl_c_exits_0(serving):
+    import signal
+
+    with serving() as server:
+        server.wait_ready()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=5) == 0
+        assert "Traceback" not in "".join(server.errors)
+
+
+def run_fake(*arguments):
+    command = [sys.executable, "-m", "services.common.fakes", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_port_in_use_is_a_sentence(shared):
+    done = run_fake("--port", str(shared.port))
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{shared.port}" in done.stderr and "choose another --port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_token_file_is_a_sentence(tmp_path):
+    done = run_fake("--port", "0", "--token-file", str(tmp_path / "nowhere"))
+    assert done.returncode == 1
+    assert "cannot be read" in done.stderr and "Traceback" not in done.stderr
+
+
+BROKEN = """
+from services.common.fakes import ConstantScorer
+from services.common.run import serve
+from services.common.settings import ServiceSettings
+
+class NoWeights(ConstantScorer):
+    def load(self):
+        raise RuntimeError("no weights in /models: download them first")
+
+serve(NoWeights, ServiceSettings(port=0), "broken")
+"""
+
+
+def test_failed_load_exits_1_with_a_sentence():
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "broken did not start: loading failed: no weights in /models: download them first"
+    )
+
+
+def test_token_is_neither_in_the_command_line_nor_in_the_log(serving, tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text("me:abcdefghijklmnopqrstuvwxyz\n")
+    with serving("--token-file", str(file), "--log-level", "debug") as server:
+        server.wait_ready()
+        bearer = {"Authorization": "Bearer abcdefghijklmnopqrstuvwxyz"}
+        assert httpx.get(server.url + "/v1/info").status_code == 401
+        assert httpx.get(server.url + "/v1/info", headers=bearer).status_code == 200
+        assert "abcdefgh" not in " ".join(psutil.Process(server.process.pid).cmdline())
+        server.terminate()
+        assert server.process.wait(timeout=5) == 0
+        time.sleep(0.1)
+        log = "".join(server.errors)
+    assert '"caller": "me"' in log and "abcdefgh" not in log
+    assert all(json.loads(line) for line in log.splitlines())
+
+
+SLOW_HEADERS = """
+import services.common.protocol as protocol
+protocol.HEADER_TIMEOUT_S = 0.3
+from services.common.fakes import ConstantScorer
+from services.common.run import serve
+from services.common.settings import ServiceSettings
+serve(ConstantScorer, ServiceSettings(port=0), "impatient")
+"""
+
+
+def closed_after(client, timeout_s=3.0):
+    client.settimeout(timeout_s)
+    began = time.monotonic()
+    while client.recv(4096):
+        pass
+    return time.monotonic() - began
+
+
+def test_headers_that_never_end_close_the_connection():
+    process = subprocess.Popen([sys.executable, "-c", SLOW_HEADERS], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            assert closed_after(silent) < 2
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            assert closed_after(slow) < 2
+        with socket.create_connection(("127.0.0.1", port)) as second:
+            second.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert second.recv(4096).startswith(b"HTTP/1.1 200")
+            second.sendall(b"GET /health HTTP/1.1\r\nHo")
+            assert closed_after(second) < 2
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            client.get("/health").raise_for_status()
+            time.sleep(0.5)
+            client.get("/health").raise_for_status()
+    finally:
+        process.terminate()
+        assert process.wait(timeout=5) == 0
+        process.stdout.close()
+
+
+def test_what_is_not_http_gets_the_error_body(shared):
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        answer = client.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b'"malformed"' in answer
+
+
+def test_client_that_hangs_up_frees_its_place(serving):
+    with serving("--behaviour", "slow", "--latency-ms", "300", "--max-batch", "1") as server:
+        server.wait_ready()
+        body = json.dumps({"items": [ITEM | {"id": str(n), "prompt": "x" * n} for n in range(1, 21)]}).encode()
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head % len(body) + body)
+            time.sleep(0.2)
+        until = time.monotonic() + 3
+        while "reward_items_in_flight 0.0" not in httpx.get(server.url + "/metrics").text:
+            assert time.monotonic() < until, "the items of a client that left must not be computed"
+            time.sleep(0.02)
+        assert "reward_queue_depth 0.0" in httpx.get(server.url + "/metrics").text
+
+
+def test_workers_end_with_a_killed_service(serving):
+    """SIGKILL of the service leaves no orphans: the worker processes notice."""
+    with serving(module="tests.services.common.pool_service") as server:
+        server.wait_ready()
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(children) >= 2
+        os.kill(server.process.pid, 9)
+        _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+def test_workers_end_with_a_drained_service(serving):
+    with serving(module="tests.services.common.pool_service") as server:
+        server.wait_ready()
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert post(server, [ITEM]).json()["results"][0]["score"] == 3
+        server.terminate()
+        assert server.process.wait(timeout=8) == 0
+        _, alive = psutil.wait_procs(children, timeout=3)
+        assert "Traceback" not in "".join(server.errors)
+    assert not alive
