@@ -1,42 +1,41 @@
-"""Reads and writes configuration files: YAML, command-line overrides, and errors that name the field."""
+"""Reads and writes configuration files: YAML, command-line overrides, and errors that name the field and the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainer.config import ConfigError
+from trainer.config_base import ConfigError
+from trainer.config_errors import explain
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def load_config(path: str | Path, model: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
-    """Read a YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
+    """Read a YAML file, apply overrides, check everything.
+
+    An override is `key.sub=value`. The value is YAML, so `x=null`, `x=[1, 2]` and `x={a: 1}` work, and replaces what was
+    there. A number steps into a list (`data.train.0.path=other.txt`); the list's length adds an entry to it.
+
+    Types are strict: a number in quotes is no number, true is not 1, and 8.0 is no integer.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or two values contradict.
+        ConfigError: the file is missing or not YAML, a key is unknown or comes twice, a value is wrong, or two values
+            contradict; all that was found is listed.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no config file at {path}; the recipes are in configs/") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings")
+    raw = _read(path)
     for override in overrides:
         _apply_override(raw, override)
     try:
-        return model.model_validate(raw)
+        return model.model_validate(_lists_to_tuples(raw), strict=True)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from error
+        raise ConfigError(explain(path, model, raw, error)) from error
 
 
 def dump_config(config: BaseModel) -> str:
@@ -44,41 +43,96 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} comes twice; keep one of them", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = _parse(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no config file at {path.absolute()}; the recipes are in configs/") from error
+    except OSError as error:
+        raise ConfigError(f"{path.absolute()} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of settings such as `run_name: first`")
+    return raw
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
     parts = key.split(".")
-    node: Any = raw
-    for part in parts[:-1]:
-        node = node[int(part)] if isinstance(node, list) and part.isdigit() else _child(node, part, override)
+    if not separator or not all(parts):
+        raise ConfigError(f"override {override!r} is not of the form key.sub=value, as in optim.lr=1e-4")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = _parse(value)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
-    if isinstance(node, list):
-        node[int(parts[-1])] = parsed
-    else:
-        node[parts[-1]] = parsed
+    node: Any = raw
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth]) or "config"
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            index = _list_index(node, part, where, override)
+            if index == len(node):
+                node.append({})
+            if last:
+                node[index] = parsed
+            node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = parsed
+            elif node.get(part) is None:
+                node[part] = [] if parts[depth + 1] == "0" else {}
+            node = node[part]
+        else:
+            raise ConfigError(f"override {override!r}: {where} is {node!r}, which has no field {part!r}")
 
 
-def _child(node: Any, part: str, override: str) -> Any:
-    if not isinstance(node, dict):
-        raise ConfigError(f"override {override!r}: {part!r} is below a value that has no fields")
-    if node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _explain(path: Path, error: ValidationError) -> str:
-    lines = [f"{path} cannot be used:"]
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "config"
-        given = "" if isinstance(problem["input"], Mapping) else f" (given: {problem['input']!r})"
-        message = (
-            "unknown key; see the fields in trainer/config.py"
-            if problem["type"] == "extra_forbidden"
-            else problem["msg"]
+def _list_index(node: list[Any], part: str, where: str, override: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", part):
+        raise ConfigError(
+            f"override {override!r}: {where} is a list; give a number from 0 to {len(node)}, not {part!r}"
         )
-        lines.append(f"  {where}: {message.removeprefix('Value error, ')}{given}")
-    return "\n".join(lines)
+    if int(part) > len(node):
+        raise ConfigError(
+            f"override {override!r}: {where} has {len(node)} entries, so the index {part} is too large; {len(node)} adds "
+            "one"
+        )
+    return int(part)
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    """Sequences in a frozen configuration are tuples, and strict checks take nothing else for one."""
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(inner) for inner in value)
+    return value

@@ -1,0 +1,134 @@
+"""What is wrong with a configuration, in sentences: the field, what was given, what it must be, the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+_PLAIN = {
+    "missing": "missing; give a value",
+    "model_type": "must be a mapping of fields, like {key: value}",
+    "dict_type": "must be a mapping, like {key: value}",
+    "tuple_type": "must be a list, like [a, b]",
+    "string_type": "must be a text; put it in quotes",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number, without quotes",
+    "float_type": "must be a number, without quotes",
+    "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must start with a letter or digit and hold only letters, digits, dot, dash, underscore",
+}
+_LONGEST_VALUE = 120
+
+
+def explain(path: Path, model: type[BaseModel], raw: Any, error: ValidationError) -> str:
+    """All problems, a line each, in the order of the fields."""
+    found: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for problem in error.errors(include_url=False):
+        found.setdefault(_location(problem, raw), []).append(problem)
+    lines = [f"{path} cannot be used:"]
+    for where, problems in found.items():
+        # A list that lost its broken entries is not also "too short".
+        inner_broken = any(other[: len(where)] == where for other in found if other != where)
+        if not (inner_broken and problems[0]["type"] == "too_short"):
+            lines.append(f"  {'.'.join(where) or 'config'}: {_message(model, where, problems)}")
+    return "\n".join(lines)
+
+
+def _location(problem: ErrorDetails, raw: Any) -> tuple[str, ...]:
+    """The keys that lead to the value, without pydantic's own entries for a union's members and dictionary keys."""
+    where = []
+    node = raw
+    for part in problem["loc"]:
+        inside = (
+            part in node
+            if isinstance(node, Mapping)
+            else isinstance(node, Sequence) and isinstance(part, int) and part < len(node)
+        )
+        if not inside and problem["type"] != "missing":
+            break
+        where.append(str(part))
+        node = node[part] if inside else None
+    return tuple(where)
+
+
+def _message(model: type[BaseModel], where: tuple[str, ...], problems: Sequence[ErrorDetails]) -> str:
+    """What is wrong at one place; several problems are those of a union's members."""
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key; {_suggestion(model, where)}"
+    texts = dict.fromkeys(_PLAIN.get(problem["type"], problem["msg"]) for problem in problems)
+    if len(texts) > 1:  # the kinds alone, without each one's remedy
+        texts = dict.fromkeys(text.partition(";")[0].partition(",")[0] for text in texts)
+    message = " or ".join(texts).removeprefix("Value error, ").replace(" after validation", "")
+    message = message.replace("Input should", "must").replace("Tuple should have", "must have")
+    if first["type"] != "missing" and not isinstance(first["input"], Mapping | BaseModel):
+        message += f" (given: {_short(first['input'])})"
+    description = _description(model, where)
+    return f"{message}. It is: {description}" if description else message
+
+
+def _short(value: Any) -> str:
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def _suggestion(model: type[BaseModel], where: tuple[str, ...]) -> str:
+    """The nearest known key: beside the unknown one, or of its name elsewhere."""
+    *above, key = where
+    section = _section(model, above)
+    known = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"did you mean {'.'.join([*above, near[0]])}?"
+    elsewhere = [path for path in field_paths(model) if path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    return f"the keys here are: {', '.join(known)}"
+
+
+def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field of a configuration as a dotted path; `*` stands for a name or an index."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path
+        for inner, step in _sections_in(field.annotation):
+            yield from field_paths(inner, f"{path}.{step}")
+
+
+def _sections_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """Sections that a field's type holds, with what stands between: nothing, or `*.` for a dictionary or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, ""
+    else:
+        between = "*." if typing.get_origin(annotation) in (dict, tuple) else ""
+        for argument in typing.get_args(annotation):
+            yield from ((inner, between + step) for inner, step in _sections_in(argument))
+
+
+def _section(model: type[BaseModel], where: Sequence[str]) -> type[BaseModel] | None:
+    """The section at the end of `where`."""
+    section: type[BaseModel] | None = model
+    rest = list(where)
+    while rest and section is not None:
+        field = section.model_fields.get(rest.pop(0))
+        found = next(iter(_sections_in(field.annotation)), None) if field else None
+        section = found[0] if found else None
+        if found and found[1]:
+            rest = rest[1:]
+    return section
+
+
+def _description(model: type[BaseModel], where: tuple[str, ...]) -> str | None:
+    """The sentence of the field at `where`, or of the field that holds it."""
+    for end in range(len(where), 0, -1):
+        section = _section(model, where[: end - 1])
+        field = section.model_fields.get(where[end - 1]) if section else None
+        if field is not None:
+            return field.description
+    return None
