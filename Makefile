@@ -1,6 +1,5 @@
 # What people run by hand. `make help` lists it. The virtual environment is the one train.sh and test.sh make.
-BIN := $(or $(VENV),.venv)/bin
-PY := $(BIN)/python
+PY := $(or $(VENV),.venv)/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help venv check lint format test openapi
 
@@ -12,11 +11,8 @@ venv:  ## Make or update .venv with everything the checks need
 
 check: lint test  ## Everything a change must pass: lint, formatting, types, tests
 
-lint: venv  ## Lint, formatting, types and shell scripts
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-	$(BIN)/shellcheck -x train.sh test.sh scripts/*.sh .ci/run
+lint:  ## Lint, formatting, types and shell scripts
+	bash scripts/lint.sh
 
 format: venv  ## Rewrite the code in the project's format
 	$(PY) -m ruff check --fix .
