@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from services.ocr.engines.base import Box, rectangle, to_rgb
@@ -29,7 +30,7 @@ def line_strip(image: Image.Image) -> tuple[Image.Image, Box]:
     return rgb, rectangle(*box)
 
 
-def _ink_box(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[int, int, int, int] | None:
+def _ink_box(pixels: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) of the ink with its margin; None for a plain image."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
