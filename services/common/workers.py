@@ -168,7 +168,7 @@ class ProcessPool:
             if slot.worker is not None:
                 self._retire(slot.worker, 0.0)
                 slot.worker = None
-            self.restarts += 1
+            self._count_restart()
             slot.worker = self._start()
         return slot.worker
 
@@ -180,8 +180,12 @@ class ProcessPool:
             logger.exception("a worker's replacement did not start; the old one goes on")
             slot.replacing = False
             return
-        self.restarts += 1
+        self._count_restart()
         slot.successor = successor
+
+    def _count_restart(self) -> None:
+        with self._lock:
+            self.restarts += 1
 
     def _start(self) -> _Worker:
         worker = self._spawn()
