@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 _PLAIN = {
     "missing": "missing; give a value",
+    "too_few": "must have more entries",
     "model_type": "must be a mapping of fields, like {key: value}",
     "dict_type": "must be a mapping, like {key: value}",
     "tuple_type": "must be a list, like [a, b]",
@@ -50,7 +51,7 @@ def _location(problem: ErrorDetails, raw: Any) -> tuple[str, ...]:
             if isinstance(node, Mapping)
             else isinstance(node, Sequence) and isinstance(part, int) and part < len(node)
         )
-        if not inside and problem["type"] != "missing":
+        if not inside and _kind(problem) != "missing":
             break
         where.append(str(part))
         node = node[part] if inside else None
@@ -62,15 +63,20 @@ def _message(model: type[BaseModel], where: tuple[str, ...], problems: Sequence[
     first = problems[0]
     if first["type"] == "extra_forbidden":
         return f"unknown key; {_suggestion(model, where)}"
-    texts = dict.fromkeys(_PLAIN.get(problem["type"], problem["msg"]) for problem in problems)
+    texts = dict.fromkeys(_PLAIN.get(_kind(problem), problem["msg"]) for problem in problems)
     if len(texts) > 1:  # the kinds alone, without each one's remedy
         texts = dict.fromkeys(text.partition(";")[0].partition(",")[0] for text in texts)
     message = " or ".join(texts).removeprefix("Value error, ").replace(" after validation", "")
     message = message.replace("Input should", "must").replace("Tuple should have", "must have")
-    if first["type"] != "missing" and not isinstance(first["input"], Mapping | BaseModel):
+    if _kind(first) != "missing" and not isinstance(first["input"], Mapping | BaseModel):
         message += f" (given: {_short(first['input'])})"
     description = _description(model, where)
     return f"{message}. It is: {description}" if description else message
+
+
+def _kind(problem: ErrorDetails) -> str:
+    """Pydantic's name for the problem; a list too short for its type has a "missing" index there."""
+    return "too_few" if problem["type"] == "missing" and isinstance(problem["loc"][-1], int) else problem["type"]
 
 
 def _short(value: Any) -> str:

@@ -69,20 +69,20 @@ def load_eval_prompts(config: EvaluationConfig) -> list[Prompt]:
 
 
 def check_disjoint(
-    train: Sequence[Prompt], heldout: Sequence[Prompt], *, share: Literal["nothing", "targets"] = "nothing"
+    train: Sequence[Prompt], heldout: Sequence[Prompt], *, may_share: Literal["nothing", "targets"] = "nothing"
 ) -> None:
     """Held-out prompts must be new: no id, no text (up to case, width and spaces), no set of targets of training.
 
     Args:
-        share: `targets` admits equal targets in other prompts, for data whose words are meant to come again.
+        may_share: `targets` admits equal targets in other prompts, for data whose words are meant to come again.
 
     Raises:
         DataError: naming the first overlaps and their number.
     """
-    known = {key: prompt for prompt in train for key in _overlap_keys(prompt, share)}
+    known = {key: prompt for prompt in train for key in _overlap_keys(prompt, may_share)}
     found = []
     for prompt in heldout:
-        key = next((key for key in _overlap_keys(prompt, share) if key in known), None)
+        key = next((key for key in _overlap_keys(prompt, may_share) if key in known), None)
         if key is not None:
             other = known[key]
             found.append(f"{key[0]} {key[1]!r}: held-out {prompt.id!r}, {other.id!r} of data set {other.dataset!r}")
@@ -94,9 +94,9 @@ def check_disjoint(
         )
 
 
-def _overlap_keys(prompt: Prompt, share: str) -> list[tuple[str, str]]:
+def _overlap_keys(prompt: Prompt, may_share: str) -> list[tuple[str, str]]:
     keys = [("same id", prompt.id), ("same prompt", _normalised(prompt.text))]
-    if prompt.targets and share != "targets":
+    if prompt.targets and may_share != "targets":
         keys.append(("same targets", " | ".join(sorted(_normalised(target) for target in prompt.targets))))
     return keys
 

@@ -230,9 +230,9 @@ def test_the_first_three_overlaps_are_listed() -> None:
 
 def test_shared_targets_can_be_admitted() -> None:
     heldout = [Prompt("h", 'a poster "SALE"', targets=("SALE",))]
-    check_disjoint(TRAIN, heldout, share="targets")
+    check_disjoint(TRAIN, heldout, may_share="targets")
     with pytest.raises(DataError, match="same prompt"):
-        check_disjoint(TRAIN, [Prompt("h", "a cat")], share="targets")
+        check_disjoint(TRAIN, [Prompt("h", "a cat")], may_share="targets")
 
 
 JSON_VALUES = st.recursive(

@@ -1,0 +1,339 @@
+"""Every field of the configuration has a value that breaks it, and the message names the field and what it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from trainer.config import Config, ConfigError, SftConfig
+from trainer.config_errors import field_paths
+from trainer.config_file import load_config
+
+BASE: dict[str, Any] = {
+    "run_name": "test",
+    "max_steps": 10,
+    "sampling": {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 8},
+    "rewards": {
+        "services": {"ocr": {"urls": ["http://127.0.0.1:18082"]}},
+        "columns": {"ocr": {"service": "ocr"}},
+    },
+    "data": {"train": [{"path": "train.jsonl", "rewards": {"ocr": 1.0}}]},
+    "evaluation": {"path": "heldout.jsonl", "rewards": ["ocr"]},
+}
+SFT_BASE: dict[str, Any] = {"run_name": "base", "output": "base.safetensors", "max_steps": 100}
+
+TEXT, WHOLE, NUMBER, FLAG = "must be a text", "must be a whole number", "must be a number", "must be true or false"
+FIELDS = "must be a mapping of fields"
+
+# Field, with * for a name or an index, to a broken value (YAML) and words of the message besides the field and the value.
+CONFIG_CASES: dict[str, tuple[str, str]] = {
+    "run_name": ("a/b", "only letters, digits, dot"),
+    "output_dir": ("''", "at least 1 character"),
+    "seed": ("-1", "greater than or equal to 0"),
+    "max_steps": ("0", "greater than or equal to 1"),
+    "resume": ("true", TEXT),
+    "policy": ("tiny", FIELDS),
+    "policy.type": ("tinny", "must be 'tiny'"),
+    "policy.checkpoint": ("7", TEXT),
+    "policy.num_layers": ("65", "less than or equal to 64"),
+    "policy.num_heads": ("0", "greater than or equal to 1"),
+    "policy.head_dim": ("4", "greater than or equal to 8"),
+    "policy.dtype": ("float16", "'float32' or 'bfloat16'"),
+    "sampling": ("[]", FIELDS),
+    "sampling.prompts_per_step": ("2.5", WHOLE),
+    "sampling.group_size": ("1", "greater than or equal to 2"),
+    "sampling.micro_batch_size": ("'8'", WHOLE),
+    "sampling.num_inference_steps": ("1", "greater than or equal to 2"),
+    "sampling.kind": ("ode", "'flow_sde', 'cps' or 'dance_sde'"),
+    "sampling.noise_level": ("0", "greater than 0"),
+    "sampling.sde_window": ("[1]", "must have more entries"),
+    "sampling.timestep_fraction": ("1.5", "less than or equal to 1"),
+    "sampling.guidance_scale": ("0.5", "greater than or equal to 1"),
+    "sampling.shift": (".nan", "must be a finite number"),
+    "algorithm": ("3", FIELDS),
+    "algorithm.type": ("ppo", "'gdpo', 'grpo'"),
+    "algorithm.clip_range": ("0", "greater than 0"),
+    "algorithm.adv_clip": ("-5", "greater than 0"),
+    "algorithm.eps": ("null", NUMBER),
+    "algorithm.min_valid": ("1", "greater than or equal to 2"),
+    "algorithm.std_floor": ("1.1", "less than or equal to 1"),
+    "algorithm.kl_beta": (".inf", "must be a finite number"),
+    "algorithm.updates_per_rollout": ("17", "less than or equal to 16"),
+    "rewards": ("ocr", FIELDS),
+    "rewards.launch": ("docker", "'local' or 'none'"),
+    "rewards.services": ("[ocr]", "must be a mapping"),
+    "rewards.services.*.module": ("3", TEXT),
+    "rewards.services.*.args": ("[--mode, line]", "must be a mapping"),
+    "rewards.services.*.urls": ("http://127.0.0.1:1", "must be a list"),
+    "rewards.services.*.token_file": ("''", "at least 1 character"),
+    "rewards.services.*.timeout_s": ("0", "greater than 0"),
+    "rewards.services.*.connect_timeout_s": ("-1", "greater than 0"),
+    "rewards.services.*.max_attempts": ("101", "less than or equal to 100"),
+    "rewards.services.*.max_in_flight": ("0", "greater than or equal to 1"),
+    "rewards.services.*.breaker_failures": ("0", "greater than or equal to 1"),
+    "rewards.services.*.breaker_reset_s": ("0", "greater than 0"),
+    "rewards.services.*.hedge": ("1", FLAG),
+    "rewards.services.*.image_encoding": ("gif", "'rgb8', 'png', 'webp' or 'jpeg'"),
+    "rewards.services.*.nice": ("20", "less than or equal to 19"),
+    "rewards.columns": ("3", "must be a mapping"),
+    "rewards.columns.*.service": ("null", TEXT),
+    "rewards.columns.*.reward": ("5", TEXT),
+    "rewards.columns.*.on_failure": ("zero", "'mask', 'drop_group' or 'stop'"),
+    "rewards.columns.*.max_failure_rate": ("2", "less than or equal to 1"),
+    "rewards.columns.*.failure_window": ("0", "greater than or equal to 1"),
+    "rewards.columns.*.patience_s": ("-1", "greater than or equal to 0"),
+    "rewards.columns.*.canary": ("maybe", "'differ', 'score' or 'none'"),
+    "rewards.ready_timeout_s": ("0", "greater than 0"),
+    "rewards.canary": ("'yes'", FLAG),
+    "rewards.restart": ("3", FLAG),
+    "rewards.shuffle_control": ("null", FLAG),
+    "data": ("train.txt", FIELDS),
+    "data.train": ("[]", "at least 1 item"),
+    "data.train.*.path": ("''", "at least 1 character"),
+    "data.train.*.name": ("a b", "only letters, digits, dot"),
+    "data.train.*.rewards": ("[ocr]", "must be a mapping"),
+    "data.train.*.weight": ("0", "greater than 0"),
+    "optim": ("adamw", FIELDS),
+    "optim.lr": ("0", "greater than 0"),
+    "optim.schedule": ("cosine", "'constant' or 'linear'"),
+    "optim.warmup_steps": ("-1", "greater than or equal to 0"),
+    "optim.betas": ("[0.9]", "must have more entries"),
+    "optim.weight_decay": ("-0.1", "greater than or equal to 0"),
+    "optim.max_grad_norm": ("0", "greater than 0"),
+    "optim.ema_decay": ("1", "less than 1"),
+    "optim.micro_batch_size": ("0", "greater than or equal to 1"),
+    "distributed": ("cpu", FIELDS),
+    "distributed.device": ("tpu", "'auto', 'cpu' or 'cuda'"),
+    "distributed.num_threads": ("0", "greater than or equal to 1"),
+    "distributed.timeout_s": ("0", "greater than 0"),
+    "evaluation": ("true", FIELDS),
+    "evaluation.path": ("''", "at least 1 character"),
+    "evaluation.every": ("0", "greater than or equal to 1"),
+    "evaluation.num_inference_steps": ("1001", "less than or equal to 1000"),
+    "evaluation.batch_size": ("0", "greater than or equal to 1"),
+    "evaluation.rewards": ("ocr", "must be a list"),
+    "evaluation.final_rewards": ("{}", "must be a list"),
+    "evaluation.seed": ("-1", "greater than or equal to 0"),
+    "evaluation.num_pictures": ("-1", "greater than or equal to 0"),
+    "evaluation.may_share": ("all", "'nothing' or 'targets'"),
+    "checkpoint": ("25", FIELDS),
+    "checkpoint.save_every": ("0", "greater than or equal to 1"),
+    "checkpoint.keep": ("0", "greater than or equal to 1"),
+    "logging": ("no", FIELDS),
+    "logging.report_to": ("tensorboard", "must be a list"),
+    "logging.report_every": ("0", "greater than or equal to 1"),
+    "logging.progress": ("1", FLAG),
+}
+SFT_CASES: dict[str, tuple[str, str]] = {
+    **{
+        path: case
+        for path, case in CONFIG_CASES.items()
+        if path in ("run_name", "output_dir", "seed", "max_steps") or path.startswith(("policy", "distributed"))
+    },
+    "output": ("null", TEXT),
+    "log_every": ("0", "greater than or equal to 1"),
+    "words": ("0.2", FIELDS),
+    "words.char_noise": ("1.2", "less than or equal to 1"),
+    "words.color_noise": ("-0.1", "greater than or equal to 0"),
+    "optim": ("muon", FIELDS),
+    "optim.batch_size": ("0", "greater than or equal to 1"),
+    "optim.muon_lr": ("0", "greater than 0"),
+    "optim.adamw_lr": (".inf", "must be a finite number"),
+    "optim.warmup_steps": ("-1", "greater than or equal to 0"),
+    "optim.decay_share": ("30", "less than or equal to 1"),
+    "optim.ema_decay": ("1", "less than 1"),
+}
+ALL_CASES = [(Config, BASE, path, *case) for path, case in CONFIG_CASES.items()]
+ALL_CASES += [(SftConfig, SFT_BASE, path, *case) for path, case in SFT_CASES.items()]
+
+
+def write(folder: Path, config: dict[str, Any]) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def concrete(path: str) -> str:
+    """A place that BASE has: its data set 0, its service and column `ocr`."""
+    return path.replace("train.*", "train.0").replace("*", "ocr")
+
+
+@pytest.mark.parametrize(("model", "base"), [(Config, BASE), (SftConfig, SFT_BASE)])
+def test_the_base_is_a_valid_config(tmp_path: Path, model: type[BaseModel], base: dict[str, Any]) -> None:
+    load_config(write(tmp_path, base), model)
+
+
+@pytest.mark.parametrize(("model", "cases"), [(Config, CONFIG_CASES), (SftConfig, SFT_CASES)])
+def test_every_field_has_a_case(model: type[BaseModel], cases: dict[str, tuple[str, str]]) -> None:
+    """A new field must come with a value that breaks it, below."""
+    assert set(field_paths(model)) == set(cases)
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "path", "value", "words"), ALL_CASES, ids=[f"{c[0].__name__}-{c[2]}" for c in ALL_CASES]
+)
+def test_a_broken_field_is_named_with_what_it_must_be(
+    tmp_path: Path, model: type[BaseModel], base: dict[str, Any], path: str, value: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, base), model, [f"{concrete(path)}={value}"])
+    head, *lines = str(raised.value).splitlines()
+    assert head == f"{tmp_path / 'config.yaml'} cannot be used:"
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"  {concrete(path)}"), lines
+    assert words in lines[0]
+    given = yaml.safe_load(value)
+    assert isinstance(given, dict) or f"(given: {given!r})" in lines[0]
+
+
+@pytest.mark.parametrize("model", [Config, SftConfig])
+def test_every_field_is_explained(model: type[BaseModel]) -> None:
+    """A sentence each; a section's is its class docstring."""
+    for path in field_paths(model):
+        section, _, name = path.rpartition(".")
+        holder: Any = model
+        for part in [p for p in section.split(".") if p not in ("", "*")]:
+            annotation = holder.model_fields[part].annotation
+            inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+            holder = inner[0]
+        field = holder.model_fields[name]
+        text = field.description or getattr(field.annotation, "__doc__", None) or ""
+        assert len(text.split()) >= 2 and text.rstrip().endswith((".", ")")), path
+
+
+REQUIRED = ["run_name", "max_steps", "data", "data.train.0.path", "data.train.0.rewards", "rewards.columns.ocr.service"]
+
+
+@pytest.mark.parametrize("path", REQUIRED)
+def test_a_missing_field_is_named(tmp_path: Path, path: str) -> None:
+    config = yaml.safe_load(yaml.safe_dump(BASE))
+    *above, last = path.split(".")
+    node = config
+    for part in above:
+        node = node[int(part)] if part.isdigit() else node[part]
+    del node[last]
+    with pytest.raises(ConfigError, match=rf"  {path}: missing; give a value"):
+        load_config(write(tmp_path, config), Config)
+
+
+CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
+    "window": (["sampling.sde_window=[2, 9]"], ["sde_window [2, 9)", "num_inference_steps = 6", "<= 5"]),
+    "window_empty": (["sampling.sde_window=[2, 2]"], ["sde_window [2, 2)", "first < last"]),
+    "micro_batch": (
+        ["sampling.micro_batch_size=6"],
+        ["micro_batch_size = 6", "group_size = 4", "try micro_batch_size = 4"],
+    ),
+    "samples": (["sampling.prompts_per_step=3"], ["3 * 4 = 12", "micro_batch_size = 8", "try 4"]),
+    "cps_noise": (["sampling.noise_level=1.5"], ["noise_level = 1.5", "more than 1", "kind = flow_sde"]),
+    "min_valid": (["algorithm.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
+    "update_batch": (
+        ["optim.micro_batch_size=3"],
+        ["optim.micro_batch_size = 3", "sampling.micro_batch_size = 8", "try 2"],
+    ),
+    "update_batch_too_big": (["optim.micro_batch_size=16"], ["= 16", "= 8", "try 8"]),
+    "warmup": (["optim.warmup_steps=10"], ["warmup_steps = 10", "max_steps = 10", "train longer"]),
+    "no_such_service": (["rewards.columns.ocr.service=ocrr"], ["columns.ocr.service = 'ocrr'", "(there: ocr)"]),
+    "no_such_reward": (["data.train.0.rewards={ocr: 1, hps: 1}"], ["data.train.0.rewards", "'hps'", "(there: ocr)"]),
+    "no_such_eval_reward": (["evaluation.rewards=[hps]"], ["evaluation.rewards", "'hps'", "(there: ocr)"]),
+    "no_such_final_reward": (["evaluation.final_rewards=[hps]"], ["evaluation.final_rewards", "'hps'"]),
+    "no_weight": (["data.train.0.rewards={ocr: 0}"], ["train.jsonl", "a weight other than 0"]),
+    "no_url": (["rewards.services.ocr.urls=[]"], ["services.ocr.urls is empty", "OCR_URL", "launch: local"]),
+    "nothing_to_launch": (
+        ["rewards.launch=local", "rewards.services.ocr.urls=[]"],
+        ["services.ocr has neither `module`", "`urls`"],
+    ),
+    "bad_url": (["rewards.services.ocr.urls=[localhost:18082]"], ["'localhost:18082'", "like http://127.0.0.1:18082"]),
+    "connect_timeout": (["rewards.services.ocr.timeout_s=2"], ["connect_timeout_s = 5", "timeout_s = 2", "raise"]),
+    "hedge": (["rewards.services.ocr.hedge=true"], ["urls has 1", "at least 2"]),
+    "same_name": (
+        ["data.train.1.path=other/train.txt", "data.train.1.rewards={ocr: 1}"],
+        ["train.0 and train.1", "'train'", "another `name`"],
+    ),
+    "eval_is_train": (
+        ["evaluation.path=./train.jsonl"],
+        ["evaluation.path and data.train.0.path are both", "never sees"],
+    ),
+    "eval_rewards_without_path": (
+        ["evaluation.path=null"],
+        ["rewards asks for ocr", "path is null", "leave rewards out"],
+    ),
+    "final_rewards_without_path": (
+        ["evaluation={final_rewards: [ocr]}"],
+        ["final_rewards asks for ocr", "path is null"],
+    ),
+    "beta_of_one": (["optim.betas=[0.9, 1.0]"], ["optim.betas.1: must be less than 1 (given: 1.0)"]),
+    "nan_reward_weight": (["data.train.0.rewards={ocr: .nan}"], ["data.train.0.rewards.ocr: must be a finite"]),
+    "service_name": (["rewards.services.a/b.urls=['http://a']"], ["rewards.services.a/b", "only letters, digits"]),
+    "flag_value": (["rewards.services.ocr.args={mode: [1]}"], ["args.mode: must be a text or must be a whole number"]),
+}
+
+
+@pytest.mark.parametrize("case", CROSS_CHECKS)
+def test_values_that_contradict_are_refused_with_both_and_the_remedy(tmp_path: Path, case: str) -> None:
+    overrides, words = CROSS_CHECKS[case]
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, BASE), Config, overrides)
+    for text in words:
+        assert text in str(raised.value)
+
+
+def test_pre_training_must_outlast_its_warm_up(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.warmup_steps = 50 is not below max_steps = 50.*train longer"):
+        load_config(write(tmp_path, SFT_BASE), SftConfig, ["max_steps=50"])
+
+
+@pytest.mark.parametrize("variable", ["OCR_URL", "RULES_URL"])
+def test_an_address_may_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Only the service's own variable counts."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    path = write(tmp_path, BASE)
+    if variable == "OCR_URL":
+        load_config(path, Config, ["rewards.services.ocr.urls=[]"])
+    else:
+        with pytest.raises(ConfigError, match="urls is empty"):
+            load_config(path, Config, ["rewards.services.ocr.urls=[]"])
+
+
+UNKNOWN = {
+    "sead": "did you mean seed?",
+    "lr": "did you mean optim.lr?",
+    "group_size": "did you mean sampling.group_size?",
+    "micro_batch_size": "did you mean sampling.micro_batch_size or optim.micro_batch_size?",
+    "zzz": "the keys here are: run_name, output_dir",
+    "sampling.groupsize": "did you mean sampling.group_size?",
+    "rewards.services.ocr.url": "did you mean rewards.services.ocr.urls?",
+    "rewards.columns.ocr.servce": "did you mean rewards.columns.ocr.service?",
+    "data.train.0.reward": "did you mean data.train.0.rewards?",
+    "data.trian": "did you mean data.train?",
+    "policy.zzz": "the keys here are: type, checkpoint",
+}
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_an_unknown_key_gets_the_nearest_known_one(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, BASE), Config, [f"{key}=1"])
+    assert f"  {key}: unknown key; {UNKNOWN[key]}" in str(raised.value)
+
+
+@pytest.mark.parametrize(("model", "base"), [(Config, BASE), (SftConfig, SFT_BASE)])
+def test_no_section_takes_unknown_keys(tmp_path: Path, model: type[BaseModel], base: dict[str, Any]) -> None:
+    path = write(tmp_path, base)
+    sections = {concrete(p.rpartition(".")[0]) for p in field_paths(model)}
+    assert len(sections) >= 5
+    for section in sorted(sections):
+        key = f"{section}.no_such_key".lstrip(".")
+        with pytest.raises(ConfigError, match="unknown key"):
+            load_config(path, model, [f"{key}=1"])
+
+
+def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, BASE), Config)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 2  # type: ignore[misc]
