@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from services.common.scorer import Failure, Item, Score
-from services.rules import reward
+from services.rules import functions, reward
 from services.rules.functions import FunctionReward, FunctionsError, load_functions
 from services.rules.scorer import RulesScorer
 from wire.schema import ErrorCode, ScorerInfo
@@ -79,6 +80,17 @@ def test_the_mark_sets_what_info_says(write: Callable[..., Path]) -> None:
     plain, marked = (each.info for each in load_functions(str(write(MY_REWARDS))))
     assert plain == ScorerInfo(name="prompt_length", revision=f"1+sha256:{digest}", range=(None, None))
     assert marked == ScorerInfo(name="size", revision=f"7+sha256:{digest}", range=(0.0, 100.0), higher_is_better=False)
+
+
+def test_the_examples_in_the_documentation_run(write: Callable[..., Path]) -> None:
+    guide = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
+    block = guide.partition("```python\n# my_rewards.py\n")[2].partition("```")[0]
+    docstring = functions.__doc__ or ""
+    example = docstring[docstring.index("    from PIL") : docstring.index("A reward function takes")]
+    for text in (block, textwrap.dedent(example)):
+        [rewarded] = load_functions(str(write(text)))
+        assert rewarded.info.name == "brightness"
+        assert rewarded(ITEM) == Score(1.0)
 
 
 def test_revision_changes_with_the_file(write: Callable[..., Path]) -> None:
