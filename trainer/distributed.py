@@ -93,7 +93,8 @@ def world(config: DistributedConfig) -> Iterator[World]:
     if size == 1:
         yield World(rank=0, size=1, device=device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # Statistics live on the CPU, gradients on the device: each kind of tensor has its own backend.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
     try:
         yield World(rank=rank, size=size, device=device)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.advantages import signal_sums, standardize
+from trainer.config import AlgorithmConfig
 from trainer.distributed import World
 from trainer.types import Scores
 
@@ -50,19 +52,65 @@ def reward_metrics(scores: Scores, world: World) -> dict[str, float]:
     return row
 
 
-def advantage_metrics(adv_B: Tensor, weight_B: Tensor, clipped_B: Tensor, world: World) -> dict[str, float]:
-    """`adv/mean|std|abs_mean|clip_share` over all ranks' samples that train, and their share of all samples."""
-    adv, weight = adv_B.double(), (weight_B > 0).double()
-    parts = [weight.sum(), (adv * weight).sum(), (adv**2 * weight).sum(), (adv.abs() * weight).sum()]
-    parts += [(clipped_B.double() * weight).sum(), torch.tensor(float(len(adv)), dtype=torch.float64)]
-    count, total, squares, absolute, clipped, everyone = world.sum(torch.stack(parts)).tolist()
+def advantage_metrics(
+    scores: Scores,
+    group_B: Tensor,
+    adv_B: Tensor,
+    weight_B: Tensor,
+    std_floor_R: Tensor | None,
+    algorithm: AlgorithmConfig,
+    world: World,
+) -> dict[str, float]:
+    """`adv/mean|std|abs_mean|clip_share|trained_share`, and per reward `adv/<name>/abs_mean|zero_group_share`.
+
+    `adv_B` is taken before clamping. All ranks together.
+    """
+    adv, trains = adv_B.double(), (weight_B > 0).double()
+    clipped = (adv.abs() > algorithm.adv_clip).double()
+    parts = torch.stack(
+        [
+            trains.sum(),
+            (adv * trains).sum(),
+            (adv**2 * trains).sum(),
+            (adv.abs() * trains).sum(),
+            (clipped * trains).sum(),
+        ]
+    )
+    relative = standardize(
+        scores.scores_BR,
+        scores.valid_BR,
+        group_B,
+        eps=algorithm.eps,
+        min_valid=algorithm.min_valid,
+        std_floor=std_floor_R,
+    )
+    signal = torch.stack(list(signal_sums(relative, group_B)))  # (4, R)
+    count, total, squares, absolute, clips = world.sum(parts).tolist()
     count = max(count, 1.0)
-    return {
+    everyone = world.sum(torch.tensor(float(len(adv)), dtype=torch.float64)).item()
+    row = {
         "adv/mean": total / count,
         "adv/std": math.sqrt(max(squares / count - (total / count) ** 2, 0.0)),
         "adv/abs_mean": absolute / count,
-        "adv/clip_share": clipped / count,
-        "adv/trained_share": count / max(everyone, 1.0),
+        "adv/clip_share": clips / count,
+        "adv/trained_share": count / everyone,
+    }
+    for name, (abs_z, samples, groups, flat) in zip(scores.names, world.sum(signal).T.tolist(), strict=True):
+        if samples:
+            row[f"adv/{name}/abs_mean"] = abs_z / samples
+            row[f"adv/{name}/zero_group_share"] = flat / groups
+    return row
+
+
+def wait_metrics(scores: Scores, step_s: float, world: World) -> dict[str, float]:
+    """How long the slowest rank stood still for rewards, and how much of it was more than the last answer's latency."""
+    reports = world.gather([scores.waited_s, scores.last_latency_s])
+    waited = max(report[0] for report in reports)
+    last = max(report[1] for report in reports)
+    return {
+        "reward_wait_share": waited / step_s,
+        "wait/last_latency_s": last,
+        "wait/excess_s": max(waited - last, 0.0),
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.config import AlgorithmConfig, OptimConfig
 from trainer.distributed import World
-from trainer.losses import clipped_surrogate
+from trainer.losses import clipped_surrogate, kl_penalty
 from trainer.policies.base import Policy, slice_rollout
 from trainer.types import Rollout, StopTrainingError
 
@@ -88,7 +88,7 @@ class Updater:
             )
             tally.add(loss.detach(), stats, work.count)
             if replay.kl_BS is not None:
-                kl = (replay.kl_BS * weight_B[:, None]).sum()
+                kl = kl_penalty(replay.kl_BS, weight_B, mask_BS=replay.mask_BS)
                 tally.add_kl(kl.detach(), work.count)
                 loss = loss + self.algorithm.kl_beta * kl
             (loss / work.count).backward()
