@@ -137,6 +137,9 @@ class ItemResult(_Wire):
             raise ValueError(f"result {self.id!r} needs exactly one of `score` and `error`")
         if self.score is not None and not math.isfinite(self.score):
             raise ValueError(f"result {self.id!r}: score {self.score} is not finite")
+        for name, part in self.components.items():
+            if not math.isfinite(part):
+                raise ValueError(f"result {self.id!r}: component {name!r} = {part} is not finite")
         return self
 
 

@@ -33,12 +33,12 @@ class PatientProtocol(H11Protocol):
         """Answer what is not HTTP with an `ErrorBody`, like every other refusal."""
         body = ErrorBody(error=RequestError(code="malformed", message=msg)).model_dump_json(exclude_none=True)
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        for event in (
+        events = (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
             h11.Data(data=body.encode()),
             h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
 
     def _watch_headers(self) -> None:

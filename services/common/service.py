@@ -191,23 +191,18 @@ class Service:
             else self._batcher.submit(reward, each.item, each.key, deadline)
             for each in decoded
         ]
-        pending: set[asyncio.Future[Any]] = {
-            each for each in submitted if isinstance(each, asyncio.Future) and not each.done()
-        }
+        futures = [each for each in submitted if isinstance(each, asyncio.Future)]
+        finished = _all_done(futures)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_until_disconnect(request))
         try:
-            while pending and not gone.done():
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                done, _ = await asyncio.wait({*pending, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                pending -= done
-            if pending and gone.done():
+            left = max(0.0, deadline - time.monotonic())
+            await asyncio.wait({finished, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not finished.done():
                 raise ClientDisconnect
         finally:
             gone.cancel()
-            for future in pending:
-                future.cancel()
+            for future in futures:
+                future.cancel()  # of no effect on those that are done
         late = Outcome(Failure(ErrorCode.TIMEOUT, "the deadline passed before the item had a result"))
         return [
             each if isinstance(each, Outcome) else late if each.cancelled() else each.result() for each in submitted
@@ -245,6 +240,25 @@ def _to_result(item_id: str, outcome: Outcome) -> ItemResult:
         )
     error = ItemError(code=result.code, message=result.message)
     return ItemResult(id=item_id, score=None, error=error, queue_ms=queue_ms, compute_ms=compute_ms)
+
+
+def _all_done(futures: list[asyncio.Future[Outcome]]) -> asyncio.Future[None]:
+    """A future for the moment when all are done; one callback each, however many wake-ups there are."""
+    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    left = sum(not future.done() for future in futures)
+
+    def on_done(_future: asyncio.Future[Outcome]) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and not finished.done():
+            finished.set_result(None)
+
+    for future in futures:
+        if not future.done():
+            future.add_done_callback(on_done)
+    if left == 0:
+        finished.set_result(None)
+    return finished
 
 
 async def _until_disconnect(request: Request) -> None:

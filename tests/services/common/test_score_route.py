@@ -7,11 +7,13 @@ import base64
 import io
 import json
 import struct
+import threading
 import zlib
 
 import pytest
 from PIL import Image
 
+from services.common import intake
 from services.common.fakes import (
     ConstantScorer,
     FailEveryNthScorer,
@@ -345,3 +347,17 @@ async def test_animated_and_large_mode_images_do_not_hurt(running):
     async with running(PromptLengthScorer()) as client:
         animated = {"data": b64(buffer.getvalue()), "media_type": "image/png"}
         assert results_of(await post(client, [item(1, images=[animated])]))["i1"].components == {"images": 1.0}
+
+
+async def test_images_are_decoded_off_the_event_loop(running, monkeypatch):
+    threads = set()
+    real = intake.load
+
+    def watched(image):
+        threads.add(threading.get_ident())
+        return real(image)
+
+    monkeypatch.setattr(intake, "load", watched)
+    async with running(PromptLengthScorer()) as client:
+        results_of(await post(client, [item(n, images=[ref()]) for n in range(1, 40)]))
+    assert threads and threading.get_ident() not in threads

@@ -290,6 +290,18 @@ def test_workers_end_with_a_killed_service(serving):
     assert not alive
 
 
+def test_killed_worker_costs_no_item(serving):
+    with serving(module="tests.services.common.pool_service") as server:
+        server.wait_ready()
+        workers = [c for c in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+        assert len(workers) == 2
+        for worker in workers:
+            worker.kill()
+        items = [ITEM | {"id": str(n), "prompt": "x" * n} for n in range(1, 21)]
+        assert [r["score"] for r in post(server, items).json()["results"]] == list(range(1, 21))
+        assert "reward_worker_restarts 2.0" in httpx.get(server.url + "/metrics").text
+
+
 def test_workers_end_with_a_drained_service(serving):
     with serving(module="tests.services.common.pool_service") as server:
         server.wait_ready()

@@ -1,0 +1,159 @@
+"""Image encodings: what comes back is what went in, and bad input is refused before it is decoded."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from wire import images
+from wire.images import BadImageError, ImageLimits, decode, decode_ref, encode, to_ref
+from wire.schema import ImageRef
+
+LOSSLESS = ["image/png", "image/webp", "image/x-rgb8"]
+SIDES = st.integers(1, 40)
+RGB = st.tuples(SIDES, SIDES, st.just(3)).flatmap(lambda shape: arrays.arrays(np.uint8, shape))
+RGBA = st.tuples(SIDES, SIDES, st.just(4)).flatmap(lambda shape: arrays.arrays(np.uint8, shape))
+
+
+def pixels(image, mode="RGB"):
+    return np.asarray(image.convert(mode))
+
+
+@pytest.mark.parametrize("media_type", LOSSLESS)
+@settings(max_examples=40, deadline=None)
+@given(array=RGB)
+def test_lossless_encodings_return_the_same_bytes(media_type, array):
+    image = Image.fromarray(array)
+    back = decode(encode(image, media_type), media_type, width=image.width, height=image.height)
+    assert back.mode == "RGB"
+    assert back.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/webp"])
+@settings(max_examples=40, deadline=None)
+@given(array=RGBA)
+def test_alpha_and_the_colours_under_it_come_back(media_type, array):
+    image = Image.fromarray(array)
+    back = decode(encode(image, media_type), media_type)
+    assert np.array_equal(pixels(back, "RGBA"), array)
+
+
+@settings(max_examples=20, deadline=None)
+@given(array=RGBA)
+def test_rgb8_drops_alpha(array):
+    image = Image.fromarray(array)
+    assert encode(image, "image/x-rgb8") == array[..., :3].tobytes()
+
+
+@settings(max_examples=20, deadline=None)
+@given(array=RGB)
+def test_jpeg_keeps_the_size(array):
+    image = Image.fromarray(array)
+    assert decode(encode(image, "image/jpeg"), "image/jpeg").size == image.size
+
+
+def test_jpeg_quality_counts():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    assert len(encode(noise, "image/jpeg", 95)) > 2 * len(encode(noise, "image/jpeg", 30))
+
+
+@pytest.mark.parametrize("media_type", [*LOSSLESS, "image/jpeg"])
+def test_reference_round_trip(media_type):
+    image = Image.new("RGB", (7, 3), (9, 90, 200))
+    ref = ImageRef.model_validate_json(to_ref(image, media_type).model_dump_json())
+    assert decode_ref(ref, {}).size == (7, 3)
+    part = ImageRef(media_type=media_type, part="p", width=7, height=3)
+    assert decode_ref(part, {"p": encode(image, media_type)}).size == (7, 3)
+
+
+def png_header(width, height, data=b""):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_size_is_refused_from_the_header(monkeypatch):
+    monkeypatch.setattr(images, "load", lambda _image: pytest.fail("decoded before the limit was checked"))
+    with pytest.raises(BadImageError, match="6000x6000 = 36000000 pixels; the limit is 16777216"):
+        decode(png_header(6000, 6000), "image/png")
+
+
+def test_huge_header_is_refused():
+    with pytest.raises(BadImageError):
+        decode(png_header(100_000, 100_000), "image/png")
+
+
+def test_own_limits_win():
+    small = encode(Image.new("RGB", (10, 10)), "image/png")
+    with pytest.raises(BadImageError, match="10x10 = 100 pixels; the limit is 99"):
+        decode(small, "image/png", limits=ImageLimits(max_pixels=99))
+    with pytest.raises(BadImageError, match=f"image of {len(small)} bytes; the limit is 20"):
+        decode(small, "image/png", limits=ImageLimits(max_bytes=20))
+    assert decode(small, "image/png", limits=ImageLimits(max_pixels=100)).size == (10, 10)
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/webp", "image/jpeg"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200), cut=st.integers(0, 200))
+def test_damaged_bytes_are_one_kind_of_error(media_type, data, cut):
+    whole = encode(Image.new("RGB", (16, 16), "red"), media_type)
+    for damaged in (data, whole[:cut] + data):
+        try:
+            assert decode(damaged, media_type).size
+        except BadImageError as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/webp", "image/jpeg"])
+def test_truncated_image_is_refused(media_type):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    whole = encode(noise, media_type)
+    with pytest.raises(BadImageError, match=f"not a readable {media_type}"):
+        decode(whole[: len(whole) // 2], media_type)
+
+
+def test_media_type_must_be_true():
+    with pytest.raises(BadImageError, match="not a readable image/webp"):
+        decode(encode(Image.new("RGB", (4, 4)), "image/png"), "image/webp")
+
+
+@pytest.mark.parametrize(
+    ("data", "width", "height", "message"),
+    [
+        (b"abc", 1, 2, "needs 6 bytes; got 3"),
+        (b"abcd", 1, 1, "needs 3 bytes; got 4"),
+        (b"abc", None, 1, "give `width` and `height`"),
+        (b"abc", 1, None, "give `width` and `height`"),
+        (b"", 65_536, 65_536, "the limit is 16777216"),
+    ],
+)
+def test_raw_pixels_must_fit_their_size(data, width, height, message):
+    with pytest.raises(BadImageError, match=message):
+        decode(data, "image/x-rgb8", width=width, height=height)
+
+
+def test_base64_is_checked_and_bounded_before_it_is_decoded():
+    with pytest.raises(BadImageError, match="not base64"):
+        decode_ref(ImageRef(media_type="image/png", data="a b c"), {})
+    with pytest.raises(BadImageError, match="base64 characters; the limit is 10 bytes"):
+        text = base64.b64encode(b"x" * 100).decode()
+        decode_ref(ImageRef(media_type="image/png", data=text), {}, ImageLimits(max_bytes=10))
+
+
+def test_missing_part_is_named():
+    with pytest.raises(BadImageError, match="no multipart part named 'img'"):
+        decode_ref(ImageRef(media_type="image/png", part="img"), {})
