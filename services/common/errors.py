@@ -113,7 +113,7 @@ async def _discard(receive: Receive) -> None:
     until = time.monotonic() + LINGER_S
     try:
         async with asyncio.timeout(LINGER_S):
-            while time.monotonic() < until:
+            while time.monotonic() < until:  # the timeout alone would not end a stream that is always ready
                 message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body", False):
                     return

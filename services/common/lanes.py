@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Lane:
                 value = call()
             except BaseException as error:  # SystemExit of a library, too, must not end the thread
                 caught = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(resolve, value, caught)
 
         self._calls.put(work)
@@ -47,11 +48,6 @@ class Lane:
     def stop(self) -> None:
         """End the thread after the call it is in."""
         self._calls.put(None)
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the end; False when it is still in a call."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

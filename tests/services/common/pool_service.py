@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 from pydantic_settings import SettingsConfigDict
 
 from services.common.fakes import PromptLengthScorer
@@ -10,10 +13,21 @@ from services.common.settings import ServiceSettings, load_settings
 from services.common.workers import ProcessPool
 
 
+class LoadsSlowly(PromptLengthScorer):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def load(self) -> None:
+        time.sleep(self._seconds)
+
+
 class PoolSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="POOL_TEST_")
+
+    load_s: float = 0.0
 
 
 if __name__ == "__main__":
     settings = load_settings(PoolSettings)
-    serve(lambda: ProcessPool(PromptLengthScorer, workers=2), settings, "pool")
+    serve(lambda: ProcessPool(partial(LoadsSlowly, settings.load_s), workers=2), settings, "pool")

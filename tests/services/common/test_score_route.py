@@ -216,8 +216,8 @@ async def test_repeated_input_comes_from_the_cache_and_failures_do_not(running):
 
 
 async def test_deadline_keeps_what_is_done(running):
-    async with running(SlowScorer(0.15, max_batch=1)) as client:
-        results = results_of(await post(client, [item(n) for n in (1, 2, 3)], deadline_ms=220))
+    async with running(SlowScorer(0.3, max_batch=1)) as client:
+        results = results_of(await post(client, [item(n) for n in (1, 2, 3)], deadline_ms=500))
     assert results["i1"].score == 1
     assert {results["i2"].error.code, results["i3"].error.code} == {ErrorCode.TIMEOUT}
 

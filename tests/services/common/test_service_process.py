@@ -302,6 +302,17 @@ def test_killed_worker_costs_no_item(serving):
         assert "reward_worker_restarts 2.0" in httpx.get(server.url + "/metrics").text
 
 
+def test_sigterm_while_loading_ends_at_once(serving):
+    with serving("--load-s", "60", module="tests.services.common.pool_service") as server:
+        until = time.monotonic() + 10
+        while len(children := psutil.Process(server.process.pid).children()) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        server.terminate()
+        assert server.process.wait(timeout=10) == 0
+        _, alive = psutil.wait_procs(children, timeout=3)
+    assert not alive
+
+
 def test_workers_end_with_a_drained_service(serving):
     with serving(module="tests.services.common.pool_service") as server:
         server.wait_ready()
