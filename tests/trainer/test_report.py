@@ -1,0 +1,758 @@
+"""The report page, built from fabricated run folders; at the end in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from trainer.config import ConfigError
+from trainer.metrics import Recorder
+from trainer.report import build_report
+from trainer.report.glossary import GLOSSARY
+from trainer.report.page import failures, headlines, render, state
+from trainer.report.pictures import build_gallery, read_correctly
+from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
+from trainer.report.svg import inline, tick
+
+ABOUT = (
+    "A 2.4 M-parameter SD3 transformer, trained from scratch in minutes on rendered words with noisy captions: 20 % of "
+    "the characters and 30 % of the colours were wrong, as web data is. RL removes that noise."
+)
+CONFIG: dict[str, Any] = {
+    "run_name": "quickstart",
+    "output_dir": "outputs",
+    "seed": 1,
+    "max_steps": 100,
+    "policy": {"type": "tiny", "checkpoint": "assets/quickstart/base.safetensors"},
+    "sampling": {"prompts_per_step": 8, "group_size": 12},
+    "algorithm": {"type": "gdpo", "clip_range": 1e-4},
+    "rewards": {
+        "services": {"ocr": {"urls": ["http://user:secret@ocr.example:18082"]}},
+        "columns": {
+            "ocr": {"service": "ocr", "reward": "flow_grpo"},
+            "color": {"service": "rules", "reward": "color_match"},
+            "ocr_independent": {"service": "ocr_independent", "reward": "flow_grpo"},
+        },
+        "shuffle_control": False,
+    },
+    "data": {"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"ocr": 1.0, "color": 1.0}}]},
+    "optim": {"lr": 1e-4, "ema_decay": 0.9},
+    "evaluation": {"path": "assets/quickstart/heldout.jsonl", "num_inference_steps": 10, "seed": 1234},
+}
+INK = {"red": (215, 38, 38), "green": (20, 140, 60), "blue": (35, 75, 205), "purple": (130, 40, 160)}
+
+
+def training_row(step: int, rng: random.Random) -> dict[str, float]:
+    """Numbers as a step of the quickstart has them."""
+    rise = 1 - math.exp(-step / 25)
+    wait, update, rollout = 0.02 + 0.03 * rng.random(), 0.5 + 0.04 * rng.random(), 0.42 + 0.03 * rng.random()
+    total = wait + update + rollout + 0.004
+    row = {
+        "ratio/mean": 1 + rng.gauss(0, 2e-6),
+        "ratio/min": 1 - abs(rng.gauss(4e-5, 1e-5)),
+        "ratio/max": 1 + abs(rng.gauss(4e-5, 1e-5)),
+        "ratio/replay_error": 0.0,
+        "clip_share": 0.01 * rng.random(),
+        "loss/policy": rng.gauss(0, 1e-3),
+        "loss/kl": 0.0,
+        "kl": 0.0,
+        "grad_norm": 0.4 + 0.2 * rng.random(),
+        "lr": 1e-4 * (1 - (step - 1) / 100),
+        "adv/mean": 0.0,
+        "adv/std": 1.0,
+        "adv/abs_mean": 0.78 + 0.03 * rng.random(),
+        "adv/clip_share": 0.0,
+        "adv/trained_share": 1.0,
+        "time/rollout": rollout,
+        "time/reward_wait": wait,
+        "time/update": update,
+        "time/total": total,
+        "reward_wait_share": wait / total,
+        "wait/last_latency_s": wait - 0.002,
+        "wait/excess_s": 0.002 * rng.random(),
+        "images_per_s": 96 / total,
+    }
+    for name, low, high in (("ocr", 0.80, 0.955), ("color", 0.66, 0.93)):
+        row |= {
+            f"reward/{name}/mean": min(1.0, low + (high - low) * rise + rng.gauss(0, 0.015)),
+            f"reward/{name}/std": 0.2,
+            f"reward/{name}/valid_share": 1.0 if step != 40 else 0.94,
+            f"adv/{name}/abs_mean": 0.7 - 0.2 * rise + rng.gauss(0, 0.02),
+            f"adv/{name}/zero_group_share": min(1.0, max(0.0, 0.5 * rise + rng.gauss(0, 0.05))),
+            f"latency_ms/{name}/p50": 30 + 10 * rng.random(),
+            f"latency_ms/{name}/p95": 60 + 20 * rng.random(),
+            f"latency_ms/{name}/max": 90 + 30 * rng.random(),
+        }
+    return row
+
+
+def evaluation_row(step: int, *, final: bool) -> dict[str, float]:
+    rise = 1 - math.exp(-step / 25)
+    row = {"eval/ocr": 0.678 + 0.24 * rise, "eval/color": 0.63 + 0.275 * rise, "time/evaluate": 6.1}
+    row |= {"eval/ocr/valid_share": 1.0, "eval/color/valid_share": 1.0}
+    if final:
+        row |= {"eval/ocr_independent": 0.715 + 0.235 * rise, "eval/ocr_independent/valid_share": 1.0}
+    return row
+
+
+def sample_records(step: int, count: int = 24) -> list[dict[str, Any]]:
+    """Words that are spelled better and coloured better the later it is."""
+    prompts, luck = random.Random(7), random.Random(11)
+    font = ImageFont.load_default(17)
+    records = []
+    for n in range(count):
+        word = "".join(prompts.choices("ACDEFHJKLMNPRTUVWXY34679", k=prompts.choice([3, 4])))
+        color = prompts.choice(list(INK))
+        wrong, wrong_color = luck.random() < (0.6 if step == 0 else 0.15), luck.random() < (0.35 if step == 0 else 0.1)
+        read = word[:-1] + "I" if wrong else word
+        image = Image.new("RGB", (48, 24), "white")
+        ink = INK[next(c for c in INK if c != color)] if wrong_color else INK[color]
+        ImageDraw.Draw(image).text((24, 12), read, fill=ink, font=font, anchor="mm")
+        scores: dict[str, float | None] = {"ocr": 1 - int(wrong) / len(word), "color": 0.04 if wrong_color else 1.0}
+        if n == 5:
+            scores["color"] = None
+        records.append(
+            {
+                "id": f"word-{word}#0",
+                "prompt_id": f"word-{word}",
+                "prompt": f'the word "{word}" in {color}',
+                "image_HWC": np.asarray(image),
+                "scores": scores,
+                "read": read,
+            }
+        )
+    return records
+
+
+def fabricate(
+    run_dir: Path, *, steps: int = 100, every: int = 25, finished: bool = True, config: dict[str, Any] | None = None
+) -> Path:
+    """A run folder as training leaves it after `steps` steps."""
+    rng = random.Random(3)
+    text = yaml.safe_dump(config or CONFIG, sort_keys=False)
+    with Recorder(
+        run_dir,
+        config_yaml=text,
+        is_main=True,
+        resume_step=None,
+        max_steps=100,
+        progress=False,
+        report_to=(),
+    ) as recorder:
+        for step in range(steps + 1):
+            row: dict[str, Any] = {} if step == 0 else training_row(step, rng)
+            if step == 40:
+                row["failed/ocr/timeout"] = 6.0
+            if step % every == 0:
+                row |= evaluation_row(step, final=step in (0, 100))
+                recorder.save_samples(step, sample_records(step))
+            recorder.record({"step": step, **row})
+        if finished:
+            ends = {"before": evaluation_row(0, final=True), "after": evaluation_row(steps, final=True)}
+            recorder.write_summary(
+                {
+                    "eval": {
+                        end: {k.removeprefix("eval/"): v for k, v in row.items() if k.count("/") == 1 and k[0] == "e"}
+                        for end, row in ends.items()
+                    },
+                    "steps": steps,
+                    "wall_s": 127.0,
+                    "reward_wait_share": 0.04,
+                    "failed_rewards": 6,
+                    "seed": 1,
+                    "stopped": None,
+                    "about_base": ABOUT,
+                    "hardware": "2 CPU cores (x86_64), 2 torch threads per process",
+                    "eval_prompts": 192,
+                }
+            )
+    return run_dir
+
+
+class Page(HTMLParser):
+    """A page as a reader finds it: tags that balance, attributes, text by element."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> has an attribute twice"
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+        if tag not in {"b", "code", "span"}:
+            self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def page(run_dir: Path) -> Page:
+    return Page(build_report(run_dir).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture(scope="module")
+def built(finished: Path) -> Page:
+    return page(finished)
+
+
+def test_the_result_comes_first_with_what_it_stands_on(built: Page) -> None:
+    words = built.words()
+    for text in (
+        "finished, 100 steps",
+        "The policy “tiny” was post-trained by RL (GDPO), 8 prompts × 12 pictures a step, on the rewards "
+        "ocr (weight 1) and color (weight 1).",
+        "ocr trained on before 0.678 → after 0.914 ▲ +0.236",
+        "ocr_independent never trained on before 0.715 → after 0.946 ▲ +0.231",
+        "192 held-out prompts that training never sees",
+        "Seed 1",
+        "Duration 2 min 07 s",
+        "2 CPU cores (x86_64), 2 torch threads per process",
+        "Failed scores 6 (masked, never a number)",
+        ABOUT,
+    ):
+        assert text in words, text
+    assert words.index("0.914") < words.index("What the base model is") < words.index("Before and after")
+
+
+def test_the_page_stands_alone(finished: Path, built: Page) -> None:
+    """No script, and no address but data URIs, places in the page and files of the run folder."""
+    assert not built.named("script") and not built.named("iframe") and not built.named("object")
+    assert not [name for _, attributes in built.elements for name in attributes if name.startswith("on")]
+    assert all(image["src"].startswith("data:image/png;base64,") for image in built.named("img"))
+    addresses = [
+        attributes[name] for _, attributes in built.elements for name in ("href", "xlink:href") if name in attributes
+    ]
+    relative = [address for address in addresses if not address.startswith(("#", "data:"))]
+    assert relative == ["config.yaml", "metrics.jsonl", "summary.json", "samples"]
+    assert all((finished / address).exists() for address in relative)
+    style = (finished / "report.html").read_text().split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert any("default-src 'none'" in meta.get("content", "") for meta in built.named("meta"))
+
+
+def test_the_page_is_small_and_valid(finished: Path, built: Page) -> None:
+    assert (finished / "report.html").stat().st_size < 1_500_000
+    ids = Counter(attributes["id"] for _, attributes in built.elements if "id" in attributes)
+    assert not [name for name, count in ids.items() if count > 1]
+    pointed_at = re.findall(r"(?:url\(|xlink:href=\")#([^)\"]+)", (finished / "report.html").read_text())
+    assert set(pointed_at) <= set(ids)
+    assert "<title>quickstart: run report</title>" in (finished / "report.html").read_text()
+
+
+def test_every_picture_and_plot_is_said_in_words(built: Page) -> None:
+    assert all(image["alt"] for image in built.named("img"))
+    plots = built.named("svg")
+    assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
+    [ocr] = [plot["aria-label"] for plot in plots if plot["aria-label"].startswith("ocr over steps")]
+    assert "held-out: 0.678 at step 0, 0.9136 at step 100." in ocr
+
+
+def test_before_and_after_stand_side_by_side(built: Page) -> None:
+    assert len(built.named("img")) == 48
+    assert all(image["class"] == "pixelated" for image in built.named("img"))
+    words = built.words()
+    assert "The first 24 held-out prompts in file order, not chosen." in words
+    assert re.search(r"Read as asked: (\d+) of 24 before, (\d+) of 24 after", words)
+    assert "12 more" in words
+    marks = Counter(a["aria-label"] for _, a in built.elements if "mark" in a.get("class", "").split())
+    assert marks["right"] and marks["wrong"] and marks["right"] + marks["wrong"] == 48
+
+
+def test_curves_cover_what_was_recorded(built: Page) -> None:
+    words = built.words()
+    for title in (
+        "ocr_independent",
+        "share of valid scores",
+        "mean |advantage| per reward",
+        "groups without signal",
+        "ratio − 1",
+        "clip share",
+        "gradient norm",
+        "learning rate",
+        "time per step, seconds",
+        "share of a step spent waiting",
+        "waiting for rewards, seconds",
+        "ocr: latency, ms",
+    ):
+        assert title in words, title
+    assert "Clipped beyond ±0.0001." in words
+    assert re.search(r"at most 0\.00\d+ s, 0\.\d% of step \d+\.", words)
+    assert "KL to the starting weights" not in words  # it was 0 throughout
+
+
+def test_failures_are_counted_by_code(finished: Path, built: Page) -> None:
+    assert failures(load_run(finished)) == [("ocr", [("timeout", 6)])]
+    assert "reward code count ocr timeout 6" in built.words()
+
+
+def test_no_failures_are_said_to_be_none(tmp_path: Path) -> None:
+    words = page(fabricate(tmp_path / "run", steps=3)).words()
+    assert "Failed scores in training, by code none" in words
+    assert "share of valid scores" not in words  # nothing to see when all are valid
+
+
+def test_every_recorded_key_is_in_the_glossary(finished: Path, built: Page) -> None:
+    rewards = "|".join(load_run(finished).rewards())
+    generic = {re.sub(rf"/({rewards})(?=/|$)", "/<reward>", key) for row in load_run(finished).rows for key in row}
+    told = " ".join([*GLOSSARY, *GLOSSARY.values()])
+    for key in generic - {"latency_ms/<reward>/p95", "latency_ms/<reward>/max", "failed/<reward>/timeout"}:
+        assert key in told, key
+    assert "exactly 1 before a step's first update" in built.words()
+
+
+def test_the_configuration_is_shown_without_credentials(finished: Path, built: Page) -> None:
+    assert "noise_level" not in built.text and "clip_range: 0.0001" in built.text
+    assert "http://ocr.example:18082" in built.text
+    assert "secret" not in (finished / "report.html").read_text()
+
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>\"'><b>&amp;"
+
+
+def hostile_run(run_dir: Path) -> Path:
+    """A run in which every text that comes from outside tries to be markup."""
+    evil = HOSTILE
+    config = CONFIG | {
+        "run_name": evil,
+        "rewards": {"columns": {evil: {"service": evil, "reward": evil}}},
+        "data": {"train": [{"rewards": {evil: 1.0}}]},
+        "evaluation": {"path": "x", "num_inference_steps": evil, "seed": evil},
+        "policy": {"type": evil},
+    }
+    row = {
+        f"reward/{evil}/mean": 0.5,
+        f"eval/{evil}": 0.5,
+        f"failed/{evil}/{evil}": 2,
+        f"latency_ms/{evil}/p50": 1.0,
+        f"adv/{evil}/abs_mean": 0.5,
+    }
+    with Recorder(
+        run_dir,
+        config_yaml=yaml.safe_dump(config),
+        is_main=True,
+        resume_step=None,
+        max_steps=2,
+        progress=False,
+        report_to=(),
+    ) as recorder:
+        for step in range(3):
+            recorder.record({"step": step, **row, "$x^$": 1})
+        sample = sample_records(0, 1)[0] | {"prompt": evil, "read": evil, "scores": {evil: 0.5}}
+        recorder.save_samples(0, [sample])
+        recorder.save_samples(2, [sample])
+        recorder.write_summary(
+            {"steps": 2, "stopped": evil, "about_base": evil, "hardware": evil, "eval_prompts": evil}
+        )
+    return run_dir
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    built = page(hostile_run(tmp_path / "run"))
+    assert not built.named("script") and built.named("b") != []
+    assert all(image["src"].startswith("data:") for image in built.named("img"))
+    assert not [name for _, attributes in built.elements for name in attributes if name.startswith("on")]
+    assert built.text.count("document.title='taken'") > 10
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert HOSTILE not in text and html.escape("<script>", quote=False) in text
+
+
+def test_a_reward_named_like_a_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        for step in range(3):
+            recorder.record(
+                {
+                    "step": step,
+                    "adv/$x^$/abs_mean": 0.5,
+                    "reward/$x^$/mean": 1.0,
+                    "adv/a_b$/abs_mean": 1.0,
+                    "reward/a_b$/mean": 1.0,
+                }
+            )
+    assert "$x^$" in page(tmp_path).text
+
+
+def recording(run_dir: Path) -> Recorder:
+    return Recorder(
+        run_dir,
+        config_yaml=yaml.safe_dump(CONFIG, sort_keys=False),
+        is_main=True,
+        resume_step=None,
+        max_steps=100,
+        progress=False,
+        report_to=(),
+    )
+
+
+def test_a_run_before_its_first_row(tmp_path: Path) -> None:
+    with recording(tmp_path):
+        words = page(tmp_path).words()
+    assert "step 0 of 100" in words
+    assert "There is no held-out evaluation yet." in words and "No samples were kept yet." in words
+    assert words.count("Nothing was recorded yet.") == 5
+
+
+def test_a_run_with_the_first_evaluation_only(tmp_path: Path) -> None:
+    words = page(fabricate(tmp_path / "run", steps=0, finished=False)).words()
+    assert "ocr trained on before 0.678 evaluated once so far" in words
+    assert "Pictures" in words and "Before and after" not in words
+
+
+def test_a_run_that_goes_on_shows_what_there_is(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", steps=60, finished=False)
+    words = page(run).words()
+    assert "step 60 of 100 quickstart" in words
+    assert "The run has no summary yet: it is going on, or was cut off. Its last row was written" in words
+    assert "before 0.678 → after 0.886" in words  # the evaluation after step 50
+    assert "before" in words and "step 50" in words
+    assert "Waiting for rewards" in words
+
+
+def test_an_earlier_finish_is_not_this_runs_result(tmp_path: Path) -> None:
+    """A finished run that is trained on: the old summary's numbers are stale, its facts are not."""
+    run = fabricate(tmp_path / "run", steps=25)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["eval"]["after"]["ocr"] = 0.111
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "0.111" in page(run).words()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 26, "kl": 0.5}\n')
+    words = page(run).words()
+    assert "0.111" not in words and "step 26 of 100" in words
+    assert ABOUT in words
+
+
+@pytest.mark.parametrize(
+    ("summary", "kind", "text"),
+    [
+        ({"steps": 100, "stopped": None}, "finished", "finished, 100 steps"),
+        ({"steps": 50, "stopped": None}, "going", "saved at step 50 of 100"),
+        ({"steps": 50, "stopped": "ocr is down"}, "stopped", "stopped after step 50 of 100"),
+        ({"steps": 49}, "going", "step 50 of 100"),
+        ({}, "going", "step 50 of 100"),
+    ],
+)
+def test_state(tmp_path: Path, summary: dict[str, Any], kind: str, text: str) -> None:
+    with recording(tmp_path) as recorder:
+        recorder.record({"step": summary["steps"] if summary.get("steps", 0) > 50 else 50})
+        if summary:
+            recorder.write_summary(summary)
+    found = state(load_run(tmp_path), datetime.now(UTC))
+    assert (found.kind, found.text) == (kind, text)
+    if kind == "stopped":
+        assert found.detail == "ocr is down"
+
+
+def test_the_age_of_the_last_row_is_told(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        recorder.record({"step": 1})
+    later = datetime.now(UTC) + timedelta(minutes=10, seconds=1)
+    assert "written 10 min 0" in state(load_run(tmp_path), later).detail
+
+
+def test_a_fall_is_shown_as_a_fall_and_a_part_scored_is_said(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        recorder.record({"step": 0, "eval/ocr": 0.9, "eval/color": 0.5, "eval/ocr/valid_share": 0.75})
+        recorder.record({"step": 1, "eval/ocr": 0.4, "eval/color": 0.5002, "eval/ocr/valid_share": 1.0})
+    ocr, color = headlines(load_run(tmp_path))
+    assert (ocr.verdict, ocr.change, color.verdict) == ("down", "−0.500", "same")
+    assert ocr.warning == "In an evaluation only 75.0% of the samples got a score."
+    words = page(tmp_path).words()
+    assert "▼ −0.500" in words and "no change" in words
+
+
+def test_a_control_run_says_so(tmp_path: Path) -> None:
+    config = CONFIG | {"rewards": CONFIG["rewards"] | {"shuffle_control": True}}
+    assert "Control run." in page(fabricate(tmp_path / "run", steps=2, config=config)).words()
+    assert "Control run." not in page(fabricate(tmp_path / "other", steps=2)).words()
+
+
+def test_missing_and_damaged_parts_are_named_and_do_not_stop_the_page(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", steps=25)
+    (run / "samples" / "step_000000" / "3.png").unlink()
+    (run / "samples" / "step_000025" / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n garbage")
+    (run / "summary.json").write_text("{")
+    (run / "config.yaml").write_text("a: [")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 26, "to')
+    words = page(run).words()
+    for text in (
+        "picture missing",
+        "samples/step_000000/3.png",
+        "samples/step_000025/4.png",
+        "summary.json is not JSON",
+        "config.yaml is not YAML",
+    ):
+        assert text in words, text
+    assert "0.678" in words
+
+
+def test_a_sample_outside_the_run_folder_is_not_read(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", steps=0)
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    listing = run / "samples" / "step_000000.json"
+    records = json.loads(listing.read_text())
+    records[0]["image"] = "../private.png"
+    listing.write_text(json.dumps(records))
+    problems: list[str] = []
+    gallery = build_gallery(load_run(run), problems)
+    assert gallery is not None and gallery.cards[0].shots[0].uri is None
+    assert problems == ["sample ../private.png: it lies outside the run folder"]
+
+
+def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (1024, 512, 3), dtype=np.uint8)
+    with recording(tmp_path) as recorder:
+        recorder.save_samples(0, [sample_records(0, 1)[0] | {"image_HWC": noise}])
+    gallery = build_gallery(load_run(tmp_path), [])
+    assert gallery is not None
+    [shot] = gallery.cards[0].shots
+    assert (shot.width, shot.height, shot.pixelated) == (128, 256, False)
+    assert shot.uri is not None and shot.uri.startswith("data:image/webp;base64,") and len(shot.uri) < 60_000
+
+
+def test_a_text_policy_has_no_pictures(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        recorder.save_samples(0, [sample_records(0, 1)[0] | {"image_HWC": None, "read": None}])
+    assert "no picture" in page(tmp_path).words()
+
+
+def test_full_marks_only_where_a_reward_goes_from_0_to_1(tmp_path: Path) -> None:
+    record = sample_records(0, 1)[0]
+    with recording(tmp_path) as recorder:
+        recorder.save_samples(0, [record | {"scores": {"ocr": 0.5, "hps": 0.28, "raw": 3.0}}])
+        recorder.save_samples(100, [record | {"scores": {"ocr": 1.0, "hps": 0.29, "raw": None}}])
+    gallery = build_gallery(load_run(tmp_path), [])
+    assert gallery is not None and gallery.labels == ("before", "after")
+    before, after = gallery.cards[0].shots
+    assert [(s.reward, s.text, s.full, s.change) for s in before.scores] == [
+        ("ocr", "0.50", False, ""),
+        ("hps", "0.28", None, ""),
+        ("raw", "3.00", None, ""),
+    ]
+    assert [(s.reward, s.text, s.full, s.change) for s in after.scores] == [
+        ("ocr", "1.00", True, "up"),
+        ("hps", "0.29", None, "up"),
+        ("raw", "no score", None, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("read", "targets", "right"),
+    [
+        ("K7QX", ["K7QX"], True),
+        ("k7 qx", ["K7QX"], True),
+        ("K7QXI", ["K7QX"], False),
+        ("", ["K7QX"], False),
+        ("ＡＢ", ["AB"], True),
+        ("HELLO WORLD", ["Hello", "World"], True),
+        ("生日快乐", ["生日 快乐"], True),
+    ],
+)
+def test_read_correctly(read: str, targets: list[str], right: bool) -> None:
+    assert read_correctly(read, targets) is right
+
+
+def test_a_long_run_is_thinned(tmp_path: Path) -> None:
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step in range(10_001):
+            file.write(json.dumps({"step": step, "grad_norm": step % 7, "time/total": 1.0}) + "\n")
+    steps, values = load_run(tmp_path).points("grad_norm")
+    assert len(steps) <= MAX_POINTS and steps[-1] == 10_000
+    assert mean(values) == pytest.approx(3.0, abs=0.05)
+    assert build_report(tmp_path).stat().st_size < 150_000
+
+
+def test_thin_merges_neighbours_and_passes_over_gaps() -> None:
+    steps, values = thin(range(1, 2 * MAX_POINTS + 1), [1.0, math.nan] * MAX_POINTS, mean)
+    assert (steps[:2], steps[-1], set(values)) == ([2, 4], 2 * MAX_POINTS, {1.0})
+    assert thin([1, 2], [1.0, 2.0], mean) == ([1, 2], [1.0, 2.0])
+
+
+def test_numbers_that_were_null_leave_a_gap(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        for step, value in enumerate([1.0, math.nan, 3.0]):
+            recorder.record({"step": step, "grad_norm": value})
+    steps, values = load_run(tmp_path).points("grad_norm")
+    assert steps == [0, 1, 2] and math.isnan(values[1]) and values[2] == 3.0
+    page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.25, "0.25"),
+        (-5e-5, "−5e−5"),
+        (1e-10, "1e−10"),
+        (12000.0, "12000"),
+        (2.5e6, "2.5e6"),
+        (0.0025, "0.0025"),
+    ],
+)
+def test_ticks_are_whole_in_themselves(value: float, text: str) -> None:
+    assert tick(value) == text
+
+
+def test_inline_keeps_texts_and_rounds_only_geometry() -> None:
+    svg = b"""<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="10pt">
+      <metadata/><defs><style>*{fill:red}</style></defs><defs><path id="m1" d="M 0.12345 1"/></defs>
+      <g id="axes_1" style="fill: #010101" clip-path="url(#c1)"><use xlink:href="#m1"/><text>0.12345</text></g>
+      <clipPath id="c1"/></svg>"""
+    text = inline(svg, prefix="p0", alt="A <b>")
+    assert 'd="M 0.12 1"' in text and ">0.12345<" in text
+    assert 'id="p0m1"' in text and 'xlink:href="#p0m1"' in text and "url(#p0c1)" in text and "axes_1" not in text
+    assert "fill: currentColor" in text and "<style" not in text and "metadata" not in text and "10pt" not in text
+    assert 'aria-label="A &lt;b&gt;"' in text
+
+
+def test_building_again_replaces_the_page_whole(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", steps=2)
+    (run / "report.html").write_text("old")
+    assert build_report(run) == run / "report.html"
+    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert not list(run.glob(".*"))
+
+
+def test_the_same_folder_gives_the_same_page(finished: Path) -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    assert render(load_run(finished), now) == render(load_run(finished), now)
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run folder at .*missing; a run is a folder under outputs/"):
+        build_report(tmp_path / "missing")
+    with pytest.raises(ConfigError, match=r"holds no run: config.yaml, metrics.jsonl and summary.json are all missing"):
+        build_report(tmp_path)
+
+
+def test_importing_the_report_loads_no_plotting_and_no_torch() -> None:
+    """The trainer imports it at the start of every run on every rank."""
+    code = "import sys, trainer.report; print(*(n for n in ('matplotlib', 'torch', 'tensorboard') if n in sys.modules))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# A frame as wide as a phone: headless Chromium's own window cannot be that narrow. The page's policy forbids scripts
+# in it, not in the page around it, which looks in and writes down what it sees.
+LOOK = """<!DOCTYPE html><meta charset="utf-8"><pre id="seen"></pre>
+<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
+<script>
+const frame = document.getElementById('f');
+frame.onload = async () => {{
+  const d = frame.contentDocument, root = d.documentElement;
+  for (const fold of d.querySelectorAll('details')) fold.open = true;
+  await Promise.all([...d.images].map(i => i.decode().catch(() => 0)));
+  const wide = [...d.body.querySelectorAll('*')].filter(
+    e => !e.closest('svg') && !e.closest('.scroll, pre, .sr') && e.getBoundingClientRect().right > {width} + 0.5);
+  const label = d.querySelector('.plot svg text');
+  document.getElementById('seen').textContent = JSON.stringify({{
+    scroll: root.scrollWidth, client: root.clientWidth, wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
+    images: d.images.length, broken: [...d.images].filter(i => !i.naturalWidth).length, title: d.title,
+    plots: d.querySelectorAll('.plot svg').length, scripts: d.scripts.length,
+    flat: [...d.querySelectorAll('.plot svg')].filter(s => s.getBoundingClientRect().height < 100).length,
+    letters: label ? label.getBoundingClientRect().height : null }});
+}};
+</script>"""
+
+
+def look(report: Path, folder: Path, width: int) -> dict[str, Any]:
+    """What a real browser makes of the page at this width; console messages are errors."""
+    wrapper = folder / f"look_{width}.html"
+    text = report.read_text(encoding="utf-8")
+    wrapper.write_text(LOOK.format(width=width, page=html.escape(text)), encoding="utf-8")
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}",
+            "--enable-logging=stderr",
+            "--window-size=1400,1000",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            wrapper.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
+    assert seen and seen[1], done.stdout[:2000] + done.stderr
+    found: dict[str, Any] = json.loads(html.unescape(seen[1]))
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; `apt-get install chromium` brings it")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_the_page_without_errors_and_without_scrolling_sideways(
+    finished: Path, built: Page, tmp_path: Path, width: int
+) -> None:
+    seen = look(finished / "report.html", tmp_path, width)
+    assert (seen["scroll"], seen["wide"]) == (seen["client"], [])
+    assert (seen["images"], seen["broken"], seen["scripts"]) == (48, 0, 0)
+    assert seen["plots"] == len(built.named("svg")) >= 15 and seen["flat"] == 0
+    assert seen["letters"] >= 9  # pixels: legible on a phone
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; `apt-get install chromium` brings it")
+def test_a_browser_takes_hostile_texts_for_texts(tmp_path: Path) -> None:
+    seen = look(build_report(hostile_run(tmp_path / "run")), tmp_path, 360)
+    assert seen["title"] == f"{HOSTILE}: run report"
+    assert (seen["scripts"], seen["images"], seen["broken"]) == (0, 2, 0)
+    assert (seen["scroll"], seen["wide"]) == (seen["client"], [])

@@ -1,0 +1,5 @@
+"""One self-contained page that shows what a run did: pictures, curves, times, failures, configuration."""
+
+from trainer.report.page import build_report
+
+__all__ = ["build_report"]

@@ -1,0 +1,49 @@
+"""What each key of metrics.jsonl means, in a sentence."""
+
+from __future__ import annotations
+
+GLOSSARY: dict[str, str] = {
+    "step": "Finished training steps; row 0 is the evaluation before training.",
+    "eval/<reward>": "Mean score on held-out prompts: the same prompts and the same starting noise every time, "
+    "deterministic sampling, averaged weights. This is the number to compare.",
+    "eval/<reward>/valid_share": "Share of the held-out samples that got a score. A failed score is left out of the "
+    "mean, never counted as 0.",
+    "reward/<reward>/mean": "Mean score of the step's training rollouts; other prompts each step, and noise is injected, "
+    "so it jumps about.",
+    "reward/<reward>/std": "Spread of those scores (unbiased).",
+    "reward/<reward>/valid_share": "Share of the scores asked for in this step that came back as a number.",
+    "adv/<reward>/abs_mean": "How far, in standard deviations of its group, a score lies from the group's mean, on "
+    "average: the strength of this reward's signal.",
+    "adv/<reward>/zero_group_share": "Share of groups in which all valid scores are equal, so that this reward "
+    "teaches nothing there.",
+    "adv/mean": "Mean advantage of the samples that train; near 0 by construction.",
+    "adv/std": "Spread of those advantages; near 1 when they are whitened.",
+    "adv/abs_mean": "Their mean size.",
+    "adv/clip_share": "Share of advantages beyond algorithm.adv_clip, which are clamped to it.",
+    "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
+    "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning.",
+    "loss/kl": "The KL penalty before its weight kl_beta.",
+    "ratio/mean": "Mean probability ratio of new to old policy; exactly 1 before a step's first update. Its smallest "
+    "and largest are ratio/min and ratio/max.",
+    "ratio/replay_error": "Largest difference between a log-probability when it was sampled and when it is computed again "
+    "before the update; anything but 0 means that sampling and training disagree.",
+    "clip_share": "Share of ratios outside 1 ± clip_range: there the sample no longer pulls.",
+    "kl": "Mean divergence of the velocities from those of the starting weights; 0 when kl_beta is 0.",
+    "grad_norm": "Global norm of the gradient before it is clipped to optim.max_grad_norm.",
+    "lr": "Learning rate of the step.",
+    "time/rollout": "Seconds in which pictures were sampled; rewards are computed meanwhile.",
+    "time/reward_wait": "Seconds the trainer stood still for scores after the last picture was sampled.",
+    "time/update": "Seconds for advantages, replay, gradients and the optimizer.",
+    "time/evaluate": "Seconds of a held-out evaluation, its rewards included; not part of time/total.",
+    "time/checkpoint": "Seconds for writing a checkpoint; not part of time/total.",
+    "time/total": "Seconds of the step: rollout, wait, update.",
+    "reward_wait_share": "time/reward_wait by time/total.",
+    "wait/last_latency_s": "How long the last micro-batch's answer took: a wait of this length cannot be avoided.",
+    "wait/excess_s": "Waiting beyond that: time lost to queues and retries.",
+    "images_per_s": "Training pictures sampled, scored and learned from per second.",
+    "latency_ms/<reward>/p50": "Half of the step's micro-batches were answered faster, from submit to answer; p95: "
+    "nineteen of twenty; max: all.",
+    "failed/<reward>/<code>": "Scores of this step that failed, by code (timeout, overloaded, upstream, internal, "
+    "parse_error, non_finite, ...). They are masked, never replaced by a number.",
+    "cached/<reward>": "Scores of this step that came from the service's cache.",
+}

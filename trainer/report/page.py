@@ -1,0 +1,282 @@
+"""Builds report.html: one file without scripts or outside references, safe to open whatever the prompts say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from trainer.metrics import write_atomic
+from trainer.progress import duration
+from trainer.report.glossary import GLOSSARY
+from trainer.report.pictures import Gallery, build_gallery
+from trainer.report.plots import PHASES, advantage_plots, latency_plots, reward_plots, time_plots, update_plots
+from trainer.report.run_folder import RunFolder, load_run, number
+
+SHOWN_CARDS = 12  # the others are behind a fold
+_FILES = {
+    "config.yaml": "the resolved configuration; training with it makes this run again",
+    "metrics.jsonl": "every number of this page, one JSON object a step",
+    "summary.json": "the result in short",
+    "samples": "evaluation pictures with what was read and how they scored",
+    "checkpoints": "weights, averaged weights and what an exact resume needs",
+    "logs": "TensorBoard files and the logs of services that were started",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A reward's held-out result. `verdict` is up, down, same, or unknown (there is only one evaluation)."""
+
+    name: str
+    before: str
+    after: str | None
+    change: str
+    verdict: str
+    tag: str
+    warning: str
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the run stands. `kind` is finished, going, or stopped."""
+
+    kind: str
+    text: str
+    detail: str
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run folder, finished or not, and return its path. It is replaced as a whole.
+
+    Raises:
+        ConfigError: the folder is missing or holds no run.
+    """
+    run = load_run(Path(run_dir))
+    path = run.path / "report.html"
+    write_atomic(path, render(run, datetime.now(UTC)))
+    return path
+
+
+def render(run: RunFolder, now: datetime) -> str:
+    """The page of a run as HTML."""
+    problems = list(run.problems)
+    gallery = build_gallery(run, problems)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    about = run.fact("about_base")
+    return environment.get_template("page.html.j2").render(
+        name=str(run.setting("run_name", default=run.path.resolve().name)),
+        headlines=headlines(run),
+        state=state(run, now),
+        sentence=sentence(run),
+        facts=facts(run),
+        how_evaluated=how_evaluated(run),
+        control=bool(run.setting("rewards", "shuffle_control", default=False)),
+        about_base=about if isinstance(about, str) else None,
+        gallery=gallery,
+        shown_cards=SHOWN_CARDS,
+        gallery_note=gallery_note(gallery),
+        sections=[
+            ("Rewards", "Higher is better. Thin: training rollouts. Thick: held-out evaluation.", reward_plots(run)),
+            ("Advantages", "What each reward tells the policy, and how often it is silent.", advantage_plots(run)),
+            ("Update", "How far a step moves the policy.", update_plots(run)),
+            ("Time", "Seconds of a step, and how many of them are waiting.", time_plots(run)),
+            ("Reward latency", "From submitting a micro-batch to its answer.", latency_plots(run)),
+        ],
+        phases=phases(run),
+        failures=failures(run),
+        services=services(run),
+        evaluations=evaluations(run),
+        config_text=run.config_text,
+        glossary=GLOSSARY,
+        files=[(name, text) for name, text in _FILES.items() if (run.path / name).exists()],
+        problems=problems,
+        built=now.strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def headlines(run: RunFolder) -> list[Headline]:
+    """Before and after on held-out prompts, a reward each; the summary's numbers, or the rows' while there is none."""
+    trained_on = run.trained_on()
+    found = []
+    for name in run.rewards():
+        first, last = run.ends(f"eval/{name}")
+        ends = run.summary.get("eval") if isinstance(run.summary.get("eval"), Mapping) else {}
+        before = _either(ends, "before", name, first[1] if first else math.nan)
+        after = _either(ends, "after", name, last[1] if last else math.nan)
+        if math.isnan(before):
+            continue
+        change, verdict = "", "unknown"
+        if not math.isnan(after):
+            change = f"{after - before:+.3f}".replace("-", "−")
+            verdict = "same" if abs(after - before) < 0.0005 else "up" if after > before else "down"
+        shares = [value for value in run.points(f"eval/{name}/valid_share")[1] if value < 1]
+        found.append(
+            Headline(
+                name=name,
+                before=_figure(before),
+                after=None if math.isnan(after) else _figure(after),
+                change=change,
+                verdict=verdict,
+                tag="trained on" if name in trained_on else "never trained on" if trained_on else "",
+                warning=f"In an evaluation only {min(shares):.1%} of the samples got a score." if shares else "",
+            )
+        )
+    return found
+
+
+def state(run: RunFolder, now: datetime) -> State:
+    """What happened to the run, from its summary, or from its last row while there is none."""
+    of = f" of {run.max_steps}" if run.max_steps else ""
+    stopped = run.summary.get("stopped")
+    if stopped:
+        return State("stopped", f"stopped after step {run.step}{of}", str(stopped))
+    if run.summary and (run.max_steps is None or run.step >= run.max_steps):
+        return State("finished", f"finished, {run.step} steps", "")
+    if run.summary:
+        return State("going", f"saved at step {run.step}{of}", "Training goes on from here when it is started again.")
+    ago = ""
+    if run.last_written is not None:
+        ago = f" Its last row was written {duration(max(0.0, (now - run.last_written).total_seconds()))} ago."
+    return State("going", f"step {run.step}{of}", f"The run has no summary yet: it is going on, or was cut off.{ago}")
+
+
+def sentence(run: RunFolder) -> str:
+    """What was trained, by what, on what, in a sentence."""
+    if not run.config:
+        return "The configuration of this run is missing."
+    policy, algorithm = run.setting("policy", "type", default="?"), run.setting("algorithm", "type", default="?")
+    per_step = run.setting("sampling", "prompts_per_step"), run.setting("sampling", "group_size")
+    text = f"The policy “{policy}” was post-trained by RL ({str(algorithm).upper()})"
+    if all(per_step):
+        text += f", {per_step[0]} prompts × {per_step[1]} pictures a step"
+    weights = [f"{name} (weight {weight:g})" for name, weight in run.trained_on().items()]
+    return f"{text}, on the reward{'s' if len(weights) > 1 else ''} {' and '.join(weights) or 'of no data set'}."
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """Name and value of what one asks first."""
+    trained, evaluated = run.total("time/total"), run.total("time/evaluate")
+    found = [("Seed", str(run.setting("seed", default="unknown")))]
+    wall = number(run.summary.get("wall_s"))
+    wall = trained + evaluated if math.isnan(wall) else wall
+    if wall:
+        parts = f" ({duration(trained)} training, {duration(evaluated)} evaluation)" if trained and evaluated else ""
+        found.append(("Duration", duration(wall) + parts))
+    waited = run.total("time/reward_wait")
+    if trained:
+        found.append(("Waiting for rewards", f"{waited / trained:.1%} of training time"))
+    failed = sum(count for _, codes in failures(run) for _, count in codes)
+    found.append(("Failed scores", f"{failed} (masked, never a number)" if failed else "none"))
+    for label, key in (("Hardware", "hardware"), ("Command", "command")):
+        if isinstance(run.fact(key), str):
+            found.append((label, run.fact(key)))
+    return found
+
+
+def how_evaluated(run: RunFolder) -> str:
+    """What the big numbers stand on."""
+    evaluation = run.setting("evaluation", default={})
+    if not isinstance(evaluation, Mapping) or not evaluation.get("path"):
+        return ""
+    count = run.fact("eval_prompts")
+    prompts = f"{count} held-out prompts" if isinstance(count, int) else "held-out prompts"
+    steps, seed = evaluation.get("num_inference_steps", "?"), evaluation.get("seed", "?")
+    average = number(run.setting("optim", "ema_decay"))
+    weights = f", weights averaged over steps (decay {average:g})" if average > 0 else ""
+    return (
+        f"Mean score on {prompts} that training never sees, sampled by the deterministic ODE in {steps} steps "
+        f"from the same noise each time (seed {seed}){weights}."
+    )
+
+
+def gallery_note(gallery: Gallery | None) -> str:
+    """How the pictures were chosen, and how many were read right."""
+    if gallery is None:
+        return ""
+    note = f"The first {len(gallery.cards)} held-out prompts in file order, not chosen. Same prompt, same noise."
+    if gallery.readable and len(gallery.labels) == 2:
+        (old, new), (first, last) = gallery.read_right, gallery.labels
+        note += f" Read as asked: {old} of {gallery.readable} {first}, {new} of {gallery.readable} {last}."
+    return note
+
+
+def phases(run: RunFolder) -> list[tuple[str, str, float]]:
+    """Name, seconds in words and share of the whole, of each part of the run's time."""
+    sums = {name: run.total(f"time/{name}") for name in (*PHASES, "evaluate", "checkpoint")}
+    sums["other"] = max(0.0, run.total("time/total") - sum(sums[name] for name in PHASES))
+    whole = sum(sums.values())
+    return [(name, f"{seconds:.1f} s", seconds / whole) for name, seconds in sums.items() if whole and seconds > 0]
+
+
+def failures(run: RunFolder) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Per reward the failed scores of training by code."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in run.rows:
+        for key, value in row.items():
+            parts = key.split("/", 2)
+            if parts[0] == "failed" and len(parts) == 3 and number(value) > 0:
+                codes = counts.setdefault(parts[1], {})
+                codes[parts[2]] = codes.get(parts[2], 0) + int(number(value))
+    return [(name, sorted(codes.items())) for name, codes in sorted(counts.items())]
+
+
+def services(run: RunFolder) -> list[dict[str, str]]:
+    """Per reward: what serves it, its latency over the whole run, cached scores."""
+    table = []
+    for name in run.rewards():
+        p50, p95, worst = (
+            [number(row.get(f"latency_ms/{name}/{q}")) for row in run.rows] for q in ("p50", "p95", "max")
+        )
+        column = run.setting("rewards", "columns", name, default={})
+        served = [str(column[key]) for key in ("service", "reward") if isinstance(column, Mapping) and column.get(key)]
+        table.append(
+            {
+                "name": name,
+                "served": " / ".join(served) or "–",
+                "p50": _milliseconds(_median(p50)),
+                "p95": _milliseconds(_median(p95)),
+                "max": _milliseconds(max((value for value in worst if not math.isnan(value)), default=math.nan)),
+                "cached": f"{run.total(f'cached/{name}'):.0f}",
+            }
+        )
+    return table
+
+
+def evaluations(run: RunFolder) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The held-out curves as a table: names, and per evaluated step the numbers."""
+    names = [name for name in run.rewards() if run.points(f"eval/{name}")[0]]
+    rows = [row for row in run.rows if any(f"eval/{name}" in row for name in names)]
+    return names, [(row["step"], [_figure(number(row.get(f"eval/{name}"))) for name in names]) for row in rows]
+
+
+def _either(ends: Any, end: str, name: str, otherwise: float) -> float:
+    values = ends.get(end) if isinstance(ends, Mapping) else None
+    value = number(values.get(name)) if isinstance(values, Mapping) else math.nan
+    return otherwise if math.isnan(value) else value
+
+
+def _figure(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def _milliseconds(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0f} ms"
+
+
+def _median(values: Sequence[float]) -> float:
+    found = sorted(value for value in values if not math.isnan(value))
+    return found[len(found) // 2] if found else math.nan

@@ -1,0 +1,181 @@
+"""Before and after: evaluation samples of two steps, matched by prompt, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from trainer.report.run_folder import RunFolder, number
+
+MAX_SIDE = 256  # larger pictures are scaled down: the page stays mailable
+PIXELATED_SIDE = 128  # smaller ones are shown with hard pixels, as they are
+FULL = 0.95  # a score this near 1 is shown as full
+MAX_PICTURE_PIXELS = 64 * 1024 * 1024
+_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』")
+
+
+@dataclass(frozen=True)
+class Score:
+    """`text` is the number as shown; `change` compares with before: up, down, same, or empty.
+
+    `full` says whether the score is (nearly) 1, for a reward from 0 to 1; None for others and for no score.
+    """
+
+    reward: str
+    text: str
+    change: str
+    full: bool | None
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of a card. `right` is None where nothing was read or nothing was asked to be written."""
+
+    label: str
+    uri: str | None
+    missing: str
+    width: int
+    height: int
+    read: str | None
+    right: bool | None
+    scores: tuple[Score, ...]
+
+    @property
+    def pixelated(self) -> bool:
+        return max(self.width, self.height) <= PIXELATED_SIDE
+
+
+@dataclass(frozen=True)
+class Card:
+    prompt: str
+    shots: tuple[Shot, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cards in the order of the held-out set, with how many were read right at each end."""
+
+    cards: tuple[Card, ...]
+    labels: tuple[str, ...]
+    read_right: tuple[int, ...]
+    readable: int
+
+
+def build_gallery(run: RunFolder, problems: list[str]) -> Gallery | None:
+    """The first and the last step that kept samples; None when none did. `problems` takes what could not be read."""
+    if not run.samples:
+        return None
+    steps = sorted({min(run.samples), max(run.samples)})
+    labels = tuple(_label(run, step) for step in steps)
+    bounded = _bounded([record for step in steps for record in run.samples[step]])
+    columns = [{_match(record): record for record in run.samples[step]} for step in steps]
+    cards = []
+    for key, first in columns[0].items():
+        records = [column[key] for column in columns if key in column]
+        shots = []
+        for label, record in zip(labels, records, strict=False):
+            before = first if record is not first else None
+            shots.append(_shot(run.path, label, record, _scores(record, before, bounded), problems))
+        cards.append(Card(str(first.get("prompt", "")), tuple(shots)))
+    judged = [card for card in cards if len(card.shots) == len(labels) and all(s.right is not None for s in card.shots)]
+    right = tuple(sum(bool(card.shots[n].right) for card in judged) for n in range(len(labels)))
+    return Gallery(tuple(cards), labels, right, len(judged))
+
+
+def read_correctly(read: str, targets: Sequence[str]) -> bool:
+    """Whether what was read is what was asked for; case, width of characters and white space do not count."""
+    return _folded(read) == _folded("".join(targets))
+
+
+def _folded(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _label(run: RunFolder, step: int) -> str:
+    if step == 0:
+        return "before"
+    return "after" if step == run.max_steps else f"step {step}"
+
+
+def _match(record: Mapping[str, Any]) -> str:
+    return str(record.get("prompt_id", record.get("id", "")))
+
+
+def _shot(run_dir: Path, label: str, record: Mapping[str, Any], scores: Sequence[Score], problems: list[str]) -> Shot:
+    uri, width, height = _picture(run_dir, record.get("image"), problems)
+    read = record.get("read")
+    targets = record.get("targets") or [
+        next(filter(None, groups)) for groups in _QUOTED.findall(str(record.get("prompt", "")))
+    ]
+    known = isinstance(read, str) and isinstance(targets, list) and bool(targets)
+    return Shot(
+        label=label,
+        uri=uri,
+        missing="no picture" if record.get("image") is None else "picture missing",
+        width=width,
+        height=height,
+        read=read if isinstance(read, str) else None,
+        right=read_correctly(str(read), [str(target) for target in targets]) if known else None,
+        scores=tuple(scores),
+    )
+
+
+def _bounded(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Rewards whose scores lie in 0 to 1 and reach 1: only there does a mark for full scores mean anything."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        scores = record.get("scores")
+        for reward, value in (scores if isinstance(scores, Mapping) else {}).items():
+            values.setdefault(str(reward), []).append(number(value))
+    found = {reward: [value for value in given if not math.isnan(value)] for reward, given in values.items()}
+    return {reward for reward, given in found.items() if given and min(given) >= 0 and FULL <= max(given) <= 1}
+
+
+def _scores(record: Mapping[str, Any], before: Mapping[str, Any] | None, bounded: set[str]) -> list[Score]:
+    scores, earlier = record.get("scores"), before.get("scores") if before else None
+    shown = []
+    for reward, value in (scores if isinstance(scores, Mapping) else {}).items():
+        now = number(value)
+        was = number(earlier.get(reward)) if isinstance(earlier, Mapping) else math.nan
+        change = ""
+        if not math.isnan(now) and not math.isnan(was):
+            change = "same" if abs(now - was) < 0.005 else "up" if now > was else "down"
+        full = now >= FULL if str(reward) in bounded and not math.isnan(now) else None
+        shown.append(Score(str(reward), "no score" if math.isnan(now) else f"{now:.2f}", change, full))
+    return shown
+
+
+def _picture(run_dir: Path, name: object, problems: list[str]) -> tuple[str | None, int, int]:
+    """A picture of the run folder as a data URI with its shown size; None where there is none that can be read."""
+    if not isinstance(name, str):
+        return None, 0, 0
+    path = (run_dir / name).resolve()
+    try:
+        if not path.is_relative_to(run_dir.resolve()):
+            raise OSError("it lies outside the run folder")
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PICTURE_PIXELS:
+                raise OSError(f"{image.width}x{image.height} pixels; the limit is {MAX_PICTURE_PIXELS}")
+            image.load()
+            small = max(image.size) <= MAX_SIDE
+            picture = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # damaged or absurd files
+        problems.append(f"sample {name}: {error}")
+        return None, 0, 0
+    buffer = io.BytesIO()
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        picture.save(buffer, "WEBP", quality=82)
+    kind = "png" if small else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", picture.width, picture.height

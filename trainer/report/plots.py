@@ -1,0 +1,244 @@
+"""Which curves the page shows, in which section. A curve whose numbers were never recorded is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer.report.run_folder import Points, RunFolder
+from trainer.report.svg import DASHES, MARKERS, SERIES, Plot, drawing, values_in_unit_range
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PHASES = ("rollout", "reward_wait", "update")
+_PER_PLOT = 3  # rewards in one plot; more would be a tangle on a phone
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its key in a row and its name in the legend."""
+
+    key: str
+    label: str
+    merge: Callable[[Sequence[float]], float] | None = None
+
+
+def reward_plots(run: RunFolder) -> list[Plot]:
+    """Per reward the training mean and the held-out evaluation; then the shares that had a valid score."""
+    plots: list[Plot] = []
+    trained_on = run.trained_on()
+    for name in run.rewards():
+        training, heldout = run.points(f"reward/{name}/mean"), run.points(f"eval/{name}")
+        if not _numbers(training) and not _numbers(heldout):
+            continue
+        note = "" if name in trained_on or not trained_on else "Never used in training."
+        words = [_ends(label, points) for label, points in (("training", training), ("held-out", heldout)) if points[0]]
+        with drawing(name, plots, alt=f"{name} over steps. {' '.join(words)}", note=note) as axes:
+            if _numbers(training):
+                axes.plot(*training, color=SERIES[1], linewidth=1, alpha=0.85, label="training")
+            if _numbers(heldout):
+                axes.plot(*_without_gaps(heldout), color=SERIES[0], linewidth=2.4, marker="o", label="held-out")
+            if values_in_unit_range([*training[1], *heldout[1]]):
+                axes.set_ylim(0, 1.03)
+    shares = [value for name in run.rewards() for value in run.points(f"reward/{name}/valid_share", _least)[1]]
+    if any(value < 1 for value in shares):
+        plots += _per_reward(run, "share of valid scores", "reward/{}/valid_share", unit=True, note=_VALID)
+    return plots
+
+
+def advantage_plots(run: RunFolder) -> list[Plot]:
+    """How strongly each reward speaks, and how many of its groups say nothing."""
+    plots = _per_reward(run, "mean |advantage| per reward", "adv/{}/abs_mean", zero=True)
+    plots += _per_reward(run, "groups without signal", "adv/{}/zero_group_share", unit=True, note=_FLAT_GROUPS)
+    lines = [Line("adv/abs_mean", "mean |adv|"), Line("adv/std", "std"), Line("adv/clip_share", "clipped share")]
+    return plots + _chart(run, "advantage, all rewards together", lines, zero=True)
+
+
+def update_plots(run: RunFolder) -> list[Plot]:
+    """Ratio, clipping, KL, gradient norm, learning rate, loss."""
+    plots = _ratio_plot(run)
+    for title, lines in (
+        ("clip share", [Line("clip_share", "clip share")]),
+        ("KL to the starting weights", [Line("kl", "KL")]),
+        ("gradient norm", [Line("grad_norm", "before clipping", _largest)]),
+        ("learning rate", [Line("lr", "lr")]),
+        ("policy loss", [Line("loss/policy", "loss")]),
+    ):
+        if any(value for line in lines for value in run.points(line.key)[1] if not math.isnan(value)):
+            plots += _chart(run, title, lines, zero=title != "policy loss")
+    return plots
+
+
+def time_plots(run: RunFolder) -> list[Plot]:
+    """Where a step's time goes, and what of it is waiting for rewards."""
+    plots = _phases_plot(run)
+    plots += _chart(
+        run,
+        "share of a step spent waiting",
+        [Line("reward_wait_share", "reward_wait_share")],
+        zero=True,
+        note="For rewards, after the last picture was sampled (reward_wait_share).",
+    )
+    plots += _chart(
+        run,
+        "waiting for rewards, seconds",
+        [
+            Line("time/reward_wait", "waited", _largest),
+            Line("wait/last_latency_s", "last answer took", _largest),
+            Line("wait/excess_s", "excess", _largest),
+        ],
+        zero=True,
+        note=_worst_excess(run),
+    )
+    return plots
+
+
+def latency_plots(run: RunFolder) -> list[Plot]:
+    """Per reward p50 and p95 of the time from submitting a micro-batch to its answer."""
+    plots: list[Plot] = []
+    for name in run.rewards():
+        keys = [Line(f"latency_ms/{name}/p50", "p50"), Line(f"latency_ms/{name}/p95", "p95")]
+        plots += _chart(run, f"{name}: latency, ms", keys, zero=True)
+    return plots
+
+
+_VALID = "In training. A score that failed is masked, never a number."
+_FLAT_GROUPS = "Share of groups whose valid scores are all equal: such a group teaches nothing about that reward."
+
+
+def _chart(
+    run: RunFolder, title: str, lines: Sequence[Line], *, zero: bool = False, unit: bool = False, note: str = ""
+) -> list[Plot]:
+    """One plot of those `lines` that have numbers; no plot when none has."""
+    found = [(line, points) for line in lines if _numbers(points := run.points(line.key, line.merge))]
+    plots: list[Plot] = []
+    if found:
+        alt = f"{title} over steps. " + " ".join(_ends(line.label, points) for line, points in found)
+        with drawing(title, plots, alt=alt, note=note) as axes:
+            for number, (line, points) in enumerate(found):
+                label = line.label if len(lines) > 1 else None
+                axes.plot(*points, label=label, **(_look(number, points) if len(found) > 1 else {"color": SERIES[0]}))
+            _limits(axes, [value for _, points in found for value in points[1]], zero=zero, unit=unit)
+    return plots
+
+
+def _per_reward(
+    run: RunFolder, title: str, key: str, *, zero: bool = False, unit: bool = False, note: str = ""
+) -> list[Plot]:
+    """A chart with a line per reward (its name goes into `key`), in portions of `_PER_PLOT`."""
+    lines = [Line(key.format(name), name) for name in run.rewards() if _numbers(run.points(key.format(name)))]
+    plots: list[Plot] = []
+    for start in range(0, len(lines), _PER_PLOT):
+        part = lines[start : start + _PER_PLOT]
+        heading = title if len(lines) > 1 else f"{title}: {part[0].label}"
+        plots += _chart(run, heading, part, zero=zero, unit=unit, note=note)
+    return plots
+
+
+def _ratio_plot(run: RunFolder) -> list[Plot]:
+    """Ratios lie within 1e-4 of 1, so what is drawn is the distance from 1."""
+    plots: list[Plot] = []
+    steps, middle = run.points("ratio/mean")
+    if not _numbers((steps, middle)):
+        return plots
+    low, high = run.points("ratio/min", _least)[1], run.points("ratio/max", _largest)[1]
+    clip = run.setting("algorithm", "clip_range")
+    alt = f"Probability ratio minus 1 over steps. {_ends('mean ratio', (steps, middle))}"
+    note = f"Clipped beyond ±{clip:g}." if isinstance(clip, int | float) else ""
+    with drawing("ratio − 1", plots, alt=alt, note=note) as axes:
+        if len(low) == len(high) == len(steps):
+            band = ([value - 1 for value in low], [value - 1 for value in high])
+            axes.fill_between(steps, *band, color=SERIES[0], alpha=0.25, linewidth=0, label="min to max")
+        axes.plot(steps, [value - 1 for value in middle], color=SERIES[0], label="mean")
+    return plots
+
+
+def _phases_plot(run: RunFolder) -> list[Plot]:
+    plots: list[Plot] = []
+    steps, total = run.points("time/total")
+    parts = [run.points(f"time/{phase}")[1] for phase in PHASES]
+    if not steps or any(len(part) != len(steps) for part in parts):
+        return plots
+    parts = [[0.0 if math.isnan(value) else value for value in part] for part in parts]
+    rest = [max(0.0, t - sum(values)) for t, *values in zip(total, *parts, strict=True)]
+    labels = [*PHASES, "other"] if max(rest) > 0.01 * max(total) else list(PHASES)
+    shown = [*parts, rest][: len(labels)]
+    means = ", ".join(f"{label} {sum(part) / len(part):.3g} s" for label, part in zip(labels, shown, strict=True))
+    with drawing("time per step, seconds", plots, alt=f"Stacked time per step; on average {means}.") as axes:
+        colors = [SERIES[0], SERIES[1], SERIES[2], SERIES[3]][: len(labels)]
+        axes.stackplot(steps, *shown, colors=colors, labels=labels, alpha=0.85, linewidth=0)
+        axes.set_ylim(0, None)
+    return plots
+
+
+def _worst_excess(run: RunFolder) -> str:
+    """The promise, measured: waiting beyond the last micro-batch's own latency, against the step's length."""
+    shares = [
+        (excess / total, excess, row["step"])
+        for row in run.rows
+        if (excess := _number(row, "wait/excess_s")) is not None and (total := _number(row, "time/total"))
+    ]
+    if not shares:
+        return ""
+    share, excess, step = max(shares)
+    if excess == 0:
+        return "Never waited longer than the last micro-batch's own answer took."
+    return (
+        f"Excess is waiting beyond the last answer's own latency; at most {excess:.3g} s, {share:.1%} of step {step}."
+    )
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _look(number: int, points: Points) -> dict[str, Any]:
+    """Colour, dash and marker together tell lines apart; a line gets about eight markers."""
+    return {
+        "color": SERIES[number % len(SERIES)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 3.6,
+        "markevery": max(1, len(points[0]) // 8),
+    }
+
+
+def _limits(axes: Axes, values: Sequence[float], *, zero: bool, unit: bool) -> None:
+    if unit and values_in_unit_range(values):
+        axes.set_ylim(-0.03, 1.05)
+    elif zero and all(value >= 0 for value in values if not math.isnan(value)):
+        top = max((value for value in values if not math.isnan(value)), default=0.0)
+        axes.set_ylim(0, 1.08 * top if top > 0 else 1.0)
+
+
+def _numbers(points: Points) -> bool:
+    return any(not math.isnan(value) for value in points[1])
+
+
+def _without_gaps(points: Points) -> Points:
+    kept = [(step, value) for step, value in zip(*points, strict=True) if not math.isnan(value)]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def _ends(label: str, points: Points) -> str:
+    """A curve in words, for those who cannot see it."""
+    steps, values = _without_gaps(points)
+    if not steps:
+        return f"{label}: no number."
+    return f"{label}: {values[0]:.4g} at step {steps[0]}, {values[-1]:.4g} at step {steps[-1]}."
+
+
+def _present(values: Sequence[float]) -> Iterator[float]:
+    return (value for value in values if not math.isnan(value))
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max(_present(values), default=math.nan)
+
+
+def _least(values: Sequence[float]) -> float:
+    return min(_present(values), default=math.nan)

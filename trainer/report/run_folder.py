@@ -1,0 +1,213 @@
+"""Reads a run folder as it is: finished, running, killed, or half empty. What cannot be read is said, not hidden."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.config import ConfigError
+from trainer.metrics import read_rows
+
+MAX_POINTS = 400
+_SAMPLES = re.compile(r"^step_(\d{6,})\.json$")
+_CREDENTIALS = re.compile(r"(://)[^/\s@'\"]+@")
+
+Points = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder's content, each part empty where it is missing.
+
+    Attributes:
+        config, config_text: the resolved configuration, parsed and as text (user names in addresses left out).
+        rows: of metrics.jsonl, in order.
+        summary: of summary.json, only if it is about the last row's step; an earlier finish is stale.
+        samples: records by step.
+        problems: what was there and could not be read.
+    """
+
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    rows: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    stale_summary: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+    @property
+    def step(self) -> int:
+        """The last recorded step."""
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def max_steps(self) -> int | None:
+        value = self.config.get("max_steps")
+        return value if isinstance(value, int) else None
+
+    @property
+    def last_written(self) -> datetime | None:
+        """When the last row was written (UTC)."""
+        path = self.path / "metrics.jsonl"
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else None
+
+    def setting(self, *keys: str, default: Any = None) -> Any:
+        """A configuration value by its path of keys."""
+        node: Any = self.config
+        for key in keys:
+            if not isinstance(node, Mapping) or key not in node:
+                return default
+            node = node[key]
+        return node
+
+    def fact(self, key: str) -> Any:
+        """A value of the summary that stays true when the run goes on (hardware, the base model)."""
+        return self.summary.get(key, self.stale_summary.get(key))
+
+    def rewards(self) -> list[str]:
+        """Every reward that was configured or recorded, in the configuration's order."""
+        columns = self.setting("rewards", "columns", default={})
+        names = dict.fromkeys(str(name) for name in columns) if isinstance(columns, Mapping) else {}
+        for row in self.rows:
+            for key in row:
+                parts = key.split("/")
+                if parts[0] in {"reward", "eval"} and len(parts) > 1:
+                    names[parts[1]] = None
+        return [name for name in names if any(_about(row, name) for row in self.rows)]
+
+    def trained_on(self) -> dict[str, float]:
+        """Weights of the rewards that some training set uses (those of the first set that names it)."""
+        weights: dict[str, float] = {}
+        for dataset in self.setting("data", "train", default=[]) or []:
+            rewards = dataset.get("rewards") if isinstance(dataset, Mapping) else None
+            for name, weight in (rewards if isinstance(rewards, Mapping) else {}).items():
+                if weight:
+                    weights.setdefault(str(name), weight)
+        return weights
+
+    def points(self, key: str, merge: Callable[[Sequence[float]], float] | None = None) -> Points:
+        """Steps and values of a key, NaN where null was written; at most MAX_POINTS, merged by mean or `merge`."""
+        steps = [row["step"] for row in self.rows if key in row]
+        values = [number(row[key]) for row in self.rows if key in row]
+        return thin(steps, values, merge or mean)
+
+    def total(self, key: str) -> float:
+        """The sum of a key over all rows."""
+        return math.fsum(value for row in self.rows if not math.isnan(value := number(row.get(key))))
+
+    def ends(self, key: str) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:
+        """(step, value) of a key's first and last numbers; the last is None when there is only one."""
+        found = [(row["step"], value) for row in self.rows if not math.isnan(value := number(row.get(key)))]
+        return (found[0] if found else None, found[-1] if len(found) > 1 else None)
+
+
+def load_run(path: Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        ConfigError: there is no such folder, or it holds no run.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"no run folder at {path}; a run is a folder under outputs/")
+    if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
+        raise ConfigError(f"{path} holds no run: config.yaml, metrics.jsonl and summary.json are all missing")
+    problems: list[str] = []
+    text = _read(path / "config.yaml", problems)
+    rows = list(read_rows(path / "metrics.jsonl"))
+    summary = _json(path / "summary.json", problems, dict)
+    fresh = summary.get("steps") == max((row["step"] for row in rows), default=0)
+    return RunFolder(
+        path=path,
+        config=_yaml(text, problems),
+        config_text=_CREDENTIALS.sub(r"\1", text),
+        rows=rows,
+        summary=summary if fresh else {},
+        stale_summary={} if fresh else summary,
+        samples=_samples(path / "samples", problems),
+        problems=problems,
+    )
+
+
+def number(value: Any) -> float:
+    """A recorded value as a float; NaN where it is null or no number."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.nan
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of the values that are numbers; NaN when none is."""
+    found = [value for value in values if not math.isnan(value)]
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+def thin(steps: Sequence[int], values: Sequence[float], merge: Callable[[Sequence[float]], float]) -> Points:
+    """At most MAX_POINTS points: neighbours are merged, each merged point stands at its last step."""
+    size = -(-len(steps) // MAX_POINTS)
+    if size <= 1:
+        return list(steps), list(values)
+    starts = range(0, len(steps), size)
+    return (
+        [steps[min(start + size, len(steps)) - 1] for start in starts],
+        [merge(values[start : start + size]) for start in starts],
+    )
+
+
+def _about(row: Mapping[str, Any], name: str) -> bool:
+    return f"reward/{name}/valid_share" in row or f"reward/{name}/mean" in row or f"eval/{name}" in row
+
+
+def _read(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return ""
+
+
+def _yaml(text: str, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.append(f"config.yaml is not YAML: {error}")
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _json(path: Path, problems: list[str], kind: type) -> Any:
+    text = _read(path, problems)
+    if not text:
+        return kind()
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        problems.append(f"{path.name} is not JSON: {error}")
+        return kind()
+    if not isinstance(value, kind):
+        problems.append(f"{path.name} holds {type(value).__name__}, not {kind.__name__}")
+        return kind()
+    return value
+
+
+def _samples(folder: Path, problems: list[str]) -> dict[int, list[Mapping[str, Any]]]:
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for path in sorted(folder.glob("step_*.json")):
+        match = _SAMPLES.match(path.name)
+        if match:
+            records: list[Mapping[str, Any]] = [
+                record for record in _json(path, problems, list) if isinstance(record, dict)
+            ]
+            if records:
+                found[int(match.group(1))] = records
+    return found
