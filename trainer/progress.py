@@ -86,16 +86,16 @@ def evaluations(row: Mapping[str, Any]) -> dict[str, float]:
 
 def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_left: float | None) -> list[str]:
     """The numbers that matter, each with its name; what a row does not have is left out."""
-    parts = []
+    parts = [] if seconds_left is None else [f"ETA {duration(seconds_left)}"]  # first: a narrow terminal cuts the end
     rewards = {
         key.split("/")[1]: value
         for key, value in row.items()
         if key.startswith("reward/") and key.endswith("/mean") and value is not None
     }
     if rewards:
-        parts.append("reward " + " ".join(f"{name} {value:.3f}" for name, value in rewards.items()))
+        parts.append("reward " + " ".join(f"{name} {value:.3g}" for name, value in rewards.items()))
     if evaluated:
-        parts.append("eval " + " ".join(f"{name} {value:.3f}" for name, value in evaluated.items()))
+        parts.append("eval " + " ".join(f"{name} {value:.3g}" for name, value in evaluated.items()))
     for key, form in (
         ("grad_norm", "grad {:.3g}"),
         ("reward_wait_share", "wait {:.0%}"),
@@ -106,8 +106,6 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
     failed = sum(value for key, value in row.items() if key.startswith("failed/") and value)
     if failed:
         parts.append(f"failed {failed:.0f}")
-    if seconds_left is not None:
-        parts.append(f"ETA {duration(seconds_left)}")
     return parts
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFont
+from safetensors.numpy import save_file
 
 from trainer.config import ConfigError
 from trainer.metrics import Recorder
@@ -245,8 +246,8 @@ def test_the_result_comes_first_with_what_it_stands_on(built: Page) -> None:
         "finished, 100 steps",
         "The policy “tiny” was post-trained by RL (GDPO), 8 prompts × 12 pictures a step, on the rewards "
         "ocr (weight 1) and color (weight 1).",
-        "ocr trained on before 0.678 → after 0.914 ▲ +0.236",
-        "ocr_independent never trained on before 0.715 → after 0.946 ▲ +0.231",
+        "ocr trained on before 0.678 → after 0.914 ▲ +0.236 at step 100",
+        "ocr_independent never trained on before 0.715 → after 0.946 ▲ +0.231 at step 100",
         "192 held-out prompts that training never sees",
         "Seed 1",
         "Duration 2 min 07 s",
@@ -319,9 +320,16 @@ def test_curves_cover_what_was_recorded(built: Page) -> None:
         "ocr: latency, ms",
     ):
         assert title in words, title
-    assert "Clipped beyond ±0.0001." in words
-    assert re.search(r"at most 0\.00\d+ s, 0\.\d% of step \d+\.", words)
+    assert "Clipped beyond ±0.0001. Before an update, replayed log-probabilities are exactly the sampled ones." in words
+    assert re.search(r"at most 0\.00\d+ s, 0\.\d % of step \d+\.", words)
     assert "KL to the starting weights" not in words  # it was 0 throughout
+
+
+def test_a_replay_that_differs_is_not_called_exact(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        for step, error in enumerate([0.0, 3e-4, 0.0]):
+            recorder.record({"step": step, "ratio/mean": 1.0, "ratio/replay_error": error})
+    assert "replayed log-probabilities differ from the sampled by up to 0.0003." in page(tmp_path).words()
 
 
 def test_failures_are_counted_by_code(finished: Path, built: Page) -> None:
@@ -400,6 +408,22 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert HOSTILE not in text and html.escape("<script>", quote=False) in text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {train: 3}\nrewards: {columns: [1]}\nsampling: no\nmax_steps: x",
+        "data: {train: [1, {rewards: {ocr: much}}]}\npolicy: 1\noptim: {ema_decay: x}\nevaluation: {path: 1}",
+        "[1, 2]",
+        "",
+        "rewards: {columns: {ocr: 7}}\nseed: [1]",
+    ],
+)
+def test_a_configuration_of_another_shape_does_not_stop_the_page(tmp_path: Path, text: str) -> None:
+    run = fabricate(tmp_path / "run", steps=2)
+    (run / "config.yaml").write_text(text)
+    assert "0.678" in page(run).words()
+
+
 def test_a_reward_named_like_a_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
         for step in range(3):
@@ -465,6 +489,22 @@ def test_an_earlier_finish_is_not_this_runs_result(tmp_path: Path) -> None:
     assert ABOUT in words
 
 
+def test_the_base_is_told_from_its_checkpoint_while_there_is_no_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fabricate(tmp_path / "run", steps=0, finished=False)
+    checkpoint = tmp_path / CONFIG["policy"]["checkpoint"]
+    assert f"It is {CONFIG['policy']['checkpoint']}; how that was made is not recorded." in page(run).words()
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"damaged")
+    assert "how that was made is not recorded." in page(run).words()
+    save_file({"w": np.zeros(1, dtype=np.float32)}, str(checkpoint), metadata={"about": "Made from noisy captions."})
+    assert "Made from noisy captions." in page(run).words()
+    (checkpoint.parent / "about_base.md").write_text("Made by hand.")
+    assert "Made by hand." in page(run).words()
+
+
 @pytest.mark.parametrize(
     ("summary", "kind", "text"),
     [
@@ -498,8 +538,8 @@ def test_a_fall_is_shown_as_a_fall_and_a_part_scored_is_said(tmp_path: Path) -> 
         recorder.record({"step": 0, "eval/ocr": 0.9, "eval/color": 0.5, "eval/ocr/valid_share": 0.75})
         recorder.record({"step": 1, "eval/ocr": 0.4, "eval/color": 0.5002, "eval/ocr/valid_share": 1.0})
     ocr, color = headlines(load_run(tmp_path))
-    assert (ocr.verdict, ocr.change, color.verdict) == ("down", "−0.500", "same")
-    assert ocr.warning == "In an evaluation only 75.0% of the samples got a score."
+    assert (ocr.verdict, ocr.change, color.verdict) == ("down", "−0.500 at step 1", "same")
+    assert ocr.warning == "In an evaluation only 75.0\N{NO-BREAK SPACE}% of the samples got a score."
     words = page(tmp_path).words()
     assert "▼ −0.500" in words and "no change" in words
 

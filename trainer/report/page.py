@@ -16,7 +16,7 @@ from trainer.progress import duration
 from trainer.report.glossary import GLOSSARY
 from trainer.report.pictures import Gallery, build_gallery
 from trainer.report.plots import PHASES, advantage_plots, latency_plots, reward_plots, time_plots, update_plots
-from trainer.report.run_folder import RunFolder, load_run, number
+from trainer.report.run_folder import RunFolder, base_statement, load_run, number, percent
 
 SHOWN_CARDS = 12  # the others are behind a fold
 _FILES = {
@@ -74,7 +74,6 @@ def render(run: RunFolder, now: datetime) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    about = run.fact("about_base")
     return environment.get_template("page.html.j2").render(
         name=str(run.setting("run_name", default=run.path.resolve().name)),
         headlines=headlines(run),
@@ -83,10 +82,11 @@ def render(run: RunFolder, now: datetime) -> str:
         facts=facts(run),
         how_evaluated=how_evaluated(run),
         control=bool(run.setting("rewards", "shuffle_control", default=False)),
-        about_base=about if isinstance(about, str) else None,
+        about_base=about_base(run),
         gallery=gallery,
         shown_cards=SHOWN_CARDS,
-        gallery_note=gallery_note(gallery),
+        read_right=read_right(gallery),
+        percent=percent,
         sections=[
             ("Rewards", "Higher is better. Thin: training rollouts. Thick: held-out evaluation.", reward_plots(run)),
             ("Advantages", "What each reward tells the policy, and how often it is silent.", advantage_plots(run)),
@@ -121,6 +121,7 @@ def headlines(run: RunFolder) -> list[Headline]:
         if not math.isnan(after):
             change = f"{after - before:+.3f}".replace("-", "−")
             verdict = "same" if abs(after - before) < 0.0005 else "up" if after > before else "down"
+            change += f" at step {last[0]}" if last else ""
         shares = [value for value in run.points(f"eval/{name}/valid_share")[1] if value < 1]
         found.append(
             Headline(
@@ -130,7 +131,7 @@ def headlines(run: RunFolder) -> list[Headline]:
                 change=change,
                 verdict=verdict,
                 tag="trained on" if name in trained_on else "never trained on" if trained_on else "",
-                warning=f"In an evaluation only {min(shares):.1%} of the samples got a score." if shares else "",
+                warning=f"In an evaluation only {percent(min(shares))} of the samples got a score." if shares else "",
             )
         )
     return found
@@ -175,8 +176,11 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         parts = f" ({duration(trained)} training, {duration(evaluated)} evaluation)" if trained and evaluated else ""
         found.append(("Duration", duration(wall) + parts))
     waited = run.total("time/reward_wait")
+    rates = [value for row in run.rows if not math.isnan(value := number(row.get("images_per_s")))]
+    if rates:
+        found.append(("Throughput", f"{_median(rates):.3g} training pictures a second"))
     if trained:
-        found.append(("Waiting for rewards", f"{waited / trained:.1%} of training time"))
+        found.append(("Waiting for rewards", f"{percent(waited / trained)} of training time"))
     failed = sum(count for _, codes in failures(run) for _, count in codes)
     found.append(("Failed scores", f"{failed} (masked, never a number)" if failed else "none"))
     for label, key in (("Hardware", "hardware"), ("Command", "command")):
@@ -201,15 +205,26 @@ def how_evaluated(run: RunFolder) -> str:
     )
 
 
-def gallery_note(gallery: Gallery | None) -> str:
-    """How the pictures were chosen, and how many were read right."""
-    if gallery is None:
+def read_right(gallery: Gallery | None) -> str:
+    """How many pictures say what was asked for, before and after; empty where nothing was read."""
+    if gallery is None or not gallery.readable:
         return ""
-    note = f"The first {len(gallery.cards)} held-out prompts in file order, not chosen. Same prompt, same noise."
-    if gallery.readable and len(gallery.labels) == 2:
-        (old, new), (first, last) = gallery.read_right, gallery.labels
-        note += f" Read as asked: {old} of {gallery.readable} {first}, {new} of {gallery.readable} {last}."
-    return note
+    counts = [
+        f"{count} of {gallery.readable} {label}"
+        for count, label in zip(gallery.read_right, gallery.labels, strict=True)
+    ]
+    return f"Read as asked: {', '.join(counts)}."
+
+
+def about_base(run: RunFolder) -> str:
+    """What the base is and how it was made, from the summary, or from beside or inside the checkpoint it came from."""
+    about = run.fact("about_base")
+    if isinstance(about, str) and about.strip():
+        return about
+    checkpoint = run.setting("policy", "checkpoint")
+    if not isinstance(checkpoint, str):
+        return "The configuration names no checkpoint to start from: the weights were random."
+    return base_statement(Path(checkpoint)) or f"It is {checkpoint}; how that was made is not recorded."
 
 
 def phases(run: RunFolder) -> list[tuple[str, str, float]]:

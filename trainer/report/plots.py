@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.report.run_folder import Points, RunFolder
+from trainer.report.run_folder import Points, RunFolder, percent
 from trainer.report.svg import DASHES, MARKERS, SERIES, Plot, drawing, values_in_unit_range
 
 if TYPE_CHECKING:
@@ -147,7 +147,15 @@ def _ratio_plot(run: RunFolder) -> list[Plot]:
     low, high = run.points("ratio/min", _least)[1], run.points("ratio/max", _largest)[1]
     clip = run.setting("algorithm", "clip_range")
     alt = f"Probability ratio minus 1 over steps. {_ends('mean ratio', (steps, middle))}"
-    note = f"Clipped beyond ±{clip:g}." if isinstance(clip, int | float) else ""
+    note = f"Clipped beyond ±{clip:g}. " if isinstance(clip, int | float) else ""
+    errors = list(_present(run.points("ratio/replay_error", _largest)[1]))
+    if errors:
+        same = (
+            "are exactly the sampled ones"
+            if max(errors) == 0
+            else f"differ from the sampled by up to {max(errors):.2g}"
+        )
+        note += f"Before an update, replayed log-probabilities {same}."
     with drawing("ratio − 1", plots, alt=alt, note=note) as axes:
         if len(low) == len(high) == len(steps):
             band = ([value - 1 for value in low], [value - 1 for value in high])
@@ -186,9 +194,7 @@ def _worst_excess(run: RunFolder) -> str:
     share, excess, step = max(shares)
     if excess == 0:
         return "Never waited longer than the last micro-batch's own answer took."
-    return (
-        f"Excess is waiting beyond the last answer's own latency; at most {excess:.3g} s, {share:.1%} of step {step}."
-    )
+    return f"Excess is waiting beyond the last answer's own latency; at most {excess:.2g} s, {percent(share)} of step {step}."
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from trainer.config import ConfigError
 from trainer.metrics import read_rows
@@ -87,11 +88,12 @@ class RunFolder:
     def trained_on(self) -> dict[str, float]:
         """Weights of the rewards that some training set uses (those of the first set that names it)."""
         weights: dict[str, float] = {}
-        for dataset in self.setting("data", "train", default=[]) or []:
+        datasets = self.setting("data", "train")
+        for dataset in datasets if isinstance(datasets, list) else []:
             rewards = dataset.get("rewards") if isinstance(dataset, Mapping) else None
             for name, weight in (rewards if isinstance(rewards, Mapping) else {}).items():
-                if weight:
-                    weights.setdefault(str(name), weight)
+                if number(weight):
+                    weights.setdefault(str(name), number(weight))
         return weights
 
     def points(self, key: str, merge: Callable[[Sequence[float]], float] | None = None) -> Points:
@@ -148,6 +150,25 @@ def mean(values: Sequence[float]) -> float:
     """Of the values that are numbers; NaN when none is."""
     found = [value for value in values if not math.isnan(value)]
     return math.fsum(found) / len(found) if found else math.nan
+
+
+def percent(share: float) -> str:
+    """A share as people write it, the sign not torn from the number."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def base_statement(checkpoint: Path) -> str | None:
+    """How a base was made: `about_base.md` beside its file, or `about` in a safetensors file's own metadata."""
+    beside = checkpoint.parent / "about_base.md"
+    try:
+        if beside.is_file():
+            return beside.read_text(encoding="utf-8").strip() or None
+        if checkpoint.suffix == ".safetensors" and checkpoint.is_file():
+            with safe_open(str(checkpoint), framework="np") as file:
+                return (file.metadata() or {}).get("about")
+    except (OSError, UnicodeDecodeError, SafetensorError):
+        return None  # the caller says that nothing is recorded
+    return None
 
 
 def thin(steps: Sequence[int], values: Sequence[float], merge: Callable[[Sequence[float]], float]) -> Points:

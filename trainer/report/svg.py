@@ -84,8 +84,10 @@ def drawing(title: str, plots: list[Plot], *, alt: str, note: str = "") -> Itera
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axes.margins(x=0.02)
-        _place_legend(axes)
-        figure.subplots_adjust(left=0.135, right=0.98, top=0.86, bottom=0.165)
+        low, high = sorted(axes.get_ylim())
+        longest = max(len(tick(value)) for value in axes.get_yticks() if low <= value <= high)
+        top = 0.86 if _place_legend(axes) else 0.95
+        figure.subplots_adjust(left=0.045 + 0.0205 * longest, right=0.975, top=top, bottom=0.165)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"), None))
     plots.append(Plot(title, inline(buffer.getvalue(), prefix=f"p{len(plots)}{_slug(title)}", alt=alt), note))
@@ -135,8 +137,8 @@ def _keep_referenced_ids(root: ElementTree.Element, prefix: str) -> None:
                 element.set(key, _REFERENCE.sub(rf"url(#{prefix}\1)", value))
 
 
-def _place_legend(axes: Axes) -> None:
-    """Above the plot, where it hides nothing."""
+def _place_legend(axes: Axes) -> bool:
+    """Above the plot, where it hides nothing. False when no curve has a name."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -150,6 +152,7 @@ def _place_legend(axes: Axes) -> None:
             columnspacing=1.2,
             handletextpad=0.5,
         )
+    return bool(handles)
 
 
 def tick(value: float) -> str:
