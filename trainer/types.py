@@ -85,6 +85,19 @@ class Scores:
 
     `valid_BR` is False where a reward failed, did not apply, was not asked for, or its group was dropped; the number
     in `scores_BR` there is 0 and means nothing.
+
+    Attributes:
+        names: the R rewards; a training batch has every column of the config, asked for or not.
+        scores_BR, valid_BR, asked_BR, weights_BR: float32, bool, bool, float32.
+        details: per sample, reward name to what the service saw (recognised texts, boxes), with `components` where the
+            score has parts and `error` {code, message} where there is none.
+        failures: per reward, failed scores by code.
+        not_applicable: per reward, samples to which it does not apply; they are no failures.
+        latency_ms: per reward, from submit to answer, one number per micro-batch in the order of submission.
+        cached: per reward, scores that came from the service's cache.
+        waited_s: how long `collect` blocked.
+        last_latency_s: the slowest latency among the requests of the last micro-batch.
+        stop_reason: why the run must stop at this step and what to do; None to go on.
     """
 
     names: Sequence[str]
@@ -95,6 +108,7 @@ class Scores:
     weights_BR: Tensor
     details: Sequence[Mapping[str, Mapping[str, Any]]] = field(default_factory=list)
     failures: Mapping[str, Counter[str]] = field(default_factory=dict)
+    not_applicable: Mapping[str, int] = field(default_factory=dict)
     latency_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     cached: Mapping[str, int] = field(default_factory=dict)
     waited_s: float = 0.0

@@ -1,0 +1,7 @@
+"""Rewards over HTTP: the client, the mixture that makes matrices of its answers, and services started on this machine."""
+
+from trainer.rewards.answers import RewardEvent, RewardServiceError
+from trainer.rewards.client import Batch, RewardClient
+from trainer.rewards.launch import LocalServices, resolve_urls
+
+__all__ = ["Batch", "LocalServices", "RewardClient", "RewardEvent", "RewardServiceError", "resolve_urls"]

@@ -1,0 +1,67 @@
+"""What came back for one sample and one reward: a score, or a code that says why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from wire.schema import ErrorCode
+
+
+class ClientCode(StrEnum):
+    """Failures that the client itself found. A service's own codes are wire.schema.ErrorCode."""
+
+    UNREACHABLE = "unreachable"  # no connection, or it broke
+    UNAVAILABLE = "unavailable"  # 502, 503 or 504 until the attempts ran out
+    REFUSED = "refused"  # another 4xx: the request is wrong and stays wrong
+    SERVER_ERROR = "server_error"  # 500 or another status nobody asked for
+    INVALID_RESPONSE = "invalid_response"  # a 200 that breaks the contract
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One cell of the score matrix: a finite `score`, or None with `code` and `message`."""
+
+    score: float | None
+    code: str = ""
+    message: str = ""
+    components: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    cached: bool = False
+
+    @property
+    def not_applicable(self) -> bool:
+        """The reward does not apply to this sample: no score, and nobody's fault."""
+        return self.code == ErrorCode.NOT_APPLICABLE
+
+    @property
+    def failed(self) -> bool:
+        """There should be a score and there is none."""
+        return self.score is None and not self.not_applicable
+
+
+def all_failed(ids: Sequence[str], code: str, message: str) -> dict[str, Answer]:
+    """The same failure for every id."""
+    answer = Answer(None, code, message)
+    return dict.fromkeys(ids, answer)
+
+
+EventKind = Literal["ready", "warning", "failure", "breaker", "pause", "resume", "stop", "restart"]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardEvent:
+    """Something a person may want to know: `subject` is a service or a reward, `message` a sentence."""
+
+    kind: EventKind
+    subject: str
+    message: str
+
+
+OnEvent = Callable[[RewardEvent], None]
+
+
+class RewardServiceError(RuntimeError):
+    """A reward service cannot be used; the message names the service, the URL and the remedy."""

@@ -1,0 +1,274 @@
+"""Reward services on this machine: started as child processes, watched, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from trainer.config import URL_VARIABLES, RewardsConfig, ServiceConfig
+from trainer.rewards.answers import RewardServiceError
+
+MAX_RESTARTS = 5
+_GRACE_S = 5.0
+_POLL_S = 0.1
+_LOG_LINES = 15
+_ROOT = Path(__file__).resolve().parents[2]
+_LISTENING = re.compile(rb"listening on (http://\S+)")
+_PROGRESS_S = 10.0
+
+
+class LocalServices:
+    """Starts every service of `config` that has a `module` and no `urls`; a context manager, or `start` and `stop`.
+
+    Each runs as `python -m services.<module>` on 127.0.0.1 and a free port of its own choice, its output in
+    `log_dir/<name>.log`. With `config.restart` a service that dies comes back on the same port, up to MAX_RESTARTS
+    times. None outlives this process, not even one that is killed with SIGKILL.
+
+    Args:
+        notify: takes a line about each start, restart and death; by default they go to stderr.
+    """
+
+    def __init__(self, config: RewardsConfig, log_dir: Path, notify: Callable[[str], None] | None = None) -> None:
+        self._config = config
+        self._log_dir = Path(log_dir)
+        self._notify = notify or _say
+        self._services: dict[str, _LocalService] = {}
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def urls(self) -> dict[str, tuple[str, ...]]:
+        """The started services' addresses, by name."""
+        return {name: (service.url,) for name, service in self._services.items()}
+
+    def start(self) -> None:
+        """Start all, and wait until every `/ready` answers.
+
+        Raises:
+            RewardServiceError: one died or was not ready in time; the message has the end of its log. None is left
+                running.
+        """
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        atexit.register(self.stop)
+        try:
+            for name, service in self._config.services.items():
+                if service.module is not None and not service.urls:
+                    self._services[name] = _LocalService(name, service, self._log_dir / f"{name}.log")
+                    self._services[name].spawn(port=None)
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        if self._config.restart and self._services:
+            self._watcher = threading.Thread(target=self._watch, name="service-watcher", daemon=True)
+            self._watcher.start()
+
+    def stop(self) -> None:
+        """Stop all, in parallel. May be called more than once."""
+        self._stopping.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        for service in self._services.values():
+            service.terminate()
+        for service in self._services.values():
+            service.wait()
+        atexit.unregister(self.stop)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_ready(self) -> None:
+        started = time.monotonic()
+        limit_s = self._config.ready_timeout_s
+        waiting = dict(self._services)
+        next_report_s = _PROGRESS_S
+        if waiting:
+            self._notify(f"starting {', '.join(waiting)}")
+        with httpx.Client(trust_env=False, timeout=5.0) as http:
+            while waiting:
+                passed_s = time.monotonic() - started
+                for name, service in list(waiting.items()):
+                    if not service.alive():
+                        raise RewardServiceError(
+                            f"service {name} ended while it started; its log ({service.log_path}):\n{service.tail()}"
+                        )
+                    if service.ready(http):
+                        self._notify(f"{name} is ready at {service.url} after {passed_s:.1f} s")
+                        del waiting[name]
+                if waiting and passed_s > limit_s:
+                    name, service = next(iter(waiting.items()))
+                    raise RewardServiceError(
+                        f"service {name} was not ready within rewards.ready_timeout_s = {limit_s:g} s; raise it if the "
+                        f"service only needs longer. Its log ({service.log_path}):\n{service.tail()}"
+                    )
+                if waiting and passed_s > next_report_s:
+                    next_report_s += _PROGRESS_S
+                    self._notify(f"still waiting for {', '.join(waiting)} ({passed_s:.0f} of {limit_s:g} s)")
+                time.sleep(_POLL_S)
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_POLL_S):
+            for name, service in self._services.items():
+                if service.given_up or service.alive():
+                    continue
+                service.reap()
+                if service.restarts == MAX_RESTARTS:
+                    service.given_up = True
+                    self._notify(f"{name} died {MAX_RESTARTS + 1} times and stays down; its log:\n{service.tail()}")
+                    continue
+                self._notify(f"{name} died; starting it again on {service.url}. Its last words:\n{service.tail(3)}")
+                # A service that dies at once must not use up its restarts in a second.
+                if self._stopping.wait(0.5 * 2**service.restarts):
+                    return
+                service.restarts += 1
+                service.spawn(port=int(service.url.rpartition(":")[2]))
+
+
+class _LocalService:
+    """One service's process (a supervisor that runs it, see child.py) and its log."""
+
+    def __init__(self, name: str, config: ServiceConfig, log_path: Path) -> None:
+        self.log_path = log_path
+        self.restarts = 0
+        self.given_up = False
+        self.url = ""
+        self._name = name
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    def spawn(self, port: int | None) -> None:
+        """Start the process; `port` None lets it take a free one, which it prints."""
+        flags: dict[str, str | int | float | bool] = {"host": "127.0.0.1", "port": 0, **self._config.args}
+        if port is not None:
+            flags["port"] = port
+        command = [sys.executable, "-m", f"services.{self._config.module}", *to_flags(flags)]
+        supervisor = [sys.executable, "-I", str(Path(__file__).with_name("child.py"))]
+        limits = [str(os.getpid()), str(_GRACE_S), str(self._config.nice), "--"]
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                [*supervisor, *limits, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def ready(self, http: httpx.Client) -> bool:
+        if not self.url:
+            found = _LISTENING.search(self._log())
+            if found is None:
+                return False
+            self.url = found[1].decode()
+        try:
+            return http.get(self.url + "/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def tail(self, lines: int = _LOG_LINES) -> str:
+        """The end of what this start wrote."""
+        text = self._log()[-20_000:].decode("utf-8", "replace")
+        return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (it wrote nothing)"
+
+    def terminate(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        if self._process is None:
+            return
+        try:
+            self._process.wait(_GRACE_S + 5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self.reap()
+
+    def reap(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+
+    def _log(self) -> bytes:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read()
+
+
+def to_flags(args: Mapping[str, str | int | float | bool]) -> list[str]:
+    """Command-line flags of the service kit: `max_items: 4` is `--max-items=4`, `legacy: true` is `--legacy`."""
+    flags = []
+    for key, value in args.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def resolve_urls(
+    config: RewardsConfig, launched: Mapping[str, Sequence[str]] | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Every service's base URLs: the config's, else those of a started service, else an environment variable's.
+
+    A variable may hold several addresses with commas between them. Trailing slashes are cut off.
+
+    Raises:
+        RewardServiceError: a service has none, or an address is not http(s)://host[:port][/path].
+    """
+    environ = os.environ if environ is None else environ
+    launched = launched or {}
+    resolved = {}
+    for name, service in config.services.items():
+        variable = URL_VARIABLES.get(name, "")
+        from_environment = [url for url in environ.get(variable, "").split(",") if url.strip()]
+        urls = service.urls or launched.get(name) or from_environment
+        if not urls:
+            hint = f", or the variable {variable}" if variable else ""
+            raise RewardServiceError(
+                f"service {name} has no address: set rewards.services.{name}.urls{hint}, or launch: local with a module"
+            )
+        resolved[name] = tuple(_base_url(name, url) for url in urls)
+    return resolved
+
+
+def _base_url(name: str, text: str) -> str:
+    text = text.strip()
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise RewardServiceError(f"service {name}: {text!r} is not a URL: {error}") from error
+    if url.userinfo:
+        raise RewardServiceError(
+            f"service {name}: the address at {url.host} carries a password, which would end up in logs; put a token "
+            f"into a file and name it in rewards.services.{name}.token_file"
+        )
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise RewardServiceError(f"service {name}: {text!r} is no address; write it like http://127.0.0.1:18082")
+    return text.rstrip("/")
+
+
+def _say(line: str) -> None:
+    print(f"[rewards] {line}", file=sys.stderr, flush=True)

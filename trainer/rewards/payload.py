@@ -1,0 +1,95 @@
+"""Samples as a wire-v1 request: items that refer to multipart parts, and the parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from trainer.rewards.answers import Answer
+from trainer.types import Sample
+from wire.images import encode
+from wire.schema import ErrorCode, ImageRef, MediaType, ScoreItem
+
+MEDIA_TYPES: dict[str, MediaType] = {
+    "rgb8": "image/x-rgb8",
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request for one reward: everything but the time that is left.
+
+    `items_json` are the items as JSON, in the order of `ids`; `parts` the encoded images by part name.
+    """
+
+    reward: str | None
+    ids: Sequence[str]
+    items_json: str
+    parts: Mapping[str, bytes]
+
+    def body(self, deadline_ms: int, request_id: str) -> str:
+        """The JSON of the request."""
+        head = {"reward": self.reward, "deadline_ms": max(1, deadline_ms), "request_id": request_id}
+        return f'{{"items":{self.items_json},{json.dumps(head)[1:]}'
+
+
+def encode_pixels(image_HWC: np.ndarray, encoding: str) -> bytes:
+    """Encode uint8 pixels (H, W, 3) as they travel. Raw RGB8 is a copy; the others cost CPU and leave the GIL."""
+    if encoding == "rgb8":
+        return image_HWC.tobytes()
+    return encode(Image.fromarray(image_HWC), MEDIA_TYPES[encoding])
+
+
+def encode_samples(samples: Sequence[Sample], encoding: str) -> list[bytes | None]:
+    """The encoded image of each sample, None for a text completion."""
+    return [None if s.image_HWC is None else encode_pixels(s.image_HWC, encoding) for s in samples]
+
+
+def make_call(
+    samples: Sequence[Sample], images: Sequence[bytes | None], encoding: str, reward: str | None
+) -> tuple[Call | None, dict[str, Answer]]:
+    """The request for `samples`, and the samples that cannot be sent (id to failure). No call when none can be."""
+    ids: list[str] = []
+    items: list[str] = []
+    parts: dict[str, bytes] = {}
+    refused: dict[str, Answer] = {}
+    for index, (sample, image) in enumerate(zip(samples, images, strict=True)):
+        part = f"image{index}"
+        try:
+            item = _item(sample, part, encoding)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(piece) for piece in problem["loc"])
+            refused[sample.id] = Answer(None, ErrorCode.BAD_INPUT, f"cannot be sent: {where}: {problem['msg']}")
+            continue
+        ids.append(sample.id)
+        items.append(item.model_dump_json(exclude_none=True))
+        if image is not None:
+            parts[part] = image
+    call = Call(reward, ids, "[" + ",".join(items) + "]", parts) if ids else None
+    return call, refused
+
+
+def _item(sample: Sample, part: str, encoding: str) -> ScoreItem:
+    images = []
+    if sample.image_HWC is not None:
+        height, width, _ = sample.image_HWC.shape
+        images.append(ImageRef(media_type=MEDIA_TYPES[encoding], part=part, width=width, height=height))
+    prompt = sample.prompt
+    return ScoreItem(
+        id=sample.id,
+        group_id=sample.group_id,
+        prompt=prompt.text,
+        images=images,
+        completion=sample.completion,
+        targets=None if prompt.targets is None else list(prompt.targets),
+        metadata=dict(prompt.metadata),
+    )

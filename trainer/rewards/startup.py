@@ -1,0 +1,156 @@
+"""Checks before the first step, and before going on after a pause: reachable, ready, the right reward, not constant."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import httpx
+from pydantic import ValidationError
+
+from trainer.config import RewardConfig
+from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
+from trainer.rewards.canary import canary_call, judge
+from trainer.rewards.endpoint import Endpoint
+from trainer.rewards.transport import AttemptError, ServiceCaller, error_text
+from wire.schema import SCHEMA_VERSION, ServiceInfo
+
+POLL_S = 0.25
+_PROBE_TIMEOUT_S = 5.0
+_LEAST_CANARY_S = 1.0
+
+
+async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float) -> None:
+    """Poll `/ready` until it answers 200. A refused connection, 429 and 5xx are waited for; another status is final.
+
+    Raises:
+        RewardServiceError: not ready within `timeout_s`, or not such a service at all.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            response = await caller.get(url, "/ready", min(_PROBE_TIMEOUT_S, max(deadline - time.monotonic(), 0.05)))
+        except (httpx.HTTPError, TimeoutError) as error:
+            problem = f"{error or type(error).__name__}"
+        else:
+            if response.status_code == 200:
+                return
+            problem = f"/ready answered {response.status_code}: {error_text(response.content)}"
+            if response.status_code < 500 and response.status_code != 429:
+                raise RewardServiceError(
+                    f"service {caller.name} at {url}: {problem}. Something else answers there; correct "
+                    f"rewards.services.{caller.name}.urls"
+                )
+        if time.monotonic() + POLL_S >= deadline:
+            raise RewardServiceError(
+                f"service {caller.name} at {url} was not ready within {timeout_s:g} s: {problem}. Start it, correct "
+                f"rewards.services.{caller.name}.urls, or raise rewards.ready_timeout_s"
+            )
+        await asyncio.sleep(POLL_S)
+
+
+async def check_service(
+    caller: ServiceCaller, columns: Mapping[str, RewardConfig], timeout_s: float, canary: bool, on_event: OnEvent
+) -> None:
+    """All URLs of one service in parallel: ready, of this contract, with every reward that `columns` name.
+
+    Raises:
+        RewardServiceError: naming the service, the URL and the remedy; several problems are listed together.
+    """
+    deadline = time.monotonic() + timeout_s
+    checks = (_check_url(caller, endpoint, columns, deadline, canary, on_event) for endpoint in caller.pool.endpoints)
+    outcomes = await asyncio.gather(*checks, return_exceptions=True)
+    raise_together(outcomes)
+    revisions = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    for name in columns:
+        seen = {revision[name]: e.url for revision, e in zip(revisions, caller.pool.endpoints, strict=True)}
+        if len(seen) > 1:
+            listed = ", ".join(f"{url} has {revision}" for revision, url in seen.items())
+            raise RewardServiceError(
+                f"reward {name}: the URLs of service {caller.name} would score differently ({listed}): run one revision"
+            )
+
+
+def raise_together(outcomes: Sequence[object]) -> None:
+    """Raise the RewardServiceErrors among gathered outcomes as one; anything else that was raised goes first."""
+    problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    for problem in problems:
+        if not isinstance(problem, RewardServiceError):
+            raise problem
+    if problems:
+        raise RewardServiceError("\n".join(str(problem) for problem in problems))
+
+
+async def _check_url(
+    caller: ServiceCaller,
+    endpoint: Endpoint,
+    columns: Mapping[str, RewardConfig],
+    deadline: float,
+    canary: bool,
+    on_event: OnEvent,
+) -> dict[str, str]:
+    """The revision of each column's reward at this URL."""
+    url = endpoint.url
+    await wait_ready(caller, url, deadline - time.monotonic())
+    info = await _info(caller, url)
+    known = {reward.name: reward for reward in info.rewards}
+    revisions = {}
+    for name, column in columns.items():
+        wanted = column.reward or info.default_reward
+        if wanted not in known:
+            raise RewardServiceError(
+                f"rewards.columns.{name}: service {caller.name} at {url} has no reward {wanted!r}; it serves: "
+                f"{', '.join(known)}"
+            )
+        revisions[name] = known[wanted].revision
+    if canary:
+        for name, column in columns.items():
+            if column.canary != "none":
+                await check_canary(caller, endpoint, name, column, deadline, on_event)
+    on_event(RewardEvent("ready", caller.name, f"{url} is ready: {info.service} ({', '.join(known)})"))
+    return revisions
+
+
+async def check_canary(
+    caller: ServiceCaller, endpoint: Endpoint, name: str, column: RewardConfig, deadline: float, on_event: OnEvent
+) -> None:
+    """Score the probes at one URL. Raises RewardServiceError when the reward is wrong, constant or gives no score."""
+    call = canary_call(caller.config.image_encoding, column.reward)
+    where = f"reward {name} (service {caller.name} at {endpoint.url})"
+    now = time.monotonic()
+    limit = min(now + caller.config.timeout_s, max(deadline, now + _LEAST_CANARY_S))
+    try:
+        answers, scorer = await caller.score_at(endpoint, call, limit)
+    except AttemptError as error:
+        raise RewardServiceError(f"{where}: the canary failed: {error.code}: {error.message}") from error
+    wrong, unsure = judge(answers, scorer, must_differ=column.canary == "differ")
+    if wrong:
+        raise RewardServiceError(f"{where}: {wrong}")
+    if unsure:
+        on_event(RewardEvent("warning", name, f"{where}: {unsure}"))
+
+
+async def _info(caller: ServiceCaller, url: str) -> ServiceInfo:
+    where = f"service {caller.name} at {url}"
+    try:
+        response = await caller.get(url, "/v1/info", _PROBE_TIMEOUT_S)
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise RewardServiceError(f"{where}: /v1/info: {error or type(error).__name__}") from error
+    if response.status_code in (401, 403):
+        raise RewardServiceError(
+            f"{where} refuses the token ({response.status_code}); set rewards.services.{caller.name}.token_file"
+        )
+    try:
+        if response.status_code != 200:
+            raise RewardServiceError(
+                f"{where}: /v1/info answered {response.status_code}: {error_text(response.content)}"
+            )
+        info = ServiceInfo.model_validate_json(response.content)
+    except ValidationError as error:
+        raise RewardServiceError(f"{where}: /v1/info does not follow wire v1; is it a reward service?") from error
+    if info.schema_version != SCHEMA_VERSION:
+        raise RewardServiceError(
+            f"{where} speaks wire {info.schema_version}, this client {SCHEMA_VERSION}: update the older of the two"
+        )
+    return info

@@ -1,0 +1,255 @@
+"""One service over HTTP: attempts, retries, hedging, all inside one hard deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+from pydantic import ValidationError
+
+from trainer.config import ServiceConfig
+from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, RewardServiceError, all_failed
+from trainer.rewards.checks import InvalidResponseError, check_response
+from trainer.rewards.endpoint import Endpoint, EndpointPool, backoff_s, parse_retry_after
+from trainer.rewards.payload import Call
+from wire.schema import ErrorBody, ErrorCode, ScorerInfo
+
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+KEEPALIVE_S = 4.0  # below the usual server's 5 s, so that the server rarely closes a connection we are about to use
+ANSWER_MARGIN_S = 0.25
+_RETRIED = {502: ClientCode.UNAVAILABLE, 503: ClientCode.UNAVAILABLE, 504: ErrorCode.TIMEOUT}
+
+
+class AttemptError(Exception):
+    """One attempt failed. `retry`: another may do better. `blame`: it speaks against the URL."""
+
+    def __init__(
+        self, code: str, message: str, *, retry: bool, blame: bool = True, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry = retry
+        self.blame = blame
+        self.retry_after_s = retry_after_s
+
+
+class ServiceCaller:
+    """Scores requests at one service. Lives on one event loop."""
+
+    def __init__(self, name: str, config: ServiceConfig, urls: Sequence[str], on_event: OnEvent) -> None:
+        self.name = name
+        self.config = config
+        self.pool = EndpointPool(urls, config.breaker_failures, config.breaker_reset_s)
+        self._on_event = on_event
+        self._slots = asyncio.Semaphore(config.max_in_flight)
+        self._rng = random.Random()  # jitter only; results do not depend on it
+        self._http = httpx.AsyncClient(
+            headers={"Accept-Encoding": "identity", **_authorization(name, config)},
+            limits=httpx.Limits(
+                max_connections=config.max_in_flight * 2 + 4,
+                max_keepalive_connections=config.max_in_flight,
+                keepalive_expiry=KEEPALIVE_S,
+            ),
+            timeout=httpx.Timeout(config.timeout_s),
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def get(self, url: str, path: str, timeout_s: float) -> httpx.Response:
+        """A small GET. Raises httpx.HTTPError, or TimeoutError past `timeout_s`."""
+        async with asyncio.timeout(timeout_s):
+            return await self._http.get(url + path, timeout=_timeouts(self.config, timeout_s))
+
+    async def score(self, call: Call, deadline: float) -> dict[str, Answer]:
+        """An answer for every id of `call`, at the latest at `deadline` (time.monotonic())."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        except TimeoutError:
+            message = f"{self.config.max_in_flight} requests to {self.name} were under way until the deadline"
+            return all_failed(call.ids, ErrorCode.TIMEOUT, message)
+        try:
+            return await self._with_retries(call, deadline)
+        except AttemptError as error:
+            return all_failed(call.ids, error.code, error.message)
+        finally:
+            self._slots.release()
+
+    async def score_at(self, endpoint: Endpoint, call: Call, deadline: float) -> tuple[dict[str, Answer], ScorerInfo]:
+        """One attempt at one URL, which knows nothing of the breaker. Raises AttemptError."""
+        remaining = deadline - time.monotonic()
+        margin = min(ANSWER_MARGIN_S, 0.05 * remaining)  # what the service has by then still reaches us in time
+        json_part = call.body(int((remaining - margin) * 1000), uuid.uuid4().hex).encode()
+        files = [("request", ("request.json", json_part, "application/json"))]
+        files += [(name, (name, data, "application/octet-stream")) for name, data in call.parts.items()]
+        try:
+            async with (
+                asyncio.timeout_at(deadline),
+                self._http.stream(
+                    "POST", endpoint.url + "/v1/score", files=files, timeout=_timeouts(self.config, remaining)
+                ) as response,
+            ):
+                body = await _read(response)
+        except TimeoutError as error:
+            raise AttemptError(
+                ErrorCode.TIMEOUT, f"{endpoint.url} gave no answer within {remaining:.1f} s", retry=False
+            ) from error
+        except httpx.HTTPError as error:
+            message = f"{endpoint.url}: {error or type(error).__name__}"
+            raise AttemptError(ClientCode.UNREACHABLE, message, retry=True) from error
+        if response.status_code != 200:
+            raise _status_error(endpoint.url, response, body)
+        try:
+            return check_response(body, call.ids)
+        except InvalidResponseError as error:
+            raise AttemptError(
+                ClientCode.INVALID_RESPONSE, f"{endpoint.url} broke the contract: {error}", retry=False
+            ) from error
+
+    async def _with_retries(self, call: Call, deadline: float) -> dict[str, Answer]:
+        failures = 0
+        last: AttemptError | None = None
+        while True:
+            endpoint = self.pool.pick()
+            if endpoint is None:
+                wait, open_breaker = self.pool.free_in()
+                failures += open_breaker
+                last = last or AttemptError(
+                    ClientCode.UNREACHABLE, f"every URL of {self.name} has failed lately", retry=True
+                )
+            else:
+                try:
+                    return await self._hedged(endpoint, call, deadline)
+                except AttemptError as error:
+                    last = error
+                if not last.retry:
+                    raise last
+                # A full queue is not a failure: it is waited out as long as the deadline allows.
+                waited_out = last.code == ErrorCode.OVERLOADED and last.retry_after_s is not None
+                failures += not waited_out
+                wait = 0.0 if waited_out else backoff_s(failures, self._rng)
+            if failures >= self.config.max_attempts or time.monotonic() + wait >= deadline:
+                raise last
+            await asyncio.sleep(wait * self._rng.uniform(1.0, 1.1))
+
+    async def _hedged(self, first: Endpoint, call: Call, deadline: float) -> dict[str, Answer]:
+        """One attempt; past the usual latency a second one at another URL, and the first good answer counts."""
+        after_s = self.pool.hedge_after_s() if self.config.hedge else None
+        if after_s is None or len(self.pool.endpoints) < 2:
+            return await self._attempt(first, call, deadline)
+        tasks = [asyncio.ensure_future(self._attempt(first, call, deadline))]
+        try:
+            await asyncio.wait(tasks, timeout=after_s)
+            other = None if tasks[0].done() else self.pool.pick(exclude=first)
+            if other is not None:
+                tasks.append(asyncio.ensure_future(self._attempt(other, call, deadline)))
+            done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if running and all(task.exception() is not None for task in done):
+                done, _ = await asyncio.wait(running)
+            return min(done, key=lambda task: task.exception() is not None).result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _attempt(self, endpoint: Endpoint, call: Call, deadline: float) -> dict[str, Answer]:
+        """One attempt, entered in the books of its URL."""
+        breaker = endpoint.breaker
+        trial = breaker.state != "closed"
+        breaker.acquire()
+        endpoint.outstanding += 1
+        started = time.monotonic()
+        verdict: Callable[[], object] = breaker.release
+        try:
+            if trial:
+                await self._check_ready(endpoint, deadline)
+            answers, _ = await self.score_at(endpoint, call, deadline)
+            verdict = breaker.success
+            self.pool.answered(time.monotonic() - started)
+            if trial:
+                self._on_event(RewardEvent("breaker", self.name, f"{endpoint.url} answers again"))
+            return answers
+        except AttemptError as error:
+            if error.retry_after_s is not None:
+                endpoint.not_before = time.monotonic() + error.retry_after_s
+            verdict = breaker.failure if error.blame else breaker.success
+            raise
+        finally:
+            endpoint.outstanding -= 1
+            if verdict() is True:
+                text = f"{endpoint.url} failed {self.config.breaker_failures} times in a row; it rests for {self.config.breaker_reset_s} s"
+                self._on_event(RewardEvent("breaker", self.name, text))
+
+    async def _check_ready(self, endpoint: Endpoint, deadline: float) -> None:
+        timeout_s = min(self.config.connect_timeout_s, deadline - time.monotonic())
+        try:
+            response = await self.get(endpoint.url, "/ready", timeout_s)
+        except (httpx.HTTPError, TimeoutError) as error:
+            message = f"{endpoint.url}/ready: {error or type(error).__name__}"
+            raise AttemptError(ClientCode.UNREACHABLE, message, retry=True) from error
+        if response.status_code != 200:
+            raise _status_error(endpoint.url, response, response.content)
+
+
+def _status_error(url: str, response: httpx.Response, body: bytes) -> AttemptError:
+    status = response.status_code
+    message = f"{url} answered {status}: {error_text(body)}"
+    if status == 429:
+        after = parse_retry_after(response.headers.get("retry-after"))
+        return AttemptError(ErrorCode.OVERLOADED, message, retry=True, blame=False, retry_after_s=after)
+    if status in _RETRIED:
+        after = parse_retry_after(response.headers.get("retry-after")) if status == 503 else None
+        return AttemptError(_RETRIED[status], message, retry=True, retry_after_s=after)
+    if 400 <= status < 500:
+        return AttemptError(ClientCode.REFUSED, message, retry=False, blame=False)
+    return AttemptError(ClientCode.SERVER_ERROR, message, retry=False)
+
+
+def error_text(body: bytes) -> str:
+    """The message of an error body, or the start of whatever it is."""
+    try:
+        error = ErrorBody.model_validate_json(body).error
+    except ValidationError:
+        return repr(body[:120].decode("utf-8", "replace"))
+    return f"{error.message} (field {error.field})" if error.field else error.message
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The body, up to a limit: a service gone mad must not fill the trainer's memory."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        size += len(chunk)
+        if size > MAX_RESPONSE_BYTES:
+            raise AttemptError(
+                ClientCode.INVALID_RESPONSE, f"{response.url} answers more than {MAX_RESPONSE_BYTES} bytes", retry=False
+            )
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _timeouts(config: ServiceConfig, remaining_s: float) -> httpx.Timeout:
+    remaining_s = max(remaining_s, 0.001)
+    return httpx.Timeout(remaining_s, connect=min(config.connect_timeout_s, remaining_s))
+
+
+def _authorization(name: str, config: ServiceConfig) -> dict[str, str]:
+    if config.token_file is None:
+        return {}
+    path = Path(config.token_file)
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise RewardServiceError(f"rewards.services.{name}.token_file = {path} cannot be read: {error}") from error
+    if len(token.split()) != 1 or not token.isascii():
+        raise RewardServiceError(f"rewards.services.{name}.token_file = {path} must hold one ASCII token, nothing else")
+    return {"Authorization": f"Bearer {token}"}
