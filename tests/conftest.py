@@ -10,7 +10,19 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-_PERSONAL = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OCR_URL", "RULES_URL", "HPS_URL", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+pytest_plugins = ["tests.support.trainer_runs"]
+
+_PERSONAL = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "OCR_URL",
+    "RULES_URL",
+    "HPS_URL",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -82,10 +82,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
             rng_state=packed["rng"],
             state=state,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
             f"{path} is not a usable checkpoint ({error}); delete it to go on from an older one, or use resume=never"
         ) from error
+
+
+def saved_step(path: Path) -> int:
+    """The number of finished steps a checkpoint folder holds, from its name or its state."""
+    match = _NAME.match(path.name)
+    return int(match.group(1)) if match else int(json.loads((path / "state.json").read_text(encoding="utf-8"))["step"])
 
 
 def find_resume(resume: str, folder: Path) -> Path | None:

@@ -1,0 +1,282 @@
+"""Puts a run together: world, policy, data, reward services, recorder, and the state of an earlier start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+
+from trainer.advantages import RunningSpread
+from trainer.checkpoint import Checkpoint, find_resume, load_checkpoint, save_checkpoint, saved_step
+from trainer.config import Config
+from trainer.config_file import dump_config
+from trainer.data import PromptSampler, check_disjoint, load_eval_prompts, load_train_prompts
+from trainer.distributed import World, world
+from trainer.ema import Ema
+from trainer.metrics import Recorder
+from trainer.policies import build_policy
+from trainer.policies.base import Policy, SamplingPlan
+from trainer.report import build_report
+from trainer.rewards import LocalServices, RewardClient, resolve_urls
+from trainer.samplers.schedules import stochastic_steps, trained_steps
+from trainer.seeds import sample_seed
+from trainer.types import Prompt, StopTrainingError
+from trainer.update import Updater
+
+
+@dataclass
+class Totals:
+    """Sums over the whole run, kept through restarts; summary.json is made of them."""
+
+    train_s: float = 0.0
+    evaluate_s: float = 0.0
+    reward_wait_s: float = 0.0
+    failed: dict[str, dict[str, int]] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, float | None]) -> None:
+        """Take in a training step's row."""
+        self.train_s += row["time/total"] or 0.0
+        self.reward_wait_s += row["time/reward_wait"] or 0.0
+        for key, count in row.items():
+            if key.startswith("failed/") and count:
+                _, name, code = key.split("/", 2)
+                codes = self.failed.setdefault(name, {})
+                codes[code] = codes.get(code, 0) + int(count)
+
+    def add_evaluation(self, step: int, means: dict[str, float], seconds: float) -> None:
+        """Take in an evaluation after `step` steps; step 0 is `before`."""
+        self.evaluate_s += seconds
+        if step == 0:
+            self.before = dict(means)
+        self.after = dict(means)
+
+
+@dataclass
+class Run:
+    """Everything a step needs. `step` counts finished steps; `position` is the sampler's after them."""
+
+    config: Config
+    world: World
+    policy: Policy
+    updater: Updater
+    ema: Ema
+    sampler: PromptSampler
+    heldout: Sequence[Prompt]
+    client: RewardClient
+    recorder: Recorder
+    spread: RunningSpread
+    position: dict[str, Any]
+    step: int = 0
+    totals: Totals = field(default_factory=Totals)
+    terminated: bool = False
+
+    def plan(self) -> SamplingPlan:
+        """How this step's rollouts are denoised; the trained steps are drawn from the seed and the step."""
+        sampling = self.config.sampling
+        stochastic = stochastic_steps(sampling.num_inference_steps, sampling.sde_window)
+        generator = torch.Generator().manual_seed(sample_seed(self.config.seed, "trained_steps", self.step))
+        return SamplingPlan(
+            num_inference_steps=sampling.num_inference_steps,
+            micro_batch_size=sampling.micro_batch_size,
+            kind=sampling.kind,
+            noise_level=sampling.noise_level,
+            stochastic_steps=stochastic,
+            trained_steps=trained_steps(stochastic, sampling.timestep_fraction, generator),
+            guidance_scale=sampling.guidance_scale,
+            shift=sampling.shift,
+        )
+
+    def evaluation_columns(self, *, final: bool) -> list[str]:
+        """Rewards of an evaluation: the configured ones, or all that training uses; more before and after the run."""
+        names = self.config.evaluation.rewards or tuple(
+            name for name in self.config.rewards.columns if any(name in d.rewards for d in self.config.data.train)
+        )
+        extra = self.config.evaluation.final_rewards if final else ()
+        return list(dict.fromkeys([*names, *extra]))
+
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM reached any rank."""
+        return self.world.any(self.terminated)
+
+    def stop_together(self, reason: str | None) -> None:
+        """Raise StopTrainingError on every rank when any rank has a reason."""
+        reasons = [r for r in self.world.gather(reason) if r]
+        if reasons:
+            raise StopTrainingError(reasons[0])
+
+    def save_checkpoint(self) -> None:
+        """Write the state after `step` steps (rank 0), and wait for it (all)."""
+        if self.world.is_main:
+            module = self.policy.trainable
+            checkpoint = Checkpoint(
+                step=self.step,
+                weights={name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad},
+                average=self.ema.shadow,
+                optimizer=self.updater.optimizer.state_dict(),
+                rng_state=torch.get_rng_state(),
+                state={
+                    "sampler": self.position,
+                    "spread": {key: value.tolist() for key, value in self.spread.state_dict().items()},
+                    "totals": vars(self.totals),
+                },
+            )
+            save_checkpoint(self.config.run_dir / "checkpoints", checkpoint, self.config.checkpoint.keep)
+        self.world.barrier()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over everything a checkpoint holds."""
+        with torch.no_grad():
+            for name, parameter in self.policy.trainable.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(checkpoint.weights[name])
+        self.ema.load(checkpoint.average)
+        self.updater.optimizer.load_state_dict(checkpoint.optimizer)
+        torch.set_rng_state(checkpoint.rng_state)
+        self.position = checkpoint.state["sampler"]
+        self.sampler.load_state_dict(self.position)
+        spread = {key: torch.tensor(value, dtype=torch.float64) for key, value in checkpoint.state["spread"].items()}
+        self.spread.load_state_dict(spread)
+        self.totals = Totals(**checkpoint.state["totals"])
+        self.step = checkpoint.step
+
+    def build_report(self) -> None:
+        """Build report.html (rank 0). A page that cannot be built is said so; it never costs a run."""
+        if not self.world.is_main:
+            return
+        try:
+            build_report(self.config.run_dir)
+        except Exception as error:
+            self.recorder.note(f"report.html was not built ({type(error).__name__}: {error}); nothing else is affected")
+
+    def finish(self, stopped: str | None = None) -> None:
+        """Write summary.json and the report; say where they are."""
+        totals = self.totals
+        self.recorder.write_summary(
+            {
+                "eval": {"before": totals.before, "after": totals.after},
+                "steps": self.step,
+                "wall_s": totals.train_s + totals.evaluate_s,
+                "train_s": totals.train_s,
+                "evaluate_s": totals.evaluate_s,
+                "reward_wait_share": totals.reward_wait_s / totals.train_s if totals.train_s else 0.0,
+                "failed_rewards": sum(sum(codes.values()) for codes in totals.failed.values()),
+                "failed_by_reward": totals.failed,
+                "seed": self.config.seed,
+                "stopped": stopped,
+                "about_base": self.policy.about_base,
+                "hardware": hardware(self.world),
+            }
+        )
+        self.build_report()
+        if stopped:
+            self.recorder.note(f"Stopped after step {self.step}: {stopped}")
+        self.recorder.note(f"Report: {self.config.run_dir / 'report.html'}")
+
+
+def hardware(group: World) -> str:
+    """The machine in a line."""
+    if group.device.type == "cuda":
+        return f"{group.size} x {torch.cuda.get_device_name(group.device)}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} torch threads per process"
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the checkpoint that a start would go on from has all steps."""
+    path = find_resume(config.resume, config.run_dir / "checkpoints")
+    return path is not None and saved_step(path) >= config.max_steps
+
+
+@contextmanager
+def assemble(config: Config) -> Iterator[Run]:
+    """Build a run, restore the checkpoint that `config.resume` names, and take everything down whatever happens.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RewardServiceError: something does not fit; the message says what.
+    """
+    train_prompts = load_train_prompts(config.data)
+    heldout = load_eval_prompts(config.evaluation)
+    train_rows = [prompt for dataset in train_prompts for prompt in dataset.prompts]
+    check_disjoint(train_rows, heldout, may_share=config.evaluation.may_share)
+    resume = find_resume(config.resume, config.run_dir / "checkpoints")
+    checkpoint = load_checkpoint(resume) if resume else None
+    with ExitStack() as stack:
+        group = stack.enter_context(world(config.distributed))
+        torch.manual_seed(config.seed)
+        policy = build_policy(config.policy, group.device, keep_reference=config.algorithm.kl_beta > 0)
+        policy.check_prompts([*(p for dataset in train_prompts for p in dataset.prompts), *heldout])
+        recorder = stack.enter_context(
+            Recorder(
+                config.run_dir,
+                config_yaml=dump_config(config),
+                is_main=group.is_main,
+                resume_step=checkpoint.step if checkpoint else None,
+                max_steps=config.max_steps,
+                progress=config.logging.progress,
+                report_to=config.logging.report_to,
+            )
+        )
+        sampler = PromptSampler(
+            train_prompts,
+            prompts_per_step=config.sampling.prompts_per_step,
+            seed=config.seed,
+            rank=group.rank,
+            world=group.size,
+        )
+        client = stack.enter_context(_connect(config, group, stack))
+        run = Run(
+            config=config,
+            world=group,
+            policy=policy,
+            updater=Updater(policy, config.algorithm, config.optim, group, config.max_steps),
+            ema=Ema(policy.trainable, config.optim.ema_decay),
+            sampler=sampler,
+            position=sampler.state_dict(),
+            heldout=heldout,
+            client=client,
+            recorder=recorder,
+            spread=RunningSpread(len(config.rewards.columns)),
+        )
+        if checkpoint is not None:
+            run.restore(checkpoint)
+            recorder.note(f"Going on from {resume} (step {run.step} of {config.max_steps})")
+        with _stop_signals(run):
+            yield run
+
+
+@contextmanager
+def _stop_signals(run: Run) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C let the step end and the run be saved; a second Ctrl-C interrupts at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if run.terminated and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.terminated = True
+        run.client.interrupt()
+        run.recorder.note(f"{signal.Signals(number).name}: saving after this step")
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _connect(config: Config, group: World, stack: ExitStack) -> RewardClient:
+    """Start the local services (one process per node does), share their addresses, and connect every rank."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    launched: dict[str, list[str]] = {}
+    if config.rewards.launch == "local" and local_rank == 0:
+        services = stack.enter_context(LocalServices(config.rewards, config.run_dir / "logs"))
+        launched = {name: list(urls) for name, urls in services.urls.items()}
+    launched = group.gather(launched)[group.rank - local_rank]
+    return RewardClient(config.rewards, urls=resolve_urls(config.rewards, launched))

@@ -1,0 +1,134 @@
+"""The training loop: draw prompts, sample, score, advantages, update, record.
+
+Axes: P prompts, G group, B = P*G samples of this rank, S trained steps, R rewards.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from trainer.advantages import ESTIMATORS
+from trainer.assemble import Run, assemble, is_finished
+from trainer.config import Config
+from trainer.evaluation import evaluate, picture_rows
+from trainer.seeds import sample_seed
+from trainer.step_metrics import advantage_metrics, reward_metrics, wait_metrics
+from trainer.types import Scores, StopTrainingError
+
+
+def train(config: Config) -> int:
+    """Train to `config.max_steps`, from the newest checkpoint when there is one. Returns the process's exit code.
+
+    0: finished, or saved after SIGTERM. 1: stopped for a reason that was printed; the state before it is saved.
+    """
+    if is_finished(config):
+        print(f"{config.run_dir} is finished ({config.max_steps} steps): raise max_steps or choose another run_name")
+        return 0
+    with assemble(config) as run:
+        stopped = None
+        try:
+            if run.step == 0:
+                record(run, {"step": 0}, evaluated=True)
+            while run.step < config.max_steps and not run.stop_requested():
+                row = train_step(run)
+                last = run.step == config.max_steps
+                record(run, row, evaluated=last or run.step % config.evaluation.every == 0)
+                if run.step % config.checkpoint.save_every == 0 and not last:
+                    run.save_checkpoint()
+                if run.step % config.logging.report_every == 0 and not last:
+                    run.build_report()
+        except StopTrainingError as error:
+            stopped = str(error)
+        run.save_checkpoint()
+        run.finish(stopped)
+        return 1 if stopped and not run.terminated else 0
+
+
+def train_step(run: Run) -> dict[str, float | None]:
+    """One step, from prompts to changed weights. Returns its row of metrics.jsonl."""
+    started = time.perf_counter()
+    prompts_P = run.sampler.draw()
+    batch = run.client.batch()
+    rollouts = []
+    for rollout in run.policy.sample(prompts_P, run.config.sampling.group_size, seeds_B(run), run.plan()):
+        batch.submit(rollout.samples)  # scored while the next micro-batch is sampled
+        rollouts.append(rollout)
+    sampled = time.perf_counter()
+
+    scores = batch.collect()
+    run.stop_together(scores.stop_reason)
+    collected = time.perf_counter()
+
+    # Group numbers are local to the rank: a group lives wholly on one.
+    group_B = torch.cat([rollout.group_B for rollout in rollouts])
+    adv_B, weight_B, row = advantages(run, scores, group_B)
+    row |= run.updater.step(rollouts, adv_B, weight_B, run.step)
+    run.ema.update()
+    run.step += 1
+    run.position = run.sampler.state_dict()
+    updated = time.perf_counter()
+
+    row |= reward_metrics(scores, run.world) | wait_metrics(scores, updated - started, run.world)
+    row |= {
+        "step": run.step,
+        "time/rollout": sampled - started,
+        "time/reward_wait": collected - sampled,
+        "time/update": updated - collected,
+        "time/total": updated - started,
+        "images_per_s": len(weight_B) * run.world.size / (updated - started),
+    }
+    run.totals.add(row)
+    return dict(row)
+
+
+def seeds_B(run: Run) -> list[int]:
+    """A seed per sample of this rank, the same however many ranks there are."""
+    sampling = run.config.sampling
+    count = sampling.prompts_per_step * sampling.group_size // run.world.size
+    first = run.world.rank * count
+    return [sample_seed(run.config.seed, run.step, index) for index in range(first, first + count)]
+
+
+def advantages(run: Run, scores: Scores, group_B: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Clamped advantages and loss weights of this rank's samples, with their metrics over all ranks."""
+    algorithm = run.config.algorithm
+    run.spread.update(scores.scores_BR, scores.valid_BR, reduce=run.world.sum)
+    std_floor_R = run.spread.floor(algorithm.std_floor) if algorithm.std_floor else None
+    adv_B, weight_B = ESTIMATORS[algorithm.type](
+        scores.scores_BR,
+        scores.valid_BR,
+        group_B,
+        scores.weights_BR,
+        eps=algorithm.eps,
+        min_valid=algorithm.min_valid,
+        std_floor_R=std_floor_R,
+        reduce=run.world.sum,
+    )
+    clamped_B = adv_B.clamp(-algorithm.adv_clip, algorithm.adv_clip)
+    return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, algorithm, run.world)
+
+
+def record(run: Run, row: dict[str, float | None], *, evaluated: bool) -> None:
+    """Write a step's row; with `evaluated`, the averaged weights' held-out results are in it and pictures are kept."""
+    try:
+        if evaluated and run.heldout:
+            row |= evaluation_metrics(run)
+    finally:
+        run.recorder.record(row)  # the step was taken, whatever became of its evaluation
+
+
+def evaluation_metrics(run: Run) -> dict[str, float]:
+    """Evaluate after `run.step` steps. Raises StopTrainingError when a reward says so."""
+    started = time.perf_counter()
+    columns = run.evaluation_columns(final=run.step in (0, run.config.max_steps))
+    config = run.config
+    with run.ema.applied():
+        result = evaluate(run.policy, run.heldout, run.client, columns, config.evaluation, config.sampling, run.world)
+    run.stop_together(result.scores.stop_reason)
+    seconds = time.perf_counter() - started
+    run.totals.add_evaluation(run.step, result.means, seconds)
+    run.recorder.save_samples(run.step, picture_rows(result, config.evaluation.num_pictures))
+    return {**result.metrics(), "time/evaluate": seconds}
