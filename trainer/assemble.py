@@ -127,6 +127,7 @@ class Run:
                     "sampler": self.position,
                     "spread": {key: value.tolist() for key, value in self.spread.state_dict().items()},
                     "totals": vars(self.totals),
+                    "revisions": self.client.revisions,
                 },
             )
             save_checkpoint(self.config.run_dir / "checkpoints", checkpoint, self.config.checkpoint.keep)
@@ -147,6 +148,13 @@ class Run:
         self.spread.load_state_dict(spread)
         self.totals = Totals(**checkpoint.state["totals"])
         self.step = checkpoint.step
+        before = checkpoint.state.get("revisions", {})
+        for name, revision in self.client.revisions.items():
+            if before.get(name, revision) != revision:
+                self.recorder.note(
+                    f"reward {name} has the revision {revision}; the run was trained against {before[name]} so far, and "
+                    "their scores may not be comparable"
+                )
 
     def build_report(self) -> None:
         """Build report.html (rank 0). A page that cannot be built is said so; it never costs a run."""

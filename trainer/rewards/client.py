@@ -54,6 +54,7 @@ class RewardClient:
             if not urls.get(name):
                 raise RewardServiceError(f"service {name} has no URL: set rewards.services.{name}.urls")
         self.config = config
+        self.revisions: dict[str, str] = {}  # of each column's scorer, known after `start`
         self._urls = urls
         self._listener = on_event
         self._loop = asyncio.new_event_loop()
@@ -139,7 +140,11 @@ class RewardClient:
         for name, caller in self._callers.items():
             columns = {key: column for key, column in self.config.columns.items() if column.service == name}
             checks.append(check_service(caller, columns, self.config.ready_timeout_s, self.config.canary, self._emit))
-        raise_together(await asyncio.gather(*checks, return_exceptions=True))
+        outcomes = await asyncio.gather(*checks, return_exceptions=True)
+        raise_together(outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, dict):
+                self.revisions |= outcome
 
     async def _shut(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

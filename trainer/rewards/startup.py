@@ -52,8 +52,10 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float) -> None:
 
 async def check_service(
     caller: ServiceCaller, columns: Mapping[str, RewardConfig], timeout_s: float, canary: bool, on_event: OnEvent
-) -> None:
+) -> dict[str, str]:
     """All URLs of one service in parallel: ready, of this contract, with every reward that `columns` name.
+
+    Returns the revision of each column's reward, which is the same at all URLs.
 
     Raises:
         RewardServiceError: naming the service, the URL and the remedy; several problems are listed together.
@@ -70,6 +72,7 @@ async def check_service(
             raise RewardServiceError(
                 f"reward {name}: the URLs of service {caller.name} would score differently ({listed}): run one revision"
             )
+    return revisions[0]
 
 
 def raise_together(outcomes: Sequence[object]) -> None:

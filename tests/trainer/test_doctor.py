@@ -1,0 +1,383 @@
+"""The doctor: each thing that can be wrong is found before a run, with what to do about it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from trainer.checkpoint import Checkpoint, save_checkpoint
+from trainer.config import Config
+from trainer.config_file import dump_config, load_config
+from trainer.data import PromptSampler, load_train_prompts
+from trainer.doctor import Finding, examine, run_doctor
+from trainer.doctor.findings import as_row, summary, to_json
+from trainer.doctor.machine import check_device, check_memory, check_packages, check_ports
+from trainer.doctor.run_folder import check_disk
+from trainer.rewards import RewardClient
+
+ROOT = Path(__file__).resolve().parents[2]
+NO_SERVICE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a config and its prompts; the service is not there."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(url: str = NO_SERVICE, **changes: object) -> Path:
+        (tmp_path / "train.jsonl").write_text("".join(f'{{"prompt": "red thing {i}"}}\n' for i in range(20)))
+        (tmp_path / "heldout.txt").write_text("a new red thing\nanother\n")
+        (tmp_path / "base.safetensors").write_bytes(b"x" * 1000)
+        config: dict[str, object] = {
+            "run_name": "run",
+            "max_steps": 10,
+            "policy": {"checkpoint": "base.safetensors"},
+            "sampling": {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 8},
+            "rewards": {
+                "services": {"rules": {"urls": [url]}},
+                "columns": {"color": {"service": "rules", "reward": "color_match"}},
+                "ready_timeout_s": 0.5,
+            },
+            "data": {"train": [{"path": "train.jsonl", "rewards": {"color": 1.0}}]},
+            "distributed": {"num_threads": 1},
+            "evaluation": {"path": "heldout.txt", "rewards": ["color"]},
+            **changes,
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+
+    return write
+
+
+def found(path: Path, *overrides: str) -> list[Finding]:
+    return list(examine(path, overrides))
+
+
+def only(findings: list[Finding], area: str, status: str) -> Finding:
+    matching = [f for f in findings if (f.area, f.status) == (area, status)]
+    assert len(matching) == 1, findings
+    return matching[0]
+
+
+def test_a_good_config_with_its_service_has_no_failure(
+    small: Callable[..., Path], rules_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    path = small(rules_url)
+    assert run_doctor(path) == 0
+    out = capsys.readouterr().out
+    assert "train: 20 prompts, 2.0 epochs, rewards color 1" in out
+    assert "2 held-out prompts, none of them in the training data" in out
+    assert "would start fresh in outputs/run" in out
+    assert f"rules at {rules_url}: ready" in out
+    assert "reward color (color_match): canary scored as it should, revision " in out
+    assert out.splitlines()[-1].startswith("ready to train")
+    made = {p.name for p in tmp_path.iterdir()} - {p.name for p in before}
+    assert made == {"train.jsonl", "heldout.txt", "base.safetensors", "config.yaml"}, "the doctor leaves nothing behind"
+
+
+def test_json_holds_the_same_findings(
+    small: Callable[..., Path], rules_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_doctor(small(rules_url), ["evaluation={path: null}"], as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is True
+    assert {"area", "status", "message", "remedy"} == set(told["findings"][0])
+    assert any(f["status"] == "WARN" and "no held-out prompts" in f["message"] for f in told["findings"])
+
+
+def test_a_broken_config_ends_the_examination(small: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_doctor(small(), ["optim.lrr=1"]) == 1
+    out = capsys.readouterr().out
+    assert "did you mean optim.lr?" in out
+    assert "1 to mend before this can run" in out
+
+
+def test_a_service_that_is_not_there_fails_with_its_address(small: Callable[..., Path]) -> None:
+    finding = only(found(small()), "services", "FAIL")
+    assert NO_SERVICE in finding.message and "rewards.services.rules.urls" in finding.message
+
+
+def test_services_are_examined_even_if_one_is_missing(small: Callable[..., Path], rules_url: str) -> None:
+    path = small(rules_url)
+    findings = found(
+        path,
+        f"rewards.services.other.urls=['{NO_SERVICE}']",
+        "rewards.columns.other.service=other",
+        "data.train.0.rewards.other=1",
+    )
+    assert "other" in only(findings, "services", "FAIL").message
+    assert any(f.status == "OK" and "reward color" in f.message for f in findings)
+
+
+def test_a_reward_the_service_does_not_have_fails(small: Callable[..., Path], rules_url: str) -> None:
+    finding = only(found(small(rules_url), "rewards.columns.color.reward=colour"), "services", "FAIL")
+    assert "'colour'" in finding.message and "color_match" in finding.message
+
+
+def test_a_canary_that_is_not_asked_for_is_not_called_good(small: Callable[..., Path], rules_url: str) -> None:
+    findings = found(small(rules_url), "rewards.columns.color.canary=none")
+    assert any("reward color (color_match): revision" in f.message for f in findings)
+
+
+@contextmanager
+def other_server() -> Iterator[str]:
+    """An HTTP server that is no reward service."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_something_else_at_the_address_fails(small: Callable[..., Path]) -> None:
+    with other_server() as url:
+        finding = only(found(small(url)), "services", "FAIL")
+    assert "/ready answered 404" in finding.message and url in finding.message
+
+
+def test_local_services_are_started_checked_and_stopped(small: Callable[..., Path]) -> None:
+    path = small(
+        rewards={
+            "launch": "local",
+            "services": {"rules": {"module": "rules"}},
+            "columns": {"color": {"service": "rules", "reward": "color_match"}},
+        }
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "doctor", str(path), "--json"],
+        cwd=path.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    messages = [f["message"] for f in json.loads(done.stdout)["findings"] if f["area"] == "services"]
+    (at,) = [m for m in messages if m.startswith("rules at http://127.0.0.1:")]
+    port = int(at.split("http://127.0.0.1:")[1].split(":")[0])
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the service was stopped"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "holds no prompt"), ("{}\n", "train.jsonl:1: prompt: missing"), ('{"prompt": "another"}\n', "same prompt")],
+)
+def test_broken_prompts_fail(small: Callable[..., Path], content: str, words: str) -> None:
+    path = small()
+    (path.parent / "train.jsonl").write_text(content)
+    assert words in only(found(path), "data", "FAIL").message
+
+
+def test_too_few_prompts_and_ranks_that_do_not_divide_fail(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small()
+    assert "holds 20 prompts" in only(found(path, "sampling.prompts_per_step=24"), "data", "FAIL").message
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "multiple of 3" in only(found(path), "data", "FAIL").message
+
+
+def test_unused_rewards_services_and_weights_of_nought_are_warned_about(small: Callable[..., Path]) -> None:
+    findings = found(
+        small(),
+        f"rewards.services.idle.urls=['{NO_SERVICE}']",
+        "rewards.columns.unasked.service=rules",
+        "rewards.columns.silent.service=rules",
+        "data.train.0.rewards.silent=0",
+    )
+    told = [f.message for f in findings if (f.area, f.status) == ("rewards", "WARN")]
+    assert [m.split(" ")[0] for m in told] == [
+        "rewards.columns.unasked",
+        "rewards.services.idle",
+        "data.train.0.rewards:",
+    ]
+
+
+def test_a_missing_base_fails_and_no_base_is_warned_about(small: Callable[..., Path]) -> None:
+    path = small()
+    finding = only(found(path, "policy.checkpoint=none.safetensors"), "policy", "FAIL")
+    assert str(path.parent / "none.safetensors") in finding.message and "trainer sft" in finding.remedy
+    assert "random weights" in only(found(path, "policy.checkpoint=null"), "policy", "WARN").message
+
+
+def test_a_missing_or_readable_token_file_is_found(small: Callable[..., Path], rules_url: str) -> None:
+    path = small(rules_url)
+    finding = only(found(path, "rewards.services.rules.token_file=token"), "services", "FAIL")
+    assert str(path.parent / "token") in finding.message
+    (path.parent / "token").write_text("secret")
+    (path.parent / "token").chmod(0o644)
+    findings = found(path, "rewards.services.rules.token_file=token")
+    assert "chmod 600 token" in only(findings, "services", "WARN").remedy
+    assert "secret" not in to_json(findings)
+
+
+def checkpoint(config: Config, step: int, **state: object) -> Path:
+    sampler = PromptSampler(load_train_prompts(config.data), prompts_per_step=4, seed=config.seed, rank=0, world=1)
+    weights = {"w": torch.zeros(4)}
+    saved = Checkpoint(step, weights, weights, {}, torch.zeros(1), {"sampler": sampler.state_dict(), **state})
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return save_checkpoint(config.run_dir / "checkpoints", saved, keep=2)
+
+
+def run_findings(path: Path, *overrides: str) -> list[Finding]:
+    return [f for f in found(path, *overrides) if f.area == "run"]
+
+
+def test_it_says_where_a_run_would_go_on(small: Callable[..., Path]) -> None:
+    path = small()
+    checkpoint(load_config(path, Config), 6)
+    (finding,) = run_findings(path)
+    assert finding.status == "OK" and "would go on from step 6 of 10" in finding.message
+    (finding,) = run_findings(path, "max_steps=6")
+    assert finding.status == "WARN" and "step 6 and max_steps is 6" in finding.message
+    (finding,) = run_findings(path, "resume=never")
+    assert finding.status == "FAIL" and "resume is never" in finding.message
+
+
+def test_changed_settings_and_data_are_found_before_a_resume(small: Callable[..., Path]) -> None:
+    path = small()
+    checkpoint(load_config(path, Config), 6)
+    changed = run_findings(path, "optim.lr=0.5", "checkpoint.save_every=3")
+    assert [f.status for f in changed] == ["OK", "WARN"]
+    assert "optim.lr: 0.0001 -> 0.5" in changed[1].message and "save_every" not in changed[1].message
+    (path.parent / "train.jsonl").write_text("".join(f'{{"prompt": "blue thing {i}"}}\n' for i in range(20)))
+    assert (
+        "prompts of data set 'train' have changed" in next(f for f in run_findings(path) if f.status == "FAIL").message
+    )
+
+
+def test_a_damaged_checkpoint_fails(small: Callable[..., Path]) -> None:
+    path = small()
+    saved = checkpoint(load_config(path, Config), 6)
+    (saved / "optimizer.pt").write_bytes(b"torn")
+    (finding,) = run_findings(path)
+    assert finding.status == "FAIL" and "not a usable checkpoint" in finding.message
+
+
+def test_metrics_without_a_checkpoint_would_be_lost(small: Callable[..., Path]) -> None:
+    path = small()
+    run_dir = load_config(path, Config).run_dir
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+    (finding,) = run_findings(path)
+    assert finding.status == "WARN" and "written anew" in finding.message
+
+
+def test_another_revision_than_the_run_was_trained_against_is_warned_about(
+    small: Callable[..., Path], rules_url: str
+) -> None:
+    path = small(rules_url)
+    checkpoint(load_config(path, Config), 6, revisions={"color": "older"})
+    finding = only(found(path), "services", "WARN")
+    assert "was trained against older" in finding.message and "run_name" in finding.remedy
+
+
+def test_the_revisions_a_run_records_are_those_of_its_rewards(small: Callable[..., Path], rules_url: str) -> None:
+    """The trainer saves `client.revisions` with each checkpoint; the doctor finds nothing to say about the same ones."""
+    path = small(rules_url)
+    config = load_config(path, Config)
+    with RewardClient(config.rewards, urls={"rules": (rules_url,)}) as client:
+        assert client.revisions.keys() == {"color"}
+        checkpoint(config, 6, revisions=client.revisions)
+    assert not [f for f in found(path) if f.area == "services" and f.status != "OK"]
+
+
+def test_disk(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(small(), Config)
+
+    def free(count: int) -> list[Finding]:
+        usage = type("usage", (), {"free": count})
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+        return list(check_disk(config))
+
+    needed = 8 * 1000 * 3  # eight times the base, for the two that are kept and the one being written
+    assert free(needed - 1)[0].status == "FAIL"
+    assert free(needed)[0].status == "WARN"
+    assert free(1 << 40)[0].status == "OK"
+    size = sum(f.stat().st_size for f in checkpoint(config, 6).iterdir())
+    assert free(3 * size - 1)[0].status == "FAIL"
+    assert "the size of the newest" in free(1 << 40)[0].message
+
+
+def test_a_folder_that_cannot_be_written_fails(small: Callable[..., Path]) -> None:
+    path = small()
+    (path.parent / "outputs").write_text("a file where the folder belongs")
+    finding = only(found(path), "disk", "FAIL")
+    assert "cannot be written" in finding.message and "output_dir" in finding.remedy
+
+
+def test_packages(tmp_path: Path) -> None:
+    pins = tmp_path / "base.txt"
+    pins.write_text("# why==this\npydantic==0.0.1\nno-such-package==1.0\n")
+    missing, other = check_packages(pins)
+    assert missing.status == "FAIL" and "no-such-package 1.0" in missing.message and "pip install" in missing.remedy
+    assert other.status == "WARN" and "(pinned: 0.0.1)" in other.message
+    pins.write_text(f"torch=={torch.__version__.partition('+')[0]}\n")
+    assert [f.status for f in check_packages(pins)] == ["OK"]
+    assert [f.status for f in check_packages(tmp_path / "none.txt")] == ["WARN"]
+
+
+def test_device_and_memory(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (finding,) = check_device(load_config(path, Config))
+    assert finding.status == "OK" and "1 torch threads" in finding.message
+    (finding,) = check_device(load_config(path, Config, ["distributed.num_threads=100000"]))
+    assert finding.status == "WARN" and "num_threads" in finding.remedy
+    (finding,) = check_device(load_config(path, Config, ["distributed.device=cuda"]))
+    assert finding.status == "FAIL" and "use auto or cpu" in finding.message
+    local = ["rewards.launch=local", "rewards.services.rules={module: rules, args: {workers: 1000000}}"]
+    (finding,) = check_memory(load_config(path, Config, local))
+    assert finding.status == "WARN" and "`workers`" in finding.remedy
+
+
+def test_ports_that_are_taken_fail(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        local = ["rewards.launch=local", f"rewards.services.rules={{module: rules, args: {{port: {port}}}}}"]
+        config = load_config(small(), Config, local)
+        (finding,) = check_ports(config)
+        assert finding.status == "FAIL" and f"args.port = {port}" in finding.message
+        monkeypatch.setenv("NNODES", "2")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        assert "MASTER_PORT" in list(check_ports(config))[1].message
+    assert [f.status for f in check_ports(config)] == ["OK", "OK"]
+
+
+def test_the_table_and_its_last_line() -> None:
+    finding = Finding("disk", "FAIL", "one\ntwo", "free some space")
+    assert as_row(finding, color=False).splitlines() == [
+        "FAIL  disk      one",
+        "                two",
+        "                -> free some space",
+    ]
+    assert as_row(finding, color=True).startswith("\033[1;31mFAIL\033[0m")
+    assert summary([finding]) == "1 to mend before this can run, 0 to know about"
+    assert summary([Finding("a", "OK", "fine")]) == "ready to train"

@@ -1,0 +1,125 @@
+"""The machine: packages, device, memory, ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from trainer.config import Config, ConfigError
+from trainer.distributed import pick_device
+from trainer.doctor.findings import Finding
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "base.txt"
+GIB = 1 << 30
+_TRAINER_BYTES = 1 * GIB  # torch, diffusers and a small policy
+_WORKER_BYTES = GIB // 2  # a service or one of its worker processes
+
+
+def check_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
+    """Installed versions against the pins."""
+    if not requirements.is_file():
+        yield Finding("packages", "WARN", f"no pins at {requirements}", "run the doctor from a checkout of the project")
+        return
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    missing, other = [], []
+    for name, pinned in pins.items():
+        try:
+            installed = version(name).partition("+")[0]  # torch's 2.13.0+cpu is 2.13.0
+        except PackageNotFoundError:
+            missing.append(f"{name} {pinned}")
+            continue
+        if installed != pinned:
+            other.append(f"{name} {installed} (pinned: {pinned})")
+    remedy = f"pip install -r {requirements}, or `bash train.sh`, which sets up an environment of its own"
+    if missing:
+        yield Finding("packages", "FAIL", f"not installed: {', '.join(missing)}", remedy)
+    if other:
+        yield Finding("packages", "WARN", f"other versions than those tested: {', '.join(other)}", remedy)
+    if not missing and not other:
+        python = ".".join(map(str, sys.version_info[:3]))
+        yield Finding("packages", "OK", f"all {len(pins)} packages as pinned, Python {python}")
+
+
+def check_device(config: Config) -> Iterator[Finding]:
+    """Whether the device that is asked for is there, and the threads fit."""
+    try:
+        device = pick_device(config.distributed.device)
+    except ConfigError as error:
+        yield Finding("device", "FAIL", str(error))
+        return
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        name = torch.cuda.get_device_name(device)
+        message = f"{torch.cuda.device_count()} x {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free on {device}"
+        if free < total / 2:
+            yield Finding("device", "WARN", message, "something else holds more than half of it: see nvidia-smi")
+        else:
+            yield Finding("device", "OK", message)
+        return
+    cores = _cores()
+    threads = config.distributed.num_threads or torch.get_num_threads()
+    message = f"CPU with {cores} usable cores, {threads} torch threads per process"
+    if threads > cores:
+        yield Finding("device", "WARN", message, f"set distributed.num_threads to at most {cores}")
+    else:
+        yield Finding("device", "OK", message)
+
+
+def check_memory(config: Config) -> Iterator[Finding]:
+    """Free memory against what the trainer and the services it starts need on a CPU, roughly."""
+    free = _free_memory()
+    if free is None:
+        return
+    needed = _TRAINER_BYTES
+    if config.rewards.launch == "local":
+        for service in config.rewards.services.values():
+            workers = service.args.get("workers", 1)
+            needed += 0 if service.urls else _WORKER_BYTES * (workers if isinstance(workers, int) else 1)
+    message = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} needed"
+    if free < needed:
+        yield Finding("memory", "WARN", message, "close other programs, or lower the services' `workers`")
+    else:
+        yield Finding("memory", "OK", message)
+
+
+def check_ports(config: Config) -> Iterator[Finding]:
+    """Ports that this start would listen on: fixed ones of local services, and torchrun's on the first node."""
+    wanted: dict[str, tuple[str, int]] = {}
+    if config.rewards.launch == "local":
+        for name, service in config.rewards.services.items():
+            port = service.args.get("port", 0)
+            if not service.urls and isinstance(port, int) and port:
+                wanted[f"rewards.services.{name}.args.port"] = (str(service.args.get("host", "127.0.0.1")), port)
+    nodes, master = os.environ.get("NNODES", "1"), os.environ.get("MASTER_PORT", "")
+    if nodes != "1" and os.environ.get("NODE_RANK", "0") == "0" and master.isdigit():
+        wanted["MASTER_PORT"] = ("127.0.0.1", int(master))
+    for what, (host, port) in wanted.items():
+        try:
+            with socket.create_server((host, port)):
+                pass
+        except (OSError, OverflowError) as error:
+            reason = f"{what} = {port} cannot be listened on: {error}"
+            yield Finding("ports", "FAIL", reason, "stop what listens there, or choose another port")
+        else:
+            yield Finding("ports", "OK", f"{what} = {port} is free")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_memory() -> int | None:
+    """Bytes that programs can still get; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None

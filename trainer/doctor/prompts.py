@@ -1,0 +1,90 @@
+"""The data: prompt files, held-out prompts, and who asks whom for which reward."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from trainer.config import Config, ConfigError
+from trainer.data import DataError, PromptSampler, check_disjoint, load_eval_prompts, load_train_prompts
+from trainer.doctor.findings import Finding
+
+
+def check_names(config: Config) -> Iterator[Finding]:
+    """Rewards and services that nothing uses: allowed, but rarely meant."""
+    rewards = config.rewards
+    asked = {name for dataset in config.data.train for name in dataset.rewards}
+    asked |= {*config.evaluation.rewards, *config.evaluation.final_rewards}
+    for name in rewards.columns:
+        if name not in asked:
+            yield Finding(
+                "rewards",
+                "WARN",
+                f"rewards.columns.{name} is asked for by no data set and no evaluation",
+                "name it under a data set's `rewards`, or take it out",
+            )
+    for name in rewards.services:
+        if not any(column.service == name for column in rewards.columns.values()):
+            cost = "and would still be started" if rewards.launch == "local" else "but must be up"
+            yield Finding(
+                "rewards", "WARN", f"rewards.services.{name} serves no column, {cost}", "take it out, or add a column"
+            )
+    for i, dataset in enumerate(config.data.train):
+        silent = [name for name, weight in dataset.rewards.items() if weight == 0]
+        if silent:
+            yield Finding(
+                "rewards",
+                "WARN",
+                f"data.train.{i}.rewards: {', '.join(silent)} has the weight 0: it is scored and not trained on",
+                "give it a weight, or leave it to evaluation.rewards",
+            )
+
+
+def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]:
+    """Prompt files and the overlap of training and evaluation. Returns the run's sampler, when there can be one."""
+    try:
+        train = load_train_prompts(config.data)
+        heldout = load_eval_prompts(config.evaluation)
+    except DataError as error:
+        yield Finding("data", "FAIL", str(error))
+        return None
+    total = sum(dataset.weight for dataset in train)
+    for dataset in train:
+        drawn = config.max_steps * config.sampling.prompts_per_step * dataset.weight / total
+        epochs = f"{drawn / len(dataset.prompts):.1f} epochs"
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in dataset.prompts[0].weights.items())
+        yield Finding("data", "OK", f"{dataset.name}: {len(dataset.prompts)} prompts, {epochs}, rewards {weights}")
+    if config.evaluation.path is None:
+        yield Finding(
+            "data", "WARN", "no held-out prompts: training rewards alone cannot show overfitting", "set evaluation.path"
+        )
+    try:
+        rows = [prompt for dataset in train for prompt in dataset.prompts]
+        check_disjoint(rows, heldout, may_share=config.evaluation.may_share)
+        if heldout:
+            yield Finding("data", "OK", f"{len(heldout)} held-out prompts, none of them in the training data")
+        sampling = config.sampling
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        return PromptSampler(train, prompts_per_step=sampling.prompts_per_step, seed=config.seed, rank=0, world=ranks)
+    except (DataError, ConfigError) as error:
+        yield Finding("data", "FAIL", str(error))
+        return None
+
+
+def check_base(config: Config) -> Iterator[Finding]:
+    """The file that training starts from."""
+    path = config.policy.checkpoint
+    if path is None:
+        yield Finding(
+            "policy", "WARN", "policy.checkpoint is null: training starts from random weights", "name a base, if meant"
+        )
+    elif not Path(path).is_file():
+        yield Finding(
+            "policy",
+            "FAIL",
+            f"policy.checkpoint: no file at {Path(path).absolute()}",
+            "correct the path; the quickstart's is made by `python -m trainer sft configs/quickstart_base.yaml`",
+        )
+    else:
+        yield Finding("policy", "OK", f"starts from {path} ({Path(path).stat().st_size / 1e6:.1f} MB)")

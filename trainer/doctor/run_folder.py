@@ -1,0 +1,133 @@
+"""The run's folder: may it be written, is there room, and what a start would do with what is there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.checkpoint import Checkpoint, CheckpointError, find_resume, list_checkpoints, load_checkpoint
+from trainer.config import Config
+from trainer.config_file import dump_config
+from trainer.data import DataError, PromptSampler
+from trainer.doctor.findings import Finding
+
+MIB = 1 << 20
+_LITTLE_BYTES = 1024 * MIB
+_MAY_CHANGE = ("max_steps", "resume", "logging", "checkpoint", "distributed")  # without making it another experiment
+
+
+def check_disk(config: Config) -> Iterator[Finding]:
+    """Whether the output folder can be written, and holds the checkpoints."""
+    folder = config.run_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        yield Finding(
+            "disk", "FAIL", f"{folder} cannot be written: {error.strerror}", "correct its owner, or set output_dir"
+        )
+        return
+    free = shutil.disk_usage(folder).free
+    size, how = _checkpoint_size(config)
+    # One more than is kept exists while the newest is being written.
+    needed = size * (config.checkpoint.keep + 1)
+    message = (
+        f"{free / MIB:.0f} MiB free in {folder}; {config.checkpoint.keep} checkpoints need {needed / MIB:.0f} ({how})"
+    )
+    if free < needed:
+        yield Finding("disk", "FAIL", message, "free some space, lower checkpoint.keep, or set output_dir")
+    elif free < needed + _LITTLE_BYTES:
+        yield Finding("disk", "WARN", message, "free some space: pictures, logs and curves need some, too")
+    else:
+        yield Finding("disk", "OK", message)
+
+
+def check_run(config: Config, sampler: PromptSampler | None) -> Generator[Finding, None, Mapping[str, str]]:
+    """What a start would do: begin, go on from a step, or refuse.
+
+    Returns reward to the scorer revision that the run to be resumed was trained against; empty when none is recorded.
+    """
+    try:
+        path = find_resume(config.resume, config.run_dir / "checkpoints")
+        checkpoint = None if path is None else load_checkpoint(path)
+    except CheckpointError as error:
+        yield Finding("run", "FAIL", str(error))
+        return {}
+    if path is None or checkpoint is None:
+        if (config.run_dir / "metrics.jsonl").exists():
+            yield Finding(
+                "run",
+                "WARN",
+                f"{config.run_dir} has no checkpoint to go on from: its metrics and samples would be written anew",
+                "choose another run_name to keep them",
+            )
+        else:
+            yield Finding("run", "OK", f"would start fresh in {config.run_dir}")
+        return {}
+    if checkpoint.step >= config.max_steps:
+        yield Finding(
+            "run",
+            "WARN",
+            f"{path} is at step {checkpoint.step} and max_steps is {config.max_steps}: there is nothing left to train",
+            "raise max_steps, or choose another run_name",
+        )
+    else:
+        yield Finding("run", "OK", f"would go on from step {checkpoint.step} of {config.max_steps} ({path})")
+    if sampler is not None:
+        yield from _check_sampler(sampler, checkpoint)
+    yield from _check_changes(config)
+    revisions: Mapping[str, str] = checkpoint.state.get("revisions", {})
+    return revisions
+
+
+def _check_sampler(sampler: PromptSampler, checkpoint: Checkpoint) -> Iterator[Finding]:
+    try:
+        sampler.load_state_dict(checkpoint.state["sampler"])
+    except DataError as error:
+        yield Finding("run", "FAIL", str(error))
+
+
+def _check_changes(config: Config) -> Iterator[Finding]:
+    """Fields that differ from those the run was started with."""
+    try:
+        before = yaml.safe_load((config.run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    old, new = _leaves(before), _leaves(yaml.safe_load(dump_config(config)))
+    changed = [
+        f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        yield Finding(
+            "run",
+            "WARN",
+            f"the config differs from the one this run was started with: {'; '.join(changed)}",
+            "put it back, or choose another run_name to keep the experiments apart",
+        )
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, inner in value.items() for k, v in _leaves(inner, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _checkpoint_size(config: Config) -> tuple[int, str]:
+    """Bytes of one checkpoint, and how that is known."""
+    existing = list_checkpoints(config.run_dir / "checkpoints")
+    if existing:
+        return sum(file.stat().st_size for file in existing[-1].iterdir()), "the size of the newest"
+    base = config.policy.checkpoint
+    if base is not None and Path(base).is_file():
+        # Weights, their average and AdamW's two moments in 32 bit, from a file that may be in 16 bit.
+        return 8 * Path(base).stat().st_size, "estimated from the base"
+    return 0, "size unknown before the first"

@@ -1,0 +1,111 @@
+"""The reward services: started when they are local, reached, ready, with a canary score, of the same revision as before."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from trainer.config import Config, ServiceConfig
+from trainer.doctor.findings import Finding
+from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
+from trainer.rewards.answers import RewardEvent
+from trainer.rewards.startup import check_service
+from trainer.rewards.transport import ServiceCaller
+
+_RUNNING_TIMEOUT_S = 10.0  # a service that is said to run answers soon; a local one may take rewards.ready_timeout_s
+
+
+def check_services(config: Config, revisions: Mapping[str, str]) -> Iterator[Finding]:
+    """Every service of the config; local ones are started for it and stopped again.
+
+    Args:
+        revisions: reward to the revision a run to be resumed was trained against.
+    """
+    tokens = list(_check_tokens(config.rewards.services))
+    yield from tokens
+    if any(finding.status == "FAIL" for finding in tokens):
+        return
+    try:
+        if config.rewards.launch == "local":
+            with (
+                tempfile.TemporaryDirectory() as logs,
+                LocalServices(config.rewards, Path(logs)) as local,
+            ):
+                yield from _check_all(config, resolve_urls(config.rewards, local.urls), revisions)
+        else:
+            yield from _check_all(config, resolve_urls(config.rewards, {}), revisions)
+    except RewardServiceError as error:
+        yield Finding("services", "FAIL", str(error))
+
+
+def _check_tokens(services: Mapping[str, ServiceConfig]) -> Iterator[Finding]:
+    for name, service in services.items():
+        if service.token_file is None:
+            continue
+        path, field = Path(service.token_file), f"rewards.services.{name}.token_file"
+        if not path.is_file():
+            remedy = "put the token there, or leave token_file out"
+            yield Finding("services", "FAIL", f"{field}: no file at {path.absolute()}", remedy)
+        elif path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            yield Finding("services", "WARN", f"{field}: others may read {path}", f"chmod 600 {path}")
+
+
+def _check_all(config: Config, urls: Mapping[str, Sequence[str]], revisions: Mapping[str, str]) -> Iterator[Finding]:
+    async def run() -> list[Finding]:
+        groups = await asyncio.gather(
+            *(_collect(config, name, urls[name], revisions) for name in config.rewards.services)
+        )
+        return [finding for group in groups for finding in group]
+
+    yield from asyncio.run(run())
+
+
+async def _collect(config: Config, name: str, urls: Sequence[str], revisions: Mapping[str, str]) -> list[Finding]:
+    try:
+        return [finding async for finding in _check_one(config, name, urls, revisions)]
+    except RewardServiceError as error:
+        return [Finding("services", "FAIL", str(error))]
+
+
+async def _check_one(
+    config: Config, name: str, urls: Sequence[str], revisions: Mapping[str, str]
+) -> AsyncIterator[Finding]:
+    """Reach, ready, canary, revision, of all URLs of one service."""
+    rewards = config.rewards
+    columns = {key: column for key, column in rewards.columns.items() if column.service == name}
+    events: list[RewardEvent] = []
+    caller = ServiceCaller(name, rewards.services[name], urls, events.append)
+    patience_s = rewards.ready_timeout_s
+    if rewards.launch != "local" or rewards.services[name].urls:
+        patience_s = min(patience_s, _RUNNING_TIMEOUT_S)
+    started = time.monotonic()
+    try:
+        now = await check_service(caller, columns, patience_s, rewards.canary, events.append)
+    finally:
+        await caller.aclose()
+    for event in events:
+        if event.kind == "warning":
+            remedy = "see that the reward is the one you mean; `canary: none` on its column silences this"
+            yield Finding("services", "WARN", event.message, remedy)
+    took_s = time.monotonic() - started
+    yield Finding("services", "OK", f"{name} at {', '.join(urls)}: ready, checked in {took_s:.1f} s")
+    unsure = {event.subject for event in events if event.kind == "warning"}
+    for key, column in columns.items():
+        scored = rewards.canary and column.canary != "none" and key not in unsure
+        yield _revision(f"reward {key} ({column.reward or 'the default'})", now[key], revisions.get(key), scored=scored)
+
+
+def _revision(reward: str, revision: str, before: str | None, *, scored: bool) -> Finding:
+    if before is not None and before != revision:
+        return Finding(
+            "services",
+            "WARN",
+            f"{reward} has the revision {revision}; the run was trained against {before}, so scores may not be comparable",
+            "start the old revision again, or choose another run_name",
+        )
+    canary = "canary scored as it should, " if scored else ""
+    return Finding("services", "OK", f"{reward}: {canary}revision {revision}")
