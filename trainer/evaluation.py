@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,8 @@ def _means(scores: Scores, world: World) -> tuple[dict[str, float], dict[str, fl
 
 def picture_rows(evaluation: Evaluation, count: int) -> list[dict[str, object]]:
     """The first `count` samples as `Recorder.save_samples` takes them."""
-    scores, rows = evaluation.scores, []
+    scores = evaluation.scores
+    rows: list[dict[str, object]] = []
     for i, sample in enumerate(evaluation.samples[:count]):
         pixels: np.ndarray | None = sample.image_HWC
         values = {
@@ -84,17 +86,18 @@ def picture_rows(evaluation: Evaluation, count: int) -> list[dict[str, object]]:
                 "prompt": sample.prompt.text,
                 "image_HWC": pixels,
                 "scores": values,
+                "targets": list(sample.prompt.targets) if sample.prompt.targets else None,
                 "read": _read(scores.details[i]) if scores.details else None,
             }
         )
     return rows
 
 
-def _read(details: dict[str, dict[str, object]] | object) -> str | None:
-    """What an OCR reward said it read, if any reward of this sample did."""
-    if isinstance(details, dict):
-        for reward in details.values():
-            texts = reward.get("texts")
-            if isinstance(texts, list):
-                return " ".join(str(text) for text in texts)
+def _read(details: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the first OCR reward of this sample read: the text of the `lines` of its `images`; None without one."""
+    for reward in details.values():
+        images = reward.get("images")
+        if isinstance(images, list):
+            lines = [line for image in images if isinstance(image, dict) for line in image.get("lines", [])]
+            return " ".join(str(line["text"]) for line in lines if isinstance(line, dict) and "text" in line)
     return None

@@ -32,7 +32,8 @@ class BrightnessBatch:
         values = [float(s.image_HWC.mean()) / 255 for s in self.samples if s.image_HWC is not None]
         valid = torch.ones(len(values), 1, dtype=torch.bool)
         valid[-1] = False
-        details = [{self.names[0]: {"texts": ["CA", "T"]}} for _ in values]
+        seen = {"targets": ["CAT"], "images": [{"score": 1.0, "lines": [{"text": "CA"}, {"text": "T"}]}]}  # as ocr does
+        details = [{self.names[0]: seen} for _ in values]
         scores_BR = torch.tensor(values)[:, None]
         return Scores(self.names, [s.id for s in self.samples], scores_BR, valid, valid | True, valid.float(), details)
 

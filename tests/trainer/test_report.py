@@ -600,24 +600,20 @@ def test_a_text_policy_has_no_pictures(tmp_path: Path) -> None:
     assert "no picture" in page(tmp_path).words()
 
 
-def test_full_marks_only_where_a_reward_goes_from_0_to_1(tmp_path: Path) -> None:
+def test_bars_only_where_a_reward_goes_from_0_to_1_and_arrows_against_before(tmp_path: Path) -> None:
     record = sample_records(0, 1)[0]
     with recording(tmp_path) as recorder:
-        recorder.save_samples(0, [record | {"scores": {"ocr": 0.5, "hps": 0.28, "raw": 3.0}}])
-        recorder.save_samples(100, [record | {"scores": {"ocr": 1.0, "hps": 0.29, "raw": None}}])
+        recorder.save_samples(0, [record | {"scores": {"ocr": 0.5, "hps": 0.28, "raw": 3.0, "late": None}}])
+        recorder.save_samples(100, [record | {"scores": {"ocr": 1.0, "hps": 0.27, "raw": None, "late": 0.9}}])
     gallery = build_gallery(load_run(tmp_path), [])
     assert gallery is not None and gallery.labels == ("before", "after")
-    before, after = gallery.cards[0].shots
-    assert [(s.reward, s.text, s.full, s.change) for s in before.scores] == [
-        ("ocr", "0.50", False, ""),
-        ("hps", "0.28", None, ""),
-        ("raw", "3.00", None, ""),
-    ]
-    assert [(s.reward, s.text, s.full, s.change) for s in after.scores] == [
-        ("ocr", "1.00", True, "up"),
-        ("hps", "0.29", None, "up"),
-        ("raw", "no score", None, ""),
-    ]
+    shown = {name: [(s.text, s.level, s.change) for s in scores] for name, scores in gallery.cards[0].scores}
+    assert shown == {
+        "ocr": [("0.50", 0.5, "same"), ("1.00", 1.0, "up")],
+        "hps": [("0.28", None, "same"), ("0.27", None, "down")],
+        "raw": [("3.00", None, "same"), ("no score", None, "")],
+        "late": [("no score", None, ""), ("0.90", 0.9, "")],
+    }
 
 
 @pytest.mark.parametrize(

@@ -18,22 +18,20 @@ from trainer.report.run_folder import RunFolder, number
 
 MAX_SIDE = 256  # larger pictures are scaled down: the page stays mailable
 PIXELATED_SIDE = 128  # smaller ones are shown with hard pixels, as they are
-FULL = 0.95  # a score this near 1 is shown as full
 MAX_PICTURE_PIXELS = 64 * 1024 * 1024
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』")
 
 
 @dataclass(frozen=True)
 class Score:
-    """`text` is the number as shown; `change` compares with before: up, down, same, or empty.
+    """`text` is the number as shown; `change` compares with the first picture: up, down, same, or empty.
 
-    `full` says whether the score is (nearly) 1, for a reward from 0 to 1; None for others and for no score.
+    `level` is the score itself, for a bar, where the reward's scores lie in 0 to 1; None for others and for no score.
     """
 
-    reward: str
     text: str
     change: str
-    full: bool | None
+    level: float | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ class Shot:
     height: int
     read: str | None
     right: bool | None
-    scores: tuple[Score, ...]
 
     @property
     def pixelated(self) -> bool:
@@ -56,8 +53,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
+    """A prompt's pictures, and per reward a score for each of them."""
+
     prompt: str
     shots: tuple[Shot, ...]
+    scores: tuple[tuple[str, tuple[Score, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,8 @@ def build_gallery(run: RunFolder, problems: list[str]) -> Gallery | None:
     cards = []
     for key, first in columns[0].items():
         records = [column[key] for column in columns if key in column]
-        shots = []
-        for label, record in zip(labels, records, strict=False):
-            before = first if record is not first else None
-            shots.append(_shot(run.path, label, record, _scores(record, before, bounded), problems))
-        cards.append(Card(str(first.get("prompt", "")), tuple(shots)))
+        shots = [_shot(run.path, label, record, problems) for label, record in zip(labels, records, strict=False)]
+        cards.append(Card(str(first.get("prompt", "")), tuple(shots), tuple(_scores(records, bounded))))
     judged = [card for card in cards if len(card.shots) == len(labels) and all(s.right is not None for s in card.shots)]
     right = tuple(sum(bool(card.shots[n].right) for card in judged) for n in range(len(labels)))
     return Gallery(tuple(cards), labels, right, len(judged))
@@ -110,7 +107,7 @@ def _match(record: Mapping[str, Any]) -> str:
     return str(record.get("prompt_id", record.get("id", "")))
 
 
-def _shot(run_dir: Path, label: str, record: Mapping[str, Any], scores: Sequence[Score], problems: list[str]) -> Shot:
+def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[str]) -> Shot:
     uri, width, height = _picture(run_dir, record.get("image"), problems)
     read = record.get("read")
     targets = record.get("targets") or [
@@ -125,33 +122,41 @@ def _shot(run_dir: Path, label: str, record: Mapping[str, Any], scores: Sequence
         height=height,
         read=read if isinstance(read, str) else None,
         right=read_correctly(str(read), [str(target) for target in targets]) if known else None,
-        scores=tuple(scores),
     )
 
 
 def _bounded(records: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Rewards whose scores lie in 0 to 1 and reach 1: only there does a mark for full scores mean anything."""
+    """Rewards whose scores lie in 0 to 1 and come near 1: only there does a bar mean anything."""
     values: dict[str, list[float]] = {}
     for record in records:
-        scores = record.get("scores")
-        for reward, value in (scores if isinstance(scores, Mapping) else {}).items():
-            values.setdefault(str(reward), []).append(number(value))
-    found = {reward: [value for value in given if not math.isnan(value)] for reward, given in values.items()}
-    return {reward for reward, given in found.items() if given and min(given) >= 0 and FULL <= max(given) <= 1}
+        for reward, value in _given(record).items():
+            if not math.isnan(number(value)):
+                values.setdefault(str(reward), []).append(number(value))
+    return {reward for reward, given in values.items() if min(given) >= 0 and 0.5 < max(given) <= 1}
 
 
-def _scores(record: Mapping[str, Any], before: Mapping[str, Any] | None, bounded: set[str]) -> list[Score]:
-    scores, earlier = record.get("scores"), before.get("scores") if before else None
-    shown = []
-    for reward, value in (scores if isinstance(scores, Mapping) else {}).items():
-        now = number(value)
-        was = number(earlier.get(reward)) if isinstance(earlier, Mapping) else math.nan
-        change = ""
-        if not math.isnan(now) and not math.isnan(was):
-            change = "same" if abs(now - was) < 0.005 else "up" if now > was else "down"
-        full = now >= FULL if str(reward) in bounded and not math.isnan(now) else None
-        shown.append(Score(str(reward), "no score" if math.isnan(now) else f"{now:.2f}", change, full))
-    return shown
+def _scores(records: Sequence[Mapping[str, Any]], bounded: set[str]) -> list[tuple[str, tuple[Score, ...]]]:
+    """Per reward of any record its scores in the records' order."""
+    rewards = dict.fromkeys(reward for record in records for reward in _given(record))
+    table = []
+    for reward in rewards:
+        values = [number(_given(record).get(reward)) for record in records]
+        table.append((str(reward), tuple(_score(value, values[0], str(reward) in bounded) for value in values)))
+    return table
+
+
+def _score(value: float, first: float, bounded: bool) -> Score:
+    if math.isnan(value):
+        return Score("no score", "", None)
+    change = ""
+    if not math.isnan(first):
+        change = "same" if abs(value - first) < 0.005 else "up" if value > first else "down"
+    return Score(f"{value:.2f}", change, value if bounded else None)
+
+
+def _given(record: Mapping[str, Any]) -> Mapping[Any, Any]:
+    scores = record.get("scores")
+    return scores if isinstance(scores, Mapping) else {}
 
 
 def _picture(run_dir: Path, name: object, problems: list[str]) -> tuple[str | None, int, int]:
