@@ -1,0 +1,77 @@
+"""Samples as a request: what travels, and what is refused before it does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.support.reward_servers import make_samples
+from trainer.rewards.payload import MEDIA_TYPES, encode_samples, make_call
+from trainer.types import Prompt, Sample
+from wire.images import decode
+from wire.schema import ScoreRequest
+
+
+def test_the_body_is_a_wire_request_with_everything_the_sample_has() -> None:
+    samples = make_samples(3, {}, targets=("HI", "你好"), metadata={"color": "red", "none": None, "deep": {"a": [1.5]}})
+    call, refused = make_call(samples, encode_samples(samples, "rgb8"), "rgb8", "flow_grpo")
+    assert call is not None
+    assert refused == {}
+    request = ScoreRequest.model_validate_json(call.body(1234, "request-1"))
+    assert (request.reward, request.deadline_ms, request.request_id) == ("flow_grpo", 1234, "request-1")
+    item = request.items[2]
+    assert (item.id, item.group_id, item.prompt, item.targets) == ("s2", "g0", "prompt 2", ["HI", "你好"])
+    assert item.metadata == {"color": "red", "none": None, "deep": {"a": [1.5]}}
+    reference = item.images[0]
+    assert (reference.width, reference.height) == (5, 4)
+    image = decode(call.parts[str(reference.part)], reference.media_type, width=5, height=4)
+    assert np.array_equal(np.asarray(image), samples[2].image_HWC)
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "png", "webp"])
+def test_lossless_encodings_keep_every_pixel(encoding: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    view = np.ascontiguousarray(pixels[::-1])[::-1]  # not contiguous, as a cropped tensor's pixels may be
+    sample = replace(make_samples(1, {})[0], image_HWC=view)
+    (data,) = encode_samples([sample], encoding)
+    assert data is not None
+    image = decode(data, MEDIA_TYPES[encoding], width=5, height=7)
+    assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
+
+
+def test_a_text_completion_has_no_image() -> None:
+    sample = Sample(id="t", group_id="g", prompt=Prompt("p", "say hi"), completion="hi")
+    call, _ = make_call([sample], encode_samples([sample], "rgb8"), "rgb8", None)
+    assert call is not None
+    assert call.parts == {}
+    assert json.loads(call.body(1, "r"))["items"] == [
+        {"id": "t", "group_id": "g", "prompt": "say hi", "images": [], "completion": "hi", "metadata": {}}
+    ]
+
+
+def test_a_sample_that_cannot_be_sent_fails_alone() -> None:
+    samples = make_samples(3, {})
+    samples[1] = replace(samples[1], prompt=Prompt("p", "x" * 70_000))
+    call, refused = make_call(samples, encode_samples(samples, "rgb8"), "rgb8", None)
+    assert call is not None
+    assert list(call.ids) == ["s0", "s2"]
+    assert list(call.parts) == ["image0", "image2"]
+    assert refused["s1"].code == "bad_input"
+    assert "prompt" in refused["s1"].message
+
+
+def test_metadata_that_is_not_json_is_named() -> None:
+    samples = make_samples(1, {}, metadata={"mask": object()})
+    call, refused = make_call(samples, encode_samples(samples, "rgb8"), "rgb8", None)
+    assert call is None
+    assert "metadata.mask" in refused["s0"].message
+
+
+def test_no_deadline_left_is_still_a_valid_request() -> None:
+    samples = make_samples(1, {})
+    call, _ = make_call(samples, encode_samples(samples, "rgb8"), "rgb8", None)
+    assert call is not None
+    assert ScoreRequest.model_validate_json(call.body(-5, "r")).deadline_ms == 1

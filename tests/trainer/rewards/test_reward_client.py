@@ -1,0 +1,221 @@
+"""The client as the training loop uses it, against a scripted server: what is sent, what comes back, in which order."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.reward_servers import Reply, good, make_samples
+from trainer.config import RewardsConfig
+from trainer.rewards import RewardClient, RewardServiceError
+
+
+def test_scores_come_back_in_the_order_of_submission(scripted: Any, connect: Any) -> None:
+    def behave(request: dict[str, Any]) -> Reply:
+        reply = good(request)
+        reply.body["results"].reverse()
+        reply.delay_s = 0.3 if request["items"][0]["id"] == "s0" else 0.0  # the first micro-batch answers last
+        return reply
+
+    client = connect(scripted(behave))
+    batch = client.batch()
+    for first in (0, 4, 8):
+        batch.submit(make_samples(4, {"r": 2.0}, first=first))
+    scores = batch.collect()
+    assert scores.ids == [f"s{i}" for i in range(12)]
+    assert scores.scores_BR[:, 0].tolist() == [float(i) for i in range(12)]
+    assert scores.valid_BR.all()
+    assert scores.weights_BR[:, 0].tolist() == [2.0] * 12
+    assert len(scores.latency_ms["r"]) == 3
+    assert scores.latency_ms["r"][0] >= 300 > scores.latency_ms["r"][2]
+    assert scores.last_latency_s == pytest.approx(scores.latency_ms["r"][2] / 1000)
+    assert 0.25 < scores.waited_s < 3
+
+
+def test_one_request_per_micro_batch_and_reward(scripted: Any, connect: Any) -> None:
+    server = scripted()
+    client = connect(server, columns={"a": {"reward": "scripted"}, "b": {}})
+    batch = client.batch()
+    batch.submit(make_samples(6, {"a": 1.0, "b": 1.0}))
+    batch.submit(make_samples(2, {"a": 1.0}, first=6))
+    scores = batch.collect()
+    assert sorted((r.get("reward") or "-", len(r["items"])) for r in server.requests) == [
+        ("-", 6),
+        ("scripted", 2),
+        ("scripted", 6),
+    ]
+    assert scores.asked_BR.tolist() == [[True, True]] * 6 + [[True, False]] * 2
+
+
+def test_each_sample_goes_only_to_its_prompts_rewards(scripted: Any, connect: Any) -> None:
+    server = scripted()
+    client = connect(server, columns={"a": {}, "b": {}, "c": {}})
+    batch = client.batch()
+    batch.submit(make_samples(2, {"a": 1.0}) + make_samples(2, {"b": 0.0}, first=2))
+    scores = batch.collect()
+    assert scores.names == ["a", "b", "c"]
+    assert scores.asked_BR.tolist() == [[True, False, False]] * 2 + [[False, True, False]] * 2
+    assert torch.equal(scores.valid_BR, scores.asked_BR)
+    assert sorted(item["id"] for r in server.requests for item in r["items"]) == ["s0", "s1", "s2", "s3"]
+
+
+def test_explicit_columns_ask_all_samples_for_those_alone(scripted: Any, connect: Any) -> None:
+    client = connect(scripted(), columns={"a": {}, "b": {}, "c": {}})
+    batch = client.batch(["c", "b"])
+    batch.submit(make_samples(3, {"a": 1.0, "b": 0.5}))
+    scores = batch.collect()
+    assert scores.names == ["c", "b"]
+    assert scores.valid_BR.all()
+    assert scores.weights_BR.tolist() == [[0.0, 0.5]] * 3
+
+
+def test_what_the_service_is_sent(scripted: Any, connect: Any, tmp_path: Any) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    server = scripted()
+    client = connect(server, timeout_s=20.0, token_file=str(tmp_path / "token"))
+    batch = client.batch()
+    samples = make_samples(2, {"r": 1.0}, targets=("HI",), metadata={"color": "red"})
+    batch.submit(samples)
+    batch.collect()
+    (request,), (parts,), (headers,) = server.requests, server.parts, server.headers
+    item = request["items"][1]
+    assert (item["group_id"], item["targets"], item["metadata"]) == ("g0", ["HI"], {"color": "red"})
+    assert 15_000 < request["deadline_ms"] < 20_000  # what is left of the deadline, with time for the answer to travel
+    assert samples[1].image_HWC is not None
+    assert parts[item["images"][0]["part"]] == samples[1].image_HWC.tobytes()
+    assert headers["authorization"] == "Bearer s3cret"
+    assert not any("s3cret" in message for message in client.said("failure"))
+
+
+def test_submit_does_not_wait(scripted: Any, connect: Any) -> None:
+    client = connect(scripted(lambda request: replace(good(request), delay_s=0.5)))
+    batch = client.batch()
+    samples = make_samples(16, {"r": 1.0}, size=256)
+    started = time.perf_counter()
+    batch.submit(samples)
+    assert time.perf_counter() - started < 0.2
+    assert batch.collect().valid_BR.all()
+
+
+def test_the_order_of_answers_and_jitter_change_nothing(scripted: Any, connect: Any) -> None:
+    """Two servers, random latencies, every seventh request refused with 503: the matrices are those of a quiet run."""
+
+    def run(noise: random.Random | None) -> Any:
+        count = iter(range(10_000))
+
+        def behave(request: dict[str, Any]) -> Reply:
+            if noise is None:
+                return good(request)
+            if next(count) % 7 == 0:
+                return Reply({}, 503)
+            return replace(good(request), delay_s=noise.uniform(0, 0.05))
+
+        client = connect(scripted(behave), scripted(behave), columns={"a": {}, "b": {}}, max_attempts=20)
+        batch = client.batch()
+        for first in range(0, 32, 4):
+            batch.submit(make_samples(4, {"a": 1.0, "b": 1.0} if first % 8 else {"b": 1.0}, first=first))
+        return batch.collect()
+
+    quiet, loud, louder = run(None), run(random.Random(1)), run(random.Random(2))
+    for other in (loud, louder):
+        assert other.ids == quiet.ids
+        assert torch.equal(other.scores_BR, quiet.scores_BR)
+        assert torch.equal(other.valid_BR, quiet.valid_BR)
+        assert other.failures == quiet.failures
+
+
+def test_the_trainers_random_numbers_are_left_alone(scripted: Any, connect: Any) -> None:
+    random.seed(7)
+    torch.manual_seed(7)
+    expected = (random.random(), torch.rand(1).item())
+    random.seed(7)
+    torch.manual_seed(7)
+    client = connect(scripted(lambda _: Reply({}, 503)), max_attempts=2)
+    batch = client.batch()
+    batch.submit(make_samples(2, {"r": 1.0}))
+    batch.collect()
+    assert (random.random(), torch.rand(1).item()) == expected
+
+
+def test_shuffle_control_is_for_training_alone(scripted: Any, connect: Any) -> None:
+    client = connect(scripted(), rewards={"shuffle_control": True})
+    results = []
+    for columns in (None, ["r"]):
+        batch = client.batch(columns)
+        batch.submit(make_samples(30, {"r": 1.0}))
+        results.append(batch.collect().scores_BR[:, 0].tolist())
+    straight = [float(i) for i in range(30)]
+    assert results[0] != straight
+    assert sorted(results[0]) == straight
+    assert results[1] == straight
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_HWC": np.zeros((4, 4, 3), np.float32)}, "must be uint8"),
+        ({"image_HWC": np.zeros((3, 4, 4), np.uint8)}, r"must be uint8 \(H, W, 3\); got uint8 \(3, 4, 4\)"),
+        ({"id": "s0"}, "'s0' was submitted before"),
+        ({"prompt": make_samples(1, {"nope": 1.0})[0].prompt}, "asks for the reward 'nope'; rewards.columns has: r"),
+    ],
+)
+def test_wrong_samples_are_refused_at_once(scripted: Any, connect: Any, change: dict[str, Any], message: str) -> None:
+    batch = connect(scripted()).batch()
+    samples = make_samples(2, {"r": 1.0})
+    with pytest.raises(ValueError, match=message):
+        batch.submit([samples[0], replace(samples[1], **change)])
+
+
+def test_a_batch_is_collected_once(scripted: Any, connect: Any) -> None:
+    client = connect(scripted())
+    batch = client.batch()
+    assert batch.collect().scores_BR.shape == (0, 1)
+    with pytest.raises(RuntimeError, match="collected already"):
+        batch.collect()
+    with pytest.raises(RuntimeError, match="collected already"):
+        batch.submit(make_samples(1, {"r": 1.0}))
+    with pytest.raises(ValueError, match=r"no reward column 'x'; rewards\.columns has: r"):
+        client.batch(["x"])
+
+
+def test_close_gives_up_what_is_under_way_and_ends_the_thread(scripted: Any, connect: Any) -> None:
+    client = connect(scripted(lambda request: replace(good(request), delay_s=1.0)), timeout_s=30.0)
+    client.batch().submit(make_samples(2, {"r": 1.0}))
+    time.sleep(0.1)
+    started = time.perf_counter()
+    client.close()
+    assert time.perf_counter() - started < 1.0
+    assert not any(thread.name == "reward-client" for thread in threading.enumerate())
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.batch()
+
+
+def test_a_service_without_urls_is_named() -> None:
+    config = RewardsConfig.model_validate({"launch": "local", "services": {"ocr": {"module": "ocr"}}})
+    with pytest.raises(RewardServiceError, match="service ocr has no URL"):
+        RewardClient(config, urls={})
+
+
+def test_a_text_completion_is_scored(scripted: Any, connect: Any) -> None:
+    server = scripted()
+    batch = connect(server).batch()
+    batch.submit([replace(make_samples(1, {"r": 1.0})[0], image_HWC=None, completion="an answer")])
+    assert batch.collect().valid_BR.all()
+    assert server.requests[0]["items"][0]["completion"] == "an answer"
+
+
+@pytest.mark.parametrize("encoding", ["png", "webp", "jpeg"])
+def test_other_encodings(scripted: Any, connect: Any, encoding: str) -> None:
+    server = scripted()
+    batch = connect(server, image_encoding=encoding).batch()
+    batch.submit(make_samples(2, {"r": 1.0}))
+    assert batch.collect().valid_BR.all()
+    assert server.requests[0]["items"][0]["images"][0]["media_type"] == f"image/{encoding}"
