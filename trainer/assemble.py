@@ -179,6 +179,7 @@ class Run:
                 "failed_rewards": sum(sum(codes.values()) for codes in totals.failed.values()),
                 "failed_by_reward": totals.failed,
                 "seed": self.config.seed,
+                "eval_prompts": len(self.heldout),
                 "stopped": stopped,
                 "about_base": self.policy.about_base,
                 "hardware": hardware(self.world),
