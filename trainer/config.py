@@ -277,11 +277,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _update_fits(self) -> Config:
-        sampled, updated = self.sampling.micro_batch_size, self.optim.micro_batch_size
-        if updated is not None and sampled % updated:
+        total, updated = self.sampling.prompts_per_step * self.sampling.group_size, self.optim.micro_batch_size
+        if updated is not None and updated > total:
             raise ValueError(
-                f"optim.micro_batch_size = {updated} does not divide sampling.micro_batch_size = {sampled}, which it cuts "
-                f"into equal parts; try {next(n for n in range(updated, 0, -1) if sampled % n == 0)}"
+                f"optim.micro_batch_size = {updated} is more than sampling.prompts_per_step * group_size = {total}, all "
+                f"samples of a step; try {total}"
             )
         if self.optim.warmup_steps >= self.max_steps:
             raise ValueError(

@@ -1,12 +1,12 @@
 """One optimizer step over a set of rollouts: replay, clipped surrogate, KL, one division by the global count.
 
-Axes: B samples, S trained steps. A micro-batch of the update is a sampled micro-batch or a slice of one.
+Axes: B samples, S trained steps. The update's micro-batches need not be the sampled ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.config import AlgorithmConfig, OptimConfig
 from trainer.distributed import World
 from trainer.losses import clipped_surrogate, kl_penalty
-from trainer.policies.base import Policy, slice_rollout
+from trainer.policies.base import Policy, regroup
 from trainer.types import Rollout, StopTrainingError
 
 
@@ -62,27 +62,30 @@ class Updater:
         count = self.world.sum(weight_B.double().sum() * num_steps).item()
         work = _Work(adv_B.to(self.world.device), weight_B.to(self.world.device), max(count, 1.0))
         grad_norm = 0.0
+        batches = regroup(rollouts, self.optim.micro_batch_size)
         for update in range(self.algorithm.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
-            for number, (chunk, rows) in enumerate(self._micro_batches(rollouts)):
-                self._backward(chunk, rows, number, work, first=update == 0)
+            start = 0
+            for number, rollout in enumerate(batches):
+                self._backward(rollout, slice(start, start + len(rollout)), number, work, first=update == 0)
+                start += len(rollout)
             grad_norm = self._apply(step, work.tally, skip=count == 0)
         return {"lr": lr, "grad_norm": grad_norm, **work.tally.metrics(self.world)}
 
-    def _backward(self, chunk: Rollout, rows: slice, number: int, work: _Work, *, first: bool) -> None:
+    def _backward(self, rollout: Rollout, rows: slice, number: int, work: _Work, *, first: bool) -> None:
         """Accumulate the gradient of micro-batch `number`, one denoising step at a time, so that memory stays flat."""
         adv_B, weight_B, tally = work.adv_B[rows], work.weight_B[rows], work.tally
-        rollout_BS = chunk.logp_BS.to(self.world.device)
+        rollout_BS = rollout.logp_BS.to(self.world.device)
         replayed = []
-        for column in range(len(chunk.steps)):
-            replay = self.policy.replay(chunk, [column])
+        for column in range(len(rollout.steps)):
+            replay = self.policy.replay(rollout, [column])
             replayed.append(replay.logp_BS.detach())
-            # A slice of a sampled micro-batch may differ from it in the last bits; its first replay, which precedes
-            # every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
+            # A regrouped micro-batch may differ from the sampled ones in the last bits; its first replay, which
+            # precedes every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
             if not first:
                 old_BS = work.logp_old[number][:, column : column + 1]
             else:
-                old_BS = replayed[-1] if chunk.state.get("sliced") else rollout_BS[:, column : column + 1]
+                old_BS = replayed[-1] if rollout.state.get("regrouped") else rollout_BS[:, column : column + 1]
             loss, stats = clipped_surrogate(
                 replay.logp_BS, old_BS, adv_B, weight_B, clip_range=self.algorithm.clip_range, mask_BS=replay.mask_BS
             )
@@ -94,7 +97,7 @@ class Updater:
             (loss / work.count).backward()
         if first and replayed:
             replayed_BS = torch.cat(replayed, 1)
-            work.logp_old[number] = replayed_BS if chunk.state.get("sliced") else rollout_BS
+            work.logp_old[number] = replayed_BS if rollout.state.get("regrouped") else rollout_BS
             tally.add_replay_error((replayed_BS - rollout_BS).abs().max())
 
     def _apply(self, step: int, tally: _Tally, *, skip: bool) -> float:
@@ -110,19 +113,6 @@ class Updater:
         if not skip:
             self.optimizer.step()
         return norm
-
-    def _micro_batches(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, slice]]:
-        """Micro-batches with their rows in this rank's `adv_B`."""
-        base = 0
-        for rollout in rollouts:
-            size = self.optim.micro_batch_size or len(rollout)
-            for start in range(0, len(rollout), size):
-                stop = min(start + size, len(rollout))
-                chunk = rollout
-                if (start, stop) != (0, len(rollout)):
-                    chunk = slice_rollout(rollout, start, stop)
-                yield chunk, slice(base + start, base + stop)
-            base += len(rollout)
 
 
 class _Tally:

@@ -89,7 +89,11 @@ class ScriptedServer:
                 self._send(server.ready if self.path == "/ready" else server.info)
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                size = int(self.headers["content-length"])
+                body = self.rfile.read(size)
+                if len(body) < size:  # the client gave up
+                    self.close_connection = True
+                    return
                 parts = split_multipart(body, self.headers["content-type"])
                 request = json.loads(parts.pop("request"))
                 with server._lock:

@@ -230,11 +230,7 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     "samples": (["sampling.prompts_per_step=3"], ["3 * 4 = 12", "micro_batch_size = 8", "try 4"]),
     "cps_noise": (["sampling.noise_level=1.5"], ["noise_level = 1.5", "more than 1", "kind = flow_sde"]),
     "min_valid": (["algorithm.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
-    "update_batch": (
-        ["optim.micro_batch_size=3"],
-        ["optim.micro_batch_size = 3", "sampling.micro_batch_size = 8", "try 2"],
-    ),
-    "update_batch_too_big": (["optim.micro_batch_size=16"], ["= 16", "= 8", "try 8"]),
+    "update_batch_too_big": (["optim.micro_batch_size=17"], ["optim.micro_batch_size = 17", "= 16", "try 16"]),
     "warmup": (["optim.warmup_steps=10"], ["warmup_steps = 10", "max_steps = 10", "train longer"]),
     "no_such_service": (["rewards.columns.ocr.service=ocrr"], ["columns.ocr.service = 'ocrr'", "(there: ocr)"]),
     "no_such_reward": (["data.train.0.rewards={ocr: 1, hps: 1}"], ["data.train.0.rewards", "'hps'", "(there: ocr)"]),

@@ -70,7 +70,7 @@ def test_a_second_update_on_the_same_rollouts_has_other_ratios() -> None:
     assert row["ratio/min"] < 1.0 < row["ratio/max"]
 
 
-@pytest.mark.parametrize(("sampled", "micro"), [(8, 1), (8, 2), (4, None), (1, None)])
+@pytest.mark.parametrize(("sampled", "micro"), [(8, 1), (8, 2), (4, None), (1, None), (2, 8), (2, 4)])
 def test_splitting_into_micro_batches_does_not_change_the_step(sampled: int, micro: int | None) -> None:
     """1 x 8 = 8 x 1: every micro-batch adds to one gradient (the predecessor trained one in N)."""
     whole, split = make_policy(), make_policy()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from trainer.types import Prompt, Replay, Rollout
@@ -70,17 +71,48 @@ class Policy(Protocol):
         ...
 
 
-def slice_rollout(rollout: Rollout, start: int, stop: int) -> Rollout:
-    """Samples [start, stop) of a micro-batch, marked `sliced`. Tensors of the state are batch-first; the rest is shared."""
-    size = len(rollout)
-    state: Mapping[str, object] = {
-        key: value[start:stop] if isinstance(value, Tensor) and value.dim() and value.shape[0] == size else value
-        for key, value in rollout.state.items()
-    }
+def regroup(rollouts: Sequence[Rollout], size: int | None) -> list[Rollout]:
+    """The same samples, in order, in micro-batches of `size` (the last may be smaller); None keeps them as sampled.
+
+    A micro-batch that was not sampled as such has `regrouped` in its state: its log-probabilities may differ from the
+    sampled ones in the last bits. Tensors of a state are batch-first; everything else in it is shared.
+    """
+    if size is None:
+        return list(rollouts)
+    total = sum(len(rollout) for rollout in rollouts)
+    batches = []
+    for start in range(0, total, size):
+        pieces, base = [], 0
+        for rollout in rollouts:
+            first, last = max(start - base, 0), min(start + size - base, len(rollout))
+            if first < last:
+                pieces.append(rollout if last - first == len(rollout) else _slice(rollout, first, last))
+            base += len(rollout)
+        batches.append(pieces[0] if len(pieces) == 1 else _join(pieces))
+    return batches
+
+
+def _slice(rollout: Rollout, start: int, stop: int) -> Rollout:
+    state = {key: value[start:stop] if isinstance(value, Tensor) else value for key, value in rollout.state.items()}
     return Rollout(
         samples=rollout.samples[start:stop],
         group_B=rollout.group_B[start:stop],
         logp_BS=rollout.logp_BS[start:stop],
         steps=rollout.steps,
-        state={**state, "sliced": True},
+        state={**state, "regrouped": True},
+    )
+
+
+def _join(pieces: Sequence[Rollout]) -> Rollout:
+    first = pieces[0]
+    state = {
+        key: torch.cat([piece.state[key] for piece in pieces]) if isinstance(value, Tensor) else value
+        for key, value in first.state.items()
+    }
+    return Rollout(
+        samples=[sample for piece in pieces for sample in piece.samples],
+        group_B=torch.cat([piece.group_B for piece in pieces]),
+        logp_BS=torch.cat([piece.logp_BS for piece in pieces]),
+        steps=first.steps,
+        state={**state, "regrouped": True},
     )

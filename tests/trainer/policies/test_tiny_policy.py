@@ -9,7 +9,7 @@ import torch
 
 from trainer.config import ConfigError, PolicyConfig
 from trainer.policies import build_policy
-from trainer.policies.base import SamplingPlan, slice_rollout
+from trainer.policies.base import SamplingPlan, regroup
 from trainer.policies.tiny import TinyPolicy
 from trainer.policies.tiny_model import LATENT_SHAPE, PcaCodec, TinyModel, to_pixels, tokenize
 from trainer.types import Prompt, Rollout
@@ -123,13 +123,23 @@ def test_only_the_transformer_is_trained() -> None:
     assert not any(p.requires_grad for p in policy.model.text.parameters())
 
 
-def test_slices_keep_batch_first_tensors_and_are_marked() -> None:
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 99])
+def test_regrouping_keeps_samples_and_order(size: int) -> None:
     policy = make_policy()
-    (rollout,) = sample(policy, make_plan())
-    part = slice_rollout(rollout, 2, 5)
-    assert len(part) == 3 and part.state["sliced"] is True
-    assert torch.equal(part.logp_BS, rollout.logp_BS[2:5])
-    torch.testing.assert_close(policy.replay(part, [0, 1, 2]).logp_BS.detach(), rollout.logp_BS[2:5])
+    sampled = sample(policy, make_plan(size=2))
+    batches = regroup(sampled, size)
+    assert [len(batch) for batch in batches] == [min(size, 6 - start) for start in range(0, 6, size)]
+    assert [s.id for batch in batches for s in batch.samples] == [s.id for batch in sampled for s in batch.samples]
+    for batch in batches:
+        assert batch.state.get("regrouped", False) == (len(batch) != 2)
+        torch.testing.assert_close(policy.replay(batch, [0, 1, 2]).logp_BS.detach(), batch.logp_BS)
+    assert torch.equal(torch.cat([b.logp_BS for b in batches]), torch.cat([b.logp_BS for b in sampled]))
+    assert torch.cat([b.group_B for b in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_without_a_size_micro_batches_stay_as_sampled() -> None:
+    sampled = sample(make_policy(), make_plan(size=3))
+    assert all(a is b for a, b in zip(regroup(sampled, None), sampled, strict=True))
 
 
 def test_wrong_number_of_seeds_names_both_numbers() -> None:
