@@ -44,7 +44,7 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float) -> None:
                 )
         if time.monotonic() + POLL_S >= deadline:
             raise RewardServiceError(
-                f"service {caller.name} at {url} was not ready within {timeout_s:g} s: {problem}. Start it, correct "
+                f"service {caller.name} at {url} was not ready within {round(timeout_s, 1):g} s: {problem}. Start it, correct "
                 f"rewards.services.{caller.name}.urls, or raise rewards.ready_timeout_s"
             )
         await asyncio.sleep(POLL_S)
