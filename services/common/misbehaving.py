@@ -97,9 +97,10 @@ def create_misbehaving_app(settings: MisbehavingSettings) -> FastAPI:
     async def score(request: Request) -> Response:
         wanted = await _request_of(request)
         app.state.scored += 1
+        number = app.state.scored  # others are counted while this one waits
         await asyncio.sleep(settings.latency_ms / 1000)
         choice: FaultChoice = app.state.choice
-        fault = choice.fault if app.state.scored % choice.every == 0 else "none"
+        fault = choice.fault if number % choice.every == 0 else "none"
         return await _answer(fault, wanted, settings)
 
     return app

@@ -162,9 +162,11 @@ class Misbehaving:
 
     def __init__(self, flags: Mapping[str, object]) -> None:
         self._flags = dict(flags)
+        self._process: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
+        self.kill()
         options = [f"--{name.replace('_', '-')}={value}" for name, value in self._flags.items()]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "services.common.misbehaving", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -178,6 +180,8 @@ class Misbehaving:
         httpx.post(f"{self.url}/fault", json={"fault": fault, "every": every}, trust_env=False).raise_for_status()
 
     def kill(self) -> None:
+        if self._process is None:
+            return
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -41,10 +41,17 @@ class EndpointPool:
         self.endpoints = [Endpoint(url, CircuitBreaker(failures, reset_s, clock)) for url in urls]
         self._latencies_s: deque[float] = deque(maxlen=200)
 
-    def pick(self, exclude: Endpoint | None = None) -> Endpoint | None:
-        """The URL with the fewest requests under way that may be asked now, or None. Ties go to the first."""
+    def pick(self, exclude: Endpoint | None = None, *, cooling: bool = False) -> Endpoint | None:
+        """The URL with the fewest requests under way that may be asked now, or None. Ties go to the first.
+
+        `cooling` takes those in, too, that asked not to be called yet.
+        """
         now = self._clock()
-        free = [e for e in self.endpoints if e is not exclude and e.not_before <= now and e.breaker.would_allow()]
+        free = [
+            e
+            for e in self.endpoints
+            if e is not exclude and (cooling or e.not_before <= now) and e.breaker.would_allow()
+        ]
         return min(free, key=lambda e: e.outstanding, default=None)
 
     def free_in(self) -> tuple[float, bool]:

@@ -22,6 +22,8 @@ from wire.schema import ErrorBody, ErrorCode, ScorerInfo
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 KEEPALIVE_S = 4.0  # below the usual server's 5 s, so that the server rarely closes a connection we are about to use
 ANSWER_MARGIN_S = 0.25
+LEAST_WAIT_S = 0.1  # a full queue is not asked more often than this, even when it says 0 seconds
+LEAST_ATTEMPT_S = 0.05  # with less time left an attempt could only turn one reason into another
 _RETRIED = {502: ClientCode.UNAVAILABLE, 503: ClientCode.UNAVAILABLE, 504: ErrorCode.TIMEOUT}
 
 
@@ -37,6 +39,11 @@ class AttemptError(Exception):
         self.retry = retry
         self.blame = blame
         self.retry_after_s = retry_after_s
+
+    @property
+    def full(self) -> bool:
+        """The service works and said when it has room again."""
+        return self.code == ErrorCode.OVERLOADED and self.retry_after_s is not None
 
 
 class ServiceCaller:
@@ -122,6 +129,10 @@ class ServiceCaller:
             endpoint = self.pool.pick()
             if endpoint is None:
                 wait, open_breaker = self.pool.free_in()
+                if time.monotonic() + wait + LEAST_ATTEMPT_S >= deadline:
+                    # Another request was told to come back later than this one can wait: ask rather than give up.
+                    endpoint = self.pool.pick(cooling=True)
+            if endpoint is None:
                 failures += open_breaker
                 last = last or AttemptError(
                     ClientCode.UNREACHABLE, f"every URL of {self.name} has failed lately", retry=True
@@ -133,13 +144,17 @@ class ServiceCaller:
                     last = error
                 if not last.retry:
                     raise last
-                # A full queue is not a failure: it is waited out as long as the deadline allows.
-                waited_out = last.code == ErrorCode.OVERLOADED and last.retry_after_s is not None
-                failures += not waited_out
-                wait = 0.0 if waited_out else backoff_s(failures, self._rng)
-            if failures >= self.config.max_attempts or time.monotonic() + wait >= deadline:
+                failures += not last.full
+                wait = self._wait_after(last, failures)
+            if failures >= self.config.max_attempts or time.monotonic() + wait + LEAST_ATTEMPT_S >= deadline:
                 raise last
             await asyncio.sleep(wait * self._rng.uniform(1.0, 1.1))
+
+    def _wait_after(self, error: AttemptError, failures: int) -> float:
+        if not error.full:
+            return backoff_s(failures, self._rng)
+        # A full queue is not a failure: it is waited out as long as the deadline allows, or another URL is asked.
+        return 0.0 if self.pool.pick() is not None else error.retry_after_s or 0.0
 
     async def _hedged(self, first: Endpoint, call: Call, deadline: float) -> dict[str, Answer]:
         """One attempt; past the usual latency a second one at another URL, and the first good answer counts."""
@@ -205,6 +220,7 @@ def _status_error(url: str, response: httpx.Response, body: bytes) -> AttemptErr
     message = f"{url} answered {status}: {error_text(body)}"
     if status == 429:
         after = parse_retry_after(response.headers.get("retry-after"))
+        after = None if after is None else max(after, LEAST_WAIT_S)
         return AttemptError(ErrorCode.OVERLOADED, message, retry=True, blame=False, retry_after_s=after)
     if status in _RETRIED:
         after = parse_retry_after(response.headers.get("retry-after")) if status == 503 else None

@@ -53,6 +53,7 @@ def test_an_open_breaker_and_retry_after_take_a_url_out(clock: Clock) -> None:
     third.not_before = clock.now + 3.0
     assert urls.pick() is None
     assert urls.free_in() == (2.0, False)
+    assert urls.pick(cooling=True) is second  # not the first: its breaker is open
     clock.now += 2.0
     assert urls.pick() is second
 

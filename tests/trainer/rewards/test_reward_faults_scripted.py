@@ -94,6 +94,25 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(scripted: Any, conn
     assert len(server.requests) == 1
 
 
+def test_a_request_does_not_give_up_because_another_was_told_to_wait(scripted: Any, connect: Any) -> None:
+    """The first is refused for longer than any deadline; the second was never refused itself, so it asks."""
+
+    def behave(request: dict[str, Any]) -> Reply:
+        return Reply({}, 429, {"retry-after": "60"}) if request["items"][0]["id"] == "s0" else good(request)
+
+    client = connect(scripted(behave))
+    assert ask(client).failures["r"] == Counter(overloaded=4)
+    batch = client.batch()
+    batch.submit(make_samples(4, {"r": 1.0}, first=4))
+    assert batch.collect().valid_BR.all()
+
+
+def test_a_full_queue_that_says_zero_seconds_is_not_hammered(scripted: Any, connect: Any) -> None:
+    server = scripted(lambda _: Reply({}, 429, {"retry-after": "0"}))
+    assert ask(connect(server, timeout_s=1.0)).failures["r"].total() == 4
+    assert 3 <= len(server.requests) <= 11
+
+
 def test_a_full_url_is_left_for_another(scripted: Any, connect: Any) -> None:
     full, free = scripted(lambda _: Reply({}, 429, {"retry-after": "60"})), scripted()
     scores = ask(connect(full, free), micro_batches=6)

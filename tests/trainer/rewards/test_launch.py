@@ -1,0 +1,224 @@
+"""Local services: they start, they are found, they come back, and none outlives the trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.reward_servers import ROOT
+from trainer.config import RewardsConfig
+from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
+from trainer.rewards.launch import to_flags
+
+FAKE = {"module": "common.fakes"}
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def config(service: dict[str, Any] | None = None, **rewards: Any) -> RewardsConfig:
+    services = {"fake": {**FAKE, **(service or {})}}
+    return RewardsConfig.model_validate({"launch": "local", "services": services, "ready_timeout_s": 30.0, **rewards})
+
+
+def processes(marker: Path) -> list[int]:
+    """Every process whose environment holds this test's marker."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"REWARD_TEST={marker}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:  # it ended, or is not ours
+            continue
+    return sorted(found)
+
+
+def service_pids(marker: Path) -> list[int]:
+    """Of these, the services themselves, not what watches over them."""
+    return [
+        pid
+        for pid in processes(marker)
+        if b"child.py" not in (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and b"services.common.fakes" in line
+    ]
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REWARD_TEST", str(tmp_path))
+    return tmp_path
+
+
+@linux_only
+def test_starts_stops_and_comes_back_on_the_same_port(marker: Path) -> None:
+    lines: list[str] = []
+    with LocalServices(config({"nice": 3}), marker / "logs", notify=lines.append) as services:
+        (url,) = services.urls["fake"]
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+        (pid,) = service_pids(marker)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 3
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: service_pids(marker) not in ([], [pid]))
+        wait_until(lambda: is_ready(url))
+        assert services.urls == {"fake": (url,)}
+    assert processes(marker) == []
+    assert any("fake is ready at" in line for line in lines)
+    assert any(f"fake died; starting it again on {url}" in line for line in lines)
+    assert "fake ready" in (marker / "logs" / "fake.log").read_text()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+_TRAINER = """
+import sys, time
+from pathlib import Path
+from trainer.config import RewardsConfig
+from trainer.rewards.launch import LocalServices
+config = RewardsConfig.model_validate({"launch": "local", "services": {"fake": {"module": "common.fakes"}}})
+services = LocalServices(config, Path(sys.argv[1]))
+services.start()
+print("up", flush=True)
+exec(sys.argv[2])
+"""
+
+
+def trainer(marker: Path, then: str) -> subprocess.Popen[str]:
+    """A process that starts the fake service, says so, and then does something."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAINER, str(marker / "logs"), then],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.stdout.close()
+    return process
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_orphan_when_the_trainer_is_killed(marker: Path, number: signal.Signals) -> None:
+    process = trainer(marker, "time.sleep(600)")
+    assert len(service_pids(marker)) == 1
+    process.send_signal(number)
+    process.wait()
+    wait_until(lambda: processes(marker) == [])
+
+
+@linux_only
+def test_no_orphan_when_the_trainer_ends_without_stopping_them(marker: Path) -> None:
+    process = trainer(marker, "raise ValueError")
+    process.wait()
+    assert processes(marker) == []
+
+
+@linux_only
+def test_no_orphan_when_the_watching_process_is_killed(marker: Path) -> None:
+    process = trainer(marker, "time.sleep(600)")
+    (service,) = service_pids(marker)
+    watcher = int(Path(f"/proc/{service}/stat").read_text().rpartition(")")[2].split()[1])
+    assert b"child.py" in Path(f"/proc/{watcher}/cmdline").read_bytes()
+    os.kill(watcher, signal.SIGKILL)
+    wait_until(lambda: service not in service_pids(marker))
+    process.kill()
+    process.wait()
+    wait_until(lambda: processes(marker) == [])
+
+
+@linux_only
+def test_an_exception_in_the_run_stops_them(marker: Path) -> None:
+    with pytest.raises(ZeroDivisionError), LocalServices(config(), marker / "logs"):
+        assert len(service_pids(marker)) == 1
+        raise ZeroDivisionError
+    assert processes(marker) == []
+
+
+@linux_only
+def test_a_service_that_cannot_start_shows_its_log(marker: Path) -> None:
+    with pytest.raises(RewardServiceError) as caught:
+        LocalServices(config({"args": {"max_batch": "many"}}), marker / "logs").start()
+    assert "service fake ended while it started" in str(caught.value)
+    assert "--max-batch" in str(caught.value)
+    assert processes(marker) == []
+
+
+def test_a_module_that_does_not_exist_shows_its_log(tmp_path: Path) -> None:
+    with pytest.raises(RewardServiceError, match=r"No module named services\.nothing"):
+        LocalServices(config({"module": "nothing"}), tmp_path).start()
+
+
+@linux_only
+def test_not_ready_in_time(marker: Path) -> None:
+    with pytest.raises(RewardServiceError, match=r"fake was not ready within rewards.ready_timeout_s = 0.05 s"):
+        LocalServices(config(ready_timeout_s=0.05), marker / "logs").start()
+    assert processes(marker) == []
+
+
+def test_a_service_with_urls_is_not_started(tmp_path: Path) -> None:
+    with LocalServices(config({"urls": ["http://127.0.0.1:1"]}), tmp_path) as services:
+        assert services.urls == {}
+
+
+def test_flags() -> None:
+    assert to_flags({"max_items": 4, "mode": "line", "legacy": True, "cache": False, "x": -0.5}) == [
+        "--max-items=4",
+        "--mode=line",
+        "--legacy",
+        "--no-cache",
+        "--x=-0.5",
+    ]
+
+
+def two_services(urls: list[str]) -> RewardsConfig:
+    tree = {"launch": "local", "services": {"ocr": {"module": "ocr", "urls": urls}, "mine": {"module": "rules"}}}
+    return RewardsConfig.model_validate(tree)
+
+
+def test_urls_come_from_the_config_then_the_started_then_the_environment() -> None:
+    environment = {"OCR_URL": "http://env:1/, http://env:2"}
+    mine = {"mine": ("http://127.0.0.1:5",)}
+    assert resolve_urls(two_services(["http://a:1/", "https://b/x/"]), mine, environment) == {
+        "ocr": ("http://a:1", "https://b/x"),
+        "mine": ("http://127.0.0.1:5",),
+    }
+    assert resolve_urls(two_services([]), mine | {"ocr": ["http://l:1"]}, environment)["ocr"] == ("http://l:1",)
+    assert resolve_urls(two_services([]), mine, environment)["ocr"] == ("http://env:1", "http://env:2")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "service ocr has no address: set rewards.services.ocr.urls, or the variable OCR_URL"),
+        ("127.0.0.1:18082", "no address; write it like http://127.0.0.1:18082"),
+        ("ftp://host/x", "no address"),
+        ("http://host/?q=1", "no address"),
+        ("http://a:b:c", "not a URL"),
+        ("http://me:hunter2@host:1", "rewards.services.ocr.token_file"),
+    ],
+)
+def test_wrong_addresses(value: str, message: str) -> None:
+    with pytest.raises(RewardServiceError) as caught:
+        resolve_urls(two_services([]), {"mine": ["http://m:1"]}, {"OCR_URL": value})
+    assert message in str(caught.value)
+    assert "hunter2" not in str(caught.value)
