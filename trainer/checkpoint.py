@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises on damaged bytes; nothing is unpickled here
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -73,6 +74,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder. Raises CheckpointError when a file is missing or damaged."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if not is_zipfile(path / "optimizer.pt"):
+            raise ValueError("optimizer.pt is missing or damaged")
         packed = torch.load(path / "optimizer.pt", weights_only=True)
         return Checkpoint(
             step=state.pop("step"),

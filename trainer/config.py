@@ -46,7 +46,6 @@ class PolicyConfig(Section):
     num_layers: int = Field(4, ge=1, le=64, description="Transformer blocks.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads.")
     head_dim: int = Field(32, ge=8, le=256, description="Width of a head.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; log-probabilities stay fp32.")
 
 
 class SamplingConfig(Section):

@@ -42,7 +42,6 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.num_layers": ("65", "less than or equal to 64"),
     "policy.num_heads": ("0", "greater than or equal to 1"),
     "policy.head_dim": ("4", "greater than or equal to 8"),
-    "policy.dtype": ("float16", "'float32' or 'bfloat16'"),
     "sampling": ("[]", FIELDS),
     "sampling.prompts_per_step": ("2.5", WHOLE),
     "sampling.group_size": ("1", "greater than or equal to 2"),

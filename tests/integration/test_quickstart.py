@@ -1,0 +1,79 @@
+"""The quickstart as a newcomer starts it: local services with real OCR, a run folder with everything in it, no orphans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.trainer_runs import ROOT, read_metrics, run_trainer
+
+RECIPE = ROOT / "configs" / "quickstart.yaml"
+
+
+def services_of(run_dir: Path) -> list[psutil.Process]:
+    """Processes that still write to this run's service logs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(run_dir) in file.path for file in process.open_files()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps on eight held-out prompts."""
+    folder = tmp_path_factory.mktemp("quickstart with space")
+    lines = (ROOT / "assets" / "quickstart" / "heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "few.jsonl").write_text("".join(lines[:8]), encoding="utf-8")
+    run_trainer(RECIPE, f"output_dir={folder}", "max_steps=2", f"evaluation.path='{folder / 'few.jsonl'}'")
+    return folder / "quickstart"
+
+
+def test_the_run_folder_holds_everything(run_dir: Path) -> None:
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "summary.json", "report.html", "samples", "checkpoints", "logs"}
+    assert {path.name for path in (run_dir / "logs").iterdir()} >= {"ocr.log", "rules.log", "tensorboard"}
+    assert (run_dir / "samples" / "step_000002" / "7.png").is_file()
+
+
+def test_the_summary_has_before_and_after_for_every_reward(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    for moment in ("before", "after"):
+        assert set(summary["eval"][moment]) == {"ocr", "color", "ocr_independent"}
+        assert all(0 <= value <= 1 for value in summary["eval"][moment].values())
+    assert summary["steps"] == 2 and summary["seed"] == 1 and summary["failed_rewards"] == 0
+    assert 0 <= summary["reward_wait_share"] < 1
+
+
+def test_every_ratio_is_exactly_one_and_nothing_failed(run_dir: Path) -> None:
+    for row in read_metrics(run_dir)[1:]:
+        assert row["ratio/min"] == row["ratio/max"] == 1.0
+        assert row["reward/ocr/valid_share"] == row["reward/color/valid_share"] == 1.0
+        assert not [key for key in row if key.startswith("failed/")]
+        assert row["grad_norm"] > 0
+
+
+def test_the_page_shows_what_was_read(run_dir: Path) -> None:
+    samples = json.loads((run_dir / "samples" / "step_000000.json").read_text(encoding="utf-8"))
+    read = [sample["read"] for sample in samples]
+    assert sum(bool(text) for text in read) >= 6, "real OCR on a trained base reads nearly every word"
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in read if text)
+
+
+def test_no_service_outlives_the_run(run_dir: Path) -> None:
+    assert services_of(run_dir) == []
+
+
+def test_a_finished_run_says_so_and_starts_nothing(run_dir: Path) -> None:
+    done = run_trainer(
+        RECIPE, f"output_dir={run_dir.parent}", "max_steps=2", f"evaluation.path='{run_dir.parent / 'few.jsonl'}'"
+    )
+    assert "is finished (2 steps): raise max_steps" in done.stdout
+    assert "starting" not in done.stderr
