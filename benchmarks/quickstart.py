@@ -92,30 +92,35 @@ def plot_curves(results: dict[str, dict[str, Any]], path: Path) -> None:
             style = {"color": "#666666", "linestyle": "--"} if control else {"color": COLORS[reward]}
             marker = "x" if control else "os^v"[list(results).index(name) % 4]
             axis.plot(steps, values, marker=marker, label=name, **style)
-        axis.set(title=f"held-out {reward}", xlabel="RL step", ylim=(0.4, 1.0))
+        axis.set(title=f"held-out {reward}", xlabel="RL step", ylim=(0.3, 1.0))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
 
 
-def draw_picture(run_dir: Path, path: Path, count: int = 8) -> None:
-    """Before and after, side by side: the README's picture."""
+def draw_picture(run_dir: Path, path: Path, columns: int = 8) -> None:
+    """All kept samples before and after, in file order: the README's picture."""
     listings = sorted((run_dir / "samples").glob("step_*.json"))
     before, after = (json.loads(p.read_text(encoding="utf-8")) for p in (listings[0], listings[-1]))
-    figure, axes = plt.subplots(2, count, figsize=(1.55 * count, 2.6), layout="constrained")
-    for column in range(count):
-        for row, records in enumerate((before, after)):
-            axis, record = axes[row][column], records[column]
-            picture = Image.open(run_dir / record["image"])
-            axis.imshow(picture.resize((192, 96), Image.Resampling.NEAREST))
+    blocks = len(before) // columns
+    figure, axes = plt.subplots(2 * blocks, columns, figsize=(1.55 * columns, 2.35 * blocks), layout="constrained")
+    counts = []
+    for half, records in enumerate((before, after)):
+        counts.append(0)
+        for number, record in enumerate(records[: blocks * columns]):
+            axis = axes[2 * (number // columns) + half][number % columns]
+            axis.imshow(Image.open(run_dir / record["image"]).resize((192, 96), Image.Resampling.NEAREST))
             axis.set_xticks([])
             axis.set_yticks([])
             right = (record["read"] or "").upper() == record["prompt"].split('"')[1]
-            axis.set_xlabel(f"{record['read'] or 'nothing'} {'✓' if right else '✗'}", fontsize=11)
-        axes[0][column].set_title(before[column]["prompt"].removeprefix("the word "), fontsize=11)
-    axes[0][0].set_ylabel("before", fontsize=12)
-    axes[1][0].set_ylabel("after", fontsize=12)
-    figure.savefig(path, dpi=100)
+            counts[-1] += right
+            axis.set_xlabel(f"{record['read'] or 'nothing'} {'✓' if right else '✗'}", fontsize=10, labelpad=2)
+            if half == 0:
+                axis.set_title(record["prompt"].removeprefix("the word "), fontsize=10, pad=3)
+            if number % columns == 0:
+                axis.set_ylabel(("before", "after")[half], fontsize=11)
+    figure.suptitle(f"Read as asked: {counts[0]} of {blocks * columns} before, {counts[1]} after", fontsize=13)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:
