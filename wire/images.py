@@ -46,7 +46,7 @@ def encode(image: Image.Image, media_type: MediaType, quality: int = 95) -> byte
 
 
 def decode(
-    data: bytes,
+    data: bytes | memoryview,
     media_type: MediaType,
     *,
     width: int | None = None,
@@ -60,13 +60,15 @@ def decode(
     return load(open_header(data, media_type, width=width, height=height, limits=limits))
 
 
-def decode_ref(ref: ImageRef, parts: Mapping[str, bytes], limits: ImageLimits | None = None) -> Image.Image:
+def decode_ref(
+    ref: ImageRef, parts: Mapping[str, bytes | memoryview], limits: ImageLimits | None = None
+) -> Image.Image:
     """Decode an image of a request; `parts` are the multipart parts by name. Raises BadImageError."""
     return load(open_ref(ref, parts, limits))
 
 
 def open_header(
-    data: bytes,
+    data: bytes | memoryview,
     media_type: MediaType,
     *,
     width: int | None = None,
@@ -87,13 +89,13 @@ def open_header(
     return image
 
 
-def open_ref(ref: ImageRef, parts: Mapping[str, bytes], limits: ImageLimits | None = None) -> Image.Image:
+def open_ref(ref: ImageRef, parts: Mapping[str, bytes | memoryview], limits: ImageLimits | None = None) -> Image.Image:
     """`open_header` for an image of a request. Raises BadImageError."""
     limits = limits or ImageLimits()
     if ref.part is not None:
         if ref.part not in parts:
             raise BadImageError(f"no multipart part named {ref.part!r}")
-        data = parts[ref.part]
+        data: bytes | memoryview = parts[ref.part]
     else:
         assert ref.data is not None
         if len(ref.data) > limits.max_bytes * 4 // 3 + 4:
@@ -124,7 +126,7 @@ def to_ref(image: Image.Image, media_type: MediaType, quality: int = 95) -> Imag
     )
 
 
-def _decode_rgb8(data: bytes, width: int | None, height: int | None, limits: ImageLimits) -> Image.Image:
+def _decode_rgb8(data: bytes | memoryview, width: int | None, height: int | None, limits: ImageLimits) -> Image.Image:
     if width is None or height is None:
         raise BadImageError("image/x-rgb8 carries no header: give `width` and `height`")
     _check_pixels(width, height, limits)

@@ -25,7 +25,7 @@ class Parsed:
     """A valid request and its multipart parts by name (none for JSON)."""
 
     request: ScoreRequest
-    parts: dict[str, bytes]
+    parts: dict[str, memoryview]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Decoded:
 def parse_request(body: bytes | bytearray, content_type: str, settings: ServiceSettings) -> Parsed:
     """Parse and validate a body. Raises ApiError 400, 413, 415 or 422."""
     kind = content_type.partition(";")[0].strip().lower()
-    parts: dict[str, bytes] = {}
+    parts: dict[str, memoryview] = {}
     if kind == "multipart/form-data":
-        parts = parse_multipart(body, content_type, 1 + settings.max_items * settings.max_images_per_item)
+        parts = parse_multipart(bytes(body), content_type, 1 + settings.max_items * settings.max_images_per_item)
         if REQUEST_PART not in parts:
             raise ApiError(400, f"the multipart body has no JSON part named {REQUEST_PART!r}", field=REQUEST_PART)
-        body = parts.pop(REQUEST_PART)
+        body = bytes(parts.pop(REQUEST_PART))
     elif kind != "application/json":
         raise ApiError(
             415,
@@ -65,7 +65,7 @@ def parse_request(body: bytes | bytearray, content_type: str, settings: ServiceS
 
 
 def decode_item(
-    item: ScoreItem, parts: dict[str, bytes], limits: ImageLimits, hold: Hold, info: ScorerInfo | None
+    item: ScoreItem, parts: dict[str, memoryview], limits: ImageLimits, hold: Hold, info: ScorerInfo | None
 ) -> Decoded:
     """Decode one item's images and compute its cache key (`info` None: no key). A bad image is this item's failure.
 
@@ -90,7 +90,7 @@ def decode_item(
 
 
 def _decode_all(
-    field: str, refs: list[ImageRef], parts: dict[str, bytes], limits: ImageLimits, hold: Hold
+    field: str, refs: list[ImageRef], parts: dict[str, memoryview], limits: ImageLimits, hold: Hold
 ) -> tuple[Image.Image, ...]:
     images: list[Image.Image] = []
     for number, ref in enumerate(refs):
@@ -121,7 +121,7 @@ def _check_counts(tree: object, settings: ServiceSettings) -> None:
                 )
 
 
-def _check_parts(request: ScoreRequest, parts: dict[str, bytes]) -> None:
+def _check_parts(request: ScoreRequest, parts: dict[str, memoryview]) -> None:
     named = {ref.part for item in request.items for ref in (*item.images, *(item.source_images or []))}
     for name in parts:
         if name not in named:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 
 from services.common.isolation import score_isolated
 from services.common.scorer import Failure, Item, Result, Scorer
+from services.common.transport import receive, send, send_stop
 from wire.schema import ErrorCode, ScorerInfo
 
 logger = logging.getLogger("services.workers")
@@ -33,6 +33,7 @@ THREAD_VARIABLES = (
     "OMP_THREAD_LIMIT",
 )
 _STOP_S = 3.0
+_LOADED = "loaded"
 _spawning = threading.Lock()
 
 
@@ -245,12 +246,12 @@ class _Worker:
             message = self._receive(timeout_s)
         except WorkerDied as error:
             raise StartFailed(f"a worker process did not load: {error}") from error
-        if message is not None:
+        if message != _LOADED:
             raise StartFailed(f"a worker process did not load: {message}")
 
     def score(self, reward: str, items: Sequence[Item], timeout_s: float) -> list[Result]:
         try:
-            self._pipe.send_bytes(pickle.dumps((reward, list(items)), protocol=5))
+            send(self._pipe, (reward, list(items)))
         except OSError as error:
             raise WorkerDied(f"worker {self.pid} is gone ({error})") from error
         results: list[Result] = self._receive(timeout_s)  # type: ignore[assignment]
@@ -258,7 +259,7 @@ class _Worker:
 
     def ask_to_stop(self) -> None:
         with contextlib.suppress(OSError):
-            self._pipe.send_bytes(b"")
+            send_stop(self._pipe)
 
     def stop(self, timeout_s: float) -> None:
         self.ask_to_stop()
@@ -272,7 +273,7 @@ class _Worker:
         try:
             if not self._pipe.poll(timeout_s):
                 raise WorkerDied(f"worker {self.pid} did not answer within {timeout_s:g} s")
-            return pickle.loads(self._pipe.recv_bytes())  # from our own child
+            return receive(self._pipe)
         except (EOFError, OSError) as error:
             self._process.join(1.0)
             raise WorkerDied(f"worker {self.pid} ended with exit code {self._process.exitcode}") from error
@@ -306,13 +307,13 @@ def _main(pipe: Connection, factory: Callable[[], Scorer]) -> None:
             if isinstance(result, Failure):
                 raise RuntimeError(f"the warm-up item of reward {reward!r} failed: {result.message}")
     except Exception as error:
-        pipe.send_bytes(pickle.dumps(f"{type(error).__name__}: {error}"))
+        send(pipe, f"{type(error).__name__}: {error}")
         return
-    pipe.send_bytes(pickle.dumps(None))
+    send(pipe, _LOADED)
     with contextlib.suppress(EOFError, OSError):
-        while message := pipe.recv_bytes():
-            reward, items = pickle.loads(message)  # from our own parent
-            pipe.send_bytes(pickle.dumps(score_isolated(scorer, reward, items), protocol=5))
+        while message := receive(pipe):
+            reward, items = message
+            send(pipe, score_isolated(scorer, reward, items))
     scorer.close()
 
 
