@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +16,15 @@ from typing import Any
 import torch
 
 from trainer.advantages import RunningSpread
-from trainer.checkpoint import Checkpoint, find_resume, load_checkpoint, save_checkpoint, saved_step
+from trainer.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    discard_after,
+    find_resume,
+    load_checkpoint,
+    save_checkpoint,
+    saved_step,
+)
 from trainer.config import Config
 from trainer.config_file import dump_config
 from trainer.data import PromptSampler, check_disjoint, load_eval_prompts, load_train_prompts
@@ -62,7 +72,10 @@ class Totals:
 
 @dataclass
 class Run:
-    """Everything a step needs. `step` counts finished steps; `position` is the sampler's after them."""
+    """Everything a step needs. `step` counts finished steps; `position` is the sampler's after them.
+
+    `row` is the last step's row of metrics.jsonl as long as its evaluation is not done; a checkpoint keeps it.
+    """
 
     config: Config
     world: World
@@ -76,6 +89,7 @@ class Run:
     spread: RunningSpread
     position: dict[str, Any]
     step: int = 0
+    row: dict[str, float | None] | None = field(default_factory=lambda: {"step": 0})
     totals: Totals = field(default_factory=Totals)
     terminated: bool = False
 
@@ -103,6 +117,11 @@ class Run:
         extra = self.config.evaluation.final_rewards if final else ()
         return list(dict.fromkeys([*names, *extra]))
 
+    def evaluation_due(self) -> bool:
+        """Whether the held-out prompts are evaluated after `step` steps: at the start, at the end, and in between."""
+        last = self.step in (0, self.config.max_steps)
+        return bool(self.heldout) and (last or self.step % self.config.evaluation.every == 0)
+
     def stop_requested(self) -> bool:
         """Whether SIGTERM reached any rank."""
         return self.world.any(self.terminated)
@@ -114,9 +133,11 @@ class Run:
             raise StopTrainingError(reasons[0])
 
     def save_checkpoint(self) -> None:
-        """Write the state after `step` steps (rank 0), and wait for it (all)."""
-        if self.world.is_main:
-            module = self.policy.trainable
+        """Write the state after `step` steps (rank 0), and wait for it (all). Weights that are not finite stay unwritten."""
+        module = self.policy.trainable
+        if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+            self.recorder.note(f"the weights after step {self.step} are not finite: they were not saved")
+        elif self.world.is_main:
             checkpoint = Checkpoint(
                 step=self.step,
                 weights={name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad},
@@ -127,6 +148,7 @@ class Run:
                     "sampler": self.position,
                     "spread": {key: value.tolist() for key, value in self.spread.state_dict().items()},
                     "totals": vars(self.totals),
+                    "row": self.row,
                     "revisions": self.client.revisions,
                 },
             )
@@ -134,21 +156,35 @@ class Run:
         self.world.barrier()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over everything a checkpoint holds."""
-        with torch.no_grad():
-            for name, parameter in self.policy.trainable.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(checkpoint.weights[name])
-        self.ema.load(checkpoint.average)
-        self.updater.optimizer.load_state_dict(checkpoint.optimizer)
-        torch.set_rng_state(checkpoint.rng_state)
-        self.position = checkpoint.state["sampler"]
+        """Take over everything a checkpoint holds; those of later steps are given up.
+
+        Raises:
+            CheckpointError: it is of another model or other rewards, or not every rank reads the same one.
+            DataError: it is of other prompts.
+        """
+        state = checkpoint.state
+        try:
+            with torch.no_grad():
+                for name, parameter in self.policy.trainable.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(checkpoint.weights[name])
+            self.ema.load(checkpoint.average)
+            self.updater.optimizer.load_state_dict(checkpoint.optimizer)
+            torch.set_rng_state(checkpoint.rng_state)
+            spread = {key: torch.tensor(value, dtype=torch.float64) for key, value in state["spread"].items()}
+            self.spread.load_state_dict(spread)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {checkpoint.step} does not fit this config ({error}): put policy and "
+                "rewards.columns back as they were, or choose another run_name"
+            ) from error
+        self.position = state["sampler"]
         self.sampler.load_state_dict(self.position)
-        spread = {key: torch.tensor(value, dtype=torch.float64) for key, value in checkpoint.state["spread"].items()}
-        self.spread.load_state_dict(spread)
-        self.totals = Totals(**checkpoint.state["totals"])
-        self.step = checkpoint.step
-        before = checkpoint.state.get("revisions", {})
+        self.totals = Totals(**state["totals"])
+        self.step, self.row = checkpoint.step, state.get("row")
+        if self.world.is_main:
+            discard_after(self.config.run_dir / "checkpoints", self.step)
+        before = state.get("revisions", {})
         for name, revision in self.client.revisions.items():
             if before.get(name, revision) != revision:
                 self.recorder.note(
@@ -199,9 +235,15 @@ def hardware(group: World) -> str:
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the checkpoint that a start would go on from has all steps."""
+    """Whether the checkpoint that a start would go on from has all steps, and what follows the last one was done, too."""
     path = find_resume(config.resume, config.run_dir / "checkpoints")
-    return path is not None and saved_step(path) >= config.max_steps
+    if path is None or saved_step(path) < config.max_steps:
+        return False
+    try:
+        summary = json.loads((config.run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # killed before it was written
+    return bool(summary["steps"] >= config.max_steps and not summary["stopped"])
 
 
 @contextmanager
@@ -227,7 +269,7 @@ def assemble(config: Config) -> Iterator[Run]:
                 config.run_dir,
                 config_yaml=dump_config(config),
                 is_main=group.is_main,
-                resume_step=checkpoint.step if checkpoint else None,
+                resume_step=_last_whole_row(checkpoint),
                 max_steps=config.max_steps,
                 progress=config.logging.progress,
                 report_to=config.logging.report_to,
@@ -254,11 +296,28 @@ def assemble(config: Config) -> Iterator[Run]:
             recorder=recorder,
             spread=RunningSpread(len(config.rewards.columns)),
         )
+        _check_same_start(group, checkpoint)
         if checkpoint is not None:
             run.restore(checkpoint)
             recorder.note(f"Going on from {resume} (step {run.step} of {config.max_steps})")
         with _stop_signals(run):
             yield run
+
+
+def _last_whole_row(checkpoint: Checkpoint | None) -> int | None:
+    """The last step whose row and samples stay: the checkpoint's, or the one before when its evaluation is to be made."""
+    if checkpoint is None:
+        return None
+    return checkpoint.step - 1 if checkpoint.state.get("row") is not None else checkpoint.step
+
+
+def _check_same_start(group: World, checkpoint: Checkpoint | None) -> None:
+    steps = group.gather(checkpoint.step if checkpoint else None)
+    if any(step != steps[0] for step in steps):
+        raise CheckpointError(
+            f"the ranks see checkpoints of different steps ({steps}, by rank): output_dir must be one folder that all "
+            "nodes share"
+        )
 
 
 @contextmanager
@@ -270,7 +329,8 @@ def _stop_signals(run: Run) -> Iterator[None]:
             raise KeyboardInterrupt
         run.terminated = True
         run.client.interrupt()
-        run.recorder.note(f"{signal.Signals(number).name}: saving after this step")
+        if run.world.is_main:  # not by print: the signal may have come in the middle of one
+            os.write(sys.__stderr__.fileno(), f"\n{signal.Signals(number).name}: saving after this step\n".encode())
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -41,10 +41,43 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write atomically under `folder`, then delete all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write atomically under `folder`, then delete all but the newest `keep`.
+
+    Raises:
+        CheckpointError: it cannot be written, because the disk is full, say; what was there is as it was.
+    """
     target = folder / f"step_{checkpoint.step:06d}"
     temporary = folder / f".writing_{target.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(temporary, checkpoint)
+        replaced = folder / f".replaced_{target.name}"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # saved again by a start that took no step
+            target.rename(replaced)
+        temporary.rename(target)
+        _flush(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # what the three writers raise on a full disk
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} could not be written under {folder} ({error}): free space or "
+            "correct output_dir, then start again; the run goes on from the checkpoint before"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Delete checkpoints of steps after `step`: those of a course the run went back from."""
+    for path in list_checkpoints(folder):
+        if saved_step(path) > step:
+            shutil.rmtree(path)
+
+
+def _write(temporary: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, str(temporary / "weights.safetensors"))
@@ -54,12 +87,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     for file in temporary.iterdir():
         _flush(file)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _flush(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -76,7 +103,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if not is_zipfile(path / "optimizer.pt"):
             raise ValueError("optimizer.pt is missing or damaged")
-        packed = torch.load(path / "optimizer.pt", weights_only=True)
+        packed = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         return Checkpoint(
             step=state.pop("step"),
             weights=load_file(str(path / "weights.safetensors")),

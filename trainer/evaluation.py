@@ -41,7 +41,8 @@ def evaluate(
     world: World,
 ) -> Evaluation:
     """Sample one picture per prompt and score it by `columns`; each rank takes its share of the prompts."""
-    mine = range(world.rank, len(prompts), world.size)
+    # In one piece, so that rank 0's first pictures are of the same prompts however many ranks there are.
+    mine = range(world.rank * len(prompts) // world.size, (world.rank + 1) * len(prompts) // world.size)
     plan = SamplingPlan(
         num_inference_steps=config.num_inference_steps,
         micro_batch_size=config.batch_size,

@@ -30,21 +30,22 @@ def train(config: Config) -> int:
     with assemble(config) as run:
         stopped = None
         try:
-            if run.step == 0:
-                record(run, {"step": 0}, evaluated=True)
+            if run.row is not None:  # of step 0, or of a step whose evaluation an earlier start could not finish
+                record(run, run.row)
             while run.step < config.max_steps and not run.stop_requested():
-                row = train_step(run)
+                run.row = train_step(run)
+                record(run, run.row)
                 last = run.step == config.max_steps
-                record(run, row, evaluated=last or run.step % config.evaluation.every == 0)
                 if run.step % config.checkpoint.save_every == 0 and not last:
                     run.save_checkpoint()
                 if run.step % config.logging.report_every == 0 and not last:
                     run.build_report()
         except StopTrainingError as error:
             stopped = str(error)
+        terminated = run.stop_requested()
         run.save_checkpoint()
         run.finish(stopped)
-        return 1 if stopped and not run.terminated else 0
+        return 1 if stopped and not terminated else 0
 
 
 def train_step(run: Run) -> dict[str, float | None]:
@@ -111,13 +112,14 @@ def advantages(run: Run, scores: Scores, group_B: Tensor) -> tuple[Tensor, Tenso
     return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, algorithm, run.world)
 
 
-def record(run: Run, row: dict[str, float | None], *, evaluated: bool) -> None:
-    """Write a step's row; with `evaluated`, the averaged weights' held-out results are in it and pictures are kept."""
+def record(run: Run, row: dict[str, float | None]) -> None:
+    """Write the row of the last step; where an evaluation is due, its results are in it and pictures are kept."""
     try:
-        if evaluated and run.heldout:
+        if run.evaluation_due():
             row |= evaluation_metrics(run)
     finally:
         run.recorder.record(row)  # the step was taken, whatever became of its evaluation
+    run.row = None
 
 
 def evaluation_metrics(run: Run) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from trainer.samplers.flow_sde import Kind
 from trainer.types import Prompt, Replay, Rollout
 
 
@@ -29,7 +30,7 @@ class SamplingPlan:
 
     num_inference_steps: int
     micro_batch_size: int
-    kind: str = "cps"
+    kind: Kind = "cps"
     noise_level: float = 0.0
     stochastic_steps: Sequence[int] = ()
     trained_steps: Sequence[int] = ()
