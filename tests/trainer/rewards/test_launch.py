@@ -81,6 +81,26 @@ def test_starts_stops_and_comes_back_on_the_same_port(marker: Path) -> None:
     assert "fake ready" in (marker / "logs" / "fake.log").read_text()
 
 
+@linux_only
+def test_a_service_that_dies_too_often_stays_down(marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.rewards.launch.MAX_RESTARTS", 0)
+    lines: list[str] = []
+    with LocalServices(config(), marker / "logs", notify=lines.append):
+        os.kill(service_pids(marker)[0], signal.SIGKILL)
+        wait_until(lambda: any("fake died 1 times and stays down" in line for line in lines))
+        time.sleep(0.3)
+        assert processes(marker) == []
+
+
+@linux_only
+def test_restart_can_be_switched_off(marker: Path) -> None:
+    with LocalServices(config(restart=False), marker / "logs"):
+        os.kill(service_pids(marker)[0], signal.SIGKILL)
+        wait_until(lambda: processes(marker) == [])
+        time.sleep(0.3)
+        assert processes(marker) == []
+
+
 def is_ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
