@@ -30,6 +30,7 @@ from wire.schema import ErrorCode, ItemError, ItemResult, ScoreResponse, ScorerI
 logger = logging.getLogger("services.service")
 
 _DECODE_CHUNK = 16  # items decoded in one go: long requests use several threads
+_WATCH_S = 0.5
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -47,6 +48,7 @@ class Service:
         self.draining = False
         self.failure: str | None = None
         self._ready = False
+        self._watching: asyncio.Task[None] | None = None
         self._scorer = scorer
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
@@ -62,8 +64,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Loaded, warmed up, and not shutting down."""
-        return self._ready and not self.draining
+        """Loaded, warmed up, able to score, and not shutting down."""
+        return self._ready and not self.draining and self._lost() is None
 
     @property
     def in_flight(self) -> int:
@@ -80,11 +82,14 @@ class Service:
             raise
         self._ready = True
         self.metrics.ready.set(1)
+        self._watching = asyncio.create_task(self._watch())
         logger.info("ready", extra={"seconds": round(time.monotonic() - started, 3)})
 
     async def stop(self) -> None:
         """Stop at once; call `drain` before to let queued work finish."""
         self.drain()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._batcher.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -101,6 +106,23 @@ class Service:
             raise ApiError(503, f"{self.name} did not start: {self.failure}")
         if not self._ready:
             raise ApiError(503, f"{self.name} is loading; poll /ready", headers={"Retry-After": "1"})
+        lost = self._lost()
+        if lost is not None:
+            raise ApiError(503, f"{self.name} cannot score at present: {lost}", headers={"Retry-After": "1"})
+
+    def _lost(self) -> str | None:
+        """Why the scorer can score nothing at present, where it has a `failure` (a pool without processes)."""
+        reason: str | None = getattr(self._scorer, "failure", None)
+        return reason
+
+    async def _watch(self) -> None:
+        """Let a scorer that lost its workers try to come back: a service that is not ready gets no work to do it."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            lost = self._lost() is not None
+            self.metrics.ready.set(self.ready)
+            if lost:
+                await self._in_thread(self._scorer.recover)  # type: ignore[attr-defined]  # comes with `failure`
 
     def abandon(self) -> None:
         """Answer all that is in flight now; what has no score yet is `overloaded`."""

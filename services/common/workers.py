@@ -34,6 +34,7 @@ THREAD_VARIABLES = (
 )
 _STOP_S = 3.0
 _LOADED = "loaded"
+_MIN_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
 _spawning = threading.Lock()
 
 
@@ -75,6 +76,7 @@ class ProcessPool:
         self._started: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._retry = _Backoff()
         self.restarts = 0
 
     @property
@@ -92,6 +94,26 @@ class ProcessPool:
 
     def warmup(self) -> Sequence[tuple[str, Item]]:
         return self._front.warmup()
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no worker to score with; None while there is one. A lost worker is replaced by `recover`."""
+        if self._closed or any(slot.usable for slot in self._slots):
+            return None
+        return self._retry.reason
+
+    def recover(self) -> None:
+        """Try again to start a worker where there is none and the pause since the last failure is over. Blocks."""
+        if self.failure is None or self._retry.left_s > 0:
+            return
+        with contextlib.suppress(queue.Empty):
+            slot = self._idle.get_nowait()
+            try:
+                self._checked_out(slot)
+            except StartFailed as error:
+                logger.error("worker cannot be replaced", extra={"reason": str(error)})
+            finally:
+                self._idle.put(slot)
 
     def pids(self) -> list[int]:
         """Process ids of the workers alive."""
@@ -169,8 +191,14 @@ class ProcessPool:
             if slot.worker is not None:
                 self._retire(slot.worker, 0.0)
                 slot.worker = None
+            self._retry.check()
             self._count_restart()
-            slot.worker = self._start()
+            try:
+                slot.worker = self._start()
+            except StartFailed as error:
+                self._retry.failed(str(error))
+                raise
+            self._retry.succeeded()
         return slot.worker
 
     def _prepare_successor(self, slot: _Slot) -> None:
@@ -212,6 +240,38 @@ class ProcessPool:
         worker.stop(timeout_s)
 
 
+class _Backoff:
+    """Pauses between failed starts: 1 s at first, doubled each time up to 60 s. Without, every batch would load."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._pause_s = 0.0
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the next start is allowed."""
+        return max(0.0, self._until - time.monotonic())
+
+    def check(self) -> None:
+        """Raise StartFailed while the pause lasts."""
+        with self._lock:
+            if self.left_s > 0:
+                raise StartFailed(f"{self.reason} (next try in {self.left_s:.0f} s)")
+
+    def failed(self, reason: str) -> None:
+        with self._lock:
+            self.reason = reason
+            if self.left_s == 0:  # workers that fail together count once
+                self._pause_s = min(_MAX_PAUSE_S, max(_MIN_PAUSE_S, 2 * self._pause_s))
+                self._until = time.monotonic() + self._pause_s
+
+    def succeeded(self) -> None:
+        with self._lock:
+            self.reason, self._pause_s, self._until = None, 0.0, 0.0
+
+
 class _Slot:
     """One place in the pool, held by one `score` call at a time."""
 
@@ -219,6 +279,11 @@ class _Slot:
         self.worker: _Worker | None = worker
         self.successor: _Worker | None = None
         self.replacing = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a process that can take a batch, or will be once loaded."""
+        return self.successor is not None or (self.worker is not None and self.worker.alive)
 
 
 class _Worker:

@@ -302,6 +302,25 @@ def test_killed_worker_costs_no_item(serving):
         assert "reward_worker_restarts 2.0" in httpx.get(server.url + "/metrics").text
 
 
+def test_not_ready_while_no_worker_can_be_replaced_and_ready_again_by_itself(serving, tmp_path):
+    weights = tmp_path / "weights"
+    weights.touch()
+    with serving("--weights", str(weights), module="tests.services.common.pool_service") as server:
+        server.wait_ready()
+        weights.unlink()
+        for worker in psutil.Process(server.process.pid).children():
+            if "spawn_main" in " ".join(worker.cmdline()):
+                worker.kill()
+        result = post(server, [ITEM]).json()["results"][0]
+        assert (result["score"], result["error"]["code"]) == (None, "internal")
+        for answer in (httpx.get(server.url + "/ready"), post(server, [ITEM])):
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+            assert "the weights are gone" in answer.json()["error"]["message"]
+        weights.touch()
+        server.wait_ready()
+        assert post(server, [ITEM]).json()["results"][0]["score"] == 3
+
+
 def test_sigterm_while_loading_ends_at_once(serving):
     with serving("--load-s", "60", module="tests.services.common.pool_service") as server:
         until = time.monotonic() + 10

@@ -15,7 +15,7 @@ from PIL import Image
 
 from services.common.fakes import PromptLengthScorer, RaisingScorer
 from services.common.scorer import Failure, Item, Score
-from services.common.workers import THREAD_VARIABLES, ProcessPool, StartFailed
+from services.common.workers import THREAD_VARIABLES, ProcessPool, StartFailed, _Backoff
 from wire.images import decode, encode
 from wire.schema import ErrorCode
 
@@ -203,10 +203,37 @@ def test_replacement_that_does_not_load_is_a_failure_not_a_hang(tmp_path):
         os.kill(pool.pids()[0], signal.SIGKILL)
         results = pool.score("dangerous", [item("a"), item("b")])
         assert all(isinstance(result, Failure) and "the weights are gone" in result.message for result in results)
+        assert "the weights are gone" in pool.failure
+        began, restarts = time.monotonic(), pool.restarts
+        [again] = pool.score("dangerous", [item("a")])
+        assert "next try in" in again.message and pool.restarts == restarts, "a pause, not a load for every batch"
+        assert time.monotonic() - began < 0.2
         path.touch()
+        until = time.monotonic() + 20
+        while pool.failure is not None and time.monotonic() < until:
+            pool.recover()
+            time.sleep(0.05)
         assert values(pool.score("dangerous", [item("a")])) == [1], "and comes back when it can"
     finally:
         pool.close()
+
+
+def test_pauses_between_failed_starts_grow_to_a_minute_and_end_with_a_success(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("services.common.workers.time.monotonic", lambda: now)
+    backoff, pauses = _Backoff(), []
+    for _ in range(8):
+        backoff.failed("no weights")
+        backoff.failed("no weights, says the worker beside it")
+        pauses.append(backoff.left_s)
+        with pytest.raises(StartFailed, match="next try in"):
+            backoff.check()
+        now += backoff.left_s
+        backoff.check()
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    backoff.succeeded()
+    backoff.failed("again")
+    assert backoff.left_s == 1
 
 
 def test_close_ends_all_processes_and_may_be_called_twice():
