@@ -52,6 +52,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "trainer.checkpoint": ("trainer.types", "trainer.config", "trainer.distributed"),
     "trainer.progress": (),
+    "trainer.run_lock": ("trainer.config",),
     "trainer.metrics": ("trainer.types", "trainer.config", "trainer.distributed", "trainer.progress"),
     "trainer.step_metrics": ("trainer.types", "trainer.config", "trainer.advantages", "trainer.distributed"),
     "trainer.report": ("trainer.types", "trainer.config", "trainer.metrics", "trainer.progress"),

@@ -35,6 +35,7 @@ from trainer.policies import build_policy
 from trainer.policies.base import Policy, SamplingPlan
 from trainer.report import build_report
 from trainer.rewards import LocalServices, RewardClient, resolve_urls
+from trainer.run_lock import run_lock
 from trainer.samplers.schedules import stochastic_steps, trained_steps
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, StopTrainingError
@@ -261,6 +262,8 @@ def assemble(config: Config) -> Iterator[Run]:
     checkpoint = load_checkpoint(resume) if resume else None
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
+        if group.is_main:
+            stack.enter_context(run_lock(config.run_dir))
         torch.manual_seed(config.seed)
         policy = build_policy(config.policy, group.device, keep_reference=config.algorithm.kl_beta > 0)
         policy.check_prompts([*(p for dataset in train_prompts for p in dataset.prompts), *heldout])
