@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DatasetConfig",
+    "DeviceConfig",
     "DistributedConfig",
     "EvaluationConfig",
     "LoggingConfig",
@@ -120,6 +121,15 @@ class AlgorithmConfig(Section):
     kl_beta: float = Field(0.0, ge=0, description="Weight of the velocity KL to the starting weights.")
     updates_per_rollout: int = Field(1, ge=1, le=16, description="Optimizer steps on one set of rollouts.")
 
+    @model_validator(mode="after")
+    def _floor_acts(self) -> AlgorithmConfig:
+        if self.std_floor and self.type == "dr_grpo":
+            raise ValueError(
+                f"std_floor = {self.std_floor:g} is the least divisor, but type = dr_grpo divides by none; set std_floor "
+                "to 0 or choose another type"
+            )
+        return self
+
 
 class DatasetConfig(Section):
     """One prompt file with its mixture of rewards."""
@@ -172,13 +182,18 @@ class OptimConfig(Section):
     )
 
 
-class DistributedConfig(Section):
-    """Processes and devices."""
+class DeviceConfig(Section):
+    """Where tensors live."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA when there is one.")
     num_threads: int | None = Field(
         None, ge=1, description="torch threads per process on a CPU; null is torch's choice."
     )
+
+
+class DistributedConfig(DeviceConfig):
+    """Processes and devices."""
+
     timeout_s: float = Field(1800.0, gt=0, description="Longest wait in a collective operation.")
 
 
@@ -331,7 +346,7 @@ class SftConfig(Section):
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     words: WordsConfig = Field(default_factory=WordsConfig)
     optim: SftOptimConfig = Field(default_factory=SftOptimConfig)
-    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+    distributed: DeviceConfig = Field(default_factory=DeviceConfig)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> SftConfig:
@@ -339,5 +354,13 @@ class SftConfig(Section):
             raise ValueError(
                 f"optim.warmup_steps = {self.optim.warmup_steps} is not below max_steps = {self.max_steps}, so the rates "
                 "would never be reached; lower it or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _from_random_weights(self) -> SftConfig:
+        if self.policy.checkpoint is not None:
+            raise ValueError(
+                f"policy.checkpoint = {self.policy.checkpoint}, but pre-training starts from random weights; leave it out"
             )
         return self

@@ -35,9 +35,10 @@ def pictures(words: list[Word], rng: random.Random) -> Tensor:
 
 def flow_loss(model: TinyModel, latents: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error of the rectified-flow velocity (noise - data), arXiv 2209.03003, equation 1."""
-    time_B = torch.sigmoid(TIME_MEAN + TIME_STD * torch.randn(len(latents), generator=generator))
-    noise = torch.randn(latents.shape, generator=generator)
-    dropped = torch.rand(len(latents), generator=generator) < PROMPT_DROPOUT
+    device = latents.device  # the numbers are drawn on the CPU, so that they are the same on every device
+    time_B = torch.sigmoid(TIME_MEAN + TIME_STD * torch.randn(len(latents), generator=generator)).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    dropped = (torch.rand(len(latents), generator=generator) < PROMPT_DROPOUT).to(device)
     tokens = tokens.masked_fill(dropped[:, None], PAD)
     time = time_B[:, None, None, None]
     states, pooled = model.text(tokens)
@@ -112,6 +113,8 @@ def train_base(config: SftConfig) -> Path:
                 log.flush()
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.writing")  # renamed when whole, so that a kill leaves no half a file
     with average.applied():
-        model.save(output, about(config, time.monotonic() - started))
+        model.save(unfinished, about(config, time.monotonic() - started))
+    unfinished.replace(output)
     return output

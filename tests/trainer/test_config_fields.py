@@ -131,7 +131,8 @@ SFT_CASES: dict[str, tuple[str, str]] = {
     **{
         path: case
         for path, case in CONFIG_CASES.items()
-        if path in ("run_name", "output_dir", "seed", "max_steps") or path.startswith(("policy", "distributed"))
+        if path in ("run_name", "output_dir", "seed", "max_steps", "distributed")
+        or path.startswith(("policy", "distributed.device", "distributed.num_threads"))
     },
     "output": ("null", TEXT),
     "log_every": ("0", "greater than or equal to 1"),
@@ -229,6 +230,10 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     "samples": (["sampling.prompts_per_step=3"], ["3 * 4 = 12", "micro_batch_size = 8", "try 4"]),
     "cps_noise": (["sampling.noise_level=1.5"], ["noise_level = 1.5", "more than 1", "kind = flow_sde"]),
     "min_valid": (["algorithm.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
+    "floor_of_nothing": (
+        ["algorithm.type=dr_grpo", "algorithm.std_floor=0.5"],
+        ["std_floor = 0.5", "dr_grpo", "set std_floor to 0"],
+    ),
     "update_batch_too_big": (["optim.micro_batch_size=17"], ["optim.micro_batch_size = 17", "= 16", "try 16"]),
     "warmup": (["optim.warmup_steps=10"], ["warmup_steps = 10", "max_steps = 10", "train longer"]),
     "no_such_service": (["rewards.columns.ocr.service=ocrr"], ["columns.ocr.service = 'ocrr'", "(there: ocr)"]),
@@ -279,6 +284,11 @@ def test_values_that_contradict_are_refused_with_both_and_the_remedy(tmp_path: P
 def test_pre_training_must_outlast_its_warm_up(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.warmup_steps = 50 is not below max_steps = 50.*train longer"):
         load_config(write(tmp_path, SFT_BASE), SftConfig, ["max_steps=50"])
+
+
+def test_pre_training_starts_from_random_weights(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.checkpoint = base\.st, but .*leave it out"):
+        load_config(write(tmp_path, SFT_BASE), SftConfig, ["policy.checkpoint=base.st"])
 
 
 @pytest.mark.parametrize("variable", ["OCR_URL", "RULES_URL"])

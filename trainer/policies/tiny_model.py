@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -156,9 +156,12 @@ class TinyModel(nn.Module):
             raise ConfigError(
                 f"no checkpoint at {path}; `python -m trainer sft configs/quickstart_base.yaml` makes the quickstart's"
             )
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            about = (file.metadata() or {}).get("about", "")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                about = str((file.metadata() or {}).get("about", ""))
+        except SafetensorError as error:
+            raise ConfigError(f"policy.checkpoint = {path} is no safetensors file or a damaged one: {error}") from error
         try:
             self.load_state_dict(tensors)
         except RuntimeError as error:

@@ -199,3 +199,6 @@ def test_checkpoint_round_trip_and_clear_errors(tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match=r"does not fit policy\.num_layers"):
         build_policy(config.model_copy(update={"num_layers": 3}), CPU, keep_reference=False)
+    (tmp_path / "m.safetensors").write_bytes((tmp_path / "m.safetensors").read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"m\.safetensors is no safetensors file or a damaged one"):
+        build_policy(config, CPU, keep_reference=False)
