@@ -11,9 +11,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from services.common.batcher import StartError
+from services.common.docs_page import render_docs
 from services.common.errors import RESPONSES, install_error_map
 from services.common.scorer import Scorer
 from services.common.service import Service
@@ -53,7 +54,8 @@ def create_app(
         starting.cancel()
         await service.stop()
 
-    app = FastAPI(title=f"{service_name} reward service", version=SCHEMA_VERSION, lifespan=lifespan, redoc_url=None)
+    title = f"{service_name} reward service"
+    app = FastAPI(title=title, version=SCHEMA_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     install_error_map(app)
     _add_routes(app, service)
@@ -93,6 +95,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=answers(401))
     async def metrics() -> Response:
         return Response(service.render_metrics(), media_type=service.metrics.content_type)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(render_docs(app.openapi()))
 
 
 def _request_body() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -13,13 +14,20 @@ HEADER_TIMEOUT_S = 10.0
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose request line and headers take longer than HEADER_TIMEOUT_S to arrive."""
+    """Closes a connection whose request line and headers take longer than HEADER_TIMEOUT_S to arrive.
 
+    Connections above `max_connections` are answered 503 and closed, before a request is read.
+    """
+
+    max_connections = 512
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch_headers()
+        if len(self.connections) > self.max_connections:
+            self._refuse(503, "overloaded", f"more than {self.max_connections} connections: reuse them, or try later")
+        else:
+            self._watch_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
@@ -31,10 +39,16 @@ class PatientProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP with an `ErrorBody`, like every other refusal."""
-        body = ErrorBody(error=RequestError(code="malformed", message=msg)).model_dump_json(exclude_none=True)
+        self._refuse(400, "malformed", msg)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        body = ErrorBody(error=RequestError(code=code, message=message)).model_dump_json(exclude_none=True)
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        reason = HTTPStatus(status).phrase.encode()
         events = (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Response(status_code=status, headers=headers, reason=reason),
             h11.Data(data=body.encode()),
             h11.EndOfMessage(),
         )
@@ -56,3 +70,8 @@ class PatientProtocol(H11Protocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+
+def protocol_with(max_connections: int) -> type[PatientProtocol]:
+    """A PatientProtocol for at most that many connections at a time."""
+    return type("LimitedProtocol", (PatientProtocol,), {"max_connections": max_connections})

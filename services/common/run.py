@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from services.common.app import create_app
 from services.common.logs import configure_logs
-from services.common.protocol import PatientProtocol
+from services.common.protocol import protocol_with
 from services.common.scorer import Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
@@ -57,7 +57,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app,
-                http=PatientProtocol,
+                http=protocol_with(settings.max_connections),
                 ws="none",
                 log_config=None,
                 access_log=False,

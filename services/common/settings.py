@@ -39,6 +39,9 @@ class ServiceSettings(BaseSettings):
     insecure_no_token: bool = Field(
         default=False, description="Allow a non-loopback --host without tokens: anyone who reaches the port may use it."
     )
+    max_connections: int = Field(
+        default=512, ge=1, le=65_536, description="Most open connections; more are answered 503 and closed."
+    )
     max_body_bytes: int = Field(default=128 * MIB, ge=1024, description="Largest request body, in bytes.")
     max_items: int = Field(default=1024, ge=1, description="Most items in one request.")
     max_images_per_item: int = Field(default=16, ge=1, description="Most images (and source images) of one item.")

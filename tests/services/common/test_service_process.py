@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import socket
@@ -255,6 +256,39 @@ def test_headers_that_never_end_close_the_connection():
         process.terminate()
         assert process.wait(timeout=5) == 0
         process.stdout.close()
+
+
+def test_connections_above_the_limit_get_the_error_body_and_the_others_are_served(serving):
+    with serving("--max-connections", "3") as server:
+        server.wait_ready()
+        address = ("127.0.0.1", server.port)
+        with httpx.Client(base_url=server.url) as first:
+            first.get("/health").raise_for_status()
+            idle = [socket.create_connection(address) for _ in range(2)]
+            with socket.create_connection(address, timeout=5) as fourth:
+                answer = b""
+                while data := fourth.recv(65_536):
+                    answer += data
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in answer
+            assert b'"overloaded"' in answer and b"more than 3 connections" in answer
+            assert first.post("/v1/score", json={"items": [ITEM]}).json()["results"][0]["score"] == 3
+            for connection in idle:
+                connection.close()
+        server.wait_ready()
+
+
+def test_headers_that_grow_without_end_are_refused(shared):
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client:
+        answer = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100_000)
+        try:
+            while data := client.recv(65_536):
+                answer += data
+        except ConnectionResetError:
+            pass
+    assert not answer or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    assert httpx.get(shared.url + "/health").status_code == 200
 
 
 def test_what_is_not_http_gets_the_error_body(shared):
