@@ -34,7 +34,11 @@ def _ink_box(pixels: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) of the ink with its margin; None for a plain image."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
-    ink = (np.abs(pixels.astype(np.int16) - ground.astype(np.int16)) > _INK_LEVELS).any(axis=2)
+    # In eight bits and without a reduction over the short channel axis: several times as fast.
+    level = ground.astype(np.int16)
+    lowest, highest = (np.clip(level + sign * _INK_LEVELS, 0, 255).astype(np.uint8) for sign in (-1, 1))
+    far = (pixels < lowest) | (pixels > highest)
+    ink = far[:, :, 0] | far[:, :, 1] | far[:, :, 2]
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     if rows.size == 0:
         return None
