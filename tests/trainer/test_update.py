@@ -13,6 +13,7 @@ from trainer.distributed import World
 from trainer.policies.base import SamplingPlan
 from trainer.policies.tiny import TinyPolicy
 from trainer.policies.tiny_model import TinyModel
+from trainer.samplers.flow_sde import Kind
 from trainer.types import Prompt, Rollout, StopTrainingError
 from trainer.update import Updater, learning_rate
 
@@ -57,6 +58,38 @@ def test_before_the_first_update_every_ratio_is_exactly_one(micro: int | None) -
     assert row["ratio/min"] == row["ratio/mean"] == row["ratio/max"] == 1.0
     assert row["clip_share"] == 0.0
     assert row["ratio/replay_error"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize(("stochastic", "trained"), [((0, 1, 2), (1,)), ((1, 2), (1, 2)), ((1, 2), (2,))])
+@pytest.mark.parametrize("kind", ["flow_sde", "cps", "dance_sde"])
+def test_the_first_ratio_is_one_for_every_sampler(
+    kind: Kind, stochastic: tuple[int, ...], trained: tuple[int, ...], guidance: float, micro: int | None
+) -> None:
+    """Windows, a share of the steps, guidance, a KL beside it and regrouped micro-batches: still exactly 1."""
+    policy = make_policy(keep_reference=True)
+    plan = SamplingPlan(4, 4, kind, 0.7, stochastic, trained, guidance_scale=guidance, shift=2.0)
+    batch = list(policy.sample(PROMPTS, 4, range(8), plan))
+    row = make_updater(policy, micro=micro, kl_beta=0.1).step(batch, ADV, ONES, 0)
+    assert row["ratio/min"] == row["ratio/mean"] == row["ratio/max"] == 1.0
+    if micro is None:
+        assert row["ratio/replay_error"] == 0.0
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_splitting_does_not_change_a_step_with_masks_and_a_kl(micro: int) -> None:
+    whole, split = make_policy(keep_reference=True), make_policy(keep_reference=True)
+    weight = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+    rows = []
+    for policy, size in ((whole, None), (split, micro)):
+        batch = rollouts(policy, 4)
+        with torch.no_grad():
+            policy.model.transformer.proj_out.weight.add_(0.01)
+        rows.append(make_updater(policy, micro=size, kl_beta=0.5, clip_range=10.0).step(batch, ADV, weight, 0))
+    assert rows[0]["kl"] > 0
+    assert rows[0]["kl"] == pytest.approx(rows[1]["kl"], rel=1e-4)
+    torch.testing.assert_close(gradient(split), gradient(whole), rtol=1e-3, atol=1e-6)
 
 
 def test_whole_micro_batches_replay_without_any_error() -> None:
