@@ -275,3 +275,46 @@ def test_evaluation_runs_on_the_averaged_weights(
     last = [sorted((c.run_dir / "samples" / "step_000002").iterdir())[0].read_bytes() for c in (follow, slow)]
     first = [sorted((c.run_dir / "samples" / "step_000000").iterdir())[0].read_bytes() for c in (follow, slow)]
     assert first[0] == first[1] and last[0] != last[1]
+
+
+BRIGHTNESS = """
+from PIL import ImageStat
+from services.common.scorer import Item
+from services.rules import reward
+
+
+@reward(range=(0, 1))
+def brightness(item: Item) -> float:
+    return ImageStat.Stat(item.images[0].convert("L")).mean[0] / 255
+"""
+
+
+def test_it_learns_what_it_is_rewarded_for_and_nothing_from_dealt_out_scores(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A real service, random weights: twenty steps raise the held-out reward; the shuffled control stays."""
+    (tmp_path / "rewards.py").write_text(BRIGHTNESS)
+    gains = {}
+    for name, shuffle in (("learns", False), ("control", True)):
+        path = recipe(
+            name,
+            max_steps=20,
+            rewards={
+                "launch": "local",
+                "services": {"rules": {"module": "rules", "args": {"functions": str(tmp_path / "rewards.py")}}},
+                "columns": {"light": {"service": "rules", "reward": "brightness"}},
+                "shuffle_control": shuffle,
+            },
+            data={"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"light": 1.0}}]},
+            optim={"lr": 5e-3, "ema_decay": 0.0, "schedule": "constant"},
+            sampling={"prompts_per_step": 4, "group_size": 8, "micro_batch_size": 16, "num_inference_steps": 4},
+            checkpoint={"save_every": 1000},
+            evaluation__every=1000,
+            logging={"report_every": 1000, "report_to": [], "progress": False},
+        )
+        config = load_config(path, Config)
+        assert train(config) == 0
+        evaluation = json.loads((config.run_dir / "summary.json").read_text())["eval"]
+        gains[name] = evaluation["after"]["light"] - evaluation["before"]["light"]
+    assert gains["learns"] > 0.05, gains
+    assert abs(gains["control"]) < gains["learns"] / 2, gains
