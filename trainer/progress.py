@@ -25,15 +25,8 @@ class Progress:
         self._first: tuple[int, float] | None = None
         self._evaluated: dict[str, float] = {}
         self._shown = shown
+        self._start = start
         self._bar: tqdm[Any] | None = None
-        if shown and self._stream.isatty():
-            self._bar = tqdm(
-                total=max_steps,
-                initial=start,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{n_fmt}/{total_fmt} |{bar:12}| {desc}",
-            )
 
     def remember(self, row: Mapping[str, Any]) -> None:
         """Take the evaluation of an earlier start's row, so that it is shown again."""
@@ -45,12 +38,24 @@ class Progress:
         if not self._shown:
             return
         step = int(row["step"])
+        if self._bar is None and self._stream.isatty():
+            self._bar = self._open_bar()
         text = "  ".join(describe(row, self._evaluated, self._seconds_left(step)))
         if self._bar is None:
             print(f"step {step}/{self._max_steps}  {text}", file=self._stream, flush=True)
         else:
             self._bar.n = step
             self._bar.set_description_str(text, refresh=True)
+
+    def _open_bar(self) -> tqdm[Any]:
+        """The bar begins with the first row: what others print while services start must not run into it."""
+        return tqdm(
+            total=self._max_steps,
+            initial=self._start,
+            file=self._stream,
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar:12}| {desc}",
+        )
 
     def note(self, message: str) -> None:
         """Print a line above the bar."""
