@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; `bash train.sh` goes on from the newest checkpoint", file=sys.stderr)
+        print("interrupted; the next start goes on from the newest checkpoint, if there is one", file=sys.stderr)
         return 130
 
 

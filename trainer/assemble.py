@@ -285,7 +285,7 @@ def assemble(config: Config) -> Iterator[Run]:
             rank=group.rank,
             world=group.size,
         )
-        client = stack.enter_context(_connect(config, group, stack))
+        client = stack.enter_context(_connect(config, group, stack, recorder))
         run = Run(
             config=config,
             world=group,
@@ -343,12 +343,13 @@ def _stop_signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _connect(config: Config, group: World, stack: ExitStack) -> RewardClient:
+def _connect(config: Config, group: World, stack: ExitStack, recorder: Recorder) -> RewardClient:
     """Start the local services (one process per node does), share their addresses, and connect every rank."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     launched: dict[str, list[str]] = {}
     if config.rewards.launch == "local" and local_rank == 0:
-        services = stack.enter_context(LocalServices(config.rewards, config.run_dir / "logs"))
+        notify = recorder.note if group.is_main else None  # lines that keep the progress bar whole
+        services = stack.enter_context(LocalServices(config.rewards, config.run_dir / "logs", notify=notify))
         launched = {name: list(urls) for name, urls in services.urls.items()}
     launched = group.gather(launched)[group.rank - local_rank]
     return RewardClient(config.rewards, urls=resolve_urls(config.rewards, launched))

@@ -107,7 +107,7 @@ class Updater:
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)) if parameters else 0.0
         if self.world.any(not (math.isfinite(norm) and tally.finite)):
             raise StopTrainingError(
-                f"step {step + 1}: the loss or the gradient (norm {norm}) is not finite on some rank; no update was "
+                f"step {step + 1}: the loss or the gradient (norm {norm}) is not finite on some rank; this update was not "
                 "made. Lower optim.lr, or look at the rewards of this step in metrics.jsonl"
             )
         if not skip:

@@ -1,6 +1,7 @@
 """`color_match`: how much of what was drawn has the colour that was asked for.
 
-Precisely, for one image and a target among eleven colour names:
+Precisely, for one image and a target among eleven colour names (an image of more than a megapixel is first reduced by
+the least whole factor that brings it below, averaging blocks of pixels):
 
 1. The background is the median colour of the image's border, one pixel wide, per channel.
 2. A pixel's contrast is its Euclidean distance from the background in 8-bit sRGB. Its peak is the largest contrast
@@ -18,6 +19,7 @@ a photograph "ink" is everything that differs from the border.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -29,7 +31,8 @@ from pydantic import JsonValue
 from services.common.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
-REVISION = "1"  # raise it whenever the same image may score differently
+REVISION = "2"  # raise it whenever the same image may score differently
+MAX_PIXELS = 1 << 20  # beyond it the time would grow with the picture and the share of a colour would not
 MIN_CONTRAST = 64.0
 MIN_SHARE_OF_PEAK = 0.5
 
@@ -107,7 +110,10 @@ def color_shares(image: Image.Image) -> tuple[Array, int]:
 
     Transparent parts of the image show white.
     """
-    rgb_HW3 = np.asarray(on_white(image))
+    rgb = on_white(image)
+    if rgb.width * rgb.height > MAX_PIXELS:
+        rgb = rgb.reduce(math.ceil(math.sqrt(rgb.width * rgb.height / MAX_PIXELS)))
+    rgb_HW3 = np.asarray(rgb)
     background_3 = _border_median(rgb_HW3)
     offset_HW3 = rgb_HW3 - background_3
     contrast_HW = np.sqrt(np.einsum("hwc,hwc->hw", offset_HW3, offset_HW3))

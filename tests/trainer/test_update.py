@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad: float) -> None:
     batch, before = rollouts(policy), weights(policy)
     adv = ADV.clone()
     adv[3] = bad
-    with pytest.raises(StopTrainingError, match=r"not finite.*no update was made"):
+    with pytest.raises(StopTrainingError, match=r"not finite.*this update was not made"):
         make_updater(policy).step(batch, adv, ONES, 4)
     assert torch.equal(weights(policy), before)
 

@@ -228,3 +228,12 @@ def test_needs_one_image(count: int) -> None:
     assert isinstance(result, Failure)
     assert result.code is ErrorCode.BAD_INPUT
     assert f"`images` has {count}" in result.message
+
+
+def test_large_pictures_are_reduced_and_score_the_same() -> None:
+    small = draw_word("K7QX", INKS["red"], width=512, height=256, size=180)
+    large = small.resize((4096, 2048), Image.Resampling.BICUBIC)
+    shares_small, _ = color_shares(small)
+    shares_large, count = color_shares(large)
+    assert count < 1 << 20, "counted on the reduced picture"
+    assert shares_large[NAMES.index("red")] == pytest.approx(shares_small[NAMES.index("red")], abs=0.01)
