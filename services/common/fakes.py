@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -19,7 +20,7 @@ from services.common.settings import ServiceSettings, load_settings
 from wire.schema import ErrorCode, ScorerInfo
 
 
-class FakeScorer:
+class FakeScorer(ABC):
     """Base: one reward under its own name, no weights. Counts its calls; subclasses give `score_item`."""
 
     name = "fake"
@@ -47,8 +48,9 @@ class FakeScorer:
         self.threads.add(threading.get_ident())
         return [self.score_item(item) for item in items]
 
+    @abstractmethod
     def score_item(self, item: Item) -> Result:
-        raise NotImplementedError
+        """The one thing the fakes differ in."""
 
     def warmup(self) -> Sequence[tuple[str, Item]]:
         return [(self.name, Item(id="warmup", prompt="warm-up", completion=""))]
