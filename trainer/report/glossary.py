@@ -21,7 +21,8 @@ GLOSSARY: dict[str, str] = {
     "adv/abs_mean": "Their mean size.",
     "adv/clip_share": "Share of advantages beyond algorithm.adv_clip, which are clamped to it.",
     "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
-    "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning.",
+    "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning. While ratios are 1 it is "
+    "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
     "loss/kl": "The KL penalty before its weight kl_beta.",
     "ratio/mean": "Mean probability ratio of new to old policy; exactly 1 before a step's first update. Its smallest "
     "and largest are ratio/min and ratio/max.",
