@@ -305,6 +305,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _ranks_outwait_rewards(self) -> Config:
+        services = self.rewards.services
+        waits = {
+            name: column.patience_s + 2 * services[column.service].timeout_s
+            for name, column in self.rewards.columns.items()
+        }
+        name = max(waits, key=lambda name: waits[name], default=None)
+        if name is not None and self.distributed.timeout_s <= waits[name]:
+            raise ValueError(
+                f"distributed.timeout_s = {self.distributed.timeout_s:g} is not above the {waits[name]:g} s that a rank may "
+                f"wait for {name} (its patience_s and two deadlines), so the other ranks would give up first; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluation_is_apart(self) -> Config:
         held_out = self.evaluation.path
         for i, dataset in enumerate(self.data.train):
