@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.trainer_runs import ROOT, read_metrics, run_trainer
+from tests.support.trainer_runs import ROOT, read_metrics, run_trainer, trainer_command, trainer_environment
 
 RECIPE = ROOT / "configs" / "quickstart.yaml"
 
@@ -77,3 +79,40 @@ def test_a_finished_run_says_so_and_starts_nothing(run_dir: Path) -> None:
     )
     assert "is finished (2 steps): raise max_steps" in done.stdout
     assert "starting" not in done.stderr
+
+
+def kill_ocr_after_step(run_dir: Path, trainer: subprocess.Popen[bytes], step: int) -> None:
+    """SIGKILL the OCR service and its workers as soon as row `step` is written."""
+    deadline = time.monotonic() + 120
+    metrics = run_dir / "metrics.jsonl"
+    while not (metrics.exists() and f'"step": {step}' in metrics.read_text(encoding="utf-8")):
+        assert trainer.poll() is None and time.monotonic() < deadline, "the run ended or never came so far"
+        time.sleep(0.01)
+    family = psutil.Process(trainer.pid).children(recursive=True)
+    services = [
+        p for p in family if "services.ocr" in " ".join(p.cmdline()) and "child.py" not in " ".join(p.cmdline())
+    ]
+    victims = [process for service in services for process in (service, *service.children(recursive=True))]
+    assert victims
+    for process in victims:
+        process.kill()
+
+
+def test_ocr_killed_under_a_running_trainer_comes_back_and_the_run_goes_on(run_dir: Path) -> None:
+    folder = run_dir.parent
+    overrides = ["run_name=killed", f"output_dir={folder}", "max_steps=6", f"evaluation.path='{folder / 'few.jsonl'}'"]
+    overrides += ["evaluation.final_rewards=[]"]
+    command = trainer_command(RECIPE, *overrides)
+    with (folder / "killed.log").open("wb") as log:
+        trainer = subprocess.Popen(command, cwd=ROOT, env=trainer_environment(), stdout=log, stderr=log)
+        kill_ocr_after_step(folder / "killed", trainer, step=2)
+        assert trainer.wait(timeout=180) == 0, (folder / "killed.log").read_text(encoding="utf-8")[-3000:]
+    rows = read_metrics(folder / "killed")[1:]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        failed = sum(count for key, count in row.items() if key.startswith("failed/ocr/"))
+        assert row["reward/ocr/valid_share"] == pytest.approx(1 - failed / 96), "a failure is counted, never a score"
+        assert row.get("reward/ocr/mean", 1.0) > 0.5, "no zero stands in for a score: this base reads far above 0.5"
+        assert row["reward/color/valid_share"] == 1.0
+    assert rows[-1]["reward/ocr/valid_share"] == 1.0, "the service is back"
+    assert (folder / "killed" / "logs" / "ocr.log").read_text(encoding="utf-8").count("listening on") == 2
