@@ -147,6 +147,7 @@ class Run:
                 rng_state=torch.get_rng_state(),
                 state={
                     "sampler": self.position,
+                    "columns": list(self.config.rewards.columns),
                     "spread": {key: value.tolist() for key, value in self.spread.state_dict().items()},
                     "totals": vars(self.totals),
                     "row": self.row,
@@ -163,8 +164,10 @@ class Run:
             CheckpointError: it is of another model or other rewards, or not every rank reads the same one.
             DataError: it is of other prompts.
         """
-        state = checkpoint.state
+        state, columns = checkpoint.state, list(self.config.rewards.columns)
         try:
+            if state["columns"] != columns:  # the running spread is kept in their order
+                raise ValueError(f"rewards.columns were {', '.join(state['columns'])}, now {', '.join(columns)}")
             with torch.no_grad():
                 for name, parameter in self.policy.trainable.named_parameters():
                     if parameter.requires_grad:

@@ -117,3 +117,16 @@ def test_changed_prompts_refuse_to_resume(recipe: Callable[..., Path], tmp_path:
     done = run_trainer(recipe("changed", data=data, max_steps=2), expect=2)
     assert "have changed since the run was started" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_reordered_rewards_refuse_to_resume(recipe: Callable[..., Path], tmp_path: Path, rules_url: str) -> None:
+    color = {"service": "rules", "reward": "color_match"}
+    small = {"service": "rules", "reward": "jpeg_compressibility"}
+    services = {"rules": {"urls": [rules_url]}}
+    run_trainer(
+        recipe("order", rewards={"services": services, "columns": {"color": color, "small": small}}, max_steps=1)
+    )
+    again = recipe("order", rewards={"services": services, "columns": {"small": small, "color": color}}, max_steps=2)
+    done = run_trainer(again, expect=2)
+    assert "rewards.columns were color, small, now small, color" in done.stderr
+    assert "Traceback" not in done.stderr

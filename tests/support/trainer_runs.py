@@ -61,7 +61,7 @@ def recipe(tmp_path: Path, rules_url: str) -> Callable[..., Path]:
             else:
                 config[section] = value
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path
 
     return write
