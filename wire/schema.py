@@ -151,6 +151,9 @@ class ScorerInfo(_Wire):
     template_sha256: str | None = None
     range: tuple[float | None, float | None] = Field(description="Lowest and highest score; null where unbounded.")
     higher_is_better: bool = True
+    grouped: bool = Field(
+        default=False, description="The reward compares: send all items of a `group_id` in one request."
+    )
 
 
 class ScoreResponse(_Wire):

@@ -13,10 +13,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, Response
 
-from services.common.batcher import StartError
+from services.common.dispatch import StartError
 from services.common.docs_page import render_docs
 from services.common.errors import RESPONSES, install_error_map
-from services.common.scorer import Scorer
+from services.common.scorer import AsyncScorer, Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
 from services.common.shell import Shell
@@ -27,14 +27,16 @@ _REF = "#/components/schemas/{model}"
 
 
 def create_app(
-    scorer: Scorer,
+    scorer: Scorer | AsyncScorer,
     service_name: str,
     settings: ServiceSettings,
     on_start_error: Callable[[str], None] | None = None,
+    add_routes: Callable[[FastAPI], None] | None = None,
 ) -> FastAPI:
     """Build the service's app. Its lifespan loads the scorer in the background; `/ready` says when that is done.
 
     `on_start_error` is called with the reason when loading or warming up fails; the app then stays up, not ready.
+    `add_routes` adds routes of the service's own.
     Raises ValueError when the settings' token file is wrong.
     """
     service = Service(scorer, service_name, settings)
@@ -59,6 +61,8 @@ def create_app(
     app.state.service = service
     install_error_map(app)
     _add_routes(app, service)
+    if add_routes is not None:
+        add_routes(app)
     app.add_middleware(Shell, service=service)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

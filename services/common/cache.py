@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -34,12 +35,20 @@ def cache_key(info: ScorerInfo, item: Item) -> bytes:
     return digest.digest()
 
 
+def group_key(keys: Sequence[bytes]) -> bytes:
+    """The key of a group from its items' keys. The order counts: it decides which image is shown first."""
+    return hashlib.sha256(b"group" + b"".join(keys)).digest()
+
+
 class ScoreCache:
-    """Least-recently-used scores by key. Failures are never kept: the next try may succeed. Not thread-safe."""
+    """Least-recently-used scores by key, one per item of a job. Not thread-safe.
+
+    Failures are never kept: the next try may succeed.
+    """
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
-        self._scores: OrderedDict[bytes, Score] = OrderedDict()
+        self._scores: OrderedDict[bytes, tuple[Score, ...]] = OrderedDict()
 
     @property
     def enabled(self) -> bool:
@@ -48,16 +57,16 @@ class ScoreCache:
     def __len__(self) -> int:
         return len(self._scores)
 
-    def get(self, key: bytes) -> Score | None:
-        score = self._scores.get(key)
-        if score is not None:
+    def get(self, key: bytes) -> tuple[Score, ...] | None:
+        scores = self._scores.get(key)
+        if scores is not None:
             self._scores.move_to_end(key)
-        return score
+        return scores
 
-    def put(self, key: bytes, score: Score) -> None:
+    def put(self, key: bytes, scores: tuple[Score, ...]) -> None:
         if not self.enabled:
             return
-        self._scores[key] = score
+        self._scores[key] = scores
         self._scores.move_to_end(key)
         while len(self._scores) > self._max_entries:
             self._scores.popitem(last=False)

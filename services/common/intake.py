@@ -30,9 +30,10 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An item ready to score, with its cache key; or why it cannot be scored."""
+    """An item ready to score, with its cache key; or why it cannot be scored. `sent` is the item as it came."""
 
     item: Item | Failure
+    sent: ScoreItem
     key: bytes | None = None
 
 
@@ -75,7 +76,7 @@ def decode_item(
         images = _decode_all("images", item.images, parts, limits, hold)
         source_images = _decode_all("source_images", item.source_images or [], parts, limits, hold)
     except BadImageError as error:
-        return Decoded(Failure(ErrorCode.BAD_INPUT, str(error)))
+        return Decoded(Failure(ErrorCode.BAD_INPUT, str(error)), item)
     decoded = Item(
         id=item.id,
         prompt=item.prompt,
@@ -86,7 +87,7 @@ def decode_item(
         targets=None if item.targets is None else tuple(item.targets),
         metadata=item.metadata,
     )
-    return Decoded(decoded, cache_key(info, decoded) if info is not None else None)
+    return Decoded(decoded, item, cache_key(info, decoded) if info is not None else None)
 
 
 def _decode_all(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from services.common.scorer import Failure, Item, Result, Score, Scorer
+from services.common.scorer import AsyncScorer, Failure, Item, Result, Score, Scorer
 from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.isolation")
@@ -18,18 +18,41 @@ _MAX_MESSAGE = 500
 
 
 def score_isolated(scorer: Scorer, reward: str, items: Sequence[Item]) -> list[Result]:
-    """Score a batch. If it raises, score its items one by one, so that only the guilty ones fail."""
+    """Score a batch. If it raises, score its items one by one, so that only the guilty ones fail.
+
+    A group of a reward that compares cannot be taken apart: all of it fails.
+    """
     try:
         results = scorer.score(reward, items)
     except Exception as error:
         logger.exception("score raised", extra={"reward": reward, "items": len(items)})
-        if len(items) == 1:
-            return [Failure(ErrorCode.INTERNAL, _utf8(f"the scorer raised {type(error).__name__}: {error}"))]
+        if len(items) == 1 or scorer.rewards[reward].grouped:
+            return _raised(error, len(items))
         return [result for item in items for result in score_isolated(scorer, reward, [item])]
-    if not isinstance(results, Sequence) or len(results) != len(items):
+    return _all_checked(results, reward, len(items))
+
+
+async def score_isolated_async(
+    scorer: AsyncScorer, reward: str, items: Sequence[Item], deadline: float
+) -> list[Result]:
+    """Score one job of a scorer that asks a server. Whatever is raised is a failure of all its items."""
+    try:
+        results = await scorer.score(reward, items, deadline)
+    except Exception as error:
+        logger.exception("score raised", extra={"reward": reward, "items": len(items)})
+        return _raised(error, len(items))
+    return _all_checked(results, reward, len(items))
+
+
+def _raised(error: Exception, count: int) -> list[Result]:
+    return [Failure(ErrorCode.INTERNAL, _utf8(f"the scorer raised {type(error).__name__}: {error}"))] * count
+
+
+def _all_checked(results: object, reward: str, count: int) -> list[Result]:
+    if not isinstance(results, Sequence) or len(results) != count:
         got = len(results) if isinstance(results, Sequence) else type(results).__name__
-        logger.error("wrong result count", extra={"reward": reward, "items": len(items), "results": got})
-        return [Failure(ErrorCode.INTERNAL, f"the scorer returned {got} results for {len(items)} items")] * len(items)
+        logger.error("wrong result count", extra={"reward": reward, "items": count, "results": got})
+        return [Failure(ErrorCode.INTERNAL, f"the scorer returned {got} results for {count} items")] * count
     return [_checked(result) for result in results]
 
 
@@ -48,7 +71,7 @@ def _checked(result: object) -> Result:
     for name, part in {"score": value, **components}.items():
         if not math.isfinite(part):
             return Failure(ErrorCode.NON_FINITE, f"{name} is {part}")
-    return Score(value, components, details)
+    return Score(value, components, details, bool(result.cacheable))
 
 
 def _as_json(details: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

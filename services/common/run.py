@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from services.common.app import create_app
 from services.common.logs import configure_logs
 from services.common.protocol import protocol_with
-from services.common.scorer import Scorer
+from services.common.scorer import AsyncScorer, Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
 
@@ -25,7 +25,12 @@ logger = logging.getLogger("services.run")
 KEEP_ALIVE_S = 30
 
 
-def serve(make_scorer: Callable[[], Scorer], settings: ServiceSettings, service_name: str) -> None:
+def serve(
+    make_scorer: Callable[[], Scorer | AsyncScorer],
+    settings: ServiceSettings,
+    service_name: str,
+    add_routes: Callable[[FastAPI], None] | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C. Prints the URL on stdout when listening, and a line when ready.
 
     Exits the process: 0 after an orderly stop, 1 with a sentence on stderr when the scorer cannot be made, loaded or
@@ -36,7 +41,7 @@ def serve(make_scorer: Callable[[], Scorer], settings: ServiceSettings, service_
     try:
         sock = bind(settings)
         server = _Server(service_name, failures)
-        server.build(make_scorer, settings)
+        server.build(make_scorer, settings, add_routes)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise SystemExit(f"{service_name} did not start: {error}") from error
     print(f"{service_name} listening on {url_of(sock)}", flush=True)
@@ -51,8 +56,13 @@ class _Server(uvicorn.Server):
         self._failures = failures
         self._stopping: asyncio.Task[None] | None = None
 
-    def build(self, make_scorer: Callable[[], Scorer], settings: ServiceSettings) -> None:
-        self._app: FastAPI = create_app(make_scorer(), self._name, settings, on_start_error=self._on_start_error)
+    def build(
+        self,
+        make_scorer: Callable[[], Scorer | AsyncScorer],
+        settings: ServiceSettings,
+        add_routes: Callable[[FastAPI], None] | None,
+    ) -> None:
+        self._app: FastAPI = create_app(make_scorer(), self._name, settings, self._on_start_error, add_routes)
         self._service: Service = self._app.state.service
         super().__init__(
             uvicorn.Config(

@@ -28,11 +28,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its named parts (finite numbers) and what was seen on the way (JSON)."""
+    """A score with its named parts (finite numbers) and what was seen on the way (JSON).
+
+    `cacheable` is False when trying again could give more, such as a win rate of which some comparisons failed.
+    """
 
     value: float
     components: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, JsonValue] = field(default_factory=dict)
+    cacheable: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Scorer(Protocol):
         """Score `items` for one reward: one result per item, in order.
 
         A bad item is a `Failure` in its place. An exception fails the batch; the kit then scores its items one by one.
+        For a reward whose info says `grouped`, the items are one whole group.
         """
         ...
 
@@ -78,5 +83,38 @@ class Scorer(Protocol):
         ...
 
     def close(self) -> None:
+        """Free what `load` took. Called once, after the last `score`."""
+        ...
+
+
+class AsyncScorer(Protocol):
+    """A scorer that computes nothing itself but asks a server, such as a judge. Everything runs on the event loop.
+
+    The kit starts every job at once; the scorer bounds how many calls the server sees. If it has an attribute
+    `failure` (a sentence while the server cannot be asked, else None), it also has `async recover()`.
+    """
+
+    @property
+    def rewards(self) -> Mapping[str, ScorerInfo]:
+        """The rewards served, by name; the first is the default. Known before `load`."""
+        ...
+
+    async def load(self) -> None:
+        """Wait until the server answers. Called once, before any `score`. Raises with the remedy in the message."""
+        ...
+
+    async def score(self, reward: str, items: Sequence[Item], deadline: float) -> Sequence[Result]:
+        """Score one item or, for a reward whose info says `grouped`, one whole group: one result per item, in order.
+
+        `deadline` is in `time.monotonic()` seconds; what is not known by then is a `timeout`. The call is cancelled
+        when nobody waits for it any more.
+        """
+        ...
+
+    def warmup(self) -> Sequence[tuple[str, Sequence[Item]]]:
+        """(reward, items of one job) that must come back as scores before the service says it is ready."""
+        ...
+
+    async def close(self) -> None:
         """Free what `load` took. Called once, after the last `score`."""
         ...

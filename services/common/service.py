@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -15,17 +15,19 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from services.common.auth import Tokens
-from services.common.batcher import Batcher, Outcome, QueueFull, StartError
 from services.common.body import read_body
 from services.common.cache import ScoreCache
+from services.common.dispatch import Job, Outcome, QueueFull, StartError
+from services.common.dispatchers import make_dispatcher
 from services.common.errors import ApiError, overloaded
 from services.common.intake import Decoded, Parsed, decode_item, parse_request
+from services.common.jobs import make_plan
 from services.common.memory import Hold, MemoryBudget
 from services.common.metrics import Metrics
-from services.common.scorer import Failure, Score, Scorer
+from services.common.scorer import AsyncScorer, Failure, Scorer
 from services.common.settings import ServiceSettings
 from wire.images import ImageLimits
-from wire.schema import ErrorCode, ItemError, ItemResult, ScoreResponse, ScorerInfo, ServiceInfo
+from wire.schema import ErrorCode, ItemResult, ScoreResponse, ScorerInfo, ServiceInfo
 
 logger = logging.getLogger("services.service")
 
@@ -38,7 +40,7 @@ Ts = TypeVarTuple("Ts")
 class Service:
     """Everything a service is, apart from HTTP routing."""
 
-    def __init__(self, scorer: Scorer, name: str, settings: ServiceSettings) -> None:
+    def __init__(self, scorer: Scorer | AsyncScorer, name: str, settings: ServiceSettings) -> None:
         self.name = name
         self.settings = settings
         self.metrics = Metrics()
@@ -49,34 +51,27 @@ class Service:
         self.failure: str | None = None
         self._ready = False
         self._watching: asyncio.Task[None] | None = None
-        self._scorer = scorer
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="decode")
-        self._batcher = Batcher(
-            scorer,
-            queue_size=settings.queue_size,
-            max_wait_s=settings.max_wait_ms / 1000,
-            cache=self._cache,
-            metrics=self.metrics,
-        )
-        self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._batcher.retry_after_s)
+        self._dispatcher = make_dispatcher(scorer, settings, self._cache, self.metrics)
+        self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._dispatcher.retry_after_s)
 
     @property
     def ready(self) -> bool:
         """Loaded, warmed up, able to score, and not shutting down."""
-        return self._ready and not self.draining and self._lost() is None
+        return self._ready and not self.draining and self._dispatcher.lost is None
 
     @property
     def in_flight(self) -> int:
         """Items accepted and not yet answered."""
-        return self._batcher.in_flight
+        return self._dispatcher.in_flight
 
     async def start(self) -> None:
         """Load and warm up; the service is ready afterwards. Raises StartError."""
         started = time.monotonic()
         try:
-            await self._batcher.start()
+            await self._dispatcher.start()
         except StartError as error:
             self.failure = str(error)
             raise
@@ -90,7 +85,7 @@ class Service:
         self.drain()
         if self._watching is not None:
             self._watching.cancel()
-        await self._batcher.stop()
+        await self._dispatcher.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:
@@ -106,30 +101,24 @@ class Service:
             raise ApiError(503, f"{self.name} did not start: {self.failure}")
         if not self._ready:
             raise ApiError(503, f"{self.name} is loading; poll /ready", headers={"Retry-After": "1"})
-        lost = self._lost()
+        lost = self._dispatcher.lost
         if lost is not None:
             raise ApiError(503, f"{self.name} cannot score at present: {lost}", headers={"Retry-After": "1"})
-
-    def _lost(self) -> str | None:
-        """Why the scorer can score nothing at present, where it has a `failure` (a pool without processes)."""
-        reason: str | None = getattr(self._scorer, "failure", None)
-        return reason
 
     async def _watch(self) -> None:
         """Let a scorer that lost its workers try to come back: a service that is not ready gets no work to do it."""
         while True:
             await asyncio.sleep(_WATCH_S)
-            lost = self._lost() is not None
             self.metrics.ready.set(self.ready)
-            if lost:
-                await self._in_thread(self._scorer.recover)  # type: ignore[attr-defined]  # comes with `failure`
+            if self._dispatcher.lost is not None:
+                await self._dispatcher.recover()
 
     def abandon(self) -> None:
         """Answer all that is in flight now; what has no score yet is `overloaded`."""
-        self._batcher.abandon()
+        self._dispatcher.abandon()
 
     def render_metrics(self) -> bytes:
-        self.metrics.worker_restarts.set(getattr(self._scorer, "restarts", 0))
+        self.metrics.worker_restarts.set(self._dispatcher.restarts)
         return self.metrics.render()
 
     def info(self) -> ServiceInfo:
@@ -176,15 +165,15 @@ class Service:
         deadline = arrived + allowed
         count = len(wanted.items)
         try:
-            self._batcher.reserve(count)
+            self._dispatcher.reserve(count)
         except QueueFull as error:
             raise overloaded(str(error), error.retry_after_s) from error
         try:
-            decoded = await self._decode(parsed, info, hold)
-            outcomes = await self._outcomes(request, reward, decoded, deadline)
+            plan = make_plan(await self._decode(parsed, info, hold), parsed.parts, info)
+            outcomes = await self._outcomes(request, reward, plan.jobs, deadline)
         finally:
-            self._batcher.release(count)
-        results = [_to_result(item.id, outcome) for item, outcome in zip(wanted.items, outcomes, strict=True)]
+            self._dispatcher.release(count)
+        results = plan.results([item.id for item in wanted.items], outcomes)
         self._count(reward, parsed, results)
         if all(result.error is not None and result.error.code is ErrorCode.TIMEOUT for result in results):
             raise ApiError(504, f"none of {count} items had a result within {allowed * 1000:.0f} ms")
@@ -205,15 +194,10 @@ class Service:
         )
         return [decoded for chunk in chunks for decoded in chunk]
 
-    async def _outcomes(self, request: Request, reward: str, decoded: list[Decoded], deadline: float) -> list[Outcome]:
-        """Submit what was decoded and wait for all of it, the deadline, or the client's leaving."""
-        submitted: list[asyncio.Future[Outcome] | Outcome] = [
-            Outcome(each.item)
-            if isinstance(each.item, Failure)
-            else self._batcher.submit(reward, each.item, each.key, deadline)
-            for each in decoded
-        ]
-        futures = [each for each in submitted if isinstance(each, asyncio.Future)]
+    async def _outcomes(self, request: Request, reward: str, jobs: Sequence[Job], deadline: float) -> list[Outcome]:
+        """Submit the jobs and wait for all of them, the deadline, or the client's leaving."""
+        await self._dispatcher.prefetch([job.key for job in jobs if job.key is not None])
+        futures = [self._dispatcher.submit(reward, job, deadline) for job in jobs]
         finished = _all_done(futures)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_until_disconnect(request))
         try:
@@ -225,9 +209,10 @@ class Service:
             gone.cancel()
             for future in futures:
                 future.cancel()  # of no effect on those that are done
-        late = Outcome(Failure(ErrorCode.TIMEOUT, "the deadline passed before the item had a result"))
+        late = Failure(ErrorCode.TIMEOUT, "the deadline passed before the item had a result")
         return [
-            each if isinstance(each, Outcome) else late if each.cancelled() else each.result() for each in submitted
+            Outcome((late,) * len(job.items)) if future.cancelled() else future.result()
+            for job, future in zip(jobs, futures, strict=True)
         ]
 
     async def _in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -245,23 +230,6 @@ class Service:
                 self.metrics.groups.labels(reward).inc()
                 if min(scores) == max(scores):
                     self.metrics.constant_groups.labels(reward).inc()
-
-
-def _to_result(item_id: str, outcome: Outcome) -> ItemResult:
-    queue_ms, compute_ms = outcome.queue_s * 1000, outcome.compute_s * 1000
-    result = outcome.result
-    if isinstance(result, Score):
-        return ItemResult(
-            id=item_id,
-            score=result.value,
-            components=dict(result.components),
-            details=dict(result.details),
-            cached=outcome.cached,
-            queue_ms=queue_ms,
-            compute_ms=compute_ms,
-        )
-    error = ItemError(code=result.code, message=result.message)
-    return ItemResult(id=item_id, score=None, error=error, queue_ms=queue_ms, compute_ms=compute_ms)
 
 
 def _all_done(futures: list[asyncio.Future[Outcome]]) -> asyncio.Future[None]:

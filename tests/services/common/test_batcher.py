@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from services.common.batcher import Batcher, QueueFull, StartError
+from services.common.batcher import Batcher
 from services.common.cache import ScoreCache, cache_key
+from services.common.dispatch import Job, QueueFull, StartError
 from services.common.fakes import PromptLengthScorer, RaisingScorer, SlowScorer
 from services.common.metrics import Metrics
 from services.common.scorer import Failure, Item, Score
@@ -45,7 +46,7 @@ def soon(seconds=5.0):
 
 
 def submit(batcher, n, reward, deadline=None, key=None):
-    return batcher.submit(reward, Item(id=str(n), prompt="x" * n, completion=""), key, deadline or soon())
+    return batcher.submit(reward, Job((Item(id=str(n), prompt="x" * n, completion=""),), key), deadline or soon())
 
 
 class Parallel(SlowScorer):
@@ -69,7 +70,7 @@ async def test_large_request_is_cut_into_full_batches(start):
     scorer = PromptLengthScorer(max_batch=8)
     batcher = await start(scorer)
     outcomes = await asyncio.gather(*(submit(batcher, n, "prompt_length") for n in range(20)))
-    assert [outcome.result.value for outcome in outcomes] == list(range(20))
+    assert [outcome.results[0].value for outcome in outcomes] == list(range(20))
     assert scorer.batches == [8, 8, 4]
 
 
@@ -91,9 +92,9 @@ async def test_expired_items_are_not_computed(start):
     scorer = SlowScorer(0.1, max_batch=1)
     batcher = await start(scorer)
     running, late = submit(batcher, 1, "slow"), submit(batcher, 2, "slow", deadline=soon(0.05))
-    assert isinstance((await running).result, Score)
+    assert isinstance((await running).results[0], Score)
     outcome = await late
-    assert outcome.result.code is ErrorCode.TIMEOUT
+    assert outcome.results[0].code is ErrorCode.TIMEOUT
     assert scorer.batches == [1]
 
 
@@ -129,15 +130,15 @@ async def test_twin_survives_the_first_ones_leaving(start):
     await asyncio.sleep(0)
     first.cancel()
     await busy
-    assert (await second).result.value == 3
+    assert (await second).results[0].value == 3
 
 
 async def test_failure_of_a_twin_is_not_cached(start):
     batcher = await start(RaisingScorer(), cache_entries=10)
     item = Item(id="a", prompt="raise", completion="")
     for _ in range(2):
-        outcome = await batcher.submit("raising", item, b"key", soon())
-        assert isinstance(outcome.result, Failure) and not outcome.cached
+        outcome = await batcher.submit("raising", Job((item,), b"key"), soon())
+        assert isinstance(outcome.results[0], Failure) and not outcome.cached
 
 
 async def test_load_score_and_close_share_one_thread(start):
@@ -178,7 +179,7 @@ async def test_stop_does_not_wait_for_a_stuck_scorer(start):
     began = time.monotonic()
     await batcher.stop(timeout_s=0.1)
     assert time.monotonic() - began < 1
-    assert (await stuck).result.code is ErrorCode.OVERLOADED
+    assert (await stuck).results[0].code is ErrorCode.OVERLOADED
 
 
 async def test_system_exit_of_a_library_does_not_kill_the_lane(start):
@@ -189,8 +190,8 @@ async def test_system_exit_of_a_library_does_not_kill_the_lane(start):
             return super().score_item(item)
 
     batcher = await start(Exits())
-    assert (await submit(batcher, 3, "prompt_length")).result.code is ErrorCode.INTERNAL
-    assert (await submit(batcher, 2, "prompt_length")).result.value == 2
+    assert (await submit(batcher, 3, "prompt_length")).results[0].code is ErrorCode.INTERNAL
+    assert (await submit(batcher, 2, "prompt_length")).results[0].value == 2
 
 
 async def test_warm_up_that_is_no_score_fails_the_start():
@@ -228,5 +229,5 @@ async def test_cache_key_and_batcher_agree(start):
     batcher = await start(scorer, cache_entries=10)
     item = Item(id="a", prompt="abc", completion="")
     key = cache_key(scorer.rewards["prompt_length"], item)
-    outcomes = [await batcher.submit("prompt_length", item, key, soon()) for _ in range(2)]
+    outcomes = [await batcher.submit("prompt_length", Job((item,), key), soon()) for _ in range(2)]
     assert [outcome.cached for outcome in outcomes] == [False, True]

@@ -75,14 +75,14 @@ def test_names_do_not_change_the_key():
 def test_least_recently_used_goes_first():
     cache = ScoreCache(2)
     for name in (b"a", b"b"):
-        cache.put(name, Score(1.0))
+        cache.put(name, (Score(1.0),))
     cache.get(b"a")
-    cache.put(b"c", Score(3.0))
+    cache.put(b"c", (Score(3.0),))
     assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
     assert len(cache) == 2
 
 
 def test_size_zero_keeps_nothing():
     cache = ScoreCache(0)
-    cache.put(b"a", Score(1.0))
+    cache.put(b"a", (Score(1.0),))
     assert (cache.enabled, cache.get(b"a")) == (False, None)

@@ -1,0 +1,85 @@
+"""Jobs for scorers that ask a server: all run at once, and the scorer's own pool bounds what the server sees."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from services.common.cache import ScoreCache
+from services.common.dispatch import Dispatcher, Entry, StartError, check_warmup
+from services.common.isolation import score_isolated_async
+from services.common.metrics import Metrics
+from services.common.scorer import AsyncScorer
+
+logger = logging.getLogger("services.streamer")
+
+_WARMUP_S = 300.0
+
+
+class Streamer(Dispatcher):
+    """Owns an `AsyncScorer`. Every job is a task of its own, so groups never wait for one another's stragglers.
+
+    A job that nobody waits for any more is cancelled, and with it its calls to the server.
+    """
+
+    def __init__(self, scorer: AsyncScorer, *, queue_size: int, cache: ScoreCache, metrics: Metrics) -> None:
+        super().__init__(queue_size=queue_size, cache=cache, metrics=metrics)
+        self._scorer = scorer
+        self._tasks: dict[Entry, asyncio.Task[None]] = {}
+        self._loaded = False
+
+    async def start(self) -> None:
+        """Load the scorer and let it score its warm-up jobs. Raises StartError with the reason."""
+        try:
+            await self._scorer.load()
+        except Exception as error:
+            raise StartError(f"loading failed: {error or type(error).__name__}") from error
+        self._loaded = True
+        for reward, items in self._scorer.warmup():
+            deadline = time.monotonic() + _WARMUP_S
+            check_warmup(reward, await score_isolated_async(self._scorer, reward, items, deadline))
+
+    async def stop(self) -> None:
+        """Abandon what still waits, cancel what runs, close the scorer."""
+        self.abandon()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._loaded:
+            self._loaded = False
+            try:
+                await self._scorer.close()
+            except Exception:
+                logger.exception("closing the scorer raised")
+
+    @property
+    def lost(self) -> str | None:
+        """Why the server behind the scorer cannot be asked at present, where the scorer has a `failure`."""
+        reason: str | None = getattr(self._scorer, "failure", None)
+        return reason
+
+    async def recover(self) -> None:
+        """Let a scorer whose server was lost look whether it is back."""
+        await self._scorer.recover()  # type: ignore[attr-defined]  # comes with `failure`
+
+    def _accept(self, entry: Entry) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(entry))
+        self._tasks[entry] = task
+        task.add_done_callback(lambda _done: self._tasks.pop(entry, None))
+
+    def _withdraw(self, entry: Entry) -> None:
+        self._forget(entry)
+        task = self._tasks.get(entry)
+        if task is not None:
+            task.cancel()
+
+    async def _run(self, entry: Entry) -> None:
+        started, items = time.monotonic(), entry.job.items
+        results = await score_isolated_async(self._scorer, entry.reward, items, entry.deadline)
+        took = time.monotonic() - started
+        self._metrics.batch_items.labels(entry.reward).observe(len(items))
+        self._metrics.compute_seconds.labels(entry.reward).observe(took)
+        self._measure_rate(len(items), took, len(self._tasks))
+        self._settle(entry, results, started, took)
