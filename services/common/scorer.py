@@ -91,7 +91,8 @@ class AsyncScorer(Protocol):
     """A scorer that computes nothing itself but asks a server, such as a judge. Everything runs on the event loop.
 
     The kit starts every job at once; the scorer bounds how many calls the server sees. If it has an attribute
-    `failure` (a sentence while the server cannot be asked, else None), it also has `async recover()`.
+    `failure` (a sentence while the server cannot be asked, else None), it also has `async recover()`. Prometheus
+    collectors in an attribute `collectors` are shown in `/metrics`.
     """
 
     @property

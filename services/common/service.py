@@ -44,6 +44,8 @@ class Service:
         self.name = name
         self.settings = settings
         self.metrics = Metrics()
+        for collector in getattr(scorer, "collectors", ()):
+            self.metrics.registry.register(collector)
         self.tokens = Tokens.from_file(settings.token_file)
         self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
         self.default_reward = next(iter(self.rewards))

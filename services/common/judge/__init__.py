@@ -1,0 +1,1 @@
+"""Asking a judge: a vision-language model behind an OpenAI-compatible server such as vLLM."""

@@ -1,0 +1,220 @@
+"""Calls to a judge through one bounded pool, each with a deadline. A call gives an answer or says why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from services.common.judge.metrics import JudgeMetrics
+from wire.schema import ErrorCode
+
+logger = logging.getLogger("services.judge")
+
+Part = Mapping[str, Any]  # a content part of a chat message: {"type": "text", ...} or {"type": "image_url", ...}
+
+_RETRIED = frozenset({429, 500, 502, 503, 504})
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_LOST_AFTER = 3  # connections in a row that failed, before the server counts as lost
+_PROBE_S = 5.0
+
+
+class JudgeError(Exception):
+    """A call without an answer. `code` is `upstream` (the server refused or broke) or `timeout`."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the judge said. `truncated`: it stopped at `max_tokens`, so the end is missing."""
+
+    text: str
+    truncated: bool
+    attempts: int = 1
+    seconds: float = 0.0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class JudgeEndpoint:
+    """Where the judge is and how it is asked. `extra` goes into every request body (`chat_template_kwargs`, ...)."""
+
+    url: str
+    model: str
+    concurrency: int = 64
+    attempts: int = 3
+    call_timeout_s: float = 120.0
+    key: str | None = None
+    extra: Mapping[str, Any] | None = None
+
+
+class JudgeClient:
+    """One connection pool to one server. All calls of a service share it, first come, first served."""
+
+    def __init__(self, endpoint: JudgeEndpoint, metrics: JudgeMetrics) -> None:
+        self.endpoint = endpoint
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._failed_in_a_row = 0
+        self._last_error = ""
+        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+        self._http = httpx.AsyncClient(
+            base_url=endpoint.url.rstrip("/"),
+            headers=headers,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=endpoint.concurrency),
+            timeout=httpx.Timeout(endpoint.call_timeout_s, connect=10.0),
+            trust_env=False,
+        )
+
+    @property
+    def failure(self) -> str | None:
+        """A sentence while the server does not answer, else None."""
+        if self._failed_in_a_row < _LOST_AFTER:
+            return None
+        return f"the judge at {self.endpoint.url} does not answer ({self._last_error})"
+
+    async def check(self) -> None:
+        """Raise JudgeError with the remedy unless the server is up and serves the model."""
+        url = self.endpoint.url
+        try:
+            response = await self._http.get("/v1/models", timeout=_PROBE_S)
+            response.raise_for_status()
+            served = [str(each["id"]) for each in response.json()["data"]]
+        except httpx.HTTPError as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise JudgeError(
+                ErrorCode.UPSTREAM, f"no judge answers at {url}/v1/models ({reason}): start it, or correct the URL"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise JudgeError(ErrorCode.UPSTREAM, f"{url}/v1/models is not an OpenAI-compatible model list") from error
+        if self.endpoint.model not in served:
+            raise JudgeError(
+                ErrorCode.UPSTREAM,
+                f"the judge at {url} serves {', '.join(served) or 'no model'}, not {self.endpoint.model!r}: "
+                f"start it with --served-model-name {self.endpoint.model}, or name the served model",
+            )
+        self._failed_in_a_row = 0
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait until `check` passes; after `timeout_s` its JudgeError is raised."""
+        until = time.monotonic() + timeout_s
+        while True:
+            try:
+                await self.check()
+                return
+            except JudgeError as error:
+                if time.monotonic() + 1.0 >= until:
+                    raise
+                logger.info("waiting for the judge", extra={"reason": str(error)})
+                await asyncio.sleep(1.0)
+
+    async def recover(self) -> None:
+        """Look whether a lost server is back."""
+        try:
+            await self.check()
+        except JudgeError as error:
+            self._last_error = str(error)
+
+    async def ask(
+        self,
+        content: Sequence[Part],
+        *,
+        max_tokens: int,
+        deadline: float,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """One user message, answered at temperature 0. `schema` is a JSON schema the answer must follow.
+
+        `deadline` is in `time.monotonic()` seconds and includes the wait for a free slot. Refusals that may pass are
+        tried again `attempts` times; a server that cannot be reached is tried until the deadline, so that calls live
+        through its restart. Raises JudgeError.
+        """
+        body: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": [{"role": "user", "content": list(content)}],
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            **(self.endpoint.extra or {}),
+        }
+        if schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(deadline - started), self._slots:
+                self._metrics.in_flight.inc()
+                try:
+                    answer = await self._ask_until_answered(body, started)
+                finally:
+                    self._metrics.in_flight.dec()
+        except TimeoutError as error:
+            waited = time.monotonic() - started
+            last = f"; before that: {self._last_error}" if self._failed_in_a_row else ""
+            raise JudgeError(ErrorCode.TIMEOUT, f"no answer within {waited:.1f} s, the deadline{last}") from error
+        self._metrics.call_seconds.observe(answer.seconds)
+        self._metrics.completion_tokens.inc(answer.completion_tokens)
+        return answer
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _ask_until_answered(self, body: Mapping[str, Any], started: float) -> Answer:
+        tries = refusals = 0
+        while True:
+            tries += 1
+            pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (tries - 1))
+            try:
+                response = await self._http.post("/v1/chat/completions", json=body)
+            except httpx.TransportError as error:
+                self._failed_in_a_row += 1
+                self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
+                if isinstance(error, httpx.ReadTimeout):  # it took the call and hangs: not for ever
+                    refusals += 1
+                if refusals >= self.endpoint.attempts:
+                    raise JudgeError(ErrorCode.TIMEOUT, f"no answer in {refusals} tries: {self._last_error}") from error
+            else:
+                self._failed_in_a_row = 0
+                if response.status_code == 200:
+                    return _read_answer(response, tries, time.monotonic() - started)
+                refusals += 1
+                refusal = f"the judge answered {response.status_code}: {_message(response)}"
+                if response.status_code not in _RETRIED or refusals >= self.endpoint.attempts:
+                    raise JudgeError(ErrorCode.UPSTREAM, refusal)
+                pause = max(pause, _retry_after_s(response))
+            self._metrics.retries.inc()
+            await asyncio.sleep(pause)
+
+
+def _read_answer(response: httpx.Response, attempts: int, seconds: float) -> Answer:
+    try:
+        tree = response.json()
+        choice = tree["choices"][0]
+        text = choice["message"]["content"] or ""
+        tokens = int((tree.get("usage") or {}).get("completion_tokens") or 0)
+        return Answer(str(text), choice.get("finish_reason") == "length", attempts, seconds, tokens)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise JudgeError(ErrorCode.UPSTREAM, "the judge's answer is not a chat completion") from error
+
+
+def _message(response: httpx.Response) -> str:
+    """The server's own words, shortened."""
+    try:
+        tree = response.json()
+        error = tree.get("error", tree)
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        text = response.text
+    return str(text)[:300]
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    given = response.headers.get("retry-after", "")
+    return min(30.0, float(given)) if given.isdecimal() else 0.0

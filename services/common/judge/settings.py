@@ -1,0 +1,61 @@
+"""Settings of the services that ask a judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from services.common.judge.client import JudgeEndpoint
+from services.common.judge.content import ImageFormat
+from services.common.settings import ServiceSettings
+
+
+class JudgeSettings(ServiceSettings):
+    """Base of the settings of such a service; subclasses give `judge_url`, `model` and `max_tokens` their defaults."""
+
+    judge_url: str = Field(
+        default="http://127.0.0.1:8001", pattern=r"^https?://\S+$", description="The judge's OpenAI-compatible server."
+    )
+    model: str = Field(default="judge", min_length=1, description="The model's served name.")
+    judge_key_file: Path | None = Field(default=None, description="File with the judge's API key.")
+    judge_wait_s: float = Field(default=900.0, ge=0, description="How long to wait for the judge at start.")
+    concurrency: int = Field(default=64, ge=1, le=4096, description="Most calls the judge sees at a time.")
+    attempts: int = Field(default=3, ge=1, le=20, description="Tries of a call that is refused (429, 5xx).")
+    call_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="Longest one try of a call may take.")
+    max_tokens: int = Field(default=4096, ge=1, description="Longest answer, in tokens.")
+    image_format: ImageFormat = Field(
+        default="jpeg", description="How the judge gets images: jpeg (quality 95) or png."
+    )
+    extra_body: str = Field(
+        default="{}",
+        description='JSON put into every call, such as {"chat_template_kwargs": {"enable_thinking": false}}.',
+    )
+
+    @model_validator(mode="after")
+    def _extra_body_is_an_object(self) -> Self:
+        try:
+            tree = json.loads(self.extra_body)
+        except ValueError as error:
+            raise ValueError(f"extra_body is not JSON: {error}") from error
+        if not isinstance(tree, dict):
+            raise ValueError(f"extra_body must be a JSON object, not {type(tree).__name__}")
+        return self
+
+    def endpoint(self) -> JudgeEndpoint:
+        """Raises ValueError when the key file cannot be read."""
+        try:
+            key = self.judge_key_file.read_text("utf-8").strip() if self.judge_key_file else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"judge_key_file {self.judge_key_file} cannot be read: {error}") from error
+        return JudgeEndpoint(
+            url=self.judge_url,
+            model=self.model,
+            concurrency=self.concurrency,
+            attempts=self.attempts,
+            call_timeout_s=self.call_timeout_s,
+            key=key,
+            extra=json.loads(self.extra_body),
+        )
