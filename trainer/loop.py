@@ -52,7 +52,7 @@ def train_step(run: Run) -> dict[str, float | None]:
     """One step, from prompts to changed weights. Returns its row of metrics.jsonl."""
     started = time.perf_counter()
     prompts_P = run.sampler.draw()
-    batch = run.client.batch()
+    batch = run.client.batch(group_size=run.config.sampling.group_size)
     rollouts = []
     for rollout in run.policy.sample(prompts_P, run.config.sampling.group_size, seeds_B(run), run.plan()):
         batch.submit(rollout.samples)  # scored while the next micro-batch is sampled

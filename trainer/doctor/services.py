@@ -96,7 +96,9 @@ async def _check_one(
     unsure = {event.subject for event in events if event.kind == "warning"}
     for key, column in columns.items():
         scored = rewards.canary and column.canary != "none" and key not in unsure
-        yield _revision(f"reward {key} ({column.reward or 'the default'})", now[key], revisions.get(key), scored=scored)
+        yield _revision(
+            f"reward {key} ({column.reward or 'the default'})", now[key].revision, revisions.get(key), scored=scored
+        )
 
 
 def _revision(reward: str, revision: str, before: str | None, *, scored: bool) -> Finding:

@@ -16,7 +16,7 @@ from trainer.types import Sample
 
 @dataclass
 class MicroBatch:
-    """What one `submit` handed over, and what came of it.
+    """What travels together, a `submit` or a whole group, and what came of it.
 
     Attributes:
         asked: reward name to the samples it was asked for.

@@ -55,6 +55,7 @@ class RewardClient:
                 raise RewardServiceError(f"service {name} has no URL: set rewards.services.{name}.urls")
         self.config = config
         self.revisions: dict[str, str] = {}  # of each column's scorer, known after `start`
+        self.grouped: frozenset[str] = frozenset()  # columns that compare the samples of a group; known after `start`
         self._urls = urls
         self._listener = on_event
         self._loop = asyncio.new_event_loop()
@@ -80,16 +81,19 @@ class RewardClient:
             self.close()
             raise
 
-    def batch(self, columns: Sequence[str] | None = None) -> Batch:
+    def batch(self, columns: Sequence[str] | None = None, *, group_size: int | None = None) -> Batch:
         """A new batch. Without `columns` each sample goes to the rewards in its prompt's `weights`, and the scores have
         every column of the config; with them, all samples go to those and only those.
+
+        A reward that compares gets whole groups: a group is sent when it has `group_size` samples, at the latest by
+        `collect`.
 
         Raises:
             ValueError: a column is not in the config.
         """
         if self._state != "started":
             raise RuntimeError(f"the reward client is {self._state}: call start() first")
-        return Batch(self, self._dispatcher, columns)
+        return Batch(self, self._dispatcher, columns, group_size)
 
     def interrupt(self) -> None:
         """End a pause (now or later) at once, with a stop reason. Safe in signal handlers and other threads."""
@@ -144,7 +148,8 @@ class RewardClient:
         raise_together(outcomes)
         for outcome in outcomes:
             if isinstance(outcome, dict):
-                self.revisions |= outcome
+                self.revisions |= {name: info.revision for name, info in outcome.items()}
+                self.grouped |= {name for name, info in outcome.items() if info.grouped}
 
     async def _shut(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -165,7 +170,9 @@ class RewardClient:
 class Batch:
     """The samples of one step (or one evaluation). `submit` any number of micro-batches, then `collect` once."""
 
-    def __init__(self, client: RewardClient, dispatcher: Dispatcher, columns: Sequence[str] | None) -> None:
+    def __init__(
+        self, client: RewardClient, dispatcher: Dispatcher, columns: Sequence[str] | None, group_size: int | None
+    ) -> None:
         known = client.config.columns
         for name in columns or ():
             if name not in known:
@@ -174,6 +181,9 @@ class Batch:
         self._dispatcher = dispatcher
         self._explicit = None if columns is None else list(dict.fromkeys(columns))
         self.names = list(known) if self._explicit is None else self._explicit
+        self._group_size = group_size
+        self._samples: list[Sample] = []
+        self._groups: dict[str, list[Sample]] = {}  # not yet sent to the rewards that compare
         self._micros: list[MicroBatch] = []
         self._futures: list[concurrent.futures.Future[None]] = []
         self._ids: set[str] = set()
@@ -191,11 +201,12 @@ class Batch:
         for sample in samples:
             self._check(sample)
             self._ids.add(sample.id)
-        asked = {name: chosen for name in self.names if (chosen := [s for s in samples if self._asks(s, name)])}
-        micro = MicroBatch(list(samples), asked, time.monotonic())
-        self._micros.append(micro)
-        work = self._dispatcher.score(micro, list(asked), micro.submitted_at)
-        self._futures.append(asyncio.run_coroutine_threadsafe(work, self._client._loop))
+        self._samples += samples
+        self._send(samples, [name for name in self.names if name not in self._client.grouped])
+        if self._client.grouped.intersection(self.names):
+            for sample in samples:
+                self._groups.setdefault(sample.group_id, []).append(sample)
+            self._send_groups(complete=self._group_size)
 
     def collect(self) -> Scores:
         """Block until every request is answered or past its deadline; rows in the order of submission.
@@ -206,15 +217,15 @@ class Batch:
         if self._collected:
             raise RuntimeError("this batch was collected already; make a new one with client.batch()")
         self._collected = True
+        self._send_groups()
         started = time.perf_counter()
         reason = self._client._call(self._finish(), self._longest_wait_s())
         waited_s = time.perf_counter() - started
-        samples = [sample for micro in self._micros for sample in micro.samples]
         cells = {name: {i: a for m in self._micros for i, a in m.answers.get(name, {}).items()} for name in self.names}
         config = self._client.config
         # Evaluation names its columns, and must see the truth in a control run, too.
         shuffle = config.shuffle_control and self._explicit is None
-        scores = mix(samples, cells, config.columns, self.names, shuffle=shuffle)
+        scores = mix(self._samples, cells, config.columns, self.names, shuffle=shuffle)
         scores.latency_ms = {
             name: [1000 * micro.latency_s[name] for micro in self._micros if name in micro.latency_s]
             for name in self.names
@@ -223,6 +234,21 @@ class Batch:
         scores.waited_s = waited_s
         scores.stop_reason = "; ".join(text for text in (reason, scores.stop_reason) if text) or None
         return scores
+
+    def _send_groups(self, complete: int | None = 0) -> None:
+        """Send the groups that have `complete` samples (None: none is known to be complete), or all, to the rewards
+        that compare."""
+        names = [name for name in self.names if name in self._client.grouped]
+        for group_id, group in list(self._groups.items()):
+            if complete is not None and len(group) >= complete:
+                self._send(self._groups.pop(group_id), names)
+
+    def _send(self, samples: Sequence[Sample], names: Sequence[str]) -> None:
+        asked = {name: chosen for name in names if (chosen := [s for s in samples if self._asks(s, name)])}
+        micro = MicroBatch(list(samples), asked, time.monotonic())
+        self._micros.append(micro)
+        work = self._dispatcher.score(micro, list(asked), micro.submitted_at)
+        self._futures.append(asyncio.run_coroutine_threadsafe(work, self._client._loop))
 
     async def _finish(self) -> str | None:
         await asyncio.gather(*(asyncio.wrap_future(future) for future in self._futures))

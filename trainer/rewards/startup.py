@@ -14,7 +14,7 @@ from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
 from trainer.rewards.canary import canary_call, judge
 from trainer.rewards.endpoint import Endpoint
 from trainer.rewards.transport import AttemptError, ServiceCaller, error_text
-from wire.schema import SCHEMA_VERSION, ServiceInfo
+from wire.schema import SCHEMA_VERSION, ScorerInfo, ServiceInfo
 
 POLL_S = 0.25
 _PROBE_TIMEOUT_S = 5.0
@@ -52,10 +52,10 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float) -> None:
 
 async def check_service(
     caller: ServiceCaller, columns: Mapping[str, RewardConfig], timeout_s: float, canary: bool, on_event: OnEvent
-) -> dict[str, str]:
+) -> dict[str, ScorerInfo]:
     """All URLs of one service in parallel: ready, of this contract, with every reward that `columns` name.
 
-    Returns the revision of each column's reward, which is the same at all URLs.
+    Returns what scores each column; its revision is the same at all URLs.
 
     Raises:
         RewardServiceError: naming the service, the URL and the remedy; several problems are listed together.
@@ -64,15 +64,15 @@ async def check_service(
     checks = (_check_url(caller, endpoint, columns, deadline, canary, on_event) for endpoint in caller.pool.endpoints)
     outcomes = await asyncio.gather(*checks, return_exceptions=True)
     raise_together(outcomes)
-    revisions = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    found = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     for name in columns:
-        seen = {revision[name]: e.url for revision, e in zip(revisions, caller.pool.endpoints, strict=True)}
+        seen = {infos[name].revision: e.url for infos, e in zip(found, caller.pool.endpoints, strict=True)}
         if len(seen) > 1:
             listed = ", ".join(f"{url} has {revision}" for revision, url in seen.items())
             raise RewardServiceError(
                 f"reward {name}: the URLs of service {caller.name} would score differently ({listed}): run one revision"
             )
-    return revisions[0]
+    return found[0]
 
 
 def raise_together(outcomes: Sequence[object]) -> None:
@@ -92,13 +92,13 @@ async def _check_url(
     deadline: float,
     canary: bool,
     on_event: OnEvent,
-) -> dict[str, str]:
-    """The revision of each column's reward at this URL."""
+) -> dict[str, ScorerInfo]:
+    """What scores each column at this URL."""
     url = endpoint.url
     await wait_ready(caller, url, deadline - time.monotonic())
     info = await _info(caller, url)
     known = {reward.name: reward for reward in info.rewards}
-    revisions = {}
+    scorers = {}
     for name, column in columns.items():
         wanted = column.reward or info.default_reward
         if wanted not in known:
@@ -106,13 +106,13 @@ async def _check_url(
                 f"rewards.columns.{name}: service {caller.name} at {url} has no reward {wanted!r}; it serves: "
                 f"{', '.join(known)}"
             )
-        revisions[name] = known[wanted].revision
+        scorers[name] = known[wanted]
     if canary:
         for name, column in columns.items():
             if column.canary != "none":
                 await check_canary(caller, endpoint, name, column, deadline, on_event)
     on_event(RewardEvent("ready", caller.name, f"{url} is ready: {info.service} ({', '.join(known)})"))
-    return revisions
+    return scorers
 
 
 async def check_canary(

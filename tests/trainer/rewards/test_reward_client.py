@@ -219,3 +219,49 @@ def test_other_encodings(scripted: Any, connect: Any, encoding: str) -> None:
     batch.submit(make_samples(2, {"r": 1.0}))
     assert batch.collect().valid_BR.all()
     assert server.requests[0]["items"][0]["images"][0]["media_type"] == f"image/{encoding}"
+
+
+def grouped_server(scripted: Any) -> Any:
+    """`scripted` scores items alone, `pairs` compares: its score is the number of items in the request."""
+
+    def behave(request: dict[str, Any]) -> Reply:
+        alone = request["reward"] == "scripted"
+        return good(request, None if alone else lambda _item: float(len(request["items"])))
+
+    server = scripted(behave)
+    plain = {"name": "scripted", "revision": "1", "range": [None, None]}
+    server.info.body["rewards"] = [plain, {**plain, "name": "pairs", "grouped": True}]
+    return server
+
+
+def requests_of(server: Any, reward: str) -> list[list[str]]:
+    return sorted([item["id"] for item in each["items"]] for each in server.requests if each["reward"] == reward)
+
+
+def test_a_reward_that_compares_gets_whole_groups_however_they_were_sampled(scripted: Any, connect: Any) -> None:
+    server = grouped_server(scripted)
+    client = connect(server, columns={"alone": {"reward": "scripted"}, "pairs": {"reward": "pairs"}})
+    batch = client.batch(group_size=4)
+    for first, count in ((0, 3), (3, 3), (6, 2)):  # the groups are s0..s3 and s4..s7
+        batch.submit(make_samples(count, {"alone": 1.0, "pairs": 1.0}, first=first))
+        if first == 3:
+            until = time.monotonic() + 5
+            while not requests_of(server, "pairs") and time.monotonic() < until:
+                time.sleep(0.01)
+            assert requests_of(server, "pairs") == [["s0", "s1", "s2", "s3"]], "sent as soon as it is complete"
+    scores = batch.collect()
+    assert requests_of(server, "pairs") == [["s0", "s1", "s2", "s3"], ["s4", "s5", "s6", "s7"]]
+    assert requests_of(server, "scripted") == [["s0", "s1", "s2"], ["s3", "s4", "s5"], ["s6", "s7"]]
+    assert scores.ids == [f"s{i}" for i in range(8)]
+    assert scores.scores_BR.tolist() == [[float(i), 4.0] for i in range(8)]
+    assert scores.valid_BR.all()
+
+
+def test_a_group_that_never_fills_is_sent_by_collect(scripted: Any, connect: Any) -> None:
+    server = grouped_server(scripted)
+    client = connect(server, columns={"pairs": {"reward": "pairs"}})
+    batch = client.batch()
+    batch.submit(make_samples(6, {"pairs": 1.0}))
+    scores = batch.collect()
+    assert requests_of(server, "pairs") == [["s0", "s1", "s2", "s3"], ["s4", "s5"]]
+    assert scores.scores_BR[:, 0].tolist() == [4.0] * 4 + [2.0] * 2
