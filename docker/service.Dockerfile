@@ -1,0 +1,39 @@
+# The image of one reward service. From the repository's root:
+#   docker build -f docker/service.Dockerfile --build-arg SERVICE=ocr --build-arg PORT=18082 -t rewards-ocr .
+# A private package index is given as a secret, which stays out of the image: --secret id=pip,src=pip.conf
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS packages
+ARG SERVICE
+ARG PORT
+RUN : "${SERVICE:?give --build-arg SERVICE, a folder of services/}" "${PORT:?give --build-arg PORT, its default port}" \
+    && python3 -m venv /opt/venv
+WORKDIR /build
+# The pins alone: this layer is built again only when they change.
+COPY requirements/base.txt requirements/
+COPY requirements/services/common.txt requirements/services/${SERVICE}.txt requirements/services/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r "requirements/services/${SERVICE}.txt" \
+    && /opt/venv/bin/pip check \
+    && /opt/venv/bin/pip uninstall --yes --quiet pip
+
+FROM ${PYTHON_IMAGE}
+ARG SERVICE
+ARG PORT
+# HOME is the one place that may be written: the root file system is mounted read-only.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp SERVICE=${SERVICE} PORT=${PORT}
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY wire wire
+COPY services/__init__.py services/
+COPY services/common services/common
+COPY services/${SERVICE} services/${SERVICE}
+COPY docker/ready.py docker/
+RUN python3 -m compileall -q wire services
+USER 10001:10001
+EXPOSE ${PORT}
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "docker/ready.py"]
+# A shell because exec form expands no variables; exec, so that the service gets the stop signal.
+ENTRYPOINT ["sh", "-c", "exec python3 -m \"services.$SERVICE\" \"$@\"", "service"]
+# Outside the container this needs --token-file too: the service says so and stops.
+CMD ["--host", "0.0.0.0"]

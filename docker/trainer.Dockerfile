@@ -1,0 +1,34 @@
+# The image of the trainer. From the repository's root:
+#   docker build -f docker/trainer.Dockerfile -t rewards-trainer .
+#   docker run --rm --gpus all -v "$PWD/outputs:/app/outputs" -e NGPUS=8 rewards-trainer configs/quickstart.yaml
+# A private package index is given as a secret, which stays out of the image: --secret id=pip,src=pip.conf
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS packages
+ENV VENV=/opt/venv
+WORKDIR /app
+# The pins alone: this layer is built again only when they change.
+COPY requirements/base.txt requirements/
+COPY scripts/setup_venv.sh scripts/
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    export PIP_NO_CACHE_DIR=1 && source scripts/setup_venv.sh && ensure_venv base && "$VENV/bin/pip" check
+
+FROM ${PYTHON_IMAGE}
+ENV VENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY train.sh ./
+COPY scripts/setup_venv.sh scripts/
+COPY requirements/base.txt requirements/
+COPY assets assets
+COPY configs configs
+COPY wire wire
+COPY services services
+COPY trainer trainer
+RUN python3 -m compileall -q wire services trainer \
+    && install -d -o 10001 -g 10001 outputs
+USER 10001:10001
+VOLUME /app/outputs
+# The image's environment is the one train.sh would make, so the same command works inside and outside.
+ENTRYPOINT ["bash", "train.sh"]
