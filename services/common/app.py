@@ -20,6 +20,7 @@ from services.common.scorer import AsyncScorer, Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
 from services.common.shell import Shell
+from services.common.try_page import try_page
 from wire.schema import SCHEMA_VERSION, ScoreRequest, ScoreResponse, ServiceInfo
 
 logger = logging.getLogger("services.app")
@@ -99,6 +100,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=answers(401))
     async def metrics() -> Response:
         return Response(service.render_metrics(), media_type=service.metrics.content_type)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return try_page(service.name)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Mapping
 from pathlib import Path
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_ROUTES = frozenset({("GET", "/"), ("GET", "/health"), ("GET", "/ready")})  # the page asks for the token itself
 MIN_TOKEN_LENGTH = 16
 
 

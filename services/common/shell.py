@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common.auth import OPEN_PATHS
+from services.common.auth import OPEN_ROUTES
 from services.common.errors import ApiError, ErrorResponse
 from services.common.service import Service
 
@@ -20,7 +20,7 @@ request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
-_KNOWN = frozenset({*_QUIET, "/v1/score", "/v1/info", "/docs", "/openapi.json"})
+_KNOWN = frozenset({*_QUIET, "/v1/score", "/v1/info", "/docs", "/openapi.json", "/"})
 
 
 class Shell:
@@ -51,7 +51,8 @@ class Shell:
             await send(message)
 
         try:
-            if self._service.tokens and scope["path"] not in OPEN_PATHS and not self._is_known(headers, scope):
+            is_open = (scope["method"], scope["path"]) in OPEN_ROUTES
+            if self._service.tokens and not is_open and not self._is_known(headers, scope):
                 refusal = ApiError(
                     401,
                     "send `Authorization: Bearer <token>` with a token of this service",

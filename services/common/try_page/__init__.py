@@ -1,0 +1,51 @@
+"""`GET /`: a page to try the service with a picture and a prompt.
+
+One document without a build step and without anything from elsewhere. Its policy admits exactly the style and the
+script that are in it, by their hashes, requests to this service only, and no writing of HTML from text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape
+from pathlib import Path
+
+from starlette.responses import HTMLResponse
+
+_FOLDER = Path(__file__).parent
+_SCRIPTS = ("elements.js", "pictures.js", "call.js", "answer.js", "page.js")  # one script, in this order
+
+
+def try_page(service_name: str) -> HTMLResponse:
+    """The page of a service, with its security headers."""
+    style = _read("page.css")
+    script = "\n".join(_read(name) for name in _SCRIPTS)
+    document = _read("page.html").replace("{{service}}", escape(service_name))
+    document = document.replace("{{style}}", style).replace("{{script}}", script)
+    policy = (
+        "default-src 'none'",
+        f"style-src '{_hash(style)}'",
+        f"script-src '{_hash(script)}'",
+        "require-trusted-types-for 'script'",
+        "connect-src 'self'",
+        "img-src data: blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+    headers = {
+        "Content-Security-Policy": "; ".join(policy),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+    return HTMLResponse(document, headers=headers)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

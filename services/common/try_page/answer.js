@@ -1,0 +1,149 @@
+// What came back: scores, their parts, what was seen or said, and how long it took.
+
+const BOX_COLOR = "#d6006c";
+
+function showAnswer(place, { ms, body }, pictures) {
+  const cards = body.results.map((result, n) => makeCard(result, pictures[n], body.scorer, body.results.length > 1));
+  const numbers = body.results.filter((result) => result.error === null || result.compute_ms > 0);
+  const worst = (name) => milliseconds(Math.max(0, ...numbers.map((result) => result[name])));
+  const times = make("dl", { className: "times" });
+  const cached = body.results.filter((result) => result.cached).length;
+  for (const [name, value] of [
+    ["round trip", milliseconds(ms)],
+    ["queue", worst("queue_ms")],
+    ["compute", worst("compute_ms")],
+    ["from the cache", body.results.length === 1 ? (cached ? "yes" : "no") : `${cached} of ${body.results.length}`],
+  ]) {
+    times.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
+  }
+  place.replaceChildren(...cards, times);
+}
+
+function makeCard(result, picture, scorer, several) {
+  const card = make("article", { className: several ? "card compact" : "card" });
+  const words = make("div", { className: "words" });
+  if (picture) {
+    const canvas = make("canvas", { role: "img", "aria-label": picture.name });
+    card.append(canvas);
+    drawPicture(canvas, picture, boxesOf(result.details));
+  }
+  card.append(words);
+  words.append(result.error === null ? scored(result, scorer) : failed(result.error));
+  const details = detailsOf(result.details);
+  if (details) words.append(details);
+  return card;
+}
+
+function scored(result, scorer) {
+  const block = make("div", { className: "scored" });
+  const about = `${scorer.name}, ${rangeText(scorer.range)}, ${scorer.higher_is_better ? "higher" : "lower"} is better`;
+  block.append(make("p", { className: "score" }, number(result.score)), meter(result.score, scorer.range, "score"));
+  block.append(make("p", { className: "hint" }, about));
+  const parts = Object.entries(result.components);
+  if (parts.length) {
+    const table = make("dl", { className: "parts" });
+    for (const [name, value] of parts) {
+      table.append(make("dt", {}, name), make("dd", {}, meter(value, scorer.range, name), number(value)));
+    }
+    block.append(table);
+  }
+  return block;
+}
+
+function failed(error) {
+  return make(
+    "div",
+    { className: "failed" },
+    make("p", { className: "score" }, "no score"),
+    make("p", {}, make("code", {}, error.code), " ", error.message),
+  );
+}
+
+/** The recognised lines of a result's one image: `[{text, confidence, box}]`; empty where there are none. */
+function linesOf(details) {
+  const lines = details?.images?.[0]?.lines;
+  return Array.isArray(lines) ? lines.filter((line) => line && typeof line.text === "string") : [];
+}
+
+function boxesOf(details) {
+  return linesOf(details).map((line) => (Array.isArray(line.box) ? line.box : []));
+}
+
+/** The picture in its own pixels, boxes over it. The boxes count stored pixels, so a camera's rotation is not applied. */
+async function drawPicture(canvas, picture, boxes) {
+  const image = make("img", { src: picture.url, className: "unseen unrotated", alt: "" });
+  canvas.after(image); // a picture outside of the page would be drawn rotated
+  try {
+    await image.decode();
+  } catch {
+    canvas.hidden = true;
+    return;
+  } finally {
+    image.remove();
+  }
+  canvas.after(image);
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  const pen = canvas.getContext("2d");
+  pen.drawImage(image, 0, 0);
+  image.remove();
+  const unit = Math.max(1, Math.max(canvas.width, canvas.height) / 320);
+  boxes.forEach((box, n) => drawBox(pen, box, n + 1, unit));
+  canvas.dataset.drawn = String(boxes.length);
+}
+
+function drawBox(pen, box, label, unit) {
+  if (!box.length) return;
+  const outline = new Path2D();
+  for (const [x, y] of box) outline.lineTo(x, y);
+  outline.closePath();
+  pen.lineJoin = "round";
+  pen.strokeStyle = "#ffffffb0";
+  pen.lineWidth = 3 * unit;
+  pen.stroke(outline);
+  pen.strokeStyle = BOX_COLOR;
+  pen.lineWidth = 1.5 * unit;
+  pen.stroke(outline);
+  const side = 9 * unit;
+  const [x, y] = [Math.min(...box.map((point) => point[0])), Math.min(...box.map((point) => point[1]))];
+  const top = Math.max(0, y - side);
+  pen.fillStyle = BOX_COLOR;
+  pen.fillRect(x - 0.75 * unit, top, side, side);
+  pen.fillStyle = "white";
+  pen.font = `bold ${7 * unit}px system-ui, sans-serif`;
+  pen.textAlign = "center";
+  pen.textBaseline = "middle";
+  pen.fillText(String(label), x - 0.75 * unit + side / 2, top + side / 2);
+}
+
+function detailsOf(details) {
+  if (!details || !Object.keys(details).length) return null;
+  const block = make("div", { className: "seen" });
+  const lines = linesOf(details);
+  if (details.images?.[0]?.lines) {
+    const list = make("ol", { className: "lines" });
+    for (const line of lines) {
+      const sure = typeof line.confidence === "number" ? `${Math.round(100 * line.confidence)} %` : "";
+      list.append(make("li", {}, make("span", {}, line.text), make("span", { className: "hint" }, sure)));
+    }
+    block.append(make("h2", {}, "Read in the picture"), lines.length ? list : make("p", {}, "nothing"));
+  }
+  const rest = Object.entries(details).filter(([name]) => !(name === "images" && details.images?.[0]?.lines));
+  if (rest.length) block.append(make("h2", {}, "Details"), tree(Object.fromEntries(rest)));
+  return block;
+}
+
+/** Any JSON as elements: objects are definition lists, lists are lists, texts keep their line breaks. */
+function tree(value) {
+  if (Array.isArray(value)) {
+    if (!value.length) return make("span", { className: "hint" }, "none");
+    return make("ul", { className: "tree" }, ...value.map((each) => make("li", {}, tree(each))));
+  }
+  if (value !== null && typeof value === "object") {
+    const list = make("dl", { className: "tree" });
+    for (const [name, each] of Object.entries(value)) list.append(make("dt", {}, name), make("dd", {}, tree(each)));
+    return list;
+  }
+  if (typeof value === "number") return number(value);
+  return make("span", { className: "text" }, String(value));
+}
