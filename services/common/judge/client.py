@@ -131,8 +131,10 @@ class JudgeClient:
         max_tokens: int,
         deadline: float,
         schema: Mapping[str, Any] | None = None,
+        temperature: float = 0,
+        seed: int | None = None,
     ) -> Answer:
-        """One user message, answered at temperature 0. `schema` is a JSON schema the answer must follow.
+        """One user message, answered at `temperature`. `schema` is a JSON schema the answer must follow.
 
         `deadline` is in `time.monotonic()` seconds and includes the wait for a free slot. Refusals that may pass are
         tried again `attempts` times; a server that cannot be reached is tried until the deadline, so that calls live
@@ -141,10 +143,12 @@ class JudgeClient:
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": [{"role": "user", "content": list(content)}],
-            "temperature": 0,
+            "temperature": temperature,
             "max_tokens": max_tokens,
             **(self.endpoint.extra or {}),
         }
+        if seed is not None:
+            body["seed"] = seed
         if schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Settings of the services that ask a judge."""
+"""Settings of what asks a judge: a service, or a command."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings
 
 from services.common.judge.client import JudgeEndpoint
 from services.common.judge.content import ImageFormat
 from services.common.settings import ServiceSettings
 
 
-class JudgeSettings(ServiceSettings):
-    """Base of the settings of such a service; subclasses give `judge_url`, `model` and `max_tokens` their defaults."""
+class JudgeOptions(BaseSettings):
+    """How the judge is reached and asked; subclasses give `judge_url`, `model` and `max_tokens` their defaults."""
 
     judge_url: str = Field(
         default="http://127.0.0.1:8001", pattern=r"^https?://\S+$", description="The judge's OpenAI-compatible server."
@@ -59,3 +60,7 @@ class JudgeSettings(ServiceSettings):
             key=key,
             extra=json.loads(self.extra_body),
         )
+
+
+class JudgeSettings(JudgeOptions, ServiceSettings):
+    """Base of the settings of a service that asks a judge."""

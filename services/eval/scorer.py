@@ -1,0 +1,130 @@
+"""The UniGenBench judge as a reward: the share of an item's test points that its image passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from PIL import Image
+from prometheus_client.registry import Collector
+from pydantic import JsonValue
+
+from services.common.judge.client import JudgeClient, JudgeEndpoint
+from services.common.judge.metrics import JudgeMetrics
+from services.common.scorer import Failure, Item, Result, Score
+from services.eval.dimensions import Language
+from services.eval.judge import REWARD, JudgeMethod, Judgement, Missing, judge_image
+from services.eval.prompts import Point, PointsError, read_points
+from wire.schema import ErrorCode, ScorerInfo
+
+MAX_POINTS = 64  # published prompts have up to 10
+
+
+class EvalScorer:
+    """Serves the reward `unigenbench` by asking a judge. An `AsyncScorer`.
+
+    An item has one image, its prompt, and in `metadata` the lists `testpoints` and `descriptions` of a UniGenBench row,
+    in English or Chinese. Components: `point_<i>`, 1 or 0. Details: per point its name, dimension, verdict and reason.
+    An answer that cannot be read is `parse_error`, one that was cut is `truncated`; neither is a score of 0.
+    """
+
+    def __init__(self, endpoint: JudgeEndpoint, method: JudgeMethod, *, wait_s: float = 900.0) -> None:
+        self._endpoint = endpoint
+        self._method = method
+        self._wait_s = wait_s
+        self._metrics = JudgeMetrics()
+        self._client: JudgeClient | None = None
+        self._info = ScorerInfo(
+            name=REWARD,
+            revision=f"model={endpoint.model} {method.revision}",
+            template_sha256=method.instructions.templates["en"].sha256,
+            range=(0.0, 1.0),
+        )
+
+    @property
+    def rewards(self) -> Mapping[str, ScorerInfo]:
+        return {REWARD: self._info}
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        return self._metrics.collectors
+
+    @property
+    def failure(self) -> str | None:
+        return self._client.failure if self._client is not None else None
+
+    async def load(self) -> None:
+        """Wait until the judge answers. Raises JudgeError."""
+        client = JudgeClient(self._endpoint, self._metrics)
+        try:
+            await client.wait(self._wait_s)
+        except BaseException:
+            await client.aclose()
+            raise
+        self._client = client
+
+    async def recover(self) -> None:
+        if self._client is not None:
+            await self._client.recover()
+
+    async def score(self, reward: str, items: Sequence[Item], deadline: float) -> Sequence[Result]:
+        return [await self._score(item, deadline) for item in items]
+
+    def warmup(self) -> Sequence[tuple[str, Sequence[Item]]]:
+        """A red picture: a model that cannot answer in the format is found before the service says it is ready."""
+        metadata: dict[str, JsonValue] = {"testpoints": ["Attribute - Color"], "descriptions": ["red"]}
+        image = Image.new("RGB", (64, 64), (220, 30, 30))
+        return [(REWARD, [Item(id="warmup", prompt="a plain red surface", images=(image,), metadata=metadata)])]
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _score(self, item: Item, deadline: float) -> Result:
+        assert self._client is not None, "score before load"
+        try:
+            points, language = points_of(item)
+        except ValueError as error:
+            return Failure(ErrorCode.BAD_INPUT, str(error))
+        if len(item.images) != 1:
+            return Failure(ErrorCode.BAD_INPUT, f"the judge looks at one image; `images` has {len(item.images)}")
+        result = await judge_image(
+            self._client, self._metrics, self._method, item.images[0], item.prompt, points, language, deadline
+        )
+        return Failure(result.code, result.message) if isinstance(result, Missing) else to_score(result, points)
+
+
+def points_of(item: Item) -> tuple[tuple[Point, ...], Language]:
+    """The test points in an item's metadata. Raises ValueError naming the field."""
+    for field in ("testpoints", "descriptions"):
+        if field not in item.metadata:
+            raise ValueError(
+                f"metadata.{field} is missing: send `testpoints` and `descriptions` of the prompt's row, two lists"
+            )
+    names, language = item.metadata["testpoints"], item.metadata.get("language")
+    if isinstance(names, list) and len(names) > MAX_POINTS:
+        raise ValueError(f"metadata.testpoints has {len(names)} entries; the limit is {MAX_POINTS}")
+    try:
+        points, found = read_points(names, item.metadata["descriptions"])
+    except PointsError as error:
+        field = "testpoints" if error.field == "names" else "descriptions"
+        raise ValueError(f"metadata.{field}: {error}") from error
+    if language is not None and language != found:
+        known = " or ".join(get_args(Language))
+        raise ValueError(f"metadata.language is {language!r}, the test points are in {found!r}: send {known} to match")
+    return points, found
+
+
+def to_score(judgement: Judgement, points: Sequence[Point]) -> Score:
+    """The share of passed points, with each point's verdict."""
+    verdicts = judgement.verdicts
+    reasons = judgement.reasons or ("",) * len(points)
+    details: list[JsonValue] = [
+        {"testpoint": point.name, "dimension": point.dimension.name, "passed": bool(verdict), "reason": reason}
+        for point, verdict, reason in zip(points, verdicts, reasons, strict=True)
+    ]
+    return Score(
+        sum(verdicts) / len(verdicts),
+        {f"point_{number}": float(verdict) for number, verdict in enumerate(verdicts)},
+        {"points": details, "resampled": judgement.resampled},
+    )
