@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from services.common.dispatch import StartError
 from services.common.docs_page import render_docs
 from services.common.errors import RESPONSES, install_error_map
+from services.common.legacy import add_legacy_routes
 from services.common.scorer import AsyncScorer, Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
@@ -38,7 +39,7 @@ def create_app(
 
     `on_start_error` is called with the reason when loading or warming up fails; the app then stays up, not ready.
     `add_routes` adds routes of the service's own.
-    Raises ValueError when the settings' token file is wrong.
+    Raises ValueError when the settings' token file is wrong, or `legacy` cannot serve the reward.
     """
     service = Service(scorer, service_name, settings)
 
@@ -62,6 +63,8 @@ def create_app(
     app.state.service = service
     install_error_map(app)
     _add_routes(app, service)
+    if settings.legacy:
+        add_legacy_routes(app, service)
     if add_routes is not None:
         add_routes(app)
     app.add_middleware(Shell, service=service)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Mapping
 from pathlib import Path
 
 OPEN_ROUTES = frozenset({("GET", "/"), ("GET", "/health"), ("GET", "/ready")})  # the page asks for the token itself
+PASSWORD_PATHS = frozenset({"/", "/compute"})  # clients of the legacy protocols have only a URL to put a token in
 MIN_TOKEN_LENGTH = 16
 
 
@@ -54,15 +56,27 @@ class Tokens:
     def __repr__(self) -> str:
         return f"Tokens({', '.join(self._digests)})"
 
-    def name_of(self, authorization: bytes | None) -> str | None:
-        """The name of the token in an `Authorization` header, or None. Every token is compared, whatever matched."""
+    def name_of(self, authorization: bytes | None, *, as_password: bool = False) -> str | None:
+        """The name of the token in an `Authorization` header, or None. Every token is compared, whatever matched.
+
+        With `as_password` it may also be the password of basic authentication; the user name is ignored.
+        """
         scheme, _, given = (authorization or b"").partition(b" ")
+        if as_password and scheme.lower() == b"basic":
+            scheme, given = b"bearer", _password(given)
         digest = _digest(given.strip())
         found = None
         for name, known in self._digests.items():
             if hmac.compare_digest(known, digest):
                 found = name
         return found if scheme.lower() == b"bearer" else None
+
+
+def _password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _digest(token: bytes) -> bytes:

@@ -50,14 +50,20 @@ _CODES = {
 
 
 class ApiError(Exception):
-    """An answer that is not 2xx: its status, message, and the field at fault."""
+    """An answer that is not 2xx: its status, message, and the field at fault. `code` is the status's own if not given."""
 
     def __init__(
-        self, status: int, message: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.code = _CODES.get(status, "error")
+        self.code = code or _CODES.get(status, "error")
         self.message = message
         self.field = field
         self.headers = dict(headers or {})
@@ -86,9 +92,13 @@ class ErrorResponse(Response):
     media_type = "application/json"
 
     def __init__(self, error: ApiError) -> None:
-        body = ErrorBody(error=RequestError(code=error.code, message=error.message, field=error.field))
-        super().__init__(body.model_dump_json(exclude_none=True), status_code=error.status, headers=error.headers)
+        super().__init__(self.body_of(error), status_code=error.status, headers=error.headers)
         self.error_code = error.code
+
+    def body_of(self, error: ApiError) -> str | bytes:
+        """The answer's body; other protocols have their own."""
+        body = ErrorBody(error=RequestError(code=error.code, message=error.message, field=error.field))
+        return body.model_dump_json(exclude_none=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["error_code"] = self.error_code

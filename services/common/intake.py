@@ -56,7 +56,7 @@ def parse_request(body: bytes | bytearray, content_type: str, settings: ServiceS
         tree = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
-    _check_counts(tree, settings)
+    check_counts(tree, settings)
     try:
         request = ScoreRequest.model_validate(tree)
     except ValidationError as error:
@@ -104,7 +104,7 @@ def _decode_all(
     return tuple(images)
 
 
-def _check_counts(tree: object, settings: ServiceSettings) -> None:
+def check_counts(tree: object, settings: ServiceSettings) -> None:
     """Refuse by count before each of ten thousand items is validated."""
     items = tree.get("items") if isinstance(tree, dict) else None
     if not isinstance(items, list):

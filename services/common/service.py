@@ -35,6 +35,7 @@ _DECODE_CHUNK = 16  # items decoded in one go: long requests use several threads
 _WATCH_S = 0.5
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+Parse = Callable[[bytearray, str, ServiceSettings], Parsed]  # body, content type
 
 
 class Service:
@@ -139,14 +140,17 @@ class Service:
             service=self.name, rewards=list(self.rewards.values()), default_reward=self.default_reward, limits=limits
         )
 
-    async def score(self, request: Request, arrived: float) -> ScoreResponse:
-        """Answer one scoring request that arrived at `arrived` (time.monotonic()). Raises ApiError."""
+    async def score(self, request: Request, arrived: float, parse: Parse = parse_request) -> ScoreResponse:
+        """Answer one scoring request that arrived at `arrived` (time.monotonic()). Raises ApiError.
+
+        `parse` reads the body, in a thread: other protocols have their own.
+        """
         self.check_ready()
         settings, hold = self.settings, self._memory.hold()
         try:
             body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
             kind = request.headers.get("content-type", "")
-            parsed = await self._in_thread(parse_request, body, kind, settings)
+            parsed = await self._in_thread(parse, body, kind, settings)
             del body
             return await self._score(request, parsed, arrived, hold)
         finally:

@@ -59,6 +59,16 @@ class ServiceSettings(BaseSettings):
         default=300.0, gt=0, le=3600, description="Longest a request may take; a shorter `deadline_ms` wins."
     )
     body_timeout_s: float = Field(default=60.0, gt=0, le=3600, description="Longest a body may take to arrive.")
+    legacy: bool = Field(
+        default=False, description="Also serve the protocols of other trainers: pickles at `/`, JSON at `/compute`."
+    )
+    legacy_reward: str | None = Field(
+        default=None, description="The reward of requests in those protocols, which name none; unset: the default one."
+    )
+    legacy_missing: Literal["error", "nan"] = Field(
+        default="error",
+        description="Those protocols cannot say that a score is missing: fail the request, or send NaN.",
+    )
     drain_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds to finish queued work after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe log.")
 

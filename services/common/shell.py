@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common.auth import OPEN_ROUTES
+from services.common.auth import OPEN_ROUTES, PASSWORD_PATHS
 from services.common.errors import ApiError, ErrorResponse
 from services.common.service import Service
 
@@ -20,7 +20,7 @@ request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
-_KNOWN = frozenset({*_QUIET, "/v1/score", "/v1/info", "/docs", "/openapi.json", "/"})
+_KNOWN = frozenset({*_QUIET, "/v1/score", "/v1/info", "/docs", "/openapi.json", "/", "/compute"})
 
 
 class Shell:
@@ -73,7 +73,10 @@ class Shell:
 
     def _is_known(self, headers: Headers, scope: Scope) -> bool:
         authorization = headers.get("authorization")
-        scope["caller"] = self._service.tokens.name_of(authorization.encode("latin-1") if authorization else None)
+        scope["caller"] = self._service.tokens.name_of(
+            authorization.encode("latin-1") if authorization else None,
+            as_password=self._service.settings.legacy and scope["path"] in PASSWORD_PATHS,
+        )
         return scope["caller"] is not None
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:

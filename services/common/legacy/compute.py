@@ -1,0 +1,75 @@
+"""Flow-Factory's remote-reward protocol: JSON with base64 PNGs in, `{"rewards": [float]}` out.
+
+Its clients send `prompt`, `image`, `condition_images`; its server template reads `prompts`, `images`. Both are taken.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from typing import Any
+
+from pydantic_core import from_json
+
+from services.common.errors import ApiError
+from services.common.intake import Parsed
+from services.common.legacy.items import HEAD_BYTES, check_column, check_count, media_type_of, to_parsed
+from services.common.settings import ServiceSettings
+
+
+def parse_compute(reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings) -> Parsed:
+    """Read a request. `condition_images` (a list per item) are what an edit started from. Raises ApiError 400, 413, 422.
+
+    `kwargs`, which older clients send, becomes metadata: a list with one entry per item is dealt out to the items.
+    """
+    try:
+        tree = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ApiError(422, "an object with `prompt` and `image` is needed")
+    if _either(tree, "video", "videos") or tree.get("condition_videos"):
+        raise ApiError(422, "videos are not scored here: send `image`", field="video")
+    prompts, images = _either(tree, "prompt", "prompts"), _either(tree, "image", "images")
+    count = len(prompts) if isinstance(prompts, list) else 0
+    check_count("prompt", count, settings)
+    extra = _either(tree, "kwargs", "extra") or {}
+    if not isinstance(extra, dict):
+        raise ApiError(422, f"an object is needed, not {type(extra).__name__}", field="kwargs")
+    sources = tree.get("condition_images") or [[]] * count
+    columns = {
+        "prompt": prompts,
+        "images": [[_ref(image)] for image in check_column("image", images, count)],
+        "source_images": [_refs(row) for row in check_column("condition_images", sources, count)],
+        "metadata": [{name: _dealt(value, place, count) for name, value in extra.items()} for place in range(count)],
+    }
+    items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return to_parsed(reward, items, {}, settings)
+
+
+def dump_rewards(rewards: list[float]) -> str:
+    """The answer. NaN, where it was asked for, is written as Python's JSON reader takes it."""
+    return json.dumps({"rewards": rewards})
+
+
+def _either(tree: dict[str, Any], name: str, other: str) -> Any:
+    value = tree.get(name)
+    return tree.get(other) if value is None else value
+
+
+def _dealt(value: Any, place: int, count: int) -> Any:
+    return value[place] if isinstance(value, list) and len(value) == count else value
+
+
+def _refs(images: Any) -> Any:
+    return [_ref(image) for image in images] if isinstance(images, list) else images
+
+
+def _ref(image: Any) -> dict[str, Any]:
+    """An image as the contract has it; what is not base64 text is refused there, with its place."""
+    head = b""
+    if isinstance(image, str):
+        with contextlib.suppress(ValueError):
+            head = base64.b64decode(image[: HEAD_BYTES * 4 // 3])
+    return {"data": image, "media_type": media_type_of(head)}

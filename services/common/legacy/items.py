@@ -1,0 +1,92 @@
+"""What the legacy protocols share: parallel lists become a request's items, its results become a list of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from services.common.errors import ApiError, invalid
+from services.common.intake import Parsed, check_counts
+from services.common.settings import ServiceSettings
+from wire.schema import ErrorCode, MediaType, ScoreRequest, ScoreResponse, ScorerInfo
+
+# A second try may succeed. All other codes would fail again, and some of these clients retry for hours.
+_PASSING = frozenset({ErrorCode.TIMEOUT, ErrorCode.OVERLOADED, ErrorCode.UPSTREAM})
+_RETRY_AFTER_S = 5
+HEAD_BYTES = 12  # of an image, to tell what it is
+_DESCRIBED = 3  # failed items in a message
+
+
+def choose_reward(rewards: Mapping[str, ScorerInfo], wanted: str | None) -> str:
+    """The reward these protocols are served with. Raises ValueError when it is unknown or compares items."""
+    name = next(iter(rewards)) if wanted is None else wanted
+    pointwise = [known for known, info in rewards.items() if not info.grouped]
+    remedy = f"choose one with --legacy-reward: {', '.join(pointwise)}" if pointwise else "start without --legacy"
+    if name not in rewards:
+        raise ValueError(f"--legacy-reward {name!r} is no reward of this service; {remedy}")
+    if rewards[name].grouped:
+        raise ValueError(
+            f"reward {name!r} compares the items of a group, and the legacy protocols cannot say which items "
+            f"belong together; {remedy}"
+        )
+    return name
+
+
+def check_count(field: str, count: int, settings: ServiceSettings) -> None:
+    """Refuse a request by its number of items. Raises ApiError 413, or 422 when there are none."""
+    if count > settings.max_items:
+        raise ApiError(413, f"{count} items; the limit is {settings.max_items}: split the request", field=field)
+    if count == 0:
+        raise ApiError(422, "there is nothing to score", field=field)
+
+
+def check_column(field: str, value: object, count: int) -> list[Any]:
+    """`value` when it is a list with one entry per item. Raises ApiError 422."""
+    if not isinstance(value, list):
+        raise ApiError(422, f"a list with one entry per item is needed, not {type(value).__name__}", field=field)
+    if len(value) != count:
+        raise ApiError(422, f"{len(value)} entries for {count} items", field=field)
+    return value
+
+
+def media_type_of(head: bytes) -> MediaType:
+    """The media type of an encoded image from its first bytes. What is none of ours is refused later, as a bad JPEG."""
+    if head.startswith(b"\x89PNG"):
+        return "image/png"
+    return "image/webp" if head[8:12] == b"WEBP" else "image/jpeg"
+
+
+def to_parsed(
+    reward: str, items: Sequence[Mapping[str, object]], parts: dict[str, memoryview], settings: ServiceSettings
+) -> Parsed:
+    """A request from items that are as `ScoreItem` says, but for their ids. Raises ApiError 413 or 422."""
+    tree = {"items": [{"id": str(number), **item} for number, item in enumerate(items)], "reward": reward}
+    check_counts(tree, settings)
+    try:
+        return Parsed(ScoreRequest.model_validate(tree), parts)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def scores_of(response: ScoreResponse, missing: Literal["error", "nan"]) -> list[float]:
+    """One number per item, in order. NaN where there is no score, or no numbers at all.
+
+    Raises ApiError, unless NaN is wanted: 503 when every failure may pass, else 422, which no client retries for long.
+    """
+    results = response.results
+    failed = {number: result.error for number, result in enumerate(results) if result.error is not None}
+    if failed and missing == "error":
+        described = [f"item {number}: {error.code}: {error.message}" for number, error in failed.items()]
+        more = f"; and {len(described) - _DESCRIBED} more" if len(described) > _DESCRIBED else ""
+        passing = all(error.code in _PASSING for error in failed.values())
+        raise ApiError(
+            503 if passing else 422,
+            f"{len(failed)} of {len(results)} items have no score, and this protocol cannot say so of single items: "
+            f"{'; '.join(described[:_DESCRIBED])}{more}",
+            code="no_score",
+            headers={"Retry-After": str(_RETRY_AFTER_S)} if passing else None,
+        )
+    return [math.nan if result.score is None else result.score for result in results]

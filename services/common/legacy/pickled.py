@@ -1,0 +1,63 @@
+"""The pickle protocol: `{"images": [bytes], "prompts": [str], "metadata": {}}` in, `{"scores": [float]}` out.
+
+Spoken by flow_grpo (its reward-server), verl-omni (`http_scorer_client`) and DeepGen-RL (`RewardEvaluatorClient`).
+"""
+
+from __future__ import annotations
+
+from services.common.errors import ApiError
+from services.common.intake import Parsed
+from services.common.legacy.items import HEAD_BYTES, check_column, check_count, media_type_of, to_parsed
+from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, dump_plain, load_plain
+from services.common.settings import ServiceSettings
+
+
+def parse_pickled(reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings) -> Parsed:
+    """Read a pickled request. Raises ApiError 400, 413 or 422.
+
+    `images` may be `{"source": [...], "edited": [...]}` for edits. `prompts` may be missing (flow_grpo sends none to
+    quality scorers). `metadata` is one dict for all items, or a list of one per item.
+    """
+    try:
+        tree = load_plain(body)
+    except PickleTooLarge as error:
+        raise ApiError(413, str(error)) from error
+    except PickleError as error:
+        raise ApiError(400, str(error)) from error
+    if not isinstance(tree, dict) or "images" not in tree:
+        raise ApiError(422, "a dict with `images`, `prompts` and `metadata` is needed", field="images")
+    given = tree["images"]
+    images, sources = (given.get("edited"), given.get("source")) if isinstance(given, dict) else (given, None)
+    count = len(images) if isinstance(images, list) else 0
+    check_count("images", count, settings)
+    metadata = tree.get("metadata")
+    parts: dict[str, memoryview] = {}
+    columns = {
+        "images": _refs("images", check_column("images", images, count), parts),
+        "prompt": check_column("prompts", tree.get("prompts", [""] * count), count),
+        "metadata": check_column("metadata", metadata, count)
+        if isinstance(metadata, list)
+        else [metadata or {}] * count,
+    }
+    if sources is not None:
+        columns["source_images"] = _refs("images.source", check_column("images.source", sources, count), parts)
+    items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return to_parsed(reward, items, parts, settings)
+
+
+def dump_scores(scores: list[float]) -> bytes:
+    """The answer. flow_grpo's clients of DeQA and UnifiedReward read `outputs`, all others `scores`."""
+    return dump_plain({"scores": scores, "outputs": scores})
+
+
+def _refs(field: str, images: list[object], parts: dict[str, memoryview]) -> list[list[dict[str, str]]]:
+    """One item's images each, as references to `parts`, to which the bytes are added."""
+    refs = []
+    for number, image in enumerate(images):
+        name = f"{field}.{number}"
+        if not isinstance(image, memoryview):
+            kind = type(image).__name__
+            raise ApiError(422, f"an image is sent as the bytes of a JPEG, PNG or WebP file, not as {kind}", field=name)
+        parts[name] = image
+        refs.append([{"part": name, "media_type": media_type_of(bytes(image[:HEAD_BYTES]))}])
+    return refs
