@@ -1,0 +1,1 @@
+"""The UnifiedReward family as rewards: a gateway before a judge model that vLLM serves."""

@@ -1,0 +1,129 @@
+"""What kinds have in common when they ask: checked and encoded items, one call, its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from PIL import Image
+
+from services.common.judge.client import JudgeClient, JudgeError, Part
+from services.common.judge.content import ImageFormat, image_part, text_part
+from services.common.judge.metrics import JudgeMetrics
+from services.common.scorer import Failure, Item
+from services.unifiedreward.parsing.common import ParseError
+from services.unifiedreward.texts import Text
+from wire.schema import ErrorCode
+
+T = TypeVar("T")
+
+_SHOWN = 400  # characters of the judge's words that go into details and messages
+_LONGEST_MARGIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The images of one item as they are sent: the one to judge and, for edits, the source."""
+
+    image: Part
+    source: Part | None
+
+    @property
+    def before(self) -> tuple[Part, ...]:
+        """What is shown before the image."""
+        return () if self.source is None else (self.source,)
+
+
+@dataclass(frozen=True)
+class Said(Generic[T]):
+    """What one call gave: a reading, or the code of its failure. `text` are the judge's words or the reason."""
+
+    reading: T | None
+    failure: ErrorCode | None
+    text: str
+
+
+class Asker:
+    """Asks the judge through the service's one pool."""
+
+    def __init__(self, client: JudgeClient, metrics: JudgeMetrics, max_tokens: int, image_format: ImageFormat) -> None:
+        self._client = client
+        self._metrics = metrics
+        self._max_tokens = max_tokens
+        self._image_format = image_format
+
+    async def encode(self, items: Sequence[Item], with_source: bool) -> list[Encoded]:
+        """Each image once, in a thread. Items whose sources have the same pixels share one part."""
+        return await asyncio.to_thread(self._encode, items, with_source)
+
+    async def ask(self, reward: str, text: Text[T], images: Sequence[Part], prompt: str, deadline: float) -> Said[T]:
+        """One call: the images in this order, then the text. Never raises for what the judge does."""
+        content = [*images, text_part(text.template.fill(prompt))]
+        try:
+            answer = await self._client.ask(content, max_tokens=self._max_tokens, deadline=deadline, schema=text.schema)
+        except JudgeError as error:
+            return self._failed(reward, error.code, str(error))
+        if answer.truncated:
+            return self._failed(reward, ErrorCode.TRUNCATED, f"stopped at {self._max_tokens} tokens: {answer.text}")
+        try:
+            reading = text.question.read(answer.text)
+        except ParseError as error:
+            return self._failed(reward, ErrorCode.PARSE_ERROR, f"{error}; the judge said: {answer.text}")
+        return Said(reading, None, shorten(answer.text))
+
+    def _failed(self, reward: str, code: ErrorCode, reason: str) -> Said[T]:
+        self._metrics.calls.labels(reward, code.value).inc()
+        return Said(None, code, shorten(reason))
+
+    def _encode(self, items: Sequence[Item], with_source: bool) -> list[Encoded]:
+        sources: list[tuple[Image.Image, Part]] = []
+        encoded = []
+        for item in items:
+            source = self._source_part(item.source_images[0], sources) if with_source else None
+            encoded.append(Encoded(image_part(item.images[0], self._image_format), source))
+        return encoded
+
+    def _source_part(self, image: Image.Image, known: list[tuple[Image.Image, Part]]) -> Part:
+        for other, part in known:
+            if other == image:  # mode, size and pixels
+                return part
+        known.append((image, image_part(image, self._image_format)))
+        return known[-1][1]
+
+
+def check_item(item: Item, needs_source: bool) -> Failure | None:
+    """Why the item cannot be judged, if so."""
+    if len(item.images) != 1:
+        return Failure(ErrorCode.BAD_INPUT, f"one image is judged at a time; `images` has {len(item.images)}")
+    if needs_source and len(item.source_images) != 1:
+        found = len(item.source_images)
+        return Failure(ErrorCode.BAD_INPUT, f"an edit is judged beside its source; `source_images` has {found}, not 1")
+    return None
+
+
+def dominant(failures: Sequence[ErrorCode]) -> ErrorCode:
+    """The most frequent code; of equally frequent ones, the first."""
+    return Counter(failures).most_common(1)[0][0]
+
+
+def before(deadline: float, now: float) -> float:
+    """When to stop asking, so that what is known by then still reaches the caller: a tenth earlier, at most 1 s."""
+    return deadline - min(_LONGEST_MARGIN_S, 0.1 * max(0.0, deadline - now))
+
+
+def content_seed(prompt: str, parts: Sequence[Part]) -> int:
+    """A number that depends on the prompt and the pixels alone."""
+    digest = hashlib.sha256(prompt.encode())
+    for part in parts:
+        digest.update(part["image_url"]["url"].encode())
+    return int.from_bytes(digest.digest()[:8], "big")
+
+
+def shorten(text: str) -> str:
+    """The beginning and the end: reasons come first, verdicts last."""
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
