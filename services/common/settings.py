@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -69,8 +70,65 @@ class ServiceSettings(BaseSettings):
         default="error",
         description="Those protocols cannot say that a score is missing: fail the request, or send NaN.",
     )
+    redis: SecretStr | None = Field(
+        default=None,
+        description="Share scores and jobs with other processes through this Redis (redis://[user:password@]host:port/db, "
+        "rediss:// or unix://); a password is better given by the variable than by the flag.",
+    )
+    role: Literal["all", "front", "worker"] = Field(
+        default="all",
+        description="With --redis: front takes requests and loads no model, worker scores for all fronts; all does both.",
+    )
+    redis_prefix: str = Field(
+        default="reward", pattern=r"^[\w.-]+$", description="Begins the name of every key in Redis."
+    )
+    visibility_timeout_s: float = Field(
+        default=30.0, ge=0.5, le=3600, description="The jobs of a worker silent for that long go to another."
+    )
+    max_deliveries: int = Field(
+        default=5, ge=1, le=100, description="A job that many workers left without an answer is given up."
+    )
+    max_stream_jobs: int = Field(
+        default=16_384, ge=1, description="Most jobs of all fronts in Redis; above it requests get 429."
+    )
+    worker_jobs: int | None = Field(
+        default=None, ge=1, le=4096, description="Jobs a worker holds at a time; unset: two batches of its scorer."
+    )
+    cache_ttl_s: float = Field(
+        default=7 * 86_400.0, ge=1, description="How long a score stays in the cache in Redis, in seconds."
+    )
     drain_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds to finish queued work after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe log.")
+
+    @field_validator("redis")
+    @classmethod
+    def _is_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("a URL that begins with redis://, rediss:// or unix:// is needed")
+        return url
+
+    @model_validator(mode="after")
+    def _redis_fits_together(self) -> Self:
+        if self.redis is None:
+            if self.role != "all":
+                raise ValueError(f"role {self.role} works through Redis and none is given: add --redis URL")
+            return self
+        if self.visibility_timeout_s >= self.request_timeout_s:
+            raise ValueError(
+                f"visibility_timeout_s {self.visibility_timeout_s:g} is not below request_timeout_s "
+                f"{self.request_timeout_s:g}, so the jobs of a dead worker would never be scored in time: lower the first"
+            )
+        if self.visibility_timeout_s * 1000 <= self.max_wait_ms:
+            raise ValueError(
+                f"visibility_timeout_s {self.visibility_timeout_s:g} is not above max_wait_ms {self.max_wait_ms:g} (ms), "
+                f"so jobs would be claimed while they wait for their batch: raise the first or lower the second"
+            )
+        if self.max_stream_jobs < self.max_items:
+            raise ValueError(
+                f"max_stream_jobs {self.max_stream_jobs} is below max_items {self.max_items}, so a full request could "
+                f"never be taken: raise max_stream_jobs or lower max_items"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -92,7 +150,7 @@ class ServiceSettings(BaseSettings):
         return self
 
 
-Settings = TypeVar("Settings", bound=ServiceSettings)
+Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def load_settings(settings_class: type[Settings], argv: Sequence[str] | None = None, prog: str = "") -> Settings:
@@ -119,10 +177,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def without_password(url: str) -> str:
+    """A URL for logs and messages: without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _sentence(loc: tuple[int | str, ...], message: str, given: object, prefix: str) -> str:
     message = message.removeprefix("Value error, ")
     if not loc:
         return message
     name = str(loc[0])
+    if name == "redis":
+        given = without_password(str(given))
     flag, variable = "--" + name.replace("_", "-"), (prefix + name).upper()
     return f"{flag} ({variable}): {message}; got {given!r}"

@@ -13,7 +13,7 @@ from services.common.judge.client import JudgeClient, JudgeEndpoint
 from services.common.judge.metrics import JudgeMetrics
 from services.common.scorer import Failure, Item, Result, Score
 from services.eval.dimensions import Language
-from services.eval.judge import REWARD, JudgeMethod, Judgement, Missing, judge_image
+from services.eval.judge import REWARD, Judgement, JudgeMethod, Missing, judge_image
 from services.eval.prompts import Point, PointsError, read_points
 from wire.schema import ErrorCode, ScorerInfo
 

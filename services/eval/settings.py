@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from services.common.judge.settings import JudgeOptions, JudgeSettings
 from services.eval.judge import JudgeMethod
 from services.eval.prompting import load_instructions
 from services.eval.scorer import EvalScorer
+
+COMMAND = SettingsConfigDict(
+    env_prefix="EVAL_",
+    extra="ignore",
+    cli_kebab_case=True,
+    cli_hide_none_type=True,
+    cli_avoid_json=True,
+    cli_show_env_vars=True,
+)
 
 
 class EvalOptions(JudgeOptions):
@@ -56,9 +65,9 @@ class ReportOptions(BaseSettings):
 
 
 class RunSettings(EvalOptions, ReportOptions):
-    """Flags and environment variables of `python -m services.eval run`."""
+    """Judge a folder of images. What has verdicts already is not asked again, so a run can be stopped at any time."""
 
-    model_config = SettingsConfigDict(env_prefix="EVAL_", frozen=True, extra="ignore", cli_kebab_case=True)
+    model_config = COMMAND
 
     prompts: Path = Field(description="Prompt file: CSV of UniGenBench, long or short, English or Chinese.")
     images: Path = Field(description="Folder of images named <index>_<number>.png or <index>.<number>.png.")
@@ -66,6 +75,23 @@ class RunSettings(EvalOptions, ReportOptions):
     image_timeout_s: float = Field(
         default=1800.0, gt=0, description="Longest one image may take, with retries and a restart of the judge."
     )
+
+
+class TableSettings(ReportOptions):
+    """Write table.csv, table.json and page.html of a run again, and print the table."""
+
+    model_config = COMMAND
+
+    run: CliPositionalArg[Path] = Field(description="Folder of the run.")
+
+
+class CompareSettings(ReportOptions):
+    """Differences of two runs over the images both have verdicts on, in percentage points, B minus A."""
+
+    model_config = COMMAND
+
+    a: CliPositionalArg[Path] = Field(description="Folder of the first run.")
+    b: CliPositionalArg[Path] = Field(description="Folder of the second run.")
 
 
 def make_scorer(settings: EvalSettings) -> EvalScorer:
