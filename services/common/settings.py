@@ -157,7 +157,7 @@ def load_settings(settings_class: type[Settings], argv: Sequence[str] | None = N
     """Read flags (they win), then environment variables. Exits with status 2 and a sentence per wrong value."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return settings_class(_cli_parse_args=arguments, _cli_prog_name=prog or None)  # type: ignore[call-arg]
+        return settings_class(_cli_parse_args=arguments, _cli_prog_name=prog or None)
     except ValidationError as error:
         prefix = settings_class.model_config.get("env_prefix", "")
         for problem in error.errors(include_url=False, include_context=False):
