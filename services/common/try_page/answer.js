@@ -65,31 +65,28 @@ function linesOf(details) {
   return Array.isArray(lines) ? lines.filter((line) => line && typeof line.text === "string") : [];
 }
 
+/** Each line's corners `[[x, y], ...]`; empty where they are not numbers. */
 function boxesOf(details) {
-  return linesOf(details).map((line) => (Array.isArray(line.box) ? line.box : []));
+  const isPoint = (point) => Array.isArray(point) && point.length === 2 && point.every(Number.isFinite);
+  return linesOf(details).map(({ box }) => (Array.isArray(box) && box.every(isPoint) ? box : []));
 }
 
-/** The picture in its own pixels, boxes over it. The boxes count stored pixels, so a camera's rotation is not applied. */
+/** The picture in its own pixels, boxes over it. */
 async function drawPicture(canvas, picture, boxes) {
-  const image = make("img", { src: picture.url, className: "unseen unrotated", alt: "" });
-  canvas.after(image); // a picture outside of the page would be drawn rotated
+  let image;
   try {
-    await image.decode();
+    image = await createImageBitmap(await asStored(picture.blob));
   } catch {
-    canvas.hidden = true;
+    canvas.hidden = true; // the service, too, will have said that it cannot read it
     return;
-  } finally {
-    image.remove();
   }
-  canvas.after(image);
-  canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
+  canvas.width = image.width;
+  canvas.height = image.height;
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0);
-  image.remove();
   const unit = Math.max(1, Math.max(canvas.width, canvas.height) / 320);
   boxes.forEach((box, n) => drawBox(pen, box, n + 1, unit));
-  canvas.dataset.drawn = String(boxes.length);
+  canvas.dataset.boxes = boxes.length;
 }
 
 function drawBox(pen, box, label, unit) {

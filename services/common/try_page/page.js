@@ -67,7 +67,7 @@ async function watchReady() {
   state.dataset.ready = String(answer.status === 200);
   state.textContent = answer.status === 200 ? "ready" : answer.status === 503 ? "not ready yet" : "not reachable";
   state.title = answer.body?.error?.message ?? "";
-  setTimeout(watchReady, answer.status === 200 ? 30_000 : 2000);
+  setTimeout(watchReady, answer.status === 200 ? 5000 : 2000);
 }
 
 /** The form's contents. Throws an Error with what to do when something is missing or wrong. */
