@@ -22,6 +22,8 @@ ARG SERVICE
 ARG PORT
 # HOME is the one place that may be written: the root file system is mounted read-only.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp SERVICE=${SERVICE} PORT=${PORT}
+# Without the first, onnxruntime writes down a device id and sends usage events; models come from folders, never a hub.
+ENV ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY wire wire

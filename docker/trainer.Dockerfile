@@ -16,6 +16,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 FROM ${PYTHON_IMAGE}
 ENV VENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+# Otherwise onnxruntime writes down a device id and sends usage events.
+ENV ORT_DISABLE_TELEMETRY=1
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY train.sh ./
