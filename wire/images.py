@@ -13,6 +13,10 @@ from PIL import Image
 from wire.schema import ImageRef, MediaType
 
 _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
+# Each scan of a progressive JPEG is a pass over all pixels, in as little as 20 bytes. Encoders write about ten; the
+# marker can only be in another place inside an embedded preview.
+MAX_JPEG_SCANS = 64
+_SCAN = b"\xff\xda"
 _MEDIA_TYPES = {name: media_type for media_type, name in _FORMATS.items()}
 
 
@@ -81,6 +85,8 @@ def open_header(
         raise BadImageError(f"image of {len(data)} bytes; the limit is {limits.max_bytes}")
     if media_type == "image/x-rgb8":
         return _decode_rgb8(data, width, height, limits)
+    if media_type == "image/jpeg" and (scans := bytes(data).count(_SCAN)) > MAX_JPEG_SCANS:
+        raise BadImageError(f"JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[_FORMATS[media_type]])
     except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here

@@ -10,10 +10,8 @@ import contextlib
 import json
 from typing import Any
 
-from pydantic_core import from_json
-
 from services.common.errors import ApiError
-from services.common.intake import Parsed
+from services.common.intake import Parsed, read_json
 from services.common.legacy.items import HEAD_BYTES, check_column, check_count, media_type_of, to_parsed
 from services.common.settings import ServiceSettings
 
@@ -23,10 +21,7 @@ def parse_compute(reward: str, body: bytes | bytearray, _content_type: str, sett
 
     `kwargs`, which older clients send, becomes metadata: a list with one entry per item is dealt out to the items.
     """
-    try:
-        tree = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
+    tree = read_json(body)
     if not isinstance(tree, dict):
         raise ApiError(422, "an object with `prompt` and `image` is needed")
     if _either(tree, "video", "videos") or tree.get("condition_videos"):
