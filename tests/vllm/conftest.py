@@ -1,0 +1,48 @@
+"""One real vLLM server for the session. Where its environment is missing, what needs it is skipped with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_qwen3vl import make_checkpoint
+from tests.support.vllm_server import VllmServer, missing, serve_arguments
+
+MODEL = "judge"
+_servers: list[VllmServer] = []
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random Qwen3-VL."""
+    return make_checkpoint(tmp_path_factory.mktemp("tiny_qwen3vl"))
+
+
+@pytest.fixture(scope="session")
+def _session_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    if reason := missing():
+        pytest.skip(reason)
+    checkpoint = request.getfixturevalue("checkpoint")
+    server = VllmServer(serve_arguments(checkpoint, MODEL), tmp_path_factory.mktemp("vllm") / "server.log")
+    _servers.append(server)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def vllm(_session_server: VllmServer) -> VllmServer:
+    """The running server; a test may kill it."""
+    if not _session_server.alive:
+        _session_server.start()
+    return _session_server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the end of the server's log."""
+    report = yield
+    if report.failed and _servers:
+        report.sections.append(("vLLM's log", _servers[0].log_tail()))
+    return report
