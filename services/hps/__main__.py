@@ -1,0 +1,49 @@
+"""`python -m services.hps [serve|convert|vocabulary] ...`; each command's --help names its flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from services.common.run import serve
+from services.common.settings import load_settings
+from services.hps.commands import convert_command, vocabulary_command
+from services.hps.settings import HpsSettings, make_scorer
+
+USAGE = """\
+usage: python -m services.hps [serve] --checkpoint PATH [flags]   serve HPSv2 or HPSv2.1 (the default)
+       python -m services.hps convert SOURCE OUT [flags]          write a published checkpoint as a folder
+       python -m services.hps vocabulary OUT                      download CLIP's vocabulary
+
+Each command's --help names its flags; each flag is also a variable, such as HPS_CHECKPOINT."""
+
+
+def serve_command(arguments: Sequence[str]) -> None:
+    settings = load_settings(HpsSettings, arguments, prog="python -m services.hps")
+    serve(lambda: make_scorer(settings), settings, "hps")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "serve": serve_command,
+    "convert": convert_command,
+    "vocabulary": vocabulary_command,
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    if list(arguments) in (["-h"], ["--help"]):
+        print(USAGE)
+        return
+    command, rest = "serve", arguments
+    if arguments and not arguments[0].startswith("-"):
+        command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise SystemExit(f"no command {command!r}\n{USAGE}")
+    try:
+        COMMANDS[command](rest)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"services.hps {command}: {error}") from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""Settings of the HPS service."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.common.scorer import Scorer
+from services.common.settings import ServiceSettings
+from services.common.workers import ProcessPool
+from services.hps.checkpoint import Version, inspect
+from services.hps.scorer import HpsScorer
+
+
+class HpsSettings(ServiceSettings):
+    """Serve HPSv2 or HPSv2.1. Other commands: `convert` and `vocabulary`, each with its own --help.
+
+    Each flag is also an environment variable (HPS_CHECKPOINT, HPS_PORT, ...).
+    """
+
+    # No field may be called `url`: HPS_URL is where the trainer finds this service.
+    model_config = SettingsConfigDict(env_prefix="HPS_")
+
+    port: int = Field(default=18083, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    checkpoint: Path = Field(
+        description="HPS_v2_compressed.pt or HPS_v2.1_compressed.pt as published, or a folder written by `convert`."
+    )
+    version: Version | None = Field(
+        default=None, description="Which HPS a published file is, where its name does not say it."
+    )
+    vocabulary: Path | None = Field(
+        default=None,
+        description="bpe_simple_vocab_16e6.txt.gz, or a folder with merges.txt; unset: beside or in the checkpoint.",
+    )
+    device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="Arithmetic of the towers; auto: bf16 on a GPU that has it, fp32 elsewhere."
+    )
+    max_batch: int | None = Field(
+        default=None, ge=1, le=4096, description="Images per forward pass; unset: 64 on a GPU, 8 on the CPU."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Torch's threads per process on the CPU; unset: one per core."
+    )
+
+    @model_validator(mode="after")
+    def _front_names_dtype(self) -> Self:
+        if self.role == "front" and self.dtype == "auto":
+            raise ValueError(
+                "role front has no model to choose a dtype by: give --dtype bf16 or fp32, as the workers have"
+            )
+        return self
+
+
+def make_scorer(settings: HpsSettings) -> Scorer:
+    """The scorer the settings describe; in worker processes, each with the weights, when there are several.
+
+    Raises CheckpointError, or ValueError for a device that is not there.
+    """
+    factory = partial(
+        HpsScorer,
+        inspect(settings.checkpoint, settings.version),
+        settings.vocabulary,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_batch=settings.max_batch,
+        threads=settings.threads,
+    )
+    return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)
