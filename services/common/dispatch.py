@@ -2,7 +2,8 @@
 
 A job is what is scored together: one item or, for a reward that compares, the items of one group. A dispatcher takes
 jobs, answers those whose scores are known, joins those that are already being scored, and passes on the rest. The
-kinds: `Batcher` (a scorer in this process, in micro-batches), `Streamer` (a scorer that itself asks a server).
+kinds: `Batcher` (a scorer in this process, in micro-batches), `Streamer` (a scorer that itself asks a server), and
+`scale.front.Front` (whichever worker takes the job from Redis).
 
 All bookkeeping happens on the event loop, so there are no locks.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from services.common.cache import ScoreCache
 from services.common.metrics import Metrics
+from services.common.parts import Part
 from services.common.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScoreItem
 
@@ -84,7 +86,7 @@ class Entry:
         return max(waiter.deadline for waiter in self.waiters)
 
 
-class Dispatcher(ABC):
+class Dispatcher(Part, ABC):
     """Accepts jobs and settles them. A subclass says where they are scored."""
 
     def __init__(self, *, queue_size: int, cache: ScoreCache, metrics: Metrics) -> None:
@@ -97,14 +99,6 @@ class Dispatcher(ABC):
         self._items_per_s: float | None = None
 
     @abstractmethod
-    async def start(self) -> None:
-        """Get ready to score. Raises StartError with the reason."""
-
-    @abstractmethod
-    async def stop(self) -> None:
-        """Abandon what still waits and free everything."""
-
-    @abstractmethod
     def _accept(self, entry: Entry) -> None:
         """Have a new entry scored; call `_settle` when that is done."""
 
@@ -112,21 +106,8 @@ class Dispatcher(ABC):
     def _withdraw(self, entry: Entry) -> None:
         """Nobody waits for the entry any more: if that saves work, drop it with `_forget`."""
 
-    @property
-    @abstractmethod
-    def lost(self) -> str | None:
-        """Why nothing can be scored at present, or None."""
-
-    async def recover(self) -> None:  # noqa: B027  # most have nothing to do
-        """Try to come back after `lost`. Called now and then while it lasts."""
-
-    async def prefetch(self, keys: Sequence[bytes]) -> None:  # noqa: B027  # most know nothing else
+    async def prefetch(self, jobs: Sequence[Job]) -> None:  # most know nothing else
         """Bring scores that are known elsewhere into the cache, before their jobs are submitted."""
-
-    @property
-    def restarts(self) -> int:
-        """Worker processes replaced so far."""
-        return 0
 
     @property
     def in_flight(self) -> int:
@@ -197,8 +178,13 @@ class Dispatcher(ABC):
     def _fail(self, entry: Entry, code: ErrorCode, message: str) -> None:
         self._settle(entry, [Failure(code, message)] * len(entry.job.items), 0.0, 0.0)
 
-    def _settle(self, entry: Entry, results: Sequence[Result], started: float, took: float) -> None:
-        """Answer all who wait for the entry, and remember its scores. `started` is in `time.monotonic()` seconds."""
+    def _settle(
+        self, entry: Entry, results: Sequence[Result], started: float, took: float, *, cached: bool = False
+    ) -> None:
+        """Answer all who wait for the entry, and remember its scores. `started` is in `time.monotonic()` seconds.
+
+        `cached`: the scores were known where the job was sent.
+        """
         self._forget(entry)
         known = tuple(result for result in results if isinstance(result, Score) and result.cacheable)
         complete = len(known) == len(results)
@@ -208,7 +194,7 @@ class Dispatcher(ABC):
             if not waiter.future.done():
                 queue_s = max(0.0, started - waiter.since)
                 self._metrics.queue_seconds.labels(entry.reward).observe(queue_s)
-                waiter.future.set_result(Outcome(tuple(results), number > 0 and complete, queue_s, took))
+                waiter.future.set_result(Outcome(tuple(results), cached or (number > 0 and complete), queue_s, took))
 
     def _forget(self, entry: Entry) -> None:
         self._entries.pop(entry, None)

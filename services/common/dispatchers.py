@@ -1,22 +1,46 @@
-"""Which dispatcher serves a scorer."""
+"""Which parts a service is made of: from one dispatcher that owns the scorer to the roles that meet in Redis."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from services.common.batcher import Batcher
 from services.common.cache import ScoreCache
 from services.common.dispatch import Dispatcher
+from services.common.memory import Hold
 from services.common.metrics import Metrics
+from services.common.parts import Part
 from services.common.scorer import AsyncScorer, Scorer
 from services.common.settings import ServiceSettings
 from services.common.streamer import Streamer
 
 
-def make_dispatcher(
+def make_parts(
+    scorer: Scorer | AsyncScorer,
+    service_name: str,
+    settings: ServiceSettings,
+    cache: ScoreCache,
+    metrics: Metrics,
+    hold: Callable[[], Hold],
+) -> tuple[Sequence[Part], Dispatcher]:
+    """The service's parts in the order they are started, and the one of them that takes the requests' jobs.
+
+    `hold` gives a share of the process's memory budget.
+    """
+    local = None if settings.role == "front" else _owner(scorer, settings, cache, metrics)
+    if settings.redis is not None:
+        from services.common.scale.roles import make_scaled_parts  # the only way to Redis
+
+        return make_scaled_parts(scorer, local, service_name, settings, cache, metrics, hold)
+    assert local is not None, "the settings refuse a front without Redis"
+    return (local,), local
+
+
+def _owner(
     scorer: Scorer | AsyncScorer, settings: ServiceSettings, cache: ScoreCache, metrics: Metrics
-) -> Dispatcher:
+) -> Batcher | Streamer:
     """A `Streamer` for a scorer whose `score` is a coroutine, else a `Batcher`."""
     if inspect.iscoroutinefunction(scorer.score):
         return Streamer(cast(AsyncScorer, scorer), queue_size=settings.queue_size, cache=cache, metrics=metrics)

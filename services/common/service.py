@@ -18,7 +18,7 @@ from services.common.auth import Tokens
 from services.common.body import read_body
 from services.common.cache import ScoreCache
 from services.common.dispatch import Job, Outcome, QueueFull, StartError
-from services.common.dispatchers import make_dispatcher
+from services.common.dispatchers import make_parts
 from services.common.errors import ApiError, overloaded
 from services.common.intake import Decoded, Parsed, decode_item, parse_request
 from services.common.jobs import make_plan
@@ -57,24 +57,29 @@ class Service:
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="decode")
-        self._dispatcher = make_dispatcher(scorer, settings, self._cache, self.metrics)
+        self._parts, self._dispatcher = make_parts(scorer, name, settings, self._cache, self.metrics, self._hold)
         self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._dispatcher.retry_after_s)
 
     @property
     def ready(self) -> bool:
         """Loaded, warmed up, able to score, and not shutting down."""
-        return self._ready and not self.draining and self._dispatcher.lost is None
+        return self._ready and not self.draining and self._lost is None
 
     @property
     def in_flight(self) -> int:
         """Items accepted and not yet answered."""
-        return self._dispatcher.in_flight
+        return sum(part.in_flight for part in self._parts)
+
+    @property
+    def _lost(self) -> str | None:
+        return next((part.lost for part in self._parts if part.lost is not None), None)
 
     async def start(self) -> None:
         """Load and warm up; the service is ready afterwards. Raises StartError."""
         started = time.monotonic()
         try:
-            await self._dispatcher.start()
+            for part in self._parts:
+                await part.start()
         except StartError as error:
             self.failure = str(error)
             raise
@@ -88,13 +93,19 @@ class Service:
         self.drain()
         if self._watching is not None:
             self._watching.cancel()
-        await self._dispatcher.stop()
+        for part in reversed(self._parts):
+            await part.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _hold(self) -> Hold:
+        return self._memory.hold()
 
     def drain(self) -> None:
         """Take no new work; what is in flight goes on."""
         self.draining = True
         self.metrics.ready.set(0)
+        for part in self._parts:
+            part.drain()
 
     def check_ready(self) -> None:
         """Raise ApiError 503 with the reason when no request can be taken."""
@@ -104,24 +115,25 @@ class Service:
             raise ApiError(503, f"{self.name} did not start: {self.failure}")
         if not self._ready:
             raise ApiError(503, f"{self.name} is loading; poll /ready", headers={"Retry-After": "1"})
-        lost = self._dispatcher.lost
-        if lost is not None:
-            raise ApiError(503, f"{self.name} cannot score at present: {lost}", headers={"Retry-After": "1"})
+        if self._lost is not None:
+            raise ApiError(503, f"{self.name} cannot score at present: {self._lost}", headers={"Retry-After": "1"})
 
     async def _watch(self) -> None:
         """Let a scorer that lost its workers try to come back: a service that is not ready gets no work to do it."""
         while True:
             await asyncio.sleep(_WATCH_S)
             self.metrics.ready.set(self.ready)
-            if self._dispatcher.lost is not None:
-                await self._dispatcher.recover()
+            for part in self._parts:
+                if part.lost is not None:
+                    await part.recover()
 
     def abandon(self) -> None:
         """Answer all that is in flight now; what has no score yet is `overloaded`."""
-        self._dispatcher.abandon()
+        for part in reversed(self._parts):
+            part.abandon()
 
     def render_metrics(self) -> bytes:
-        self.metrics.worker_restarts.set(self._dispatcher.restarts)
+        self.metrics.worker_restarts.set(sum(part.restarts for part in self._parts))
         return self.metrics.render()
 
     def info(self) -> ServiceInfo:
@@ -145,8 +157,10 @@ class Service:
 
         `parse` reads the body, in a thread: other protocols have their own.
         """
+        if self.settings.role == "worker":
+            raise ApiError(503, f"this {self.name} is a worker, which takes its jobs from Redis: ask a front")
         self.check_ready()
-        settings, hold = self.settings, self._memory.hold()
+        settings, hold = self.settings, self._hold()
         try:
             body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
             kind = request.headers.get("content-type", "")
@@ -202,7 +216,7 @@ class Service:
 
     async def _outcomes(self, request: Request, reward: str, jobs: Sequence[Job], deadline: float) -> list[Outcome]:
         """Submit the jobs and wait for all of them, the deadline, or the client's leaving."""
-        await self._dispatcher.prefetch([job.key for job in jobs if job.key is not None])
+        await self._dispatcher.prefetch(jobs)
         futures = [self._dispatcher.submit(reward, job, deadline) for job in jobs]
         finished = _all_done(futures)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_until_disconnect(request))

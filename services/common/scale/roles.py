@@ -1,0 +1,88 @@
+"""Puts together what a front, a worker, or a process that is both is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from services.common.cache import ScoreCache
+from services.common.dispatch import Dispatcher
+from services.common.memory import Hold
+from services.common.metrics import Metrics
+from services.common.parts import Part
+from services.common.scale.claims import Claims
+from services.common.scale.connection import Connection
+from services.common.scale.front import Front
+from services.common.scale.keys import Keys
+from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.shared_cache import SharedCache
+from services.common.scale.watch import StreamWatch
+from services.common.scale.worker import Worker, WorkerLimits
+from services.common.scorer import AsyncScorer, Scorer
+from services.common.settings import ServiceSettings
+from wire.images import ImageLimits
+
+_ROOM_WHERE_ALL_START_AT_ONCE = 32
+
+
+def make_scaled_parts(
+    scorer: Scorer | AsyncScorer,
+    local: Dispatcher | None,
+    service_name: str,
+    settings: ServiceSettings,
+    cache: ScoreCache,
+    metrics: Metrics,
+    hold: Callable[[], Hold],
+) -> tuple[Sequence[Part], Dispatcher]:
+    """The parts in the order they are started, and the one that takes the requests' jobs.
+
+    `local` owns the scorer; None for a front. A worker takes no requests; its `local` stands in.
+    """
+    assert settings.redis is not None
+    rewards = dict(scorer.rewards)
+    measured = ScaleMetrics(metrics.registry, rewards)
+    connection = Connection(settings.redis.get_secret_value())
+    keys = Keys(settings.redis_prefix, service_name)
+    watch = StreamWatch(connection, keys, rewards, measured)
+    shared = SharedCache(cache, connection, keys, settings.cache_ttl_s, measured)
+    front = Front(
+        rewards,
+        connection,
+        keys,
+        watch,
+        shared,
+        queue_size=settings.queue_size,
+        max_depth=settings.max_stream_jobs,
+        cache=cache,
+        metrics=metrics,
+        scale_metrics=measured,
+    )
+    if local is None:
+        return (watch, front), front
+    takes_requests = settings.role == "all"
+    worker = Worker(
+        local,
+        Claims(connection, keys, rewards, watch, settings.visibility_timeout_s),
+        connection,
+        keys,
+        watch,
+        shared,
+        WorkerLimits(
+            room=settings.worker_jobs or _room(scorer),
+            max_deliveries=settings.max_deliveries,
+            visibility_timeout_s=settings.visibility_timeout_s,
+            images=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        ),
+        rewards=rewards,
+        hold=hold,
+        needed=lambda: takes_requests and front.in_flight > 0,
+        metrics=measured,
+    )
+    return ((watch, local, worker, front), front) if takes_requests else ((watch, local, worker), local)
+
+
+def _room(scorer: Scorer | AsyncScorer) -> int:
+    """Two batches: one is scored while the next waits. More would only keep other workers idle."""
+    max_batch = getattr(scorer, "max_batch", None)
+    if max_batch is None:
+        return _ROOM_WHERE_ALL_START_AT_ONCE
+    return 2 * int(max_batch) * max(1, int(getattr(scorer, "concurrency", 1)))

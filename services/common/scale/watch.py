@@ -1,0 +1,132 @@
+"""What every process knows of the streams: how deep they are, how fast they drain, which workers live, what time it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+
+from services.common.dispatch import StartError
+from services.common.parts import Part
+from services.common.scale.connection import Command, Connection, RedisAway, RedisRefused
+from services.common.scale.keys import GROUP, Keys
+from services.common.scale.metrics import ScaleMetrics
+from wire.schema import ScorerInfo
+
+logger = logging.getLogger("services.redis")
+
+_POLL_S = 0.5
+_RATE_WEIGHT = 0.2
+
+
+class StreamWatch(Part):
+    """Polls Redis twice a second. Owns the connection: it is opened first and closed last."""
+
+    def __init__(
+        self, connection: Connection, keys: Keys, rewards: Mapping[str, ScorerInfo], metrics: ScaleMetrics
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._rewards = rewards
+        self._metrics = metrics
+        self._clock_ms = 0.0
+        self._answered: tuple[float, int] | None = None
+        self._jobs_per_s: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.depth = 0
+        self.workers: dict[str, int] = dict.fromkeys(rewards, 0)
+
+    async def start(self) -> None:
+        """Raises StartError when Redis does not answer or does not let us in."""
+        try:
+            await self._warn_of_eviction()
+            await self._create_groups()
+            await self.poll()
+        except (RedisAway, RedisRefused) as error:
+            raise StartError(f"{error}: start it, or correct --redis") from error
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        await self._connection.close()
+
+    @property
+    def lost(self) -> str | None:
+        """Why Redis cannot be used at present, or None."""
+        return self._connection.failure
+
+    def now_ms(self) -> float:
+        """Redis's clock, which dates the jobs: machines need not agree on the time."""
+        return self._clock_ms + time.monotonic() * 1000
+
+    def drain_s(self) -> int:
+        """Seconds until the jobs in the streams should be done at the recent rate, between 1 and 60."""
+        if not self._jobs_per_s:
+            return 1
+        return min(60, max(1, math.ceil(self.depth / self._jobs_per_s)))
+
+    async def poll(self) -> None:
+        """Look once. Raises RedisAway or RedisRefused; a missing group is made again."""
+        commands: list[Command] = [("TIME",)]
+        for info in self._rewards.values():
+            commands += [
+                ("XLEN", self._keys.jobs(info)),
+                ("XPENDING", self._keys.jobs(info), GROUP),
+                ("ZRANGE", self._keys.workers(info), 0, -1, "WITHSCORES"),
+                ("GET", self._keys.answered(info)),
+            ]
+        answers = await self._connection.pipeline(commands)
+        seconds, microseconds = answers[0]
+        self._clock_ms = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
+        depth = answered = 0
+        for number, name in enumerate(self._rewards):
+            length, pending, workers, done = answers[1 + 4 * number : 5 + 4 * number]
+            if any(isinstance(each, RedisRefused) for each in (length, pending, workers, done)):
+                await self._create_groups()
+                continue
+            depth += length
+            answered += int(done or 0)
+            self.workers[name] = sum(float(until) > self.now_ms() for until in workers[1::2])
+            self._metrics.depth.labels(name).set(length)
+            self._metrics.pending.labels(name).set(pending["pending"])
+            self._metrics.workers.labels(name).set(self.workers[name])
+        self.depth = depth
+        self._measure_rate(answered)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            try:
+                await self.poll()
+            except (RedisAway, RedisRefused) as error:
+                logger.debug("polling failed", extra={"reason": str(error)})
+
+    def _measure_rate(self, answered: int) -> None:
+        now, before = time.monotonic(), self._answered
+        self._answered = (now, answered)
+        if before is None or answered < before[1]:  # Redis has lost its last second, or all
+            return
+        rate = (answered - before[1]) / max(now - before[0], 1e-6)
+        old = self._jobs_per_s
+        self._jobs_per_s = rate if not old else (1 - _RATE_WEIGHT) * old + _RATE_WEIGHT * rate
+
+    async def _create_groups(self) -> None:
+        """Make the streams and their consumer groups, where they are missing: at first, and after a flush."""
+        commands: list[Command] = [
+            ("XGROUP", "CREATE", self._keys.jobs(info), GROUP, "0", "MKSTREAM") for info in self._rewards.values()
+        ]
+        for answer in await self._connection.pipeline(commands):
+            if isinstance(answer, RedisRefused) and not str(answer).startswith("BUSYGROUP"):
+                raise answer
+
+    async def _warn_of_eviction(self) -> None:
+        memory = await self._connection.call("INFO", "memory")
+        policy = memory.get("maxmemory_policy", "")
+        if memory.get("maxmemory") and policy.startswith("allkeys"):
+            logger.warning(
+                "Redis may evict job streams: set its maxmemory-policy to volatile-lru, which evicts cached scores only",
+                extra={"maxmemory_policy": policy},
+            )
