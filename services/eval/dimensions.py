@@ -189,14 +189,17 @@ PRIMARIES: tuple[str, ...] = (
     "Text Generation",
 )
 
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"\s*-\s*", "-", " ".join(name.split()))
+
+
 _BY_NAME: dict[str, tuple[Dimension, Language]] = {
-    **{dimension.name: (dimension, "en") for dimension in DIMENSIONS},
+    **{_squeezed(dimension.name): (dimension, "en") for dimension in DIMENSIONS},
     **{dimension.zh: (dimension, "zh") for dimension in DIMENSIONS},
 }
 
 
 def find_dimension(name: str) -> tuple[Dimension, Language] | None:
-    """The dimension of a test-point name and the name's language. White space around names and hyphens is ignored."""
-    name = name.strip()
-    spaced = re.sub(r"\s+-\s*|\s*-\s+", " - ", name)
-    return _BY_NAME.get(name) or _BY_NAME.get(spaced) or _BY_NAME.get(spaced.replace(" - ", "-"))
+    """The dimension of a test-point name and the name's language. White space around hyphens does not matter."""
+    return _BY_NAME.get(_squeezed(name))

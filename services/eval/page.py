@@ -30,8 +30,8 @@ class Verdict:
 
     name: str
     description: str
-    passed: bool
     reason: str
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def render_page(
         plan=plan,
         macro=by_name["overall", MACRO],
         micro=by_name["overall", MICRO],
+        macro_note=_macro_note(len(primaries)),
         dimensions=[(row, _parts(row, rows)) for row in primaries],
         images=len(records),
         judged=sum(record.verdicts is not None for record in records),
@@ -108,6 +109,12 @@ def thumbnail(path: Path) -> str | None:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
+def _macro_note(count: int) -> str:
+    if count == len(PRIMARIES):
+        return "What the leaderboard prints: each dimension below counts the same."
+    return f"Over {count} of {len(PRIMARIES)} dimensions, so not comparable with the leaderboard's."
+
+
 def _shows_failure(record: Record) -> bool:
     return record.verdicts is None or 0 in record.verdicts
 
@@ -132,7 +139,7 @@ def _card(record: Record, prompt: Prompt, folder: Path) -> Card:
     verdicts = record.verdicts or ()
     reasons = record.reasons or ("",) * len(verdicts)
     given = [
-        Verdict(point.name, point.description, bool(verdict), reason)
+        Verdict(point.name, point.description, reason, bool(verdict))
         for point, verdict, reason in zip(prompt.points, verdicts, reasons, strict=False)
     ]
     classes = set()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from services.eval.dimensions import PRIMARIES
 from services.eval.page import render_page
 from services.eval.settings import ReportOptions
 from services.eval.store import Place, Plan, Record, read_plan, read_records, write_atomic
@@ -96,6 +97,11 @@ def table_text(rows: Sequence[Row]) -> str:
         interval = f"{_percent(row.low)} to {_percent(row.high)}"
         name = ("  " if row.kind == "sub" else "") + row.name
         lines.append(f"{name:42.42}{_percent(row.accuracy):>9}{interval:>18}{f'{row.judged} / {row.asked}':>18}")
+    primaries = sum(row.kind == "primary" for row in rows)
+    if primaries < len(PRIMARIES):
+        lines.append(
+            f"only {primaries} of {len(PRIMARIES)} primary dimensions are asked: no number for the leaderboard"
+        )
     return "\n".join(lines)
 
 
