@@ -8,7 +8,7 @@ usage() {
     cat <<'TEXT'
 Usage: bash test.sh [pytest arguments ...]
 
-    bash test.sh                          everything; what needs a GPU, a vLLM server or a browser that is not
+    bash test.sh                          everything; what needs a GPU, a vLLM server, Redis or a browser that is not
                                           there is skipped with the reason
     bash test.sh -m "not slow"            the quick part
     bash test.sh tests/services -x -q     one folder, stopping at the first failure
@@ -19,6 +19,8 @@ TEXT
 
 # shellcheck source=scripts/setup_venv.sh
 source "$ROOT/scripts/setup_venv.sh"
+# shellcheck source=scripts/ensure_redis.sh
+source "$ROOT/scripts/ensure_redis.sh"
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
     usage
@@ -31,6 +33,7 @@ if [[ "${DRY_RUN:-0}" == 1 ]]; then
 fi
 
 ensure_venv dev
+ensure_redis
 cd "$ROOT"
 printf '[test] python -m pytest %s\n' "$*"
 exec "$VENV_PYTHON" -m pytest "$@"

@@ -17,6 +17,7 @@ from wire.schema import ScorerInfo
 
 logger = logging.getLogger("services.redis")
 
+OLDEST_REDIS = 7  # flags of scripts
 _POLL_S = 0.5
 _RATE_WEIGHT = 0.2
 
@@ -41,7 +42,7 @@ class StreamWatch(Part):
     async def start(self) -> None:
         """Raises StartError when Redis does not answer or does not let us in."""
         try:
-            await self._warn_of_eviction()
+            await self._check_server()
             await self._create_groups()
             await self.poll()
         except (RedisAway, RedisRefused) as error:
@@ -122,7 +123,10 @@ class StreamWatch(Part):
             if isinstance(answer, RedisRefused) and not str(answer).startswith("BUSYGROUP"):
                 raise answer
 
-    async def _warn_of_eviction(self) -> None:
+    async def _check_server(self) -> None:
+        version = (await self._connection.call("INFO", "server")).get("redis_version", "0")
+        if int(str(version).partition(".")[0]) < OLDEST_REDIS:
+            raise StartError(f"Redis {OLDEST_REDIS}.0 or newer is needed; {self._connection.url} is {version}")
         memory = await self._connection.call("INFO", "memory")
         policy = memory.get("maxmemory_policy", "")
         if memory.get("maxmemory") and policy.startswith("allkeys"):
