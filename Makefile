@@ -1,7 +1,7 @@
 # What people run by hand. `make help` lists it. The virtual environment is the one train.sh and test.sh make.
 PY := $(or $(VENV),.venv)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm check lint format test openapi
+.PHONY: help venv vllm check lint format test openapi images
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,3 +26,6 @@ test:  ## The tests
 
 openapi: venv  ## Write the committed OpenAPI files from the services
 	$(PY) -m services.common.openapi
+
+images:  ## Build the services' container images (docker, podman or buildah)
+	bash scripts/build_images.sh
