@@ -35,5 +35,5 @@ async def read_body(request: Request, limit: int, timeout_s: float, hold: Hold) 
                 body += chunk
     except TimeoutError as error:
         raise ApiError(408, f"the body did not arrive within {timeout_s:g} s") from error
-    request.scope["body_read"] = True
+    request.scope["body_read"], request.scope["body_bytes"] = True, len(body)
     return body

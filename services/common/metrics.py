@@ -48,6 +48,7 @@ class Metrics:
             "reward_constant_groups", "Groups whose scores were all equal: no learning signal.", ["reward"], registry=r
         )
         self.worker_restarts = Gauge("reward_worker_restarts", "Worker processes replaced since the start.", registry=r)
+        self.audit_failures = Counter("reward_audit_failures", "Lines the audit log lost.", registry=r)
         self.ready = Gauge("reward_ready", "1 when the service is ready, else 0.", registry=r)
 
     def render(self) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from services.common.audit import AuditLog, prompts_sha256
 from services.common.auth import Tokens
 from services.common.body import read_body
 from services.common.cache import ScoreCache
@@ -22,6 +23,7 @@ from services.common.dispatchers import make_parts
 from services.common.errors import ApiError, overloaded
 from services.common.intake import Decoded, Parsed, decode_item, parse_request
 from services.common.jobs import make_plan
+from services.common.limits import RateLimits
 from services.common.memory import Hold, MemoryBudget
 from services.common.metrics import Metrics
 from services.common.scorer import AsyncScorer, Failure, Scorer
@@ -48,6 +50,8 @@ class Service:
         for collector in getattr(scorer, "collectors", ()):
             self.metrics.registry.register(collector)
         self.tokens = Tokens.from_file(settings.token_file)
+        self.rate_limits = RateLimits(self.tokens.allowances)
+        self.audit = AuditLog(settings.audit_log, name, self.metrics.audit_failures) if settings.audit_log else None
         self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
         self.default_reward = next(iter(self.rewards))
         self.draining = False
@@ -178,17 +182,22 @@ class Service:
             known = ", ".join(self.rewards)
             raise ApiError(404, f"no reward {reward!r} here; {self.name} serves: {known}", field="reward")
         request_id = wanted.request_id or request.scope.get("request_id") or uuid.uuid4().hex
-        request.scope["request_id"] = request_id
+        count = len(wanted.items)
+        request.scope.update(request_id=request_id, reward=reward, items=count)
+        if self.audit is not None:
+            request.scope["prompts_sha256"] = await self._in_thread(
+                prompts_sha256, [item.prompt for item in wanted.items]
+            )
         allowed = self.settings.request_timeout_s
         if wanted.deadline_ms is not None:
             allowed = min(allowed, wanted.deadline_ms / 1000)
         deadline = arrived + allowed
-        count = len(wanted.items)
         try:
             self._dispatcher.reserve(count)
         except QueueFull as error:
             raise overloaded(str(error), error.retry_after_s) from error
         try:
+            self.rate_limits.take_items(request.scope.get("caller"), count)
             plan = make_plan(await self._decode(parsed, info, hold), parsed.parts, info)
             outcomes = await self._outcomes(request, reward, plan.jobs, deadline)
         finally:
@@ -197,7 +206,6 @@ class Service:
         self._count(reward, parsed, results)
         if all(result.error is not None and result.error.code is ErrorCode.TIMEOUT for result in results):
             raise ApiError(504, f"none of {count} items had a result within {allowed * 1000:.0f} ms")
-        request.scope["items"] = count
         request.scope["failed_items"] = sum(result.error is not None for result in results)
         return ScoreResponse(results=results, scorer=info, request_id=request_id)
 

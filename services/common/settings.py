@@ -35,10 +35,19 @@ class ServiceSettings(BaseSettings):
     port: Port = 18080
     workers: int = Field(default=1, ge=1, le=256, description="Worker processes (CPU engines).")
     token_file: Path | None = Field(
-        default=None, description="File of bearer tokens, one per line, `token` or `name:token`."
+        default=None,
+        description="File of bearer tokens, one per line: `token` or `name:token`, then a client's limits if it has any, "
+        "such as requests_per_minute=60 items_per_minute=6000.",
     )
     insecure_no_token: bool = Field(
         default=False, description="Allow a non-loopback --host without tokens: anyone who reaches the port may use it."
+    )
+    trusted_proxies: str | None = Field(
+        default=None,
+        description="Reverse proxies (addresses or networks, by commas) whose X-Forwarded-For is believed; unset: none.",
+    )
+    audit_log: Path | None = Field(
+        default=None, description="File to which a line is appended for each request: who, what, how many, the answer."
     )
     max_connections: int = Field(
         default=512, ge=1, le=65_536, description="Most open connections; more are answered 503 and closed."

@@ -20,7 +20,9 @@ request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
-_KNOWN = frozenset({*_QUIET, "/v1/score", "/v1/info", "/docs", "/openapi.json", "/", "/compute"})
+_SCORING = frozenset({"/v1/score", "/", "/compute"})
+_KNOWN = frozenset({*_QUIET, *_SCORING, "/v1/info", "/docs", "/openapi.json"})
+_AUDITED = ("reward", "prompts_sha256", "body_bytes")  # beside what the access log has
 
 
 class Shell:
@@ -51,16 +53,10 @@ class Shell:
             await send(message)
 
         try:
-            is_open = (scope["method"], scope["path"]) in OPEN_ROUTES
-            if self._service.tokens and not is_open and not self._is_known(headers, scope):
-                refusal = ApiError(
-                    401,
-                    "send `Authorization: Bearer <token>` with a token of this service",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-                await ErrorResponse(refusal)(scope, receive, send_marked)
-            else:
-                await self._app(scope, receive, send_marked)
+            self._admit(headers, scope)
+            await self._app(scope, receive, send_marked)
+        except ApiError as refusal:
+            await ErrorResponse(refusal)(scope, receive, send_marked)
         except Exception:
             logger.exception("bug while answering")
             if status:
@@ -71,20 +67,29 @@ class Shell:
         finally:
             self._record(scope, status, time.monotonic() - started)
 
-    def _is_known(self, headers: Headers, scope: Scope) -> bool:
+    def _admit(self, headers: Headers, scope: Scope) -> None:
+        """Find out who asks. Raises ApiError: 401 for a stranger, 429 for a client above its limit."""
+        if not self._service.tokens or (scope["method"], scope["path"]) in OPEN_ROUTES:
+            return
         authorization = headers.get("authorization")
         scope["caller"] = self._service.tokens.name_of(
             authorization.encode("latin-1") if authorization else None,
             as_password=self._service.settings.legacy and scope["path"] in PASSWORD_PATHS,
         )
-        return scope["caller"] is not None
+        if scope["caller"] is None:
+            raise ApiError(
+                401,
+                "send `Authorization: Bearer <token>` with a token of this service",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        self._service.rate_limits.take_request(scope["caller"])
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in _KNOWN else "other"
         self._service.metrics.requests.labels(path, str(status or 499)).inc()
-        if path == "/v1/score":
+        if scope["method"] == "POST" and path in _SCORING:
             self._service.metrics.request_seconds.observe(seconds)
-        level = logging.DEBUG if path in _QUIET and status < 500 else logging.INFO
+        quiet = path in _QUIET and status < 400
         extra = {
             "method": scope["method"],
             "path": scope["path"],
@@ -94,4 +99,9 @@ class Shell:
         for name in ("caller", "items", "failed_items", "error_code"):
             if scope.get(name) is not None:
                 extra[name] = scope[name]
-        logger.log(level, "request", extra=extra | {"request_id": scope["request_id"]})
+        extra["request_id"] = scope["request_id"]
+        logger.log(logging.DEBUG if quiet else logging.INFO, "request", extra=extra)
+        is_open = (scope["method"], scope["path"]) in OPEN_ROUTES
+        if self._service.audit is not None and not quiet and not is_open:
+            more = {name: scope[name] for name in _AUDITED if scope.get(name) is not None}
+            self._service.audit.write(extra | more | {"address": (scope.get("client") or ("unknown",))[0]})

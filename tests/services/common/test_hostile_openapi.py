@@ -62,7 +62,7 @@ def test_no_request_is_a_server_error(url_of, path):
 
             @seed(1)
             @settings(
-                max_examples=40 if operation.method == "post" else 3,
+                max_examples=25 if operation.method == "post" else 3,
                 deadline=None,
                 database=None,
                 phases=[Phase.generate],
