@@ -63,7 +63,8 @@ def read_published(path: Path) -> State:
         # Files older than the zip format cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:300]
+        # What torch says besides is how to load it unsafely.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split(". ")[0][:200]
         raise CheckpointError(
             f"checkpoint {path}: refused, it is damaged or holds more than tensors ({reason}); {SOURCE}"
         ) from error

