@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 
 TIE = 0.5
 
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+# All patterns of the readers take time in proportion to the text, whatever a judge writes.
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 
-_LAST_THOUGHT = re.compile(r".*</think>", re.DOTALL | re.IGNORECASE)
-_COMMA_BEFORE_END = re.compile(r',(?=\s*[}\]])|("(?:[^"\\]|\\.)*")', re.DOTALL)
+_THOUGHT_ENDS = re.compile(r"</think>", re.IGNORECASE)
+_COMMA_BEFORE_END = re.compile(r',(?=\s*[}\]])|("(?:[^"\\]|\\.)*"?)', re.DOTALL)
 
 
 class ParseError(ValueError):
@@ -40,7 +41,7 @@ class Judgement:
 
 def after_thinking(text: str) -> str:
     """What follows the reasoning block, all of it when there is none."""
-    return _LAST_THOUGHT.sub("", text, count=1)
+    return _THOUGHT_ENDS.split(text)[-1]
 
 
 def plain(text: str) -> str:

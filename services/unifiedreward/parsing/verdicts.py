@@ -21,12 +21,14 @@ _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 _STATEMENT = re.compile(rf"(?<!\w){_BETTER}(?=\s*[.!?;\"'”’<)]|\s*$)", re.IGNORECASE)
 _EQUAL_STATEMENT = re.compile(_EQUAL, re.IGNORECASE)
 _DOUBT = re.compile(r"\b(?:not|neither|nor|whether|if|cannot)\b|n['’]t\b", re.IGNORECASE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_CLOSE = 120  # characters before a statement in which a doubt concerns it
+_OPENS = re.compile(r"<answer>", re.IGNORECASE)
+_CLOSES = re.compile(r"</answer>", re.IGNORECASE)
 _WHOLE_ANSWER = re.compile(rf"(?:{_BETTER}|(?:edited )?image ?([12]))", re.IGNORECASE)
 _WHOLE_TIE = re.compile(rf"{_EQUAL}|tie|equal", re.IGNORECASE)
 _TOTAL = re.compile(rf"^image ?([12]) ?:[^=\n]*=\s*({NUMBER})\s*$", re.IGNORECASE | re.MULTILINE)
 _SCORE = re.compile(
-    rf"(?<!\w)image ?([12])(?:['’]s)?(?: [a-z ]*)?(?: ?\([^)\n]*\))? ?(?:[:=]|\bis\b) ?\[?({NUMBER}|[-+]?(?:nan|inf\w*))(?![\w.]*\w|\+)",
+    rf"(?<!\w)image ?([12])(?:['’]s)?(?: [a-z ]{0, 40})?(?: ?\([^)\n]{0, 40}\))? ?(?:[:=]|\bis\b) ?\[?({NUMBER}|[-+]?(?:nan|inf\w*))(?![\w.]*\w|\+)",
     re.IGNORECASE,
 )
 _TWO_NUMBERS = re.compile(rf"\s*[\[(]?\s*({NUMBER})\s*[,;\s]\s*({NUMBER})\s*[\])]?\s*")
@@ -39,12 +41,13 @@ def read_think(text: str) -> Judgement:
     `totals_disagree`, and stays the winner.
     """
     visible = after_thinking(text)
-    answers: list[str] = _ANSWER.findall(visible)
-    if not answers:
-        raise ParseError("the answer has no complete <answer> tag")
+    answers = _OPENS.split(visible)[1:]
     if len(answers) > 1:
         raise ParseError(f"the answer has {len(answers)} <answer> tags")
-    words = plain(answers[0]).replace("\n", " ").strip(" .!\"'“”‘’[]")
+    answer, *rest = _CLOSES.split(answers[0]) if answers else [""]
+    if not rest:
+        raise ParseError("the answer has no complete <answer> tag")
+    words = plain(answer).replace("\n", " ").strip(" .!\"'“”‘’[]")
     share = _whole_answer(words)
     totals = {int(image): float(total) for image, total in _TOTAL.findall(plain(text))}
     disagree = len(totals) == 2 and share != TIE and (totals[1] - totals[2]) * (share - TIE) < 0
@@ -56,17 +59,17 @@ def read_rank(text: str) -> Judgement:
     said: set[float] = set()
     for sentence in _SENTENCE.split(plain(after_thinking(text))):
         for match in _STATEMENT.finditer(sentence):
-            if not _DOUBT.search(sentence[: match.start()]):
+            if not _doubted(sentence, match):
                 said.add(_winner(match.group(1), match.group(2)))
         equal = _EQUAL_STATEMENT.search(sentence)
-        if equal and not _DOUBT.search(sentence[: equal.start()]):
+        if equal and not _doubted(sentence, equal):
             said.add(TIE)
     return Judgement(_only(said))
 
 
 def read_edit_rank(text: str) -> Judgement:
     """`Edited image 1 is better`, in an answer tag or in free text."""
-    return read_think(text) if _ANSWER.search(after_thinking(text)) else read_rank(text)
+    return read_think(text) if _OPENS.search(after_thinking(text)) else read_rank(text)
 
 
 def read_edit_scores(text: str) -> Judgement:
@@ -97,6 +100,10 @@ def _whole_answer(words: str) -> float:
     if len(named) == 2:
         raise ParseError("the <answer> tag names both images")
     raise ParseError(f"the <answer> tag says {words[:80]!r}, which names no better image")
+
+
+def _doubted(sentence: str, match: re.Match[str]) -> bool:
+    return _DOUBT.search(sentence, max(0, match.start() - _CLOSE), match.start()) is not None
 
 
 def _winner(number: str, other: str | None) -> float:
