@@ -28,7 +28,7 @@ _WHOLE_ANSWER = re.compile(rf"(?:{_BETTER}|(?:edited )?image ?([12]))", re.IGNOR
 _WHOLE_TIE = re.compile(rf"{_EQUAL}|tie|equal", re.IGNORECASE)
 _TOTAL = re.compile(rf"^image ?([12]) ?:[^=\n]*=\s*({NUMBER})\s*$", re.IGNORECASE | re.MULTILINE)
 _SCORE = re.compile(
-    rf"(?<!\w)image ?([12])(?:['’]s)?(?: [a-z ]{0, 40})?(?: ?\([^)\n]{0, 40}\))? ?(?:[:=]|\bis\b) ?\[?({NUMBER}|[-+]?(?:nan|inf\w*))(?![\w.]*\w|\+)",
+    rf"(?<!\w)image ?([12])(?:['’]s)?(?: [a-z ]{{0,40}})?(?: ?\([^)\n]{{0,40}}\))? ?(?:[:=]|\bis\b) ?\[?({NUMBER}|[-+]?(?:nan|inf\w*))(?![\w.]*\w|\+)",
     re.IGNORECASE,
 )
 _TWO_NUMBERS = re.compile(rf"\s*[\[(]?\s*({NUMBER})\s*[,;\s]\s*({NUMBER})\s*[\])]?\s*")
