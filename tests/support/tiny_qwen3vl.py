@@ -64,13 +64,24 @@ def make_checkpoint(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def token_ids(text: str) -> list[int]:
+    """The tokens of printable ASCII, one per character."""
+    letters = _alphabet()
+    return [letters.index(character) for character in text]
+
+
+def _alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
 def _tokenizer() -> Any:
     """One token per byte, so that any text has tokens and any grammar can be followed."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    core = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(_alphabet())}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(_SPECIAL)

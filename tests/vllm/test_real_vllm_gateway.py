@@ -1,0 +1,186 @@
+"""The UnifiedReward gateway as a process in front of a real vLLM server.
+
+A random model does not know the answer's form, so a grammar in `--extra-body` gives it the form; which image wins, and
+which number is given, stays the model's own doing, and asking vLLM directly says what it must be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.common.judge.content import image_part, text_part
+from services.common.judge.templates import own_template
+from services.unifiedreward import prompts
+from tests.support.gateways import ready_status, score_request, unifiedreward_gateway, wait_for_status
+from tests.support.tiny_qwen3vl import token_ids
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+PROMPT = "a red square"
+VERDICT = {"structured_outputs": {"regex": r"<think>[a-z]{8}</think><answer>Image [12] is better</answer>"}}
+LONG_VERDICT = {"structured_outputs": {"regex": r"<think>[a-z]{500}</think><answer>Image [12] is better</answer>"}}
+ASPECTS = {
+    "structured_outputs": {
+        "regex": r"Alignment Score \(1-5\): [1-4]\.[0-9]\nCoherence Score \(1-5\): [1-4]\.[0-9]\nStyle Score \(1-5\): [1-4]\.[0-9]"
+    }
+}
+
+
+def pictures(count):
+    rng = np.random.default_rng(1)
+    return [Image.fromarray(rng.integers(0, 256, (64, 32 * (1 + n % 3), 3), np.uint8)) for n in range(count)]
+
+
+@pytest.fixture
+def gateway(vllm):
+    """Starts gateways: `gateway(kinds="flex")`."""
+    running = []
+
+    def start(extra=None, **flags):
+        flags = {"cache_entries": 0, "order": "lower-first", **flags}
+        context = unifiedreward_gateway(vllm.url, "judge", extra_body=json.dumps(extra or {}), **flags)
+        running.append(context)
+        return context.__enter__()
+
+    yield start
+    for context in running:
+        context.__exit__(None, None, None)
+
+
+def post(url, body, timeout_s=120.0):
+    return httpx.post(url, json=body, timeout=timeout_s, trust_env=False)
+
+
+def score(url, body):
+    response = post(f"{url}/v1/score", body)
+    assert response.status_code == 200, response.text
+    return response.json()["results"]
+
+
+def chat_body(images, text, extra, **more):
+    content = [*(image_part(image, "jpeg") for image in images), text_part(text)]
+    return {"model": "judge", "messages": [{"role": "user", "content": content}], "temperature": 0, **extra, **more}
+
+
+def ask_bare(vllm, images, text, extra):
+    response = post(f"{vllm.url}/v1/chat/completions", chat_body(images, text, extra, max_tokens=700))
+    return response.raise_for_status().json()["choices"][0]["message"]["content"]
+
+
+def metric(url, name, **labels):
+    """The value of one sample of `/metrics`."""
+    wanted = {f'{key}="{value}"' for key, value in labels.items()}
+    for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines():
+        head, _, value = line.rpartition(" ")
+        if head.partition("{")[0] == name and wanted <= set(head.partition("{")[2].rstrip("}").split(",")):
+            return float(value)
+    return 0.0
+
+
+def expected_win_rates(vllm, images, extra):
+    """All pairs, the earlier image first, asked of vLLM directly; a win is a point, points are shared out by games."""
+    text = own_template(prompts.THINK_PAIRWISE).fill(PROMPT)
+    wins = [0] * len(images)
+    for first, second in itertools.combinations(range(len(images)), 2):
+        answer = ask_bare(vllm, [images[first], images[second]], text, extra)
+        wins[first if "Image 1 is" in answer else second] += 1
+    return [won / (len(images) - 1) for won in wins]
+
+
+def test_win_rates_are_what_vllm_says_of_each_pair_in_the_stated_order(vllm, gateway):
+    images = pictures(5)
+    url = gateway(VERDICT)
+    results = score(url, score_request(images, PROMPT, group=True))
+    expected = expected_win_rates(vllm, images, VERDICT)
+    assert [each["score"] for each in results] == pytest.approx(expected)
+    assert len(set(expected)) > 1
+    first = metric(url, "reward_judge_wins_total", reward="think_pairwise", position="first")
+    second = metric(url, "reward_judge_wins_total", reward="think_pairwise", position="second")
+    assert first + second == 10 + 1  # and the warm-up's pair
+    assert metric(url, "reward_judge_calls_total", reward="think_pairwise", outcome="ok") == 11
+    assert metric(url, "reward_judge_call_seconds_count") == 11
+
+
+def test_numbers_are_what_vllm_says_of_each_image(vllm, gateway):
+    images = pictures(6)
+    url = gateway(ASPECTS, family="v2", kinds="pointwise")
+    results = score(url, score_request(images, PROMPT))
+    text = own_template(prompts.POINTWISE).fill(PROMPT)
+    for image, result in zip(images, results, strict=True):
+        said = [float(line.split()[-1]) for line in ask_bare(vllm, [image], text, ASPECTS).splitlines()]
+        assert list(result["components"].values()) == pytest.approx(said)
+        assert result["score"] == pytest.approx(sum(said) / 3)
+    assert len({each["score"] for each in results}) > 1
+
+
+def test_json_answers_are_held_to_their_schema(gateway):
+    """The gateway's own schemas make a random model's answers readable; the bias only makes it come to an end."""
+    ends = {'"': 90, "]": 70, "}": 50, ",": 40}
+    bias = {"logit_bias": dict(zip(token_ids("".join(ends)), ends.values(), strict=True))}
+    url = gateway(bias, family="flex", kinds="flex,edit_pointwise", max_tokens=1500)
+    flex = score(url, score_request(pictures(3), PROMPT, group=True, reward="flex"))
+    assert [each["error"] for each in flex] == [None] * 3
+    assert sum(each["components"]["win_rate"] for each in flex) == pytest.approx(1.5)
+    edits = score(url, score_request(pictures(2), PROMPT, source=pictures(3)[2], reward="edit_pointwise"))
+    for each in edits:
+        assert each["error"] is None and 0 <= each["score"] <= 25
+        assert set(each["components"]) == {"success", "minimality", "naturalness", "cleanness"}
+
+
+def test_cut_answers_and_answers_in_no_form_have_no_score(gateway):
+    cut = gateway(LONG_VERDICT, max_tokens=100, check_model=False)
+    for each in score(cut, score_request(pictures(3), PROMPT, group=True)):
+        assert each["score"] is None and each["error"]["code"] == "truncated"
+    assert metric(cut, "reward_judge_calls_total", reward="think_pairwise", outcome="truncated") == 3
+    words = {"structured_outputs": {"regex": "[a-z]{20}"}}
+    for each in score(gateway(words, check_model=False), score_request(pictures(3), PROMPT, group=True)):
+        assert each["score"] is None and each["error"]["code"] == "parse_error"
+
+
+def test_refused_calls_fail_alone_with_vllms_words(gateway):
+    """An edit shows three images where the server takes two; comparisons of two go on beside it."""
+    url = gateway(VERDICT, kinds="think_pairwise,edit_pair", check_model=False)
+    edit = score_request(pictures(2), PROMPT, group=True, source=pictures(3)[2], reward="edit_pair")
+    plain = score_request(pictures(4), PROMPT, group=True, reward="think_pairwise")
+    with ThreadPoolExecutor(2) as threads:
+        refused, scored = threads.map(lambda body: score(url, body), [edit, plain])
+    for each in refused:
+        assert each["score"] is None and each["error"]["code"] == "upstream"
+        assert "At most 2 image(s) may be provided" in each["error"]["message"]
+    assert sum(each["score"] for each in scored) == pytest.approx(2.0)
+    assert ready_status(url) == 200
+
+
+def test_a_server_killed_in_the_middle_of_a_group_costs_time_and_no_score(vllm, gateway):
+    """SIGKILL of all of vLLM's processes: not ready, restart, ready, and the group's scores are those it would have had.
+    A request whose deadline passes meanwhile has no scores at all."""
+    images = pictures(5)
+    url = gateway(LONG_VERDICT)
+    group = score_request(images, PROMPT, group=True)
+    before = [each["score"] for each in score(url, group)]
+    with ThreadPoolExecutor(2) as threads:
+        patient = threads.submit(post, f"{url}/v1/score", {**group, "deadline_ms": 250_000}, 260.0)
+        hasty = threads.submit(post, f"{url}/v1/score", {**group, "deadline_ms": 3_000}, 60.0)
+        until = time.monotonic() + 30
+        while metric(vllm.url, "vllm:num_requests_running") < 2:
+            assert time.monotonic() < until, "no call reached the server"
+        vllm.kill()
+        wait_for_status(url, 503, 20.0)
+        assert post(f"{url}/v1/score", group).status_code == 503
+        late = hasty.result()
+        assert late.status_code == 504, late.text
+        assert not patient.done()
+        vllm.start()
+        answer = patient.result().raise_for_status().json()["results"]
+        wait_for_status(url, 200, 20.0)
+    assert [each["score"] for each in answer] == before
+    assert metric(url, "reward_judge_retries_total") > 0
+    assert [each["score"] for each in score(url, group)] == before
