@@ -65,17 +65,32 @@ class Swiss:
         order.sort(key=lambda image: -points[image])
         if self._count % 2:
             order.remove(max(reversed(order), key=lambda image: self._games[image]))
-        pairs = []
+        pairs: list[Pair] = []
         while order:
             image = order.pop(0)
-            rival = next((other for other in order if _pair(image, other) not in self._met), None)
+            rival = next((other for other in order if self._new(image, other)), None)
             if rival is not None:
                 order.remove(rival)
                 pairs.append(_pair(image, rival))
+            elif order:  # it has met all that are left: it changes places with one that is already paired
+                self._exchange(pairs, image, order)
         self._met.update(pairs)
         for image in itertools.chain.from_iterable(pairs):
             self._games[image] += 1
         return pairs
+
+    def _new(self, a: int, b: int) -> bool:
+        return _pair(a, b) not in self._met
+
+    def _exchange(self, pairs: list[Pair], image: int, left: list[int]) -> None:
+        """Of the pairs, the latest first, break one up so that both `image` and one that is left find a rival."""
+        for place in reversed(range(len(pairs))):
+            for a, b in (pairs[place], pairs[place][::-1]):
+                other = next((other for other in left if self._new(image, a) and self._new(other, b)), None)
+                if other is not None:
+                    left.remove(other)
+                    pairs[place : place + 1] = [_pair(image, a), _pair(other, b)]
+                    return
 
 
 def random_regular(count: int, k: int, chance: random.Random) -> list[Pair]:
