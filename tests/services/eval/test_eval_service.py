@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -227,6 +229,13 @@ def test_a_missing_judge_ends_the_start_with_the_remedy(serving_process) -> None
     with serving_process("--judge-url", url, "--judge-wait-s", "0") as server:
         assert server.process.wait(20) == 1
     assert f"no judge answers at {url}/v1/models" in "".join(server.errors)
+
+
+def test_a_template_that_is_missing_ends_the_start_with_the_remedy() -> None:
+    command = [sys.executable, "-m", "services.eval", "--port", "0", "--template-en", "missing.txt"]
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "eval did not start: template missing.txt cannot be read" in done.stderr
 
 
 def test_settings_come_from_variables_and_have_the_stated_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
