@@ -39,7 +39,19 @@ UNSAFE_CALLS = {"yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_al
 MAY_UNPICKLE = {"services/common/transport.py"}
 
 # Imported inside functions, for engines and loggers that a user installs when wanted.
-OPTIONAL = {"paddle", "paddleocr", "pytesseract", "wandb", "swanlab", "deepspeed", "transformers", "peft", "redis"}
+OPTIONAL = {
+    "paddle",
+    "paddleocr",
+    "pytesseract",
+    "wandb",
+    "swanlab",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "redis",
+    "locust",
+    "gevent",
+}
 
 
 @cache
