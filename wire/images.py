@@ -102,8 +102,9 @@ def open_ref(ref: ImageRef, parts: Mapping[str, bytes | memoryview], limits: Ima
         if ref.part not in parts:
             raise BadImageError(f"no multipart part named {ref.part!r}")
         data: bytes | memoryview = parts[ref.part]
+    elif ref.data is None:
+        raise BadImageError(f"the image at {ref.url} was not fetched")
     else:
-        assert ref.data is not None
         if len(ref.data) > limits.max_bytes * 4 // 3 + 4:
             raise BadImageError(f"image of {len(ref.data)} base64 characters; the limit is {limits.max_bytes} bytes")
         try:

@@ -38,18 +38,23 @@ class _Wire(BaseModel):
 
 
 class ImageRef(_Wire):
-    """One image: base64 `data` in a JSON body, or the name of a multipart `part`. Raw RGB8 needs its size."""
+    """One image: base64 `data` in a JSON body, the name of a multipart `part`, or a `url`. Raw RGB8 needs its size."""
 
     media_type: MediaType = Field(description="Encoding of the bytes; image/x-rgb8 is rows of R, G, B bytes.")
     data: str | None = Field(default=None, description="The encoded bytes as standard base64 (JSON bodies).")
     part: str | None = Field(default=None, max_length=MAX_ID_LENGTH, description="Name of the multipart part.")
+    url: str | None = Field(
+        default=None, max_length=2048, description="Where to fetch it; refused unless the service lists the host."
+    )
     width: int | None = Field(default=None, ge=1, le=1 << 16, description="Pixels; needed for image/x-rgb8.")
     height: int | None = Field(default=None, ge=1, le=1 << 16, description="Pixels; needed for image/x-rgb8.")
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageRef:
-        if (self.data is None) == (self.part is None):
-            raise ValueError("an image needs exactly one of `data` (base64) and `part` (a multipart part's name)")
+        if sum(source is not None for source in (self.data, self.part, self.url)) != 1:
+            raise ValueError(
+                "an image needs exactly one of `data` (base64), `part` (a multipart part's name) and `url`"
+            )
         if self.media_type == "image/x-rgb8" and (self.width is None or self.height is None):
             raise ValueError("image/x-rgb8 carries no header: give `width` and `height`")
         return self

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
 from pydantic import ValidationError
@@ -23,10 +24,11 @@ MAX_JSON_VALUES = 1_000_000
 
 @dataclass(frozen=True)
 class Parsed:
-    """A valid request and its multipart parts by name (none for JSON)."""
+    """A valid request and its multipart parts by name (none for JSON). `failed`: items already lost, by place."""
 
     request: ScoreRequest
     parts: dict[str, memoryview]
+    failed: Mapping[int, Failure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def parse_request(body: bytes | bytearray, content_type: str, settings: ServiceS
     except ValidationError as error:
         raise invalid(error) from error
     _check_parts(request, parts)
+    if settings.image_url_hosts is None:
+        _refuse_urls(request)
     return Parsed(request, parts)
 
 
@@ -125,14 +129,26 @@ def check_counts(tree: object, settings: ServiceSettings) -> None:
     if len(items) > settings.max_items:
         raise ApiError(413, f"{len(items)} items; the limit is {settings.max_items}: split the request", field="items")
     for number, item in enumerate(items):
-        for field in ("images", "source_images"):
-            images = item.get(field) if isinstance(item, dict) else None
+        for name in ("images", "source_images"):
+            images = item.get(name) if isinstance(item, dict) else None
             if isinstance(images, list) and len(images) > settings.max_images_per_item:
                 raise ApiError(
                     413,
                     f"{len(images)} images; the limit is {settings.max_images_per_item} per item",
-                    field=f"items.{number}.{field}",
+                    field=f"items.{number}.{name}",
                 )
+
+
+def _refuse_urls(request: ScoreRequest) -> None:
+    for place, item in enumerate(request.items):
+        for name, refs in (("images", item.images), ("source_images", item.source_images or [])):
+            for number, ref in enumerate(refs):
+                if ref.url is not None:
+                    raise ApiError(
+                        422,
+                        "image URLs are off here: send the bytes, or start the service with --image-url-hosts",
+                        field=f"items.{place}.{name}.{number}.url",
+                    )
 
 
 def _check_parts(request: ScoreRequest, parts: dict[str, memoryview]) -> None:

@@ -21,6 +21,8 @@ from services.common.cache import ScoreCache
 from services.common.dispatch import Job, Outcome, QueueFull, StartError
 from services.common.dispatchers import make_parts
 from services.common.errors import ApiError, overloaded
+from services.common.fetch import ImageFetcher
+from services.common.image_hosts import ImageHosts
 from services.common.intake import Decoded, Parsed, decode_item, parse_request
 from services.common.jobs import make_plan
 from services.common.limits import RateLimits
@@ -60,8 +62,9 @@ class Service:
         self._watching: asyncio.Task[None] | None = None
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self._fetcher = _make_fetcher(settings)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="decode")
-        self._parts, self._dispatcher = make_parts(scorer, name, settings, self._cache, self.metrics, self._hold)
+        self._parts, self._dispatcher = make_parts(scorer, name, settings, self._cache, self.metrics, self.hold)
         self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._dispatcher.retry_after_s)
 
     @property
@@ -101,7 +104,7 @@ class Service:
             await part.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _hold(self) -> Hold:
+    def hold(self) -> Hold:
         return self._memory.hold()
 
     def drain(self) -> None:
@@ -164,7 +167,7 @@ class Service:
         if self.settings.role == "worker":
             raise ApiError(503, f"this {self.name} is a worker, which takes its jobs from Redis: ask a front")
         self.check_ready()
-        settings, hold = self.settings, self._hold()
+        settings, hold = self.settings, self.hold()
         try:
             body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
             kind = request.headers.get("content-type", "")
@@ -198,6 +201,8 @@ class Service:
             raise overloaded(str(error), error.retry_after_s) from error
         try:
             self.rate_limits.take_items(request.scope.get("caller"), count)
+            if self._fetcher is not None:
+                parsed = await self._fetcher.fill(parsed, deadline, hold)
             plan = make_plan(await self._decode(parsed, info, hold), parsed.parts, info)
             outcomes = await self._outcomes(request, reward, plan.jobs, deadline)
         finally:
@@ -214,8 +219,12 @@ class Service:
         keyed = info if self._cache.enabled else None
 
         def decode(start: int) -> list[Decoded]:
-            chunk = items[start : start + _DECODE_CHUNK]
-            return [decode_item(item, parsed.parts, self._limits, hold, keyed) for item in chunk]
+            return [
+                Decoded(parsed.failed[place], item)
+                if place in parsed.failed
+                else decode_item(item, parsed.parts, self._limits, hold, keyed)
+                for place, item in enumerate(items[start : start + _DECODE_CHUNK], start)
+            ]
 
         chunks = await asyncio.gather(
             *(self._in_thread(decode, start) for start in range(0, len(items), _DECODE_CHUNK))
@@ -258,6 +267,13 @@ class Service:
                 self.metrics.groups.labels(reward).inc()
                 if min(scores) == max(scores):
                     self.metrics.constant_groups.labels(reward).inc()
+
+
+def _make_fetcher(settings: ServiceSettings) -> ImageFetcher | None:
+    if settings.image_url_hosts is None:
+        return None
+    hosts = ImageHosts(settings.image_url_hosts)
+    return ImageFetcher(hosts, max_bytes=settings.max_image_bytes, timeout_s=settings.image_url_timeout_s)
 
 
 def _all_done(futures: list[asyncio.Future[Outcome]]) -> asyncio.Future[None]:

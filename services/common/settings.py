@@ -69,6 +69,14 @@ class ServiceSettings(BaseSettings):
         default=300.0, gt=0, le=3600, description="Longest a request may take; a shorter `deadline_ms` wins."
     )
     body_timeout_s: float = Field(default=60.0, gt=0, le=3600, description="Longest a body may take to arrive.")
+    image_url_hosts: str | None = Field(
+        default=None,
+        description="Hosts, by commas, from which images may be fetched: [http://]host[:port][=network]; a name without "
+        "a network must stand for public addresses. Unset: image URLs are refused.",
+    )
+    image_url_timeout_s: float = Field(
+        default=10.0, gt=0, le=300, description="Longest the fetching of an image may take."
+    )
     legacy: bool = Field(
         default=False, description="Also serve the protocols of other trainers: pickles at `/`, JSON at `/compute`."
     )
