@@ -1,0 +1,235 @@
+"""The page of a run: what stands in it, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from services.eval.dimensions import DIMENSIONS
+from services.eval.page import choose, thumbnail
+from services.eval.prompts import Prompt, read_points
+from services.eval.report import write_report
+from services.eval.settings import ReportOptions
+from services.eval.store import Place, Plan, Record, ResultLog, write_plan
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;{{ 7 * 7 }}"
+
+
+def make_run(folder: Path, *, prompts: int = 27, hostile: bool = False) -> Path:
+    """A run with a prompt for each dimension, two images each; image 1 fails, every tenth has no verdicts."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "run").mkdir()
+    text = HOSTILE if hostile else "a red cat in ink, "
+    made, places, records = [], [], []
+    for index in range(prompts):
+        names = [DIMENSIONS[index % 27].name, "Style"]
+        made.append(Prompt(index, f"{text}{index}", *read_points(names, [text, text])))
+        for image in range(2):
+            place = Place(index, image, f"{index}_{image}.png", f"{index}-{image}")
+            Image.new("RGBA", (300, 200), (index * 9, 90, 90, 255)).save(folder / "images" / place.file)
+            places.append(place)
+            record = Record(place.key, index, image, place.file, (1 - image, 1), (f"{text} seen", "ink"))
+            if index % 10 == 5 and image:
+                record = Record(place.key, index, image, place.file, None, code="parse_error", message=f"no tag {text}")
+            records.append(record)
+    notes = (f"row 3: {text}",)
+    plan = Plan("judge-32b", "1 own", "p.csv", str(folder / "images"), tuple(made), tuple(places), notes)
+    write_plan(folder / "run", plan)
+    with ResultLog(folder / "run") as log:
+        for record in records:
+            log.append(record)
+    return folder / "run"
+
+
+def build(folder: Path, **options: Any) -> str:
+    write_report(folder, ReportOptions(resamples=200, **options))
+    return (folder / "page.html").read_text("utf-8")
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes, and the text outside of style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_says_what_was_judged_and_what_is_missing(tmp_path: Path) -> None:
+    page = build(make_run(tmp_path))
+    text = " ".join(Elements(page).text.split())
+    assert "51 of 54 images judged" in text and "3 parse_error" in text and "no tag" in text
+    assert "102 / 108" in text  # test points
+    assert "What the leaderboard prints" in text and "row 3: a red cat" in text
+    assert "parse_error: no tag" in text and "a red cat in ink, seen" in text
+
+
+def test_a_run_over_a_part_of_the_dimensions_is_not_called_comparable(tmp_path: Path) -> None:
+    text = " ".join(Elements(build(make_run(tmp_path, prompts=2))).text.split())
+    assert "Over 2 of 10 dimensions, so not comparable with the leaderboard's." in text
+    assert "all 4 images judged" in text and "What is missing" in text  # the note on the prompt file
+
+
+def test_the_page_has_no_script_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+    page = build(make_run(tmp_path))
+    tags = Elements(page).tags
+    assert not [tag for tag, _ in tags if tag in {"script", "iframe", "object", "embed", "form", "base"}]
+    outside = [value for _, attrs in tags for name, value in attrs.items() if name in {"src", "href"}]
+    assert outside and all(str(value).startswith("data:") for value in outside)
+    policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and "default-src 'none'" in policy and "script" not in policy
+    assert "url(" not in page and "@import" not in page
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    page = build(make_run(tmp_path, hostile=True))
+    elements = Elements(page)
+    assert not [tag for tag, _ in elements.tags if tag == "script"]
+    assert not [attrs for _, attrs in elements.tags if "onerror" in attrs]
+    assert HOSTILE in elements.text
+
+
+def record(number: int, *verdicts: int) -> Record:
+    return Record(str(number), number, 0, "", verdicts or None)
+
+
+def test_failures_come_first_when_not_all_pictures_fit() -> None:
+    records = [record(n, 1, 0) if n % 4 == 0 else record(n, 1, 1) for n in range(40)] + [record(40)]
+    assert [each.index for each in choose(records, 11)] == [*range(0, 40, 4), 40]
+    assert len(choose(records, 20)) == 20 and set(choose(records, 11)) <= set(choose(records, 20))
+    few = [each.index for each in choose(records, 5)]
+    assert len(few) == 5 and all(index % 4 == 0 for index in few) and few[0] < 10 < 30 < few[-1]
+    assert choose(records, 0) == [] and choose(records, 100) == records
+
+
+def test_a_picture_that_is_gone_leaves_its_verdicts(tmp_path: Path) -> None:
+    run = make_run(tmp_path, prompts=2)
+    (tmp_path / "images" / "0_1.png").unlink()
+    (tmp_path / "images" / "1_1.png").write_bytes(b"no image")
+    text = Elements(build(run)).text
+    assert text.count("picture missing") == 2 and text.count("Prompt ") == 4
+
+
+def test_thumbnails_are_small(tmp_path: Path) -> None:
+    Image.effect_noise((2048, 1024), 90).save(tmp_path / "n.png")
+    uri = thumbnail(tmp_path / "n.png")
+    assert uri is not None and uri.startswith("data:image/jpeg;base64,") and len(uri) < 40_000
+
+
+def test_pages_limit_their_pictures(tmp_path: Path) -> None:
+    page = build(make_run(tmp_path), page_images=5)
+    assert len([tag for tag, _ in Elements(page).tags if tag == "img"]) == 5
+    assert "5 are shown here" in page
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# The page stands in a frame as wide as a phone. Its own policy forbids scripts; the page around it looks in and clicks.
+LOOK = """<!DOCTYPE html><meta charset="utf-8"><pre id="seen"></pre>
+<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
+<script>
+const frame = document.getElementById('f');
+frame.onload = () => {{  // all at once: Chromium's virtual time does not wait for promises
+  const d = frame.contentDocument;
+  for (const fold of d.querySelectorAll('details')) fold.open = true;
+  const shown = () => [...d.querySelectorAll('.card')].filter(c => c.getBoundingClientRect().height > 0).length;
+  const dimension = d.getElementById('dimension'), only = d.getElementById('only');
+  const counts = {{all: shown()}};
+  only.checked = true; counts.failed = shown();
+  dimension.value = 's2'; counts.failed_color = shown();
+  only.checked = false; counts.color = shown();
+  dimension.value = 'p2'; counts.attribute = shown();
+  dimension.value = 'all'; counts.all_again = shown();
+  const wide = [...d.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > {width} + 0.5);
+  const bars = [...d.querySelectorAll('.fill')].map(b => b.getBoundingClientRect());
+  document.getElementById('seen').textContent = JSON.stringify({{
+    scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth,
+    wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)), counts: counts, title: d.title,
+    broken: [...d.images].filter(i => !i.naturalWidth).length, scripts: d.scripts.length,
+    bars: bars.filter(b => b.width > 5 && b.height > 5).length }});
+}};
+</script>"""
+
+
+def dump_dom(address: str, profile: Path) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    quiet = ["--disable-background-networking", "--no-first-run", "--disable-component-update", "--disable-sync"]
+    return subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            *quiet,
+            f"--user-data-dir={profile}",
+            "--enable-logging=stderr",
+            "--window-size=1400,1000",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            address,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips without a Chromium that can open a file here."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed; `apt-get install chromium` brings it")
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "probe.html").write_text("<p>it opens</p>")
+    done = dump_dom((folder / "probe.html").as_uri(), folder / "profile")
+    if "it opens" not in done.stdout:
+        pytest.skip(f"{CHROMIUM} is there and cannot show a file: {done.stderr[-300:]}")
+
+
+def look(page: str, folder: Path, width: int) -> dict[str, Any]:
+    """What a real browser makes of the page at this width; console messages are errors."""
+    wrapper = folder / f"look_{width}.html"
+    wrapper.write_text(LOOK.format(width=width, page=html.escape(page)), encoding="utf-8")
+    done = dump_dom(wrapper.as_uri(), folder / "profile")
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
+    assert seen and seen[1], done.stdout[:2000] + done.stderr
+    found: dict[str, Any] = json.loads(html.unescape(seen[1]))
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("browser")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_and_filters_the_page_without_errors(tmp_path: Path, width: int) -> None:
+    seen = look(build(make_run(tmp_path)), tmp_path, width)
+    assert (seen["scroll"], seen["wide"]) == (seen["client"], [])
+    assert (seen["broken"], seen["scripts"]) == (0, 0)
+    assert seen["bars"] == 10 + 23  # primaries, and the parts of the six that have parts
+    # Image 1 of each prompt fails its first point or has no verdicts; one prompt asks for a color, six for an attribute.
+    expected = {"all": 54, "failed": 27, "failed_color": 1, "color": 2, "attribute": 12, "all_again": 54}
+    assert seen["counts"] == expected
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("browser")
+def test_a_browser_takes_hostile_texts_for_texts(tmp_path: Path) -> None:
+    seen = look(build(make_run(tmp_path, hostile=True)), tmp_path, 360)
+    assert (seen["scripts"], seen["broken"]) == (0, 0)
+    assert (seen["scroll"], seen["wide"]) == (seen["client"], [])
