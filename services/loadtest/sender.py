@@ -99,6 +99,7 @@ class Sender:
         end = time.perf_counter() - start
         telling.kill()
         pool.kill()
+        self._session.client.close()
         for due, sent, items in self._open.values():
             self._exchanges.append(Exchange(due, sent, end, items, False, {"client_timeout": items}))
         return Measurements(self._exchanges, self._options.rate, end, len(not_sent), sum(not_sent))

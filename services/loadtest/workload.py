@@ -203,7 +203,7 @@ class Workload:
     def _item(self, place: int, number: str, picture: _Picture) -> dict[str, Any]:
         ref = picture.ref if self._body_format == "json" else {**picture.ref, "part": f"image{place}"}
         item: dict[str, Any] = {"id": str(place), "prompt": picture.prompt.prompt, "images": [ref]}
-        item["metadata"] = {"loadtest": number}
+        item["metadata"] = {"loadtest": f"{number}-{place}"}
         if picture.prompt.targets is not None:
             item["targets"] = list(picture.prompt.targets)
         if self._grouped:
