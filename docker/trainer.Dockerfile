@@ -1,6 +1,7 @@
 # The image of the trainer. From the repository's root:
 #   docker build -f docker/trainer.Dockerfile -t rewards-trainer .
-#   docker run --rm --gpus all -v "$PWD/outputs:/app/outputs" -e NGPUS=8 rewards-trainer configs/quickstart.yaml
+#   docker run --rm --gpus all --ipc=host --user "$(id -u):$(id -g)" -v "$PWD/outputs:/app/outputs" -e NGPUS=8 \
+#     rewards-trainer configs/quickstart.yaml
 # A private package index is given as a secret, which stays out of the image: --secret id=pip,src=pip.conf
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 

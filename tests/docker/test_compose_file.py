@@ -104,6 +104,7 @@ def test_a_service_agrees_with_its_settings(name: str) -> None:
     assert service["environment"][prefix + "HOST"] == "0.0.0.0"
     assert service["environment"][prefix + "TOKEN_FILE"] == "/run/secrets/reward_tokens"
     assert service["secrets"] == ["reward_tokens"]
+    assert service["env_file"] == [{"path": "services.env", "required": False}]
     assert service["environment"][prefix + "REDIS"] == "redis://redis:6379/0"
     assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
     assert seconds(service["stop_grace_period"]) >= fields["drain_s"].default + 10

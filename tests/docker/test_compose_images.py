@@ -89,7 +89,9 @@ def pinned() -> frozenset[str]:
 @pytest.mark.parametrize("name", SERVICES)
 def test_an_image_installs_what_its_service_imports_and_no_more(name: str) -> None:
     imports = imported("wire") | imported("services/common") | imported(f"services/{name}")
-    assert listed(name) == imports, f"requirements/services/{name}.txt or common.txt: add or remove these packages"
+    missing, idle = imports - needed(listed(name)), listed(name) - imports
+    assert not missing, f"add to requirements/services/{name}.txt, or to common.txt: {missing}"
+    assert not idle, f"remove from requirements/services/{name}.txt or common.txt, nothing imports them: {idle}"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -144,7 +146,7 @@ def test_nothing_secret_can_reach_the_build() -> None:
     assert entries[0] == "*" and entries[-1] == "**/__pycache__"
     assert all(entry.startswith("!") for entry in entries[1:-1])
     assert not [entry for entry in entries if re.search(r"env$|secret|token", entry)]
-    for entry in (".env", "secrets/"):
+    for entry in (".env", "services.env", "secrets/"):
         assert entry in lines(".gitignore")
 
 
