@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from services.common.judge.client import JudgeClient
+from services.common.judge.client import JudgeClient, JudgeError
 from services.common.judge.metrics import JudgeMetrics
 from services.eval.images import ImageFile, find_images, hash_file, open_image
 from services.eval.judge import Judgement, JudgeMethod, Missing, judge_image
@@ -112,7 +112,10 @@ class _Judging:
 
     async def _work(self, places: Iterable[Place], bar: tqdm[Any]) -> None:
         for place in places:  # shared by all workers
-            record = Record.of(place, await self._judge(place, self._prompts[place.index]))
+            result = await self._judge(place, self._prompts[place.index])
+            if isinstance(result, Missing) and self._client.failure is not None:
+                raise JudgeError(ErrorCode.UPSTREAM, f"{self._client.failure}; the same command goes on from here")
+            record = Record.of(place, result)
             await asyncio.to_thread(self._log.append, record)
             self._counts["judged" if record.verdicts is not None else "failed"] += 1
             bar.set_postfix(judged=self._counts["judged"], failed=self._counts["failed"], refresh=False)

@@ -248,6 +248,18 @@ def test_a_judge_that_restarts_costs_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path)["images"] == {"asked": 20, "judged": 20}
 
 
+def test_a_judge_that_does_not_come_back_ends_the_run_and_marks_no_image(tmp_path: Path) -> None:
+    flags, port = make_inputs(tmp_path, prompts=5, per_prompt=4), free_port()
+    judge = judging(lambda q: passing(q) if asked(q)[0] == "0" else Reply("", delay_s=60), "QwenVL", port=port)
+    with judge as asking:
+        killer = threading.Timer(2.0, judge.__exit__, (None, None, None))
+        killer.start()
+        done = run(asking, *flags, "--image-timeout-s", "4", check=False)
+        killer.join()
+    assert done.returncode == 1 and "does not answer" in done.stderr and "goes on from here" in done.stderr
+    assert tree(tmp_path)["images"]["judged"] == 4 and tree(tmp_path)["failures"] == {"not_asked_yet": 16}
+
+
 def test_ctrl_c_keeps_what_was_judged_and_writes_the_table(tmp_path: Path) -> None:
     flags = make_inputs(tmp_path)
     with judging(lambda q: passing(q) if asked(q)[0] == "0" else Reply("", delay_s=60), "QwenVL") as judge:
