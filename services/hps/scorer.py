@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -111,6 +112,8 @@ class HpsScorer:
         self._loaded = None
 
 
-def _to_score(cosines: Sequence[float], tokens: Tokens) -> Score:
+def _to_score(cosines: Sequence[float], tokens: Tokens) -> Result:
+    if not all(math.isfinite(cosine) for cosine in cosines):
+        return Failure(ErrorCode.NON_FINITE, f"the cosines are {cosines}: the weights are damaged, or try --dtype fp32")
     images: list[JsonValue] = list(cosines)
     return Score(sum(cosines) / len(cosines), {"truncated_tokens": float(tokens.truncated)}, {"images": images})
