@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.common.settings import MIB
+from services.common.settings import MIB, load_settings
 from tests.support.deployment import ROOT, Tree, compose, own_services, settings_of
 
 K8S = ROOT / "deploy/k8s"
@@ -242,6 +242,22 @@ def test_network_policies_admit_the_calls_that_are_made_and_deny_the_rest(overla
             assert {port["port"] for port in rule["ports"]} <= ports[target["metadata"]["name"]]
     (redis,) = policies["redis"]["spec"]["ingress"]
     assert {each["metadata"]["name"] for each in selected(manifests, redis["from"][0]["podSelector"])} == callers
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_service_accepts_its_flags_and_environment(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, deployment in of_kind(rendered(overlay), "Deployment").items():
+        service, _, part = name.partition("-")
+        if part == "vllm":
+            continue
+        inside = container(deployment)
+        with monkeypatch.context() as patch:
+            for variable in inside.get("env", []):
+                assert variable["name"].removeprefix(f"{service.upper()}_").lower() in settings_of(service).model_fields
+                patch.setenv(variable["name"], variable["value"])
+            settings = load_settings(settings_of(service), inside["args"])
+        judged = service in {"unifiedreward", "eval"}
+        assert settings.role == ("all" if judged else part) and settings.host == "0.0.0.0", name
 
 
 @pytest.mark.parametrize("service", ["unifiedreward", "eval"])
