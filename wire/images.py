@@ -68,7 +68,8 @@ def decode_ref(
     ref: ImageRef, parts: Mapping[str, bytes | memoryview], limits: ImageLimits | None = None
 ) -> Image.Image:
     """Decode an image of a request; `parts` are the multipart parts by name. Raises BadImageError."""
-    return load(open_ref(ref, parts, limits))
+    data = ref_bytes(ref, parts, limits)
+    return decode(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
 
 
 def open_header(
@@ -95,23 +96,23 @@ def open_header(
     return image
 
 
-def open_ref(ref: ImageRef, parts: Mapping[str, bytes | memoryview], limits: ImageLimits | None = None) -> Image.Image:
-    """`open_header` for an image of a request. Raises BadImageError."""
+def ref_bytes(
+    ref: ImageRef, parts: Mapping[str, bytes | memoryview], limits: ImageLimits | None = None
+) -> bytes | memoryview:
+    """The encoded bytes of an image of a request; `parts` are the multipart parts by name. Raises BadImageError."""
     limits = limits or ImageLimits()
     if ref.part is not None:
         if ref.part not in parts:
             raise BadImageError(f"no multipart part named {ref.part!r}")
-        data: bytes | memoryview = parts[ref.part]
-    elif ref.data is None:
+        return parts[ref.part]
+    if ref.data is None:
         raise BadImageError(f"the image at {ref.url} was not fetched")
-    else:
-        if len(ref.data) > limits.max_bytes * 4 // 3 + 4:
-            raise BadImageError(f"image of {len(ref.data)} base64 characters; the limit is {limits.max_bytes} bytes")
-        try:
-            data = base64.b64decode(ref.data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise BadImageError(f"`data` is not base64: {error}") from error
-    return open_header(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
+    if len(ref.data) > limits.max_bytes * 4 // 3 + 4:
+        raise BadImageError(f"image of {len(ref.data)} base64 characters; the limit is {limits.max_bytes} bytes")
+    try:
+        return base64.b64decode(ref.data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadImageError(f"`data` is not base64: {error}") from error
 
 
 def load(image: Image.Image) -> Image.Image:

@@ -7,18 +7,19 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from PIL import Image
-
-from services.common.scorer import Item, Score
-from wire.schema import ScorerInfo
+from services.common.scorer import Score
+from wire.schema import ScoreItem, ScorerInfo
 
 
-def cache_key(info: ScorerInfo, item: Item) -> bytes:
-    """A hash over all that may change the score: reward, revision, template, texts, metadata and pixels.
+def cache_key(info: ScorerInfo, item: ScoreItem, encoded: Sequence[bytes | memoryview]) -> bytes:
+    """A hash over all that may change the score: reward, revision, template, texts, metadata and pictures.
 
-    The item's id and group do not enter: they name the item, they are not scored.
+    `encoded` are the bytes of the item's images, then of its source images. They stand for the pixels, of which there
+    are many more: two encodings of the same pixels are scored twice. The item's id and group do not enter: they name
+    the item, they are not scored.
     """
-    texts = [
+    refs = [*item.images, *(item.source_images or [])]
+    parts = [
         info.name,
         info.revision,
         info.template_sha256,
@@ -27,11 +28,12 @@ def cache_key(info: ScorerInfo, item: Item) -> bytes:
         item.targets,
         item.metadata,
         len(item.images),
+        [(ref.media_type, ref.width, ref.height, len(data)) for ref, data in zip(refs, encoded, strict=True)],
     ]
-    encoded = json.dumps(texts, sort_keys=True, ensure_ascii=False, allow_nan=False, default=list)
-    digest = hashlib.sha256(encoded.encode("utf-8"))  # in hardware where it counts: 0.4 ms for 512 x 512
-    for image in (*item.images, *item.source_images):
-        _add_image(digest, image)
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    digest = hashlib.sha256(text.encode("utf-8"))  # in hardware where it counts: 2 GB/s
+    for data in encoded:
+        digest.update(data)
     return digest.digest()
 
 
@@ -70,11 +72,3 @@ class ScoreCache:
         self._scores.move_to_end(key)
         while len(self._scores) > self._max_entries:
             self._scores.popitem(last=False)
-
-
-def _add_image(digest: hashlib._Hash, image: Image.Image) -> None:
-    palette = image.palette.tobytes() if image.palette is not None else b""
-    extra = [image.mode, image.size, len(palette), repr(image.info.get("transparency")), repr(image.info.get("exif"))]
-    digest.update(json.dumps(extra).encode())
-    digest.update(palette)
-    digest.update(image.tobytes())

@@ -15,7 +15,7 @@ from services.common.memory import Hold
 from services.common.multipart import parse_multipart
 from services.common.scorer import Failure, Item
 from services.common.settings import ServiceSettings
-from wire.images import BadImageError, ImageLimits, load, open_ref
+from wire.images import BadImageError, ImageLimits, load, open_header, ref_bytes
 from wire.schema import ErrorCode, ImageRef, ScoreItem, ScoreRequest, ScorerInfo
 
 REQUEST_PART = "request"
@@ -97,28 +97,32 @@ def decode_item(
     decoded = Item(
         id=item.id,
         prompt=item.prompt,
-        images=images,
+        images=tuple(image for image, _ in images),
         group_id=item.group_id,
         completion=item.completion,
-        source_images=source_images,
+        source_images=tuple(image for image, _ in source_images),
         targets=None if item.targets is None else tuple(item.targets),
         metadata=item.metadata,
     )
-    return Decoded(decoded, item, cache_key(info, decoded) if info is not None else None)
+    if info is None:
+        return Decoded(decoded, item)
+    return Decoded(decoded, item, cache_key(info, item, [data for _, data in (*images, *source_images)]))
 
 
 def _decode_all(
     field: str, refs: list[ImageRef], parts: dict[str, memoryview], limits: ImageLimits, hold: Hold
-) -> tuple[Image.Image, ...]:
-    images: list[Image.Image] = []
+) -> list[tuple[Image.Image, bytes | memoryview]]:
+    """Each image decoded, and its bytes as they came."""
+    images: list[tuple[Image.Image, bytes | memoryview]] = []
     for number, ref in enumerate(refs):
         try:
-            image = open_ref(ref, parts, limits)
+            data = ref_bytes(ref, parts, limits)
+            image = open_header(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
             hold.take(image.width * image.height * len(image.getbands()))
-            images.append(load(image))
+            images.append((load(image), data))
         except BadImageError as error:
             raise BadImageError(f"{field}.{number}: {error}") from error
-    return tuple(images)
+    return images
 
 
 def check_counts(tree: object, settings: ServiceSettings) -> None:

@@ -14,7 +14,7 @@ from services.common.dispatch import Job, QueueFull, StartError
 from services.common.fakes import PromptLengthScorer, RaisingScorer, SlowScorer
 from services.common.metrics import Metrics
 from services.common.scorer import Failure, Item, Score
-from wire.schema import ErrorCode, ScorerInfo
+from wire.schema import ErrorCode, ScoreItem, ScorerInfo
 
 pytestmark = pytest.mark.anyio
 
@@ -228,6 +228,6 @@ async def test_cache_key_and_batcher_agree(start):
     scorer = PromptLengthScorer()
     batcher = await start(scorer, cache_entries=10)
     item = Item(id="a", prompt="abc", completion="")
-    key = cache_key(scorer.rewards["prompt_length"], item)
+    key = cache_key(scorer.rewards["prompt_length"], ScoreItem(id="a", prompt="abc", completion=""), [])
     outcomes = [await batcher.submit("prompt_length", Job((item,), key), soon()) for _ in range(2)]
     assert [outcome.cached for outcome in outcomes] == [False, True]
