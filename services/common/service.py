@@ -105,6 +105,7 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def hold(self) -> Hold:
+        """A share of the memory for one request; empty at first, to be released by who took it."""
         return self._memory.hold()
 
     def drain(self) -> None:

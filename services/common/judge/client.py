@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +167,16 @@ class JudgeClient:
         self._metrics.call_seconds.observe(answer.seconds)
         self._metrics.completion_tokens.inc(answer.completion_tokens)
         return answer
+
+    def forward(
+        self, method: str, path: str, content: bytes | None, timeout_s: float
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        """Somebody else's request, as it is, with this client's key and outside of its pool. The body is not read yet.
+
+        Entering it raises httpx.HTTPError.
+        """
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        return self._http.stream(method, path, content=content, headers=headers, timeout=timeout_s)
 
     async def aclose(self) -> None:
         await self._http.aclose()
