@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -258,6 +259,23 @@ def test_a_judge_that_does_not_come_back_ends_the_run_and_marks_no_image(tmp_pat
         killer.join()
     assert done.returncode == 1 and "does not answer" in done.stderr and "goes on from here" in done.stderr
     assert tree(tmp_path)["images"]["judged"] == 4 and tree(tmp_path)["failures"] == {"not_asked_yet": 16}
+
+
+def test_a_full_disk_ends_the_run_and_the_rest_is_judged_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, left, real = make_inputs(tmp_path), iter(range(3)), os.fsync
+
+    def fsync(number: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr("services.eval.store.os.fsync", fsync)
+    with judging(passing, "QwenVL") as judge:
+        done = run(judge, *flags, check=False)
+        assert done.returncode == 1 and "No space left on device" in done.stderr
+        monkeypatch.undo()
+        run(judge, *flags)
+    assert tree(tmp_path)["images"] == {"asked": 6, "judged": 6}
 
 
 def test_ctrl_c_keeps_what_was_judged_and_writes_the_table(tmp_path: Path) -> None:
