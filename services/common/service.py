@@ -35,7 +35,7 @@ from wire.schema import ErrorCode, ItemResult, ScoreResponse, ScorerInfo, Servic
 
 logger = logging.getLogger("services.service")
 
-_DECODE_CHUNK = 16  # items decoded in one go: long requests use several threads
+_DECODE_CHUNK = 4  # items decoded in one go: requests of more use several threads
 _WATCH_S = 0.5
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
