@@ -1,0 +1,136 @@
+"""The judge's own routes, for clients that talk to the bare server: `/v1/chat/completions` and `/v1/models`.
+
+Nothing of a caller's headers reaches the judge and of the judge's only the content type reaches the caller: callers show
+a token of this service, the judge is given its own key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+
+import httpx
+from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from services.common.body import read_body
+from services.common.errors import ApiError, overloaded
+from services.common.judge.client import JudgeClient
+from services.common.service import Service
+
+_EVENTS = "text/event-stream"
+
+
+class PassThrough:
+    """Passes requests on. It has slots of its own, so that its callers and the rewards do not starve one another."""
+
+    def __init__(self, client: JudgeClient, limit: int) -> None:
+        self._client = client
+        self._limit = limit
+        self._running = 0
+
+    def add_routes(self, app: FastAPI) -> None:
+        """The two routes. They are not in the service's OpenAPI document: their contract is OpenAI's."""
+        service: Service = app.state.service
+
+        @app.get("/v1/models", include_in_schema=False)
+        async def models() -> Response:
+            return _Passed(self, service, "/v1/models")
+
+        @app.post("/v1/chat/completions", include_in_schema=False)
+        async def complete() -> Response:
+            return _Passed(self, service, "/v1/chat/completions")
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Room for one request. Raises ApiError 429 when there is none."""
+        if self._running >= self._limit:
+            raise overloaded(f"{self._running} calls are being passed through, which is the limit", 1)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def relay(self, method: str, path: str, body: bytes | None, seconds: float, send: Send) -> None:
+        """Send the judge's answer as it comes. Raises ApiError when there is none."""
+        started = False
+
+        async def start(upstream: httpx.Response, more: bytes, done: bool) -> None:
+            nonlocal started
+            if not started:
+                kind = upstream.headers.get("content-type", "application/json").encode("latin-1")
+                headers = [(b"content-type", kind)]
+                headers += [(b"content-length", str(len(more)).encode())] if done else []
+                await send({"type": "http.response.start", "status": upstream.status_code, "headers": headers})
+                started = True
+            await send({"type": "http.response.body", "body": more, "more_body": not done})
+
+        try:
+            async with asyncio.timeout(seconds), self._client.forward(method, path, body, seconds) as upstream:
+                if upstream.headers.get("content-type", "").startswith(_EVENTS):
+                    async for chunk in upstream.aiter_bytes():
+                        await start(upstream, chunk, False)
+                    await start(upstream, b"", True)
+                else:
+                    await start(upstream, await upstream.aread(), True)
+        except (TimeoutError, httpx.HTTPError) as error:
+            failure = _failure(error, seconds)
+            if not started:
+                raise failure from error
+            event = json.dumps({"error": {"code": failure.code, "message": failure.message}})  # too late for a status
+            await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode()})
+
+
+class _Passed(Response):
+    """A request passed on and its answer, from reading the body to the last byte of a stream."""
+
+    def __init__(self, owner: PassThrough, service: Service, path: str) -> None:
+        super().__init__()
+        self._owner = owner
+        self._service = service
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        settings, hold = self._service.settings, self._service.hold()
+        if self._service.draining:
+            raise ApiError(503, f"{self._service.name} is shutting down")
+        try:
+            with self._owner.slot():
+                body = None
+                if scope["method"] == "POST":
+                    request = Request(scope, receive)
+                    body = bytes(await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold))
+                relay = self._owner.relay(scope["method"], self._path, body, settings.request_timeout_s, send)
+                await _unless_gone(asyncio.ensure_future(relay), receive)
+        finally:
+            hold.release()
+
+
+def _failure(error: Exception, seconds: float) -> ApiError:
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return ApiError(504, f"the judge did not finish within {seconds:g} s")
+    return ApiError(503, f"the judge does not answer ({type(error).__name__}): try again", headers={"Retry-After": "1"})
+
+
+async def _unless_gone(task: asyncio.Task[None], receive: Receive) -> None:
+    """Wait for the task; cancel it, and with it the judge's work, when the caller leaves."""
+    gone = asyncio.ensure_future(_until_disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
