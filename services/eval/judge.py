@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -11,10 +10,9 @@ from PIL import Image
 from services.common.judge.client import Answer, JudgeClient, JudgeError
 from services.common.judge.content import ImageFormat, image_part, text_part
 from services.common.judge.metrics import JudgeMetrics
-from services.eval.dimensions import Language
 from services.eval.parsing import ParseError, parse_reasons, parse_verdicts
 from services.eval.prompting import Instructions
-from services.eval.prompts import Point
+from services.eval.prompts import Prompt
 from wire.schema import ErrorCode
 
 REWARD = "unigenbench"
@@ -71,15 +69,13 @@ async def judge_image(
     metrics: JudgeMetrics,
     method: JudgeMethod,
     image: Image.Image,
-    prompt: str,
-    points: Sequence[Point],
-    language: Language,
+    prompt: Prompt,
     deadline: float,
 ) -> Judgement | Missing:
     """Ask about one image: the image first, then the text. `deadline` is in `time.monotonic()` seconds."""
-    text = method.instructions.ask(prompt, points, language)
+    text = method.instructions.ask(prompt)
     content = [await asyncio.to_thread(image_part, image, method.image_format), text_part(text)]
-    result: Judgement | Missing = Missing(ErrorCode.INTERNAL, "the judge was not asked")
+    unreadable: Missing | None = None
     for attempt in range(1 + method.parse_retries):
         try:
             answer = await client.ask(
@@ -91,13 +87,14 @@ async def judge_image(
             )
         except JudgeError as error:
             metrics.calls.labels(REWARD, error.code.value).inc()
-            # A judge that stops answering during the retries does not make the unreadable answer any better.
-            return result if attempt and isinstance(result, Missing) else Missing(error.code, str(error))
-        result = read_answer(answer, len(points), resampled=attempt > 0)
+            return unreadable or Missing(error.code, str(error))
+        result = read_answer(answer, len(prompt.points), resampled=attempt > 0)
         metrics.calls.labels(REWARD, "ok" if isinstance(result, Judgement) else result.code.value).inc()
         if isinstance(result, Judgement):
             return result
-    return result
+        unreadable = result
+    assert unreadable is not None  # there is at least one attempt
+    return unreadable
 
 
 def read_answer(answer: Answer, count: int, *, resampled: bool = False) -> Judgement | Missing:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.common.judge.templates import Template, load_template, own_template
 from services.eval.dimensions import DIMENSIONS, Language, find_dimension
-from services.eval.prompts import Point
+from services.eval.prompts import Point, Prompt
 
 # sha256 of the raw templates of CodeGoat24/UniGenBench, eval/src/eval_common.py.
 PUBLISHED: dict[str, str] = {
@@ -77,16 +77,16 @@ class Instructions:
     definitions: Mapping[str, str]
     definitions_name: str
 
-    def ask(self, prompt: str, points: Sequence[Point], language: Language) -> str:
-        """The text for one image. Nothing in the prompt or the points is read as a placeholder."""
-        head, described_head = _HEADS[language]
+    def ask(self, prompt: Prompt) -> str:
+        """The text for one image. Nothing in the prompt or its points is read as a placeholder."""
+        head, described_head = _HEADS[prompt.language]
         fields = {
-            "prompt": prompt,
-            "testpoint": str([point.name for point in points]),
-            "explanation": _block(head, [(point.name, self._define(point, language)) for point in points]),
-            "test_explanation": _block(described_head, [(point.name, point.description) for point in points]),
+            "prompt": prompt.text,
+            "testpoint": str([point.name for point in prompt.points]),
+            "explanation": _block(head, [(each.name, self._define(each, prompt.language)) for each in prompt.points]),
+            "test_explanation": _block(described_head, [(each.name, each.description) for each in prompt.points]),
         }
-        return _FIELDS.sub(lambda found: fields[found[1]], self.templates[language].text)
+        return _FIELDS.sub(lambda found: fields[found[1]], self.templates[prompt.language].text)
 
     @property
     def revision(self) -> str:

@@ -131,9 +131,7 @@ class _Judging:
         except (OSError, ValueError) as error:
             return Missing(ErrorCode.BAD_INPUT, f"{place.file}: {error}")
         deadline = time.monotonic() + self._timeout_s
-        return await judge_image(
-            self._client, self._metrics, self._method, image, prompt.text, prompt.points, prompt.language, deadline
-        )
+        return await judge_image(self._client, self._metrics, self._method, image, prompt, deadline)
 
 
 def _notes(prompts: PromptFile, files: Sequence[ImageFile], others: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from services.common.judge.metrics import JudgeMetrics
 from services.common.scorer import Failure, Item, Result, Score
 from services.eval.dimensions import Language
 from services.eval.judge import REWARD, Judgement, JudgeMethod, Missing, judge_image
-from services.eval.prompts import Point, PointsError, read_points
+from services.eval.prompts import Point, PointsError, Prompt, read_points
 from wire.schema import ErrorCode, ScorerInfo
 
 MAX_POINTS = 64  # published prompts have up to 10
@@ -83,19 +83,17 @@ class EvalScorer:
     async def _score(self, item: Item, deadline: float) -> Result:
         assert self._client is not None, "score before load"
         try:
-            points, language = points_of(item)
+            prompt = prompt_of(item)
         except ValueError as error:
             return Failure(ErrorCode.BAD_INPUT, str(error))
         if len(item.images) != 1:
             return Failure(ErrorCode.BAD_INPUT, f"the judge looks at one image; `images` has {len(item.images)}")
-        result = await judge_image(
-            self._client, self._metrics, self._method, item.images[0], item.prompt, points, language, deadline
-        )
-        return Failure(result.code, result.message) if isinstance(result, Missing) else to_score(result, points)
+        result = await judge_image(self._client, self._metrics, self._method, item.images[0], prompt, deadline)
+        return Failure(result.code, result.message) if isinstance(result, Missing) else to_score(result, prompt.points)
 
 
-def points_of(item: Item) -> tuple[tuple[Point, ...], Language]:
-    """The test points in an item's metadata. Raises ValueError naming the field."""
+def prompt_of(item: Item) -> Prompt:
+    """An item's prompt with the test points in its metadata. Raises ValueError naming the field."""
     for field in ("testpoints", "descriptions"):
         if field not in item.metadata:
             raise ValueError(
@@ -112,7 +110,7 @@ def points_of(item: Item) -> tuple[tuple[Point, ...], Language]:
     if language is not None and language != found:
         known = " or ".join(get_args(Language))
         raise ValueError(f"metadata.language is {language!r}, the test points are in {found!r}: send {known} to match")
-    return points, found
+    return Prompt(0, item.prompt, points, found)
 
 
 def to_score(judgement: Judgement, points: Sequence[Point]) -> Score:

@@ -9,7 +9,7 @@ import pytest
 
 from services.eval.dimensions import DIMENSIONS
 from services.eval.prompting import Instructions, load_instructions
-from services.eval.prompts import Point, read_points
+from services.eval.prompts import Prompt, read_points
 
 TEMPLATES = Path(__file__).resolve().parents[4] / "shared" / "reference" / "reward_templates"
 
@@ -27,8 +27,8 @@ def definitions_file(folder: Path, **changed: str) -> Path:
     return path
 
 
-def points(*pairs: tuple[str, str]) -> tuple[Point, ...]:
-    return read_points([name for name, _ in pairs], [text for _, text in pairs])[0]
+def prompt(text: str, *points: tuple[str, str]) -> Prompt:
+    return Prompt(0, text, *read_points([name for name, _ in points], [description for _, description in points]))
 
 
 def test_the_published_english_template_is_rendered_as_published(tmp_path: Path) -> None:
@@ -40,8 +40,7 @@ def test_the_published_english_template_is_rendered_as_published(tmp_path: Path)
         },
     )
     instructions = load_instructions(published("en_raw_format_template"), definitions=definitions)
-    asked = points(("Style", "<<DESC1>>"), ("Attribute - Color", "<<DESC2>>"))
-    rendered = instructions.ask("<<PROMPT>>", asked, "en")
+    rendered = instructions.ask(prompt("<<PROMPT>>", ("Style", "<<DESC1>>"), ("Attribute - Color", "<<DESC2>>")))
     assert rendered == published("en_rendered_example").read_text("utf-8")
     assert instructions.templates["en"].name == "unigenbench_judge_en"
     assert (
@@ -51,8 +50,7 @@ def test_the_published_english_template_is_rendered_as_published(tmp_path: Path)
 
 def test_the_published_chinese_template_has_its_own_heads() -> None:
     instructions = load_instructions(template_zh=published("zh_raw_format_template"))
-    asked = points(("风格", "水墨"), ("属性-颜色", "红色"))
-    text = instructions.ask("一只猫", asked, "zh")
+    text = instructions.ask(prompt("一只猫", ("风格", "水墨"), ("属性-颜色", "红色")))
     assert "的提示词为「一只猫」" in text and "['风格', '属性-颜色']" in text
     assert "考点描述说明：「\n风格: 水墨\n属性-颜色: 红色\n」" in text
     assert f"考点说明：「\n风格: {DIMENSIONS[0].definition_zh}\n" in text
@@ -63,7 +61,7 @@ def test_the_published_chinese_template_has_its_own_heads() -> None:
 def test_our_own_wording_has_all_that_is_asked_and_the_form_of_the_answer(language: str) -> None:
     dimension = DIMENSIONS[2]
     name = dimension.name if language == "en" else dimension.zh
-    text = load_instructions().ask("PROMPT-TEXT", points((name, "DESCRIPTION")), language)  # type: ignore[arg-type]
+    text = load_instructions().ask(prompt("PROMPT-TEXT", (name, "DESCRIPTION")))
     definition = dimension.definition if language == "en" else dimension.definition_zh
     for part in (
         "「PROMPT-TEXT」",
@@ -77,14 +75,14 @@ def test_our_own_wording_has_all_that_is_asked_and_the_form_of_the_answer(langua
 
 
 def test_nothing_in_a_prompt_or_a_description_is_a_placeholder() -> None:
-    asked = points(("Style", "{prompt} {0} {explanation}"))
-    text = load_instructions().ask("a {testpoint} in {braces} \\1 {test_explanation}", asked, "en")
+    asked = prompt("a {testpoint} in {braces} \\1 {test_explanation}", ("Style", "{prompt} {0} {explanation}"))
+    text = load_instructions().ask(asked)
     assert "「a {testpoint} in {braces} \\1 {test_explanation}」" in text
     assert "Style: {prompt} {0} {explanation}\n" in text
 
 
 def test_names_are_written_as_a_python_list() -> None:
-    text = load_instructions().ask("x", points(("Action - Hand (Character/Anthropomorphic)", ""), ("Style", "")), "en")
+    text = load_instructions().ask(prompt("x", ("Action - Hand (Character/Anthropomorphic)", ""), ("Style", "")))
     assert "['Action - Hand (Character/Anthropomorphic)', 'Style']" in text
 
 
@@ -103,8 +101,8 @@ def test_another_wording_is_another_revision(tmp_path: Path) -> None:
 
 def test_definitions_of_one_language_leave_the_other_to_ours(tmp_path: Path) -> None:
     instructions: Instructions = load_instructions(definitions=definitions_file(tmp_path, Extra="not used"))
-    assert "Style: meaning of Style" in instructions.ask("x", points(("Style", "ink")), "en")
-    assert DIMENSIONS[0].definition_zh in instructions.ask("x", points(("风格", "墨")), "zh")
+    assert "Style: meaning of Style" in instructions.ask(prompt("x", ("Style", "ink")))
+    assert DIMENSIONS[0].definition_zh in instructions.ask(prompt("x", ("风格", "墨")))
 
 
 @pytest.mark.parametrize(
