@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -18,15 +17,6 @@ from tests.support.deployment import ROOT, Tree, compose, own_services, settings
 
 K8S = ROOT / "deploy/k8s"
 OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": ("ocr", "rules", "hps", "unifiedreward", "eval")}
-FLAGS_OF_VLLM = {
-    "host",
-    "port",
-    "tensor-parallel-size",
-    "max-model-len",
-    "enable-prefix-caching",
-    "served-model-name",
-    "limit-mm-per-prompt",
-}
 
 
 def documents(path: Path) -> list[Tree]:
@@ -272,7 +262,9 @@ def test_gateways_ask_their_judge_as_in_compose(service: str) -> None:
         == judge["served-model-name"]
         == own_services()[service]["environment"][f"{service.upper()}_MODEL"]
     )
-    assert set(judge) == FLAGS_OF_VLLM and json.loads(judge["limit-mm-per-prompt"])["image"] >= 2
+    command = compose()["services"][f"{service}-vllm"]["command"]
+    for flag in ("served-model-name", "max-model-len", "limit-mm-per-prompt"):
+        assert f"--{flag}={judge[flag]}" in command
     image = container(deployments[f"{service}-vllm"])["image"]
     assert image == compose()["services"][f"{service}-vllm"]["image"]
     volumes = deployments[f"{service}-vllm"]["spec"]["template"]["spec"]["volumes"]
