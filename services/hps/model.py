@@ -71,7 +71,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Literal["bf16", "fp32"]:
     """`auto` is bf16 on a GPU that has it, fp32 elsewhere."""
     if dtype != "auto":
         return dtype
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def load_model(

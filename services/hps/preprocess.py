@@ -15,15 +15,19 @@ RESIZE = "bicubic-antialias-float"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
+# CUDA's antialiased resize holds a pixel's weights in shared memory and refuses factors from about 47 on.
+_LARGEST_FACTOR_ON_GPU = 32
+
 
 def preprocess(image: Image.Image, size: int, device: torch.device) -> torch.Tensor:
-    """[3, size, size], float32, normalised, on `device`, where the arithmetic is done.
+    """[3, size, size], float32, normalised, on `device`, where the arithmetic is done (of huge images on the CPU).
 
     Any mode and aspect ratio; a side shorter than a pixel after scaling is kept at one. Smaller images are enlarged.
     The padding is black, centred (an odd pixel goes right or below), and there before normalising. Source:
     HPSv2's `ResizeMaxSize`, which fails for an image of `size` x less and for alpha; here both are scored.
     """
-    pixels = torch.from_numpy(np.array(to_rgb(image))).to(device)
+    workplace = device if max(image.size) <= _LARGEST_FACTOR_ON_GPU * size else torch.device("cpu")
+    pixels = torch.from_numpy(np.array(to_rgb(image))).to(workplace)
     planes = pixels.permute(2, 0, 1).float().div_(255)
     scale = size / max(image.size)
     height, width = (max(round(side * scale), 1) for side in (image.height, image.width))
@@ -31,8 +35,8 @@ def preprocess(image: Image.Image, size: int, device: torch.device) -> torch.Ten
         planes = functional.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)[0]
     left, top = (size - width) // 2, (size - height) // 2
     planes = functional.pad(planes, (left, size - width - left, top, size - height - top))
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    return planes.sub_(mean).div_(std)
+    mean, std = (torch.tensor(values, device=workplace)[:, None, None] for values in (MEAN, STD))
+    return planes.sub_(mean).div_(std).to(device)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -46,7 +45,7 @@ def open_clip_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # It leaves its file open and sets a variable.
-    with warnings.catch_warnings(), mock.patch.dict(os.environ), mock.patch.dict(sys.modules):
+    with warnings.catch_warnings(), mock.patch.dict(os.environ):
         warnings.simplefilter("ignore")
         spec.loader.exec_module(module)
         return module.SimpleTokenizer()
