@@ -18,7 +18,6 @@ from PIL import Image
 from services.common.app import create_app
 from services.common.judge.client import JudgeEndpoint
 from services.common.judge.scripted import Question, Reply
-from services.common.openapi import render
 from services.eval.judge import RESAMPLE_TEMPERATURE, JudgeMethod
 from services.eval.prompting import load_instructions
 from services.eval.scorer import EvalScorer
@@ -247,8 +246,3 @@ def test_settings_come_from_variables_and_have_the_stated_defaults(monkeypatch: 
     settings = EvalSettings()
     assert settings.model == "UniGenBench" and settings.method().parse_retries == 0
     assert 'extra_body={"top_k": 1}' in settings.method().revision
-
-
-def test_the_openapi_file_is_what_is_served() -> None:
-    root = Path(__file__).resolve().parents[3]
-    assert (root / "docs/openapi/eval.json").read_text("utf-8") == render("eval")
