@@ -251,6 +251,14 @@ def test_bombs_are_refused_in_little_memory(name):
     assert peak < 40_000_000
 
 
+def test_a_number_of_a_stored_value_costs_nothing():
+    """The standard reader would make room for two billion values. Found by fuzzing."""
+    tracemalloc.start()
+    assert load_plain(program("NONE", "LONG_BINPUT", b"\xf3\x77\x77\x88")) is None
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
 def test_limits_are_the_callers():
     data = pickle.dumps([[["deep"]]])
     assert load_plain(data, PickleLimits(max_depth=3)) == [[["deep"]]]
