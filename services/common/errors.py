@@ -27,7 +27,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "Above a limit; the message has both numbers."},
     415: {"model": ErrorBody, "description": "Neither application/json nor multipart/form-data."},
     422: {"model": ErrorBody, "description": "A field is wrong; `field` names it, such as items.3.images.0.data."},
-    429: {"model": ErrorBody, "description": "The queue is full; try again after `Retry-After` seconds."},
+    429: {
+        "model": ErrorBody,
+        "description": "The queue is full or the client above its limit; see `Retry-After` (seconds).",
+    },
     500: {"model": ErrorBody, "description": "A bug."},
     503: {"model": ErrorBody, "description": "Loading or shutting down."},
     504: {"model": ErrorBody, "description": "The deadline passed before any item had a result."},

@@ -102,6 +102,8 @@ class Service:
             self._watching.cancel()
         for part in reversed(self._parts):
             await part.stop()
+        if self.audit is not None:
+            self.audit.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def hold(self) -> Hold:
