@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from services.loadtest.measurements import Measurements
+from services.loadtest.measurements import Measurements, rate_sentence
 from services.loadtest.options import Options, UsageError, read_options
 from services.loadtest.page import render_page
 from services.loadtest.sender import Sender
@@ -78,10 +78,11 @@ def _read_token(path: Path | None) -> str | None:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--token-file {path} cannot be read: {error}") from error
-    tokens = [line.rpartition(":")[2].strip() for line in lines if line and not line.startswith("#")]
-    if not tokens:
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
         raise UsageError(f"--token-file {path} holds no token")
-    return tokens[0]
+    _, colon, rest = lines[0].partition(":")  # `token` or `name:token`; a service's own file may go on with limits
+    return (rest if colon else lines[0]).split()[0]
 
 
 def _check_writable(*paths: Path | None) -> None:
@@ -140,18 +141,8 @@ def _table(summary: Mapping[str, Any]) -> str:
     lines += ["", f"items without a score: {summary['error_share']:.2%}"]
     lines += [f"  {code}: {count}" for code, count in summary["errors"].items()]
     if not rate["kept"]:
-        lines.append(rate_sentence(summary))
+        lines.append(f"NOTE: {rate_sentence(summary)}")
     return "\n".join(lines)
-
-
-def rate_sentence(summary: Mapping[str, Any]) -> str:
-    """Why the asked rate was not kept, and what to do."""
-    requests, lag = summary["requests"], summary["send_lag_ms"]["p99"]
-    return (
-        f"THE RATE WAS NOT KEPT: {requests['due'] - requests['sent']} requests never left, and one in a hundred left "
-        f"{lag:.0f} ms late or more. Either {summary['about']['max_outstanding']} unanswered requests were the limit "
-        f"(--max-outstanding), or this machine cannot send that fast."
-    )
 
 
 def _broken_limits(options: Options, measured: Measurements) -> list[str]:

@@ -110,6 +110,16 @@ class Measurements:
         return count / self.seconds if self.seconds else 0.0
 
 
+def rate_sentence(summary: Mapping[str, Any]) -> str:
+    """Why the asked rate was not kept, and what to do."""
+    requests, lag = summary["requests"], summary["send_lag_ms"]["p99"]
+    return (
+        f"the rate was not kept: {requests['due'] - requests['sent']} requests never left, and one in a hundred left "
+        f"{lag:.0f} ms late or more. Either {summary['about']['max_outstanding']} unanswered requests were the limit "
+        f"(--max-outstanding), or this machine cannot send that fast."
+    )
+
+
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of the sorted values do not exceed (nearest rank)."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

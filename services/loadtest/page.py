@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from services.loadtest.measurements import Measurements
+from services.loadtest.measurements import Measurements, rate_sentence
 from services.loadtest.plots import histogram, over_time
 
 _STYLE = """
@@ -26,7 +26,7 @@ td,th{text-align:start;padding:.25rem .5rem .25rem 0;border-bottom:1px solid var
 
 def render_page(summary: Mapping[str, Any], measured: Measurements) -> str:
     """The page of one test."""
-    about, rate, requests = summary["about"], summary["rate"], summary["requests"]
+    about, rate = summary["about"], summary["rate"]
     title = f"Load test of {about['service']} ({about['reward']})"
     sizes = ", ".join(f"{size['width']}x{size['height']} ({size['weight']:g})" for size in about["mix"])
     said = (
@@ -37,15 +37,7 @@ def render_page(summary: Mapping[str, Any], measured: Measurements) -> str:
     tiles = [(name, _ms(summary["latency_ms"][name])) for name in ("p50", "p95", "p99", "max")]
     tiles += [("asked rate", f"{rate['asked']:g}/s"), ("sent", f"{rate['sent']:.2f}/s")]
     tiles += [("items scored", f"{rate['scored_items']:.1f}/s"), ("without a score", f"{summary['error_share']:.2%}")]
-    lost = requests["due"] - requests["sent"]
-    kept = (
-        ""
-        if rate["kept"]
-        else (
-            f'<p class="bad">The rate was not kept: {lost} requests never left, one in a hundred left '
-            f"{summary['send_lag_ms']['p99']:.0f} ms late or more.</p>"
-        )
-    )
+    kept = "" if rate["kept"] else f'<p class="bad">Note: {escape(rate_sentence(summary))}</p>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

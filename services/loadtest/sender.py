@@ -129,11 +129,10 @@ class Sender:
         total = self._environment.stats.total
         while True:
             gevent.sleep(_LIVE_S)
+            seconds = time.perf_counter() - start
             p95 = total.get_current_response_time_percentile(0.95) or 0
-            text = (
-                f"{total.current_rps:.1f}/s, p95 {p95:.0f} ms, {len(self._open)} waiting, {total.num_failures} failed"
-            )
-            on_progress(time.perf_counter() - start, text)
+            text = f"{total.num_requests / seconds:.1f}/s, p95 {p95:.0f} ms, {len(self._open)} waiting"
+            on_progress(seconds, text + f", {total.num_failures} failed" * bool(total.num_failures))
 
 
 @dataclass(frozen=True)

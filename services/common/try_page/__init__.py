@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -19,6 +20,19 @@ _SCRIPTS = ("elements.js", "pictures.js", "call.js", "answer.js", "page.js")  # 
 
 def try_page(service_name: str) -> HTMLResponse:
     """The page of a service, with its security headers."""
+    document, policy = _render(service_name)
+    headers = {
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+    return HTMLResponse(document, headers=headers)
+
+
+@cache
+def _render(service_name: str) -> tuple[str, str]:
+    """The document and its content security policy."""
     style = _read("page.css")
     script = "\n".join(_read(name) for name in _SCRIPTS)
     document = _read("page.html").replace("{{service}}", escape(service_name))
@@ -34,13 +48,7 @@ def try_page(service_name: str) -> HTMLResponse:
         "form-action 'none'",
         "frame-ancestors 'none'",
     )
-    headers = {
-        "Content-Security-Policy": "; ".join(policy),
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "no-cache",
-    }
-    return HTMLResponse(document, headers=headers)
+    return document, "; ".join(policy)
 
 
 def _read(name: str) -> str:

@@ -24,7 +24,7 @@ import httpx
 import pytest
 import uvicorn
 from PIL import Image, ImageDraw, ImageFont, ImageStat
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from services.common.app import create_app
 from services.common.fakes import FakeScorer, PromptLengthScorer
@@ -70,6 +70,16 @@ class HostileScorer(PromptLengthScorer):
         return Score(0.25, {HOSTILE: 0.5}, seen)
 
 
+class EchoScorer(PromptLengthScorer):
+    """Says in its details what it was given."""
+
+    name = "echo"
+
+    def score_item(self, item: Item) -> Result:
+        sizes = [list(image.size) for image in (*item.images, *item.source_images)]
+        return Score(1.0, {}, {"sizes": sizes, "completion": item.completion, "metadata": dict(item.metadata)})
+
+
 @contextmanager
 def serving_here(scorer: Scorer, name: str = "test", **settings: Any) -> Iterator[str]:
     """The URL of a real server in a thread of this process."""
@@ -108,7 +118,10 @@ def browser() -> Iterator[Browser]:
         pytest.skip("Chromium is not installed; `apt-get install chromium` brings it")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-background-networking"]
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        try:
+            launched = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        except Error as error:
+            pytest.skip(f"{CHROMIUM} is there and does not start: {error}")
         yield launched
         launched.close()
 
@@ -292,6 +305,28 @@ def test_targets_and_the_choice_of_reward_are_sent(ocr: str, open_page: OpenPage
     assert (sent["reward"], sent["items"][0]["targets"]) == ("strict", ["HARBOUR", "PIER"])
     assert page.locator(".hint", has_text="strict, 0 to 1, higher is better").is_visible()
     assert 0.5 < shown_scores(page)[0] < 1
+
+
+@pytest.mark.browser
+@needs_curl
+def test_a_source_picture_a_completion_and_metadata_are_sent(open_page: OpenPage, tmp_path: Path) -> None:
+    for name, size in (("after", (30, 20)), ("before", (10, 40))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.webp")
+    with serving_here(EchoScorer()) as url:
+        page = open_page(url)
+        page.get_by_text("More to send").click()
+        page.get_by_label("Completion").fill("it's\ndone")
+        score(page, "text alone")
+        assert run_command(page, tmp_path)["results"][0]["details"]["sizes"] == []
+        give(page, tmp_path / "after.webp")
+        page.locator("#sources input").set_input_files(str(tmp_path / "before.webp"))
+        expect(page.locator("#sources .thumbs img")).to_have_count(1)
+        page.get_by_label("Metadata").fill('{"colour": "red", "n": [1, 2.5]}')
+        score(page, "all")
+        got = json.loads(page.locator("#json").text_content())["results"][0]["details"]
+        metadata = {"colour": "red", "n": [1, 2.5]}
+        assert got == {"sizes": [[30, 20], [10, 40]], "completion": "it's\ndone", "metadata": metadata}
+        assert run_command(page, tmp_path)["results"][0]["details"] == got
 
 
 @pytest.mark.browser
