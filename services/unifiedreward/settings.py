@@ -23,9 +23,6 @@ class UnifiedRewardSettings(JudgeSettings):
     model_config = SettingsConfigDict(env_prefix="UNIFIEDREWARD_")
 
     port: Port = 18087
-    judge_url: str = Field(
-        default="http://127.0.0.1:8000", pattern=r"^https?://\S+$", description="The judge's OpenAI-compatible server."
-    )
     model: str = Field(
         default="UnifiedReward",
         min_length=1,

@@ -138,6 +138,6 @@ def _port(judge_url: str) -> int:
     if parts.scheme != "http" or parts.hostname not in ("127.0.0.1", "localhost") or parts.port is None:
         raise ValueError(
             f"judge_url {judge_url} is not on this machine: to start vLLM here, give http://127.0.0.1:PORT, such as "
-            f"http://127.0.0.1:8000"
+            f"http://127.0.0.1:8001"
         )
     return parts.port
