@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def convert_command(arguments: Sequence[str]) -> None:
         checkpoint = inspect(settings.source, settings.version, bar.update)
     from services.hps.convert import write_folder
 
+    print(f"writing {settings.out} ...", file=sys.stderr)
     parameters = write_folder(checkpoint, merges, settings.out)
     print(f"{settings.out}: HPS{checkpoint.version}, {parameters:,} parameters, from sha256 {checkpoint.sha256}")
 

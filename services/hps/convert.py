@@ -112,6 +112,8 @@ def write_folder(checkpoint: Checkpoint, merges: list[Merge], out: Path) -> int:
         partial.mkdir()
         save_file(weights, partial / WEIGHTS_NAME, metadata={"format": "pt"})
         (partial / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        # safetensors lets only its owner read the file; the service in a container is another user.
+        (partial / WEIGHTS_NAME).chmod((partial / CONFIG_NAME).stat().st_mode)
         write_merges(merges, partial)
         partial.rename(out)
     return sum(value.numel() for value in weights.values())
