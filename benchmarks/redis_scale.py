@@ -27,6 +27,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from tqdm import tqdm
 
@@ -67,11 +68,14 @@ class Workers:
         self._draw = random.Random(seed)
         self.processes = [start() for _ in range(count)]
         self.kills = 0
+        self.measured: Counter[str] = Counter()  # of those that were killed, just before
         for process in self.processes:
             assert process.url
 
     def kill_one(self) -> None:
         place = self._draw.randrange(len(self.processes))
+        with suppress(httpx.TransportError):  # it may be too young to be asked
+            self.measured.update(self.processes[place].metrics())
         self.processes[place].kill()
         self.processes[place] = self._start()
         self.kills += 1
@@ -81,27 +85,29 @@ class Workers:
             process.kill()
 
 
-async def torment(args: argparse.Namespace, workers: Workers, redis: RedisServer, report: Report, total: int) -> None:
-    """Kill a worker every so often; restart Redis once, half-way."""
-    restarted, next_kill = False, time.monotonic() + args.kill_every_s
+async def torment(
+    args: argparse.Namespace, workers: Workers, redis: RedisServer, report: Report, total: int, restarts: list[float]
+) -> None:
+    """Kill a worker every so often; restart Redis once, half-way, and note when."""
+    next_kill = time.monotonic() + args.kill_every_s
     with tqdm(total=total, unit="item", file=sys.stderr) as bar:
         while True:
             await asyncio.sleep(0.05)
             done = report.answered.total()
             bar.update(done - bar.n)
-            if not restarted and done >= total / 2:
-                restarted = True
+            if not restarts and done >= total / 2:
+                restarts.append(time.monotonic())
                 await asyncio.to_thread(redis.kill_and_lose, LOST_BYTES)
                 await asyncio.sleep(0.5)
                 await asyncio.to_thread(redis.start)
             if time.monotonic() >= next_kill:
-                next_kill += args.kill_every_s
+                next_kill = time.monotonic() + args.kill_every_s
                 await asyncio.to_thread(workers.kill_one)
 
 
 def with_redis(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     requests = make_requests(args.jobs, args.repeats, args.items_per_request, args.seed)
-    total, report = sum(map(len, requests)), Report()
+    total, report, restarts = sum(map(len, requests)), Report(), list[float]()
     with ExitStack() as stack:
         redis = RedisServer(folder)
         stack.callback(redis.kill)
@@ -117,7 +123,7 @@ def with_redis(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             stack.callback(front.kill)
 
         async def run() -> None:
-            tormenting = asyncio.create_task(torment(args, workers, redis, report, total))
+            tormenting = asyncio.create_task(torment(args, workers, redis, report, total, restarts))
             await run_load([front.url for front in fronts], requests, args.concurrency, report)
             tormenting.cancel()
             with suppress(asyncio.CancelledError):
@@ -125,7 +131,7 @@ def with_redis(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         asyncio.run(run())
         time.sleep(args.visibility_s + 3)  # what was scored twice comes in late, and is dropped
-        measured: Counter[str] = Counter()
+        measured = workers.measured
         for process in (*fronts, *workers.processes):
             measured.update(process.metrics())
         with redis.client() as client:
@@ -134,6 +140,7 @@ def with_redis(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     row = row_of("redis", report, total)
     row |= {
         "kills": workers.kills,
+        "restarts": len(restarts),
         "resent": measured["reward_stream_resent_total"],
         "redelivered": measured["reward_stream_redelivered_total"],
         "duplicates": measured["reward_stream_duplicates_total"],

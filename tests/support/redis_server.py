@@ -32,10 +32,9 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder), "--save", ""]
-            + ["--appendonly", "yes", "--appendfsync", "everysec", "--logfile", "redis.log", *self._options]
-        )
+        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder), "--logfile", "redis.log")
+        keep = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
+        self._process = subprocess.Popen(["redis-server", *where, *keep, *self._options])
         until = time.monotonic() + 20
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:

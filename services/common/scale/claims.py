@@ -137,7 +137,7 @@ class Claims:
     async def forget_the_dead(self) -> None:
         """Remove what earlier workers left behind: consumers without jobs, and reports of an hour ago."""
         for reward, stream in self._streams.items():
-            consumers: list[dict[str, Any]] = await self._connection.call("XINFO", "CONSUMERS", stream, GROUP)
+            consumers: list[dict[str, Any]] = await self._connection.call("XINFO CONSUMERS", stream, GROUP)
             dead = [each["name"] for each in consumers if each["pending"] == 0 and each["idle"] > _FORGOTTEN_MS]
             before = int(self._watch.now_ms()) - _FORGOTTEN_MS
             await self._connection.pipeline(

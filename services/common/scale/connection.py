@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.common.settings import without_password
@@ -32,6 +32,10 @@ class RedisAway(Exception):
 
 class RedisRefused(Exception):
     """Redis answered with an error: out of memory, a key of another type, a command it does not know."""
+
+
+class RedisFull(RedisRefused):
+    """Redis has no memory left to write with."""
 
 
 class Connection:
@@ -65,7 +69,7 @@ class Connection:
         for command in commands:
             pipe.execute_command(*command)
         answers: list[Any] = await self._guard(pipe.execute(raise_on_error=atomic))
-        return [RedisRefused(str(each)) if isinstance(each, RedisError) else each for each in answers]
+        return [_refusal(each) if isinstance(each, RedisError) else each for each in answers]
 
     async def patiently(self, send: Callable[[], Awaitable[T]]) -> T:
         """Repeat `send` until Redis answers."""
@@ -89,7 +93,7 @@ class Connection:
             raise RedisAway(self.failure) from error
         except ResponseError as error:
             self._back()
-            raise RedisRefused(str(error)) from error
+            raise _refusal(error) from error
         self._back()
         return value
 
@@ -102,3 +106,9 @@ class Connection:
         if self.failure is not None:
             logger.info("Redis is back", extra={"redis": self.url})
             self.failure = None
+
+
+def _refusal(error: RedisError) -> RedisRefused:
+    """Without the command, which the client quotes: it may hold a picture."""
+    reason = str(error).rpartition("of pipeline caused error: ")[2]
+    return RedisFull(reason) if isinstance(error, OutOfMemoryError) else RedisRefused(reason)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from services.common.cache import ScoreCache
 from services.common.dispatch import Dispatcher, Entry, Job, QueueFull
 from services.common.metrics import Metrics
-from services.common.scale.connection import Command, Connection, RedisAway, RedisRefused
+from services.common.scale.connection import Command, Connection, RedisAway, RedisFull, RedisRefused
 from services.common.scale.keys import FRONT_TTL_MS, Keys
 from services.common.scale.messages import Answer, DamagedMessage, decode_answer, encode_job
 from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.outbox import Outbox
 from services.common.scale.shared_cache import SharedCache
+from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -83,8 +84,7 @@ class Front(Dispatcher):
         await self._outbox.flush(timeout_s=1.0)
         if self._listening is None:
             return
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+        await end(self._listening)
         try:
             await self._connection.call("DEL", self._open, self._replies)
         except (RedisAway, RedisRefused):
@@ -139,7 +139,7 @@ class Front(Dispatcher):
             await self._connection.patiently(lambda: self._send_once(batch))
         except RedisRefused as error:
             logger.error("Redis refused jobs", extra={"jobs": len(batch), "reason": str(error)})
-            code = ErrorCode.OVERLOADED if str(error).startswith(("OOM", "command not allowed")) else ErrorCode.INTERNAL
+            code = ErrorCode.OVERLOADED if isinstance(error, RedisFull) else ErrorCode.INTERNAL
             for sent in batch:
                 if sent.job_id in self._jobs:
                     self._fail(sent.entry, code, f"Redis refused the job: {error}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+from services.common.scale.tasks import end
 
 logger = logging.getLogger("services.redis")
 T = TypeVar("T")
@@ -30,8 +31,8 @@ class Outbox(Generic[T]):
     async def flush(self, timeout_s: float) -> None:
         """Wait until all is sent, at most `timeout_s`; what is left then is not sent."""
         if self._task is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._task, timeout_s)
+            await asyncio.wait({self._task}, timeout=timeout_s)
+            await end(self._task)
 
     async def _run(self) -> None:
         while self._waiting:

@@ -13,6 +13,7 @@ from services.common.parts import Part
 from services.common.scale.connection import Command, Connection, RedisAway, RedisRefused
 from services.common.scale.keys import GROUP, Keys
 from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.tasks import end
 from wire.schema import ScorerInfo
 
 logger = logging.getLogger("services.redis")
@@ -51,7 +52,7 @@ class StreamWatch(Part):
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            await end(self._task)
         await self._connection.close()
 
     @property

@@ -22,6 +22,7 @@ from services.common.scale.messages import Answer, DamagedMessage, JobMessage, d
 from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.outbox import Outbox
 from services.common.scale.shared_cache import SharedCache
+from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from services.common.scorer import Failure, Item, Score
 from wire.images import ImageLimits
@@ -111,9 +112,8 @@ class Worker(Part):
         if self._serving is None or self._reporting is None:
             return
         await asyncio.wait({self._serving}, timeout=1.0)
-        for task in (self._serving, self._reporting):
-            task.cancel()
-        await asyncio.gather(self._serving, self._reporting, return_exceptions=True)
+        await end(self._serving)
+        await end(self._reporting)
         await self._outbox.flush(timeout_s=2.0)
         try:
             await self._claims.leave()
