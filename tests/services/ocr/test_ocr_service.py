@@ -88,12 +88,12 @@ def test_scores_come_back_in_order_over_json_and_multipart(service: str) -> None
     assert answer["scorer"]["range"] == [0.0, 1.0]
 
     as_json = [
-        {**item, "images": [to_ref(image, "image/png").model_dump(exclude_none=True)]}
+        {**item, "images": [to_ref(image, "image/x-rgb8").model_dump(exclude_none=True)]}
         for item, image in zip(items, images, strict=True)
     ]
     again = post(service, as_json)
     assert [result["score"] for result in again["results"]] == [1.0] * len(words)
-    assert all(result["cached"] for result in again["results"])  # the same pixels, however they travel
+    assert all(result["cached"] for result in again["results"])  # the same bytes, however they travel
 
 
 def test_a_bad_item_has_its_code_and_its_neighbour_a_score(service: str) -> None:
