@@ -12,12 +12,12 @@ from typing import Any
 
 from services.common.errors import ApiError
 from services.common.intake import Parsed, read_json
-from services.common.legacy.items import HEAD_BYTES, check_column, check_count, media_type_of, to_parsed
+from services.common.legacy.items import HEAD_BYTES, check_column, check_count, check_shared, media_type_of, to_parsed
 from services.common.settings import ServiceSettings
 
 
 def parse_compute(reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings) -> Parsed:
-    """Read a request. `condition_images` (a list per item) are what an edit started from. Raises ApiError 400, 413, 422.
+    """Read a request. `condition_images` (a list per item) are what an edit started from. Raises ApiError.
 
     `kwargs`, which older clients send, becomes metadata: a list with one entry per item is dealt out to the items.
     """
@@ -33,11 +33,14 @@ def parse_compute(reward: str, body: bytes | bytearray, _content_type: str, sett
     if not isinstance(extra, dict):
         raise ApiError(422, f"an object is needed, not {type(extra).__name__}", field="kwargs")
     sources = tree.get("condition_images") or [[]] * count
+    shared = {name: value for name, value in extra.items() if not _is_dealt(value, count)}
+    check_shared("kwargs", shared, count)
+    dealt = {name: value for name, value in extra.items() if _is_dealt(value, count)}
     columns = {
         "prompt": prompts,
         "images": [[_ref(image)] for image in check_column("image", images, count)],
         "source_images": [_refs(row) for row in check_column("condition_images", sources, count)],
-        "metadata": [{name: _dealt(value, place, count) for name, value in extra.items()} for place in range(count)],
+        "metadata": [shared | {name: values[place] for name, values in dealt.items()} for place in range(count)],
     }
     items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return to_parsed(reward, items, {}, settings)
@@ -53,8 +56,8 @@ def _either(tree: dict[str, Any], name: str, other: str) -> Any:
     return tree.get(other) if value is None else value
 
 
-def _dealt(value: Any, place: int, count: int) -> Any:
-    return value[place] if isinstance(value, list) and len(value) == count else value
+def _is_dealt(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count
 
 
 def _refs(images: Any) -> Any:

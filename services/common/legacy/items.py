@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from services.common.errors import ApiError, invalid
 from services.common.intake import Parsed, check_counts
-from services.common.settings import ServiceSettings
+from services.common.settings import MIB, ServiceSettings
 from wire.schema import ErrorCode, MediaType, ScoreRequest, ScoreResponse, ScorerInfo
 
 # A second try may succeed. All other codes would fail again, and some of these clients retry for hours.
@@ -18,6 +19,7 @@ _PASSING = frozenset({ErrorCode.TIMEOUT, ErrorCode.OVERLOADED, ErrorCode.UPSTREA
 _RETRY_AFTER_S = 5
 HEAD_BYTES = 12  # of an image, to tell what it is
 _DESCRIBED = 3  # failed items in a message
+_MAX_SHARED = 4 * MIB  # characters
 
 
 def choose_reward(rewards: Mapping[str, ScorerInfo], wanted: str | None) -> str:
@@ -50,6 +52,15 @@ def check_column(field: str, value: object, count: int) -> list[Any]:
     if len(value) != count:
         raise ApiError(422, f"{len(value)} entries for {count} items", field=field)
     return value
+
+
+def check_shared(field: str, value: object, count: int) -> None:
+    """Refuse metadata that is sent once, for all items, when a copy for each would be too much. Raises ApiError 413."""
+    size = len(json.dumps(value, default=repr)) * count
+    if size > _MAX_SHARED:
+        raise ApiError(
+            413, f"{size} characters of JSON when dealt out to {count} items; the limit is {_MAX_SHARED}", field=field
+        )
 
 
 def media_type_of(head: bytes) -> MediaType:

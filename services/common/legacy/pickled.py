@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from services.common.errors import ApiError
 from services.common.intake import Parsed
-from services.common.legacy.items import HEAD_BYTES, check_column, check_count, media_type_of, to_parsed
+from services.common.legacy.items import HEAD_BYTES, check_column, check_count, check_shared, media_type_of, to_parsed
 from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, dump_plain, load_plain
 from services.common.settings import ServiceSettings
 
@@ -30,14 +30,15 @@ def parse_pickled(reward: str, body: bytes | bytearray, _content_type: str, sett
     images, sources = (given.get("edited"), given.get("source")) if isinstance(given, dict) else (given, None)
     count = len(images) if isinstance(images, list) else 0
     check_count("images", count, settings)
-    metadata = tree.get("metadata")
+    metadata = tree.get("metadata") or {}
+    if not isinstance(metadata, list):
+        check_shared("metadata", metadata, count)
+        metadata = [metadata] * count
     parts: dict[str, memoryview] = {}
     columns = {
         "images": _refs("images", check_column("images", images, count), parts),
         "prompt": check_column("prompts", tree.get("prompts", [""] * count), count),
-        "metadata": check_column("metadata", metadata, count)
-        if isinstance(metadata, list)
-        else [metadata or {}] * count,
+        "metadata": check_column("metadata", metadata, count),
     }
     if sources is not None:
         columns["source_images"] = _refs("images.source", check_column("images.source", sources, count), parts)

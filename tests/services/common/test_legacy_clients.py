@@ -164,6 +164,20 @@ async def test_metadata_is_shared_or_one_each(running):
     assert (found["e"], found["f"]) == ({"n": 1, "all": "x"}, {"n": 2, "all": "x"})
 
 
+@anyio
+async def test_metadata_sent_once_is_not_multiplied_without_limit(running):
+    """A thousand small images that share a few hundred kilobytes would become gigabytes."""
+    large = {"k": [0] * 100_000}
+    tree = {"images": [b"x"] * 1000, "prompts": ["p"] * 1000, "metadata": large}
+    by_json = {"prompt": ["p"] * 1000, "image": ["x"] * 1000, "kwargs": large | {"each": [1] * 1000}}
+    async with running(PromptLengthScorer(), legacy=True) as client:
+        answer, value = await pickled(client, tree)
+        other = await client.post("/compute", json=by_json)
+    assert answer.status_code == other.status_code == 413
+    assert value["error"] == "300007000 characters of JSON when dealt out to 1000 items; the limit is 4194304"
+    assert other.json()["error"]["field"] == "kwargs"
+
+
 PERMANENT = ["bad_input", "not_applicable", "parse_error", "truncated", "non_finite", "internal"]
 
 
