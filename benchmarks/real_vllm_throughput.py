@@ -36,7 +36,7 @@ from services.common.judge.templates import own_template
 from services.unifiedreward import prompts
 from tests.support.gateways import score_request, unifiedreward_gateway
 from tests.support.tiny_qwen3vl import make_checkpoint
-from tests.support.vllm_server import VllmServer, missing, serve_arguments
+from tests.support.vllm_server import VllmServer, missing
 
 LEAST_RATIO = 0.95
 MODEL = "judge"
@@ -130,7 +130,7 @@ def main() -> None:
         raise SystemExit(reason)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(Path(folder, "model"))
-        server = VllmServer(serve_arguments(checkpoint, MODEL), Path(folder, "server.log"))
+        server = VllmServer(checkpoint, MODEL, Path(folder, "server.log"))
         server.start()
         try:
             print("| side | round | seconds | images/s |\n|---|---|---|---|")
