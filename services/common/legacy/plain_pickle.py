@@ -66,7 +66,7 @@ class _Machine:
         self._steps = 0
         self._stack: list[Plain | _Mark] = []
         self._memo: dict[int, Plain] = {}
-        self._copied: set[int] = set()  # by id; changing one of these now would make its copies wrong
+        self._closed: set[int] = set()  # by id: containers that have copies, and the copies; none may change any more
 
     def run(self) -> Plain:
         if self._data[:1] != bytes([_PROTO]):
@@ -122,8 +122,8 @@ class _Machine:
         value = self._stack[-1] if self._stack else None
         if not isinstance(value, kind):
             raise PickleError(f"the pickle fills a {kind.__name__} that is not there, at {self._at}")
-        if id(value) in self._copied:
-            raise PickleError(f"a {kind.__name__} contains itself: send a tree")
+        if id(value) in self._closed:
+            raise PickleError(f"a {kind.__name__} contains itself, or changes after it was used: send a tree")
         return value
 
     def protocol(self) -> None:
@@ -210,11 +210,14 @@ class _Machine:
             return value
         if depth > self._limits.max_depth:
             raise self._too_deep()
-        self._copied.add(id(value))
         self._count(len(value))
+        copy: Plain
         if isinstance(value, list):
-            return [self._copy(each, depth + 1) for each in value]
-        return {key: self._copy(each, depth + 1) for key, each in value.items()}
+            copy = [self._copy(each, depth + 1) for each in value]
+        else:
+            copy = {key: self._copy(each, depth + 1) for key, each in value.items()}
+        self._closed |= {id(value), id(copy)}
+        return copy
 
     def _check_depth(self, value: Plain) -> None:
         level = [value]
