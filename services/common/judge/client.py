@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from services.common.judge.connections import Connections
 from services.common.judge.metrics import JudgeMetrics
 from wire.schema import ErrorCode
 
@@ -24,6 +25,7 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LOST_AFTER = 3  # connections in a row that failed, before the server counts as lost
 _PROBE_S = 5.0
+_KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s: close them first, or a call meets a closing one
 
 
 class JudgeError(Exception):
@@ -71,7 +73,7 @@ class JudgeClient:
         self._http = httpx.AsyncClient(
             base_url=endpoint.url.rstrip("/"),
             headers=headers,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=endpoint.concurrency),
+            transport=Connections(_KEEP_ALIVE_S),
             timeout=httpx.Timeout(endpoint.call_timeout_s, connect=10.0),
             trust_env=False,
         )

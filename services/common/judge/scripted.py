@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judge = ScriptedJudge(
         lambda question: Reply(answer_about(settings.answer, question), delay_s=reply_after), settings.model, keep=False
     )
-    uvicorn.run(judge.app(), host="127.0.0.1", port=settings.port, log_level="warning")
+    uvicorn.run(judge.app(), host="127.0.0.1", port=settings.port, log_level="warning", timeout_keep_alive=60)
 
 
 if __name__ == "__main__":
