@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from pydantic_core import to_json
 
 from services.common.judge.connections import Connections
 from services.common.judge.metrics import JudgeMetrics
@@ -25,6 +26,7 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LOST_AFTER = 3  # connections in a row that failed, before the server counts as lost
 _PROBE_S = 5.0
+_JSON = {"Content-Type": "application/json"}
 _KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s: close them first, or a call meets a closing one
 
 
@@ -177,7 +179,7 @@ class JudgeClient:
 
         Entering it raises httpx.HTTPError.
         """
-        headers = {} if content is None else {"Content-Type": "application/json"}
+        headers = {} if content is None else _JSON
         return self._http.stream(method, path, content=content, headers=headers, timeout=timeout_s)
 
     async def aclose(self) -> None:
@@ -189,7 +191,7 @@ class JudgeClient:
             tries += 1
             pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (tries - 1))
             try:
-                response = await self._http.post("/v1/chat/completions", json=body)
+                response = await self._http.post("/v1/chat/completions", content=to_json(body), headers=_JSON)
             except httpx.TransportError as error:
                 self._failed_in_a_row += 1
                 self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")

@@ -9,6 +9,7 @@ from typing import Literal
 from PIL import Image
 
 from services.common.judge.client import Part
+from services.common.pixels import to_rgb
 
 ImageFormat = Literal["jpeg", "png"]
 JPEG_QUALITY = 95  # what the published clients of these judges send
@@ -21,22 +22,12 @@ def image_part(image: Image.Image, form: ImageFormat) -> Part:
     """
     buffer = io.BytesIO()
     if form == "png":
-        _flat(image).save(buffer, "PNG", compress_level=1)
+        to_rgb(image).save(buffer, "PNG", compress_level=1)
     else:
-        _flat(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        to_rgb(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     encoded = base64.b64encode(buffer.getbuffer()).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/{form};base64,{encoded}"}}
 
 
 def text_part(text: str) -> Part:
     return {"type": "text", "text": text}
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """As RGB. Where it is transparent, white shows, as in a browser; `convert` alone would show hidden colours."""
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return image.convert("RGB")

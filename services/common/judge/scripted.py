@@ -105,6 +105,8 @@ def brightness(images: Sequence[Image.Image]) -> list[float]:
 
 def answer_about(template: str, question: Question) -> str:
     """Fill `{brighter}` (the number of the brightest image, from 1) and `{brightness}` (of the first, 0 to 1)."""
+    if "{bright" not in template:
+        return template
     grey = brightness(question.images) or [0.0]
     best = 1 + max(range(len(grey)), key=lambda n: grey[n])
     return template.replace("{brighter}", str(best)).replace("{brightness}", f"{grey[0]:.4f}")
