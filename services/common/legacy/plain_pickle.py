@@ -66,7 +66,7 @@ class _Machine:
         self._steps = 0
         self._stack: list[Plain | _Mark] = []
         self._memo: dict[int, Plain] = {}
-        self._closed: set[int] = set()  # by id: containers that have copies, and the copies; none may change any more
+        self._closed: set[int] = set()  # by id: what may not change any more (tuples, what has copies, and the copies)
 
     def run(self) -> Plain:
         if self._data[:1] != bytes([_PROTO]):
@@ -123,7 +123,7 @@ class _Machine:
         if not isinstance(value, kind):
             raise PickleError(f"the pickle fills a {kind.__name__} that is not there, at {self._at}")
         if id(value) in self._closed:
-            raise PickleError(f"a {kind.__name__} contains itself, or changes after it was used: send a tree")
+            raise PickleError(f"a {kind.__name__} contains itself, or changes after it was complete: send a tree")
         return value
 
     def protocol(self) -> None:
@@ -138,6 +138,10 @@ class _Machine:
 
     def push(self, value: Plain | _Mark) -> None:
         self._stack.append(value)
+
+    def push_tuple(self, items: list[Plain]) -> None:
+        self._closed.add(id(items))
+        self.push(items)
 
     def uint(self, width: int) -> None:
         self.push(self._uint(width))
@@ -279,11 +283,11 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
         "EMPTY_LIST": lambda m: m.push([]),
         "APPEND": _Machine.append,
         "APPENDS": _Machine.appends,
-        "EMPTY_TUPLE": lambda m: m.push([]),
-        "TUPLE": lambda m: m.push(m._pop_to_mark()),
-        "TUPLE1": lambda m: m.push(m._pop_items(1)),
-        "TUPLE2": lambda m: m.push(m._pop_items(2)),
-        "TUPLE3": lambda m: m.push(m._pop_items(3)),
+        "EMPTY_TUPLE": lambda m: m.push_tuple([]),
+        "TUPLE": lambda m: m.push_tuple(m._pop_to_mark()),
+        "TUPLE1": lambda m: m.push_tuple(m._pop_items(1)),
+        "TUPLE2": lambda m: m.push_tuple(m._pop_items(2)),
+        "TUPLE3": lambda m: m.push_tuple(m._pop_items(3)),
         "EMPTY_DICT": lambda m: m.push({}),
         "SETITEM": _Machine.set_item,
         "SETITEMS": _Machine.set_items,

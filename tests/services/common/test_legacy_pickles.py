@@ -203,6 +203,7 @@ HAND_MADE = {
     "changed after use": program(
         *("EMPTY_LIST", "EMPTY_LIST", "MEMOIZE", "BINGET", b"\0", "APPEND", "NONE", "APPEND", "APPEND")
     ),
+    "tuple that changes": program("EMPTY_TUPLE", "NONE", "APPEND"),
     "changed through its copy": program("EMPTY_LIST", "MEMOIZE", "BINGET", b"\0", "NONE", "APPEND", "TUPLE2"),
     "empty": b"",
     "text": b'{"images": []}',
