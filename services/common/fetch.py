@@ -65,22 +65,27 @@ class ImageFetcher:
 
     async def _fetch(self, url: str, deadline: float, hold: Hold) -> bytearray | Failure | ApiError:
         """One image's bytes. Failures are returned, so that the other downloads go on."""
-        left = deadline - time.monotonic()
         try:
             target = self._hosts.target(url)
-            async with asyncio.timeout(min(self._timeout_s, left)), self._slots:
-                return await self._download(target, hold)
+            async with asyncio.timeout(deadline - time.monotonic()), self._slots:
+                return await self._download_in_time(target, hold)
         except ApiError as error:
             return error
         except UrlRefused as error:
             return Failure(ErrorCode.BAD_INPUT, f"image URL refused: {error}")
         except TimeoutError:
-            code = ErrorCode.TIMEOUT if left <= self._timeout_s else ErrorCode.UPSTREAM
-            return Failure(code, f"the image did not arrive within {min(self._timeout_s, left):.1f} s: {url}")
+            return Failure(ErrorCode.TIMEOUT, f"the deadline passed before the image had arrived: {url}")
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             return Failure(
                 ErrorCode.UPSTREAM, f"the image could not be fetched: {error or type(error).__name__}: {url}"
             )
+
+    async def _download_in_time(self, target: Target, hold: Hold) -> bytearray | Failure:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._download(target, hold)
+        except TimeoutError:
+            return Failure(ErrorCode.UPSTREAM, f"the image did not arrive within {self._timeout_s:g} s")
 
     async def _download(self, target: Target, hold: Hold) -> bytearray | Failure:
         """Each download has a connection of its own: the host is looked up and its address checked every time."""

@@ -47,6 +47,10 @@ class Host(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(PNG)
 
+    def send_unhurried(self):
+        time.sleep(0.3)
+        self.send_image()
+
     def send_missing(self):
         self.send_error(404)
 
@@ -76,6 +80,7 @@ class Host(BaseHTTPRequestHandler):
 
 class HostServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request, client_address):
         """A download that was given up breaks the connection."""
@@ -197,6 +202,16 @@ async def test_the_callers_deadline_ends_a_download(running, host):
         answer = await client.post("/v1/score", json={"items": items, "deadline_ms": 300})
     assert answer.status_code == 504
     assert time.monotonic() - started < 3
+
+
+@anyio
+async def test_waiting_for_others_downloads_does_not_count(running, host):
+    """A hundred and sixty images of 0.3 s, sixteen at a time, are 3 s; the limit is 2 s for each."""
+    base = f"http://127.0.0.1:{host.server_port}"
+    items = [{"id": str(n), "prompt": "p", "images": [image(f"{base}/unhurried?{n}")]} for n in range(160)]
+    async with running(Green(), image_url_hosts=base, image_url_timeout_s=2) as client:
+        answer = await client.post("/v1/score", json={"items": items})
+    assert [result["score"] for result in answer.json()["results"]] == [200] * 160
 
 
 @anyio
