@@ -17,8 +17,8 @@ from wire.schema import ErrorCode
 
 REWARD = "unigenbench"
 
-# What changes verdicts apart from the wording; a change of the parser or of how retries are sampled changes it.
-REVISION = "1"
+# What changes verdicts apart from the wording; a change of what is shown, of the parser or of retries changes it.
+REVISION = "2"
 # Greedy decoding would repeat the answer that could not be read, so retries are sampled, each with a seed of its own.
 RESAMPLE_TEMPERATURE = 0.7
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from services.common.pixels import to_rgb
 from services.eval.dimensions import DIMENSIONS, PRIMARIES
 from services.eval.images import open_image
 from services.eval.prompts import Prompt
@@ -100,12 +101,12 @@ def choose(records: Sequence[Record], count: int) -> list[Record]:
 def thumbnail(path: Path) -> str | None:
     """A small JPEG as a data URI; None when the file is gone or no image."""
     try:
-        image = open_image(path.read_bytes())
+        image = to_rgb(open_image(path.read_bytes()))
     except (OSError, ValueError):
         return None
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
+    image.save(buffer, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

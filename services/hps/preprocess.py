@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from services.common.pixels import to_rgb
+
 # The published code resizes a float tensor, and torchvision does that with antialiasing since 0.17 and without before.
 # This is the newer one, which is also what the word "bicubic" means in Pillow, without its rounding to whole numbers.
 # Named in the revision, because a large image scored with another resize has another score.
@@ -37,18 +39,3 @@ def preprocess(image: Image.Image, size: int, device: torch.device) -> torch.Ten
     planes = functional.pad(planes, (left, size - width - left, top, size - height - top))
     mean, std = (torch.tensor(values, device=workplace)[:, None, None] for values in (MEAN, STD))
     return planes.sub_(mean).div_(std).to(device)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB without alpha: transparent pixels become white, as a viewer shows them; 16-bit greys are scaled to 8.
-
-    The pixels stay as they are stored: an orientation in the metadata is ignored, as in the published code.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):  # Pillow would clip these at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from services.hps.model import Dtype, HpsModel
 
 # Preprocessing, tokenizer and score as they are here; a change of any of them changes this, and every cached score's key.
-SCORING_REVISION = "1"
+SCORING_REVISION = "2"
 
 
 class _Loaded(NamedTuple):

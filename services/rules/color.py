@@ -28,10 +28,11 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import JsonValue
 
+from services.common.pixels import to_rgb
 from services.common.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
-REVISION = "2"  # raise it whenever the same image may score differently
+REVISION = "3"  # raise it whenever the same image may score differently
 MAX_PIXELS = 1 << 20  # beyond it the time would grow with the picture and the share of a colour would not
 MIN_CONTRAST = 64.0
 MIN_SHARE_OF_PEAK = 0.5
@@ -110,7 +111,7 @@ def color_shares(image: Image.Image) -> tuple[Array, int]:
 
     Transparent parts of the image show white.
     """
-    rgb = on_white(image)
+    rgb = to_rgb(image)
     if rgb.width * rgb.height > MAX_PIXELS:
         rgb = rgb.reduce(math.ceil(math.sqrt(rgb.width * rgb.height / MAX_PIXELS)))
     rgb_HW3 = np.asarray(rgb)
@@ -157,16 +158,6 @@ def color_match(item: Item) -> Result:
         name: round(float(share), 4) for name, share in zip(NAMES, shares, strict=True) if share > 0
     }
     return Score(float(shares[NAMES.index(target)]), details={"target": target, "ink_pixels": count, "shares": seen})
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """The image as RGB; what is transparent shows white."""
-    if image.mode == "RGB":
-        return image
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _border_median(rgb_HW3: npt.NDArray[np.uint8]) -> Array:

@@ -11,13 +11,13 @@ from typing import Final
 
 from PIL import features
 
+from services.common.pixels import to_rgb
 from services.common.scorer import Failure, Item, Result, Score
-from services.rules.color import on_white
 from wire.schema import ErrorCode
 
 QUALITY: Final = 95
 # Encoders differ by a few bytes, so the encoder is part of what a score means.
-REVISION: Final = f"1+libjpeg-{features.version_feature('libjpeg_turbo') or features.version_codec('jpg')}"
+REVISION: Final = f"2+libjpeg-{features.version_feature('libjpeg_turbo') or features.version_codec('jpg')}"
 
 
 def jpeg_compressibility(item: Item) -> Result:
@@ -34,6 +34,6 @@ def _scored(item: Item, sign: float) -> Result:
     if len(item.images) != 1:
         return Failure(ErrorCode.BAD_INPUT, f"JPEG size is of one image; `images` has {len(item.images)}")
     buffer = io.BytesIO()
-    on_white(item.images[0]).save(buffer, "JPEG", quality=QUALITY)
+    to_rgb(item.images[0]).save(buffer, "JPEG", quality=QUALITY)
     size = buffer.tell()
     return Score(sign * size / 1000, details={"bytes": size})

@@ -21,8 +21,8 @@ from services.unifiedreward.settings import UnifiedRewardSettings
 from services.unifiedreward.texts import Texts, template_sha256
 from wire.schema import ScorerInfo
 
-# How answers are read and scores are made; a change of it changes this, and with it every cached score's key.
-REVISION = "1"
+# What the judge is shown, how answers are read and scores are made; a change changes this and every cached score's key.
+REVISION = "2"
 
 
 class UnifiedRewardScorer:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from services.common.pixels import to_rgb
+
 Mode = Literal["page", "line"]
 Point = tuple[float, float]
 Box = tuple[Point, Point, Point, Point]
@@ -60,17 +62,6 @@ class Engine(Protocol):
         Each image is read alone: its result does not depend on the others.
         """
         ...
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB without alpha; transparent pixels become white, as a viewer shows them."""
-    if image.mode == "RGB":
-        return image
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(ground, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def to_bgr(image: Image.Image) -> NDArray[np.uint8]:

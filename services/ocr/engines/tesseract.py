@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from services.ocr.engines.base import EngineOptions, EngineUnavailableError, Line, rectangle, to_rgb
+from services.common.pixels import to_rgb
+from services.ocr.engines.base import EngineOptions, EngineUnavailableError, Line, rectangle
 from services.ocr.engines.line import line_strip
 
 _INSTALL = "install it (Debian, Ubuntu: apt-get install tesseract-ocr; macOS: brew install tesseract)"

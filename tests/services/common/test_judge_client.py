@@ -159,11 +159,11 @@ def test_the_scripted_judge_sees_the_brighter_image():
     assert answer_about("Image {brighter}, {brightness}", read_question(body)) == "Image 2, 0.0000"
 
 
-def test_transparency_is_shown_on_white():
-    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    part = image_part(clear, "png")
+@pytest.mark.parametrize(("mode", "colour", "shown"), [("RGBA", (255, 0, 0, 0), 255), ("I;16", 25_700, 100)])
+def test_the_judge_is_shown_rgb_on_white(mode, colour, shown):
+    part = image_part(Image.new(mode, (2, 2), colour), "png")
     [image] = read_question({"messages": [{"role": "user", "content": [part]}]}).images
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (shown, shown, shown)
 
 
 def test_templates_are_read_byte_for_byte(tmp_path):

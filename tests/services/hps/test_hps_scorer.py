@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from benchmarks.hps_reference import SMALL, State, score
+from services.common.pixels import to_rgb
 from services.common.scorer import Failure, Item, Result, Score
 from services.common.workers import ProcessPool
 from services.hps.checkpoint import CheckpointError, inspect
-from services.hps.preprocess import to_rgb
 from services.hps.scorer import HpsScorer
 from services.hps.tokenizer import Tokenizer
 from services.hps.vocabulary import VocabularyError
@@ -146,7 +146,7 @@ def test_the_reward_is_named_after_the_version(tmp_path: Path, name: str, reward
     assert served == info.name == reward
     assert info.range == (-1.0, 1.0) and info.higher_is_better
     digest = "9a129038d9a00aed"  # sha256sum of "weights"
-    assert info.revision == f"1 {reward.removeprefix('hps')} sha256:{digest} resize=bicubic-antialias-float fp32"
+    assert info.revision == f"2 {reward.removeprefix('hps')} sha256:{digest} resize=bicubic-antialias-float fp32"
 
 
 def test_a_published_file_and_its_folder_have_one_revision_and_one_score(

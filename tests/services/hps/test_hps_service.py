@@ -88,7 +88,7 @@ def test_info_names_version_weights_and_range(url: str) -> None:
     info = httpx.get(f"{url}/v1/info", timeout=30).json()
     [reward] = info["rewards"]
     assert (reward["name"], reward["range"]) == ("hpsv2.1", [-1.0, 1.0])
-    assert re.fullmatch(r"1 v2\.1 sha256:[0-9a-f]{16} resize=bicubic-antialias-float fp32", reward["revision"])
+    assert re.fullmatch(r"2 v2\.1 sha256:[0-9a-f]{16} resize=bicubic-antialias-float fp32", reward["revision"])
 
 
 def test_multipart_and_several_images_and_a_completion_without_image(url: str) -> None:
