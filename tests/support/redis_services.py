@@ -16,6 +16,7 @@ from services.common.scale.claims import Claims, Delivery
 from services.common.scale.connection import Connection
 from services.common.scale.keys import Keys
 from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.plane import Plane
 from services.common.scale.watch import StreamWatch
 from wire.schema import ScorerInfo
 
@@ -27,8 +28,10 @@ class SilentWorker:
 
     def __init__(self, url: str, rewards: Mapping[str, ScorerInfo], visibility_s: float) -> None:
         self.connection = Connection(url)
-        self.watch = StreamWatch(self.connection, KEYS, rewards, ScaleMetrics(Metrics().registry, rewards))
-        self.claims = Claims(self.connection, KEYS, rewards, self.watch, visibility_s)
+        self.rewards = rewards
+        plane = Plane(self.connection, KEYS, rewards, ScaleMetrics(Metrics().registry, rewards))
+        self.watch = StreamWatch(plane)
+        self.claims = Claims(plane, self.watch, visibility_s)
 
     async def report(self) -> None:
         await self.connection.pipeline(self.claims.report([], takes_jobs=True))

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.scale import scripts
-from services.common.scale.connection import Command, Connection, RedisRefused
-from services.common.scale.keys import GROUP, Keys
+from services.common.scale.connection import Command, RedisRefused
+from services.common.scale.keys import GROUP
+from services.common.scale.plane import Plane
 from services.common.scale.watch import StreamWatch
-from wire.schema import ScorerInfo
 
 _BLOCK_MS = 500
 _FORGOTTEN_MS = 3_600_000
@@ -55,21 +55,14 @@ class Delivery:
 class Claims:
     """A consumer of all of a service's streams. Its methods raise RedisAway and RedisRefused."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        keys: Keys,
-        rewards: Mapping[str, ScorerInfo],
-        watch: StreamWatch,
-        visibility_timeout_s: float,
-    ) -> None:
+    def __init__(self, plane: Plane, watch: StreamWatch, visibility_timeout_s: float) -> None:
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._connection = connection
-        self._keys = keys
-        self._rewards = rewards
+        self._connection = plane.connection
+        self._keys = plane.keys
+        self._rewards = plane.rewards
         self._watch = watch
         self._visibility_ms = int(visibility_timeout_s * 1000)
-        self._streams = {name: keys.jobs(info) for name, info in rewards.items()}
+        self._streams = {name: plane.keys.jobs(info) for name, info in plane.rewards.items()}
         self._reward_of = {stream.encode(): name for name, stream in self._streams.items()}
 
     async def read(self, most: int) -> list[Delivery]:

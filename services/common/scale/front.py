@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from services.common.cache import ScoreCache
 from services.common.dispatch import Dispatcher, Entry, Job, QueueFull
 from services.common.metrics import Metrics
-from services.common.scale.connection import Command, Connection, RedisAway, RedisFull, RedisRefused
-from services.common.scale.keys import FRONT_TTL_MS, Keys
+from services.common.scale.connection import Command, RedisAway, RedisFull, RedisRefused
+from services.common.scale.keys import FRONT_TTL_MS
 from services.common.scale.messages import Answer, DamagedMessage, decode_answer, encode_job
-from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.outbox import Outbox
+from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
 from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
-from wire.schema import ErrorCode, ScorerInfo
+from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.front")
 
@@ -47,9 +47,7 @@ class Front(Dispatcher):
 
     def __init__(
         self,
-        rewards: Mapping[str, ScorerInfo],
-        connection: Connection,
-        keys: Keys,
+        plane: Plane,
         watch: StreamWatch,
         shared: SharedCache,
         *,
@@ -57,19 +55,18 @@ class Front(Dispatcher):
         max_depth: int,
         cache: ScoreCache,
         metrics: Metrics,
-        scale_metrics: ScaleMetrics,
     ) -> None:
         super().__init__(queue_size=queue_size, cache=cache, metrics=metrics)
-        self._rewards = rewards
-        self._connection = connection
-        self._keys = keys
+        self._rewards = plane.rewards
+        self._connection = plane.connection
+        self._keys = plane.keys
+        self._scale_metrics = plane.metrics
         self._watch = watch
         self._shared = shared
         self._max_depth = max_depth
-        self._scale_metrics = scale_metrics
         self._name = uuid.uuid4().hex
-        self._open = keys.open_jobs(self._name)
-        self._replies = keys.replies(self._name)
+        self._open = plane.keys.open_jobs(self._name)
+        self._replies = plane.keys.replies(self._name)
         self._jobs: dict[bytes, _Sent] = {}
         self._sent: dict[Entry, _Sent] = {}
         self._outbox = Outbox(self._send, _SEND)

@@ -14,6 +14,7 @@ from services.common.scale.connection import Connection
 from services.common.scale.front import Front
 from services.common.scale.keys import Keys
 from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
 from services.common.scale.watch import StreamWatch
 from services.common.scale.worker import Worker, WorkerLimits
@@ -39,31 +40,30 @@ def make_scaled_parts(
     """
     assert settings.redis is not None
     rewards = dict(scorer.rewards)
-    measured = ScaleMetrics(metrics.registry, rewards)
-    connection = Connection(settings.redis.get_secret_value())
-    keys = Keys(settings.redis_prefix, service_name)
-    watch = StreamWatch(connection, keys, rewards, measured)
-    shared = SharedCache(cache, connection, keys, settings.cache_ttl_s, measured)
-    front = Front(
+    plane = Plane(
+        Connection(settings.redis.get_secret_value()),
+        Keys(settings.redis_prefix, service_name),
         rewards,
-        connection,
-        keys,
+        ScaleMetrics(metrics.registry, rewards),
+    )
+    watch = StreamWatch(plane)
+    shared = SharedCache(plane, cache, settings.cache_ttl_s)
+    front = Front(
+        plane,
         watch,
         shared,
         queue_size=settings.queue_size,
         max_depth=settings.max_stream_jobs,
         cache=cache,
         metrics=metrics,
-        scale_metrics=measured,
     )
     if local is None:
         return (watch, front), front
     takes_requests = settings.role == "all"
     worker = Worker(
+        plane,
         local,
-        Claims(connection, keys, rewards, watch, settings.visibility_timeout_s),
-        connection,
-        keys,
+        Claims(plane, watch, settings.visibility_timeout_s),
         watch,
         shared,
         WorkerLimits(
@@ -72,10 +72,8 @@ def make_scaled_parts(
             visibility_timeout_s=settings.visibility_timeout_s,
             images=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
         ),
-        rewards=rewards,
         hold=hold,
         needed=lambda: takes_requests and front.in_flight > 0,
-        metrics=measured,
     )
     return ((watch, local, worker, front), front) if takes_requests else ((watch, local, worker), local)
 

@@ -10,10 +10,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from services.common.cache import ScoreCache
-from services.common.scale.connection import Command, Connection, RedisAway, RedisRefused
-from services.common.scale.keys import Keys
+from services.common.scale.connection import Command, RedisAway, RedisRefused
 from services.common.scale.messages import DamagedMessage, decode_scores, encode_scores
-from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.plane import Plane
 from services.common.scorer import Score
 
 logger = logging.getLogger("services.redis")
@@ -24,14 +23,12 @@ _PATIENCE_S = 1.0
 class SharedCache:
     """Reads and writes scores by content hash. Values are JSON and expire `ttl_s` after they were written."""
 
-    def __init__(
-        self, local: ScoreCache, connection: Connection, keys: Keys, ttl_s: float, metrics: ScaleMetrics
-    ) -> None:
+    def __init__(self, plane: Plane, local: ScoreCache, ttl_s: float) -> None:
+        self._connection = plane.connection
+        self._keys = plane.keys
+        self._looked_up = plane.metrics.shared_cache
         self._local = local
-        self._connection = connection
-        self._keys = keys
         self._ttl_ms = int(ttl_s * 1000)
-        self._looked_up = metrics.shared_cache
 
     async def fetch(self, sizes: Mapping[bytes, int]) -> None:
         """Bring the scores of jobs into the process's cache, as far as they are known: one MGET.

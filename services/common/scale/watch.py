@@ -6,15 +6,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
 
 from services.common.dispatch import StartError
 from services.common.parts import Part
-from services.common.scale.connection import Command, Connection, RedisAway, RedisRefused
-from services.common.scale.keys import GROUP, Keys
-from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.connection import Command, RedisAway, RedisRefused
+from services.common.scale.keys import GROUP
+from services.common.scale.plane import Plane
 from services.common.scale.tasks import end
-from wire.schema import ScorerInfo
 
 logger = logging.getLogger("services.redis")
 
@@ -26,19 +24,17 @@ _RATE_WEIGHT = 0.2
 class StreamWatch(Part):
     """Polls Redis twice a second. Owns the connection: it is opened first and closed last."""
 
-    def __init__(
-        self, connection: Connection, keys: Keys, rewards: Mapping[str, ScorerInfo], metrics: ScaleMetrics
-    ) -> None:
-        self._connection = connection
-        self._keys = keys
-        self._rewards = rewards
-        self._metrics = metrics
+    def __init__(self, plane: Plane) -> None:
+        self._connection = plane.connection
+        self._keys = plane.keys
+        self._rewards = plane.rewards
+        self._metrics = plane.metrics
         self._clock_ms = 0.0
         self._answered: tuple[float, int] | None = None
         self._jobs_per_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self.depth = 0
-        self.workers: dict[str, int] = dict.fromkeys(rewards, 0)
+        self.workers: dict[str, int] = dict.fromkeys(plane.rewards, 0)
 
     async def start(self) -> None:
         """Raises StartError when Redis does not answer or does not let us in."""

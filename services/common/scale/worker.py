@@ -16,11 +16,11 @@ from services.common.memory import Hold
 from services.common.parts import Part
 from services.common.scale import scripts
 from services.common.scale.claims import Claims, Delivery, Overdue
-from services.common.scale.connection import Command, Connection, RedisAway, RedisRefused
-from services.common.scale.keys import FRONT_TTL_MS, GROUP, Keys
+from services.common.scale.connection import Command, RedisAway, RedisRefused
+from services.common.scale.keys import FRONT_TTL_MS, GROUP
 from services.common.scale.messages import Answer, DamagedMessage, JobMessage, decode_job, encode_answer
-from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.outbox import Outbox
+from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
 from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
@@ -64,31 +64,28 @@ class Worker(Part):
 
     def __init__(
         self,
+        plane: Plane,
         local: Dispatcher,
         claims: Claims,
-        connection: Connection,
-        keys: Keys,
         watch: StreamWatch,
         shared: SharedCache,
         limits: WorkerLimits,
         *,
-        rewards: dict[str, ScorerInfo],
         hold: Callable[[], Hold],
         needed: Callable[[], bool],
-        metrics: ScaleMetrics,
     ) -> None:
         """`needed`: whether to go on reading while the process drains, because its own front has jobs in the streams."""
         self._local = local
         self._claims = claims
-        self._connection = connection
-        self._keys = keys
+        self._connection = plane.connection
+        self._keys = plane.keys
+        self._rewards = plane.rewards
+        self._metrics = plane.metrics
         self._watch = watch
         self._shared = shared
         self._limits = limits
-        self._rewards = rewards
         self._hold = hold
         self._needed = needed
-        self._metrics = metrics
         self._held: dict[tuple[str, bytes], _Held] = {}
         self._freed = asyncio.Event()
         self._outbox = Outbox(self._finish, _ANSWERS)
@@ -114,6 +111,7 @@ class Worker(Part):
         await asyncio.wait({self._serving}, timeout=1.0)
         await end(self._serving)
         await end(self._reporting)
+        self.abandon()  # what its last reading brought
         await self._outbox.flush(timeout_s=2.0)
         try:
             await self._claims.leave()

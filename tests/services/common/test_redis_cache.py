@@ -13,6 +13,7 @@ from services.common.metrics import Metrics
 from services.common.scale.connection import Connection, RedisRefused
 from services.common.scale.messages import encode_scores
 from services.common.scale.metrics import ScaleMetrics
+from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
 from services.common.scorer import Score
 from tests.support.redis_services import KEYS, ask, counts, text_items
@@ -121,7 +122,7 @@ async def test_a_key_of_another_type_is_a_miss(running, redis_server):
 async def test_a_cache_that_is_away_costs_a_moment_and_is_counted():
     metrics = ScaleMetrics(Metrics().registry, [])
     connection = Connection(f"redis://127.0.0.1:{free_port()}/0")
-    cache = SharedCache(ScoreCache(8), connection, KEYS, 60, metrics)
+    cache = SharedCache(Plane(connection, KEYS, {}, metrics), ScoreCache(8), 60)
     began = time.monotonic()
     await cache.fetch({KEY: 1, KEY[::-1]: 1})
     assert time.monotonic() - began < 5

@@ -160,7 +160,7 @@ async def test_a_job_that_takes_longer_than_the_visibility_timeout_is_done_once(
 async def answer_as(silent, delivery, value):
     """What a worker would say of the job now; returns 1, or 0 when nobody waits any more."""
     message = decode_job(delivery.fields)
-    [info] = silent.watch._rewards.values()
+    [info] = silent.rewards.values()
     keys = (KEYS.jobs(info), KEYS.open_jobs(message.front), KEYS.replies(message.front), KEYS.answered(info))
     answer = encode_answer(Answer(Outcome((Score(value),))))
     return await silent.connection.call(
