@@ -51,6 +51,7 @@ OPTIONAL = {
     "redis",
     "locust",
     "gevent",
+    "vllm",
 }
 
 

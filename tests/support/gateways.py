@@ -58,6 +58,21 @@ def wait_for_status(url: str, status: int, timeout_s: float) -> None:
         time.sleep(0.05)
 
 
+def post(url: str, body: object, timeout_s: float = 120.0) -> httpx.Response:
+    return httpx.post(url, json=body, timeout=timeout_s, trust_env=False)
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The value of one sample of `/metrics`; 0 where there is none yet."""
+    wanted = {f'{key}="{value}"' for key, value in labels.items()}
+    for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines():
+        head, _, value = line.rpartition(" ")
+        sample, _, given = head.partition("{")
+        if sample == name and wanted <= set(given.rstrip("}").split(",")):
+            return float(value)
+    return 0.0
+
+
 def score_request(
     images: Sequence[Image.Image], prompt: str, *, group: bool = False, source: Image.Image | None = None, **top: Any
 ) -> dict[str, Any]:

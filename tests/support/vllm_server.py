@@ -20,13 +20,14 @@ from tests.support.judges import free_port
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("VLLM_VENV", ROOT / ".venv-vllm"))
 PYTHON = ENVIRONMENT / "bin" / "python"
+VLLM = ENVIRONMENT / "bin" / "vllm"
 START_TIMEOUT_S = 240.0
 MAX_IMAGES = 2
 MAX_MODEL_LEN = 4096
 
-# Needed on a CPU, whatever else the command says.
+# What it takes to run on a CPU, whatever else the command says.
 CPU_FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64")
-_ENVIRONMENT = {
+RUN_VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT / "tests" / "support" / "vllm_cpu"),
@@ -46,25 +47,44 @@ def missing() -> str | None:
     return None
 
 
-def serve_arguments(checkpoint: Path, model: str) -> list[str]:
-    """Flags of the server that the tests use, without its address."""
+def serve_flags() -> list[str]:
+    """Flags that the tests need, without the model, its name and the address."""
     limits = json.dumps({"image": MAX_IMAGES, "video": 0})
     # A random model that may write white space between JSON tokens writes nothing else.
     structured = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
     return [
-        *("--model", str(checkpoint), "--served-model-name", model, "--max-model-len", str(MAX_MODEL_LEN)),
-        *("--limit-mm-per-prompt", limits, "--structured-outputs-config", structured, *CPU_FLAGS),
+        *CPU_FLAGS,
+        *("--max-model-len", str(MAX_MODEL_LEN)),
+        *("--limit-mm-per-prompt", limits, "--structured-outputs-config", structured),
+        *("--allowed-media-domains", "none.invalid"),  # else it fetches whatever URL a message names
     ]
+
+
+def flag_errors(commands: Sequence[Sequence[str]]) -> list[str]:
+    """What vLLM's own parser says of each command `["serve", MODEL, FLAG, ...]`: "" or the error. Takes 10 s."""
+    script = ROOT / "tests" / "support" / "vllm_cpu" / "check_flags.py"
+    done = subprocess.run(
+        [PYTHON, script],
+        input=json.dumps(commands),
+        env=os.environ | RUN_VARIABLES,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=START_TIMEOUT_S,
+    )
+    errors: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return errors
 
 
 class VllmServer:
     """The server's process group on a fixed port: `start`, `kill` (all its processes at once), `start` again."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, checkpoint: Path, model: str, log: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        self._arguments = list(arguments)
+        self._checkpoint = checkpoint
+        self._model = model
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,14 +92,14 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it and wait until it has answered a question. Raises with the end of its log."""
-        address = ("--host", "127.0.0.1", "--port", str(self.port))
-        command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", *self._arguments, *address]
+        """Start it and wait until it has said that it is up. Raises with the end of its log."""
+        command = [str(VLLM), "serve", str(self._checkpoint), "--served-model-name", self._model, *serve_flags()]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["bash", "-c", _TIED_TO_US, "vllm", *command],
                 cwd=self.log.parent,
-                env=os.environ | _ENVIRONMENT,
+                env=os.environ | RUN_VARIABLES,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny_qwen3vl import make_checkpoint
-from tests.support.vllm_server import VllmServer, missing, serve_arguments
+from tests.support.vllm_server import VllmServer, missing
 
 MODEL = "judge"
 _servers: list[VllmServer] = []
@@ -16,17 +16,17 @@ _servers: list[VllmServer] = []
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny random Qwen3-VL."""
+    """The tiny random Qwen3-VL; skips where nothing can serve it."""
+    if reason := missing():
+        pytest.skip(reason)
     return make_checkpoint(tmp_path_factory.mktemp("tiny_qwen3vl"))
 
 
 @pytest.fixture(scope="session")
-def _session_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    if reason := missing():
-        pytest.skip(reason)
-    checkpoint = request.getfixturevalue("checkpoint")
-    server = VllmServer(serve_arguments(checkpoint, MODEL), tmp_path_factory.mktemp("vllm") / "server.log")
+def _session_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    server = VllmServer(checkpoint, MODEL, tmp_path_factory.mktemp("vllm") / "server.log")
     _servers.append(server)
+    server.start()  # here, so that a server that cannot start is tried once
     yield server
     server.kill()
 
@@ -37,6 +37,13 @@ def vllm(_session_server: VllmServer) -> VllmServer:
     if not _session_server.alive:
         _session_server.start()
     return _session_server
+
+
+@pytest.fixture
+def alone() -> None:
+    """No other server runs: each takes 3 GB."""
+    for server in _servers:
+        server.kill()
 
 
 @pytest.hookimpl(wrapper=True)

