@@ -6,7 +6,7 @@
 The judge is a scripted one in a process of its own that takes `--latency-ms` for each call. `direct`: a client with
 `--concurrency` calls at a time that encodes JPEGs and posts chat completions. `gateway`: the same images as raw pixels in
 multipart requests of `--per-request` items to `python -m services.unifiedreward`, reward `pointwise`, whose pool has the
-same size. The two sides take turns on new images, so that no cache helps. Then 32 groups of 8 (896 comparisons) go
+same size; as many requests at a time as hold twice the pool. The two sides take turns on new images, so that no cache helps. Then 32 groups of 8 (896 comparisons) go
 through the gateway; `in flight` is the most calls its own metric showed. Exits with 1 when the ratio of the medians is
 below 0.95.
 """
@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -93,8 +94,11 @@ async def direct(judge_url: str, images: list[Image.Image], concurrency: int) ->
         return time.perf_counter() - started
 
 
-async def through_gateway(url: str, images: list[Image.Image], per_request: int, **item: Any) -> float:
-    """Seconds for all images, all requests at once. Raises when a score is missing."""
+async def through_gateway(
+    url: str, images: list[Image.Image], per_request: int, requests_at_once: int, **item: Any
+) -> float:
+    """Seconds for all images. Stops the program when a score is missing."""
+    slots = asyncio.Semaphore(requests_at_once)
     async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None), trust_env=False) as client:
 
         async def request(start: int) -> None:
@@ -114,7 +118,8 @@ async def through_gateway(url: str, images: list[Image.Image], per_request: int,
                 "request": (None, json.dumps({"items": items, "reward": reward}), "application/json")
             }
             files |= {f"p{n}": (f"p{n}", image.tobytes(), "image/x-rgb8") for n, image in enumerate(chunk)}
-            answer = (await client.post(f"{url}/v1/score", files=files)).raise_for_status()
+            async with slots:
+                answer = (await client.post(f"{url}/v1/score", files=files)).raise_for_status()
             failed = [result["error"] for result in answer.json()["results"] if result["error"]]
             if failed:
                 raise SystemExit(f"{len(failed)} items failed, the first: {failed[0]}")
@@ -139,17 +144,17 @@ async def groups_at_once(url: str, size: int) -> tuple[float, int]:
                 await asyncio.sleep(0.1)
 
     watching = asyncio.create_task(watch())
-    seconds = await through_gateway(url, images, 8, reward="think_pairwise", group_id=lambda start: f"g{start}")
+    seconds = await through_gateway(url, images, 8, 32, reward="think_pairwise", group_id=lambda start: f"g{start}")
     done = True
     await watching
     return seconds, most
 
 
 async def measure(judge_url: str, url: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
+    rows, at_once = [], math.ceil(2 * args.concurrency / args.per_request)
     for turn in range(args.rounds + 1):
         images = make_images(2 * args.items, args.size, seed=turn)
-        ours = await through_gateway(url, images[: args.items], args.per_request, reward="pointwise")
+        ours = await through_gateway(url, images[: args.items], args.per_request, at_once, reward="pointwise")
         bare = await direct(judge_url, images[args.items :], args.concurrency)
         if turn:  # the first turn opens connections and imports what is imported late
             rows.append({"direct_per_s": args.items / bare, "gateway_per_s": args.items / ours})
