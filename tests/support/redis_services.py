@@ -6,17 +6,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 
 from services.common.metrics import Metrics
 from services.common.scale.claims import Claims, Delivery
-from services.common.scale.connection import Connection
+from services.common.scale.connection import Connection, RedisAway
 from services.common.scale.keys import Keys
 from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.plane import Plane
+from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from wire.schema import ScorerInfo
 
@@ -34,14 +35,17 @@ class SilentWorker:
         self.claims = Claims(plane, self.watch, visibility_s)
 
     async def report(self) -> None:
-        await self.connection.pipeline(self.claims.report([], takes_jobs=True))
+        """Go on saying that it lives, but nothing of the jobs it took. Redis may be away meanwhile."""
+        while True:
+            with suppress(RedisAway):
+                await self.connection.pipeline(self.claims.report([], takes_jobs=True))
+            await asyncio.sleep(0.1)
 
     async def take(self, count: int) -> list[Delivery]:
         """Exactly so many jobs."""
         taken: list[Delivery] = []
         async with asyncio.timeout(10):
             while len(taken) < count:
-                await self.report()
                 taken += await self.claims.read(count - len(taken))
         return taken
 
@@ -49,7 +53,6 @@ class SilentWorker:
         """So many jobs that another has left."""
         async with asyncio.timeout(10):
             while len(found := await self.claims.overdue(count)) < count:
-                await self.report()
                 await asyncio.sleep(0.02)
         return await self.claims.claim(found)
 
@@ -60,9 +63,12 @@ async def silent_worker(
 ) -> AsyncIterator[SilentWorker]:
     worker = SilentWorker(url, rewards, visibility_s)
     await worker.watch.start()
-    await worker.report()
-    yield worker
-    await worker.watch.stop()
+    reporting = asyncio.create_task(worker.report())
+    try:
+        yield worker
+    finally:
+        await end(reporting)
+        await worker.watch.stop()
 
 
 async def until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
