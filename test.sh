@@ -8,8 +8,8 @@ usage() {
     cat <<'TEXT'
 Usage: bash test.sh [pytest arguments ...]
 
-    bash test.sh                          everything; what needs a GPU, a vLLM server, Redis or a browser that is not
-                                          there is skipped with the reason
+    bash test.sh                          everything, in two processes; what needs a GPU, a vLLM server, Redis or a
+                                          browser that is not there is skipped with the reason
     bash test.sh -m "not slow"            the quick part
     bash test.sh tests/services -x -q     one folder, stopping at the first failure
 
@@ -26,6 +26,7 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
     usage
     exit 0
 fi
+(($#)) || set -- -n 2 --dist loadgroup
 if [[ "${DRY_RUN:-0}" == 1 ]]; then
     printf '%q ' python -m pytest "$@"
     printf '\n'
