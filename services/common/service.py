@@ -90,6 +90,10 @@ class Service:
         except StartError as error:
             self.failure = str(error)
             raise
+        except Exception as error:
+            logger.exception("bug while starting")
+            self.failure = f"starting raised {type(error).__name__}: {error}"
+            raise StartError(self.failure) from error
         self._ready = True
         self.metrics.ready.set(1)
         self._watching = asyncio.create_task(self._watch())

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 
 import pytest
 
@@ -23,8 +24,6 @@ TOKEN = "0123456789abcdef-secret"
 
 class LoadsSlowly(ConstantScorer):
     def load(self):
-        import time
-
         time.sleep(0.15)
 
 
@@ -182,3 +181,17 @@ async def test_openapi_describes_the_bodies_that_are_sent(running):
 async def test_committed_openapi_equals_the_served(service):
     committed = (FOLDER / f"{service}.json").read_text("utf-8")
     assert committed == render(service), "run `python -m services.common.openapi` and commit docs/openapi"
+
+
+async def test_a_bug_while_starting_is_said_and_not_called_loading(running):
+    class ForgetfulScorer(ConstantScorer):
+        def warmup(self):
+            raise KeyError("warmup")
+
+    async with running(ForgetfulScorer(), wait_ready=False) as client:
+        until = time.monotonic() + 5
+        while client.app.state.service.failure is None and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        answer = await client.get("/ready")
+        assert answer.status_code == 503
+        assert "did not start: starting raised KeyError: 'warmup'" in answer.json()["error"]["message"]
