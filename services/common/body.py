@@ -9,8 +9,10 @@ from fastapi import Request
 from services.common.errors import ApiError
 from services.common.memory import Hold
 
+_MOST_CHUNKS = 4096  # of a body that drips in byte by byte, the chunks would weigh more than the bytes
 
-async def read_body(request: Request, limit: int, timeout_s: float, hold: Hold) -> bytearray:
+
+async def read_body(request: Request, limit: int, timeout_s: float, hold: Hold) -> bytes:
     """The body, at most `limit` bytes, refused as early as it is known to be larger.
 
     Raises ApiError 408, 413, 415 (compressed) or 429, and ClientDisconnect.
@@ -23,17 +25,21 @@ async def read_body(request: Request, limit: int, timeout_s: float, hold: Hold) 
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise ApiError(413, f"a body of {declared} bytes; the limit is {limit} bytes: send fewer items in one request")
-    body = bytearray()
+    chunks: list[bytes] = []  # joined at the end: a buffer that grows with each is copied again and again
+    size = 0
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
+                size += len(chunk)
+                if size > limit:
                     raise ApiError(
                         413, f"a body of more than {limit} bytes, which is the limit: send fewer items in one request"
                     )
                 hold.take(len(chunk))
-                body += chunk
+                chunks.append(chunk)
+                if len(chunks) > _MOST_CHUNKS:
+                    chunks = [b"".join(chunks)]
     except TimeoutError as error:
         raise ApiError(408, f"the body did not arrive within {timeout_s:g} s") from error
-    request.scope["body_read"], request.scope["body_bytes"] = True, len(body)
-    return body
+    request.scope["body_read"], request.scope["body_bytes"] = True, size
+    return b"".join(chunks)

@@ -40,12 +40,12 @@ class Decoded:
     key: bytes | None = None
 
 
-def parse_request(body: bytes | bytearray, content_type: str, settings: ServiceSettings) -> Parsed:
+def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> Parsed:
     """Parse and validate a body. Raises ApiError 400, 413, 415 or 422."""
     kind = content_type.partition(";")[0].strip().lower()
     parts: dict[str, memoryview] = {}
     if kind == "multipart/form-data":
-        parts = parse_multipart(bytes(body), content_type, 1 + settings.max_items * settings.max_images_per_item)
+        parts = parse_multipart(body, content_type, 1 + settings.max_items * settings.max_images_per_item)
         if REQUEST_PART not in parts:
             raise ApiError(400, f"the multipart body has no JSON part named {REQUEST_PART!r}", field=REQUEST_PART)
         body = bytes(parts.pop(REQUEST_PART))

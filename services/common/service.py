@@ -39,7 +39,7 @@ _DECODE_CHUNK = 4  # items decoded in one go: requests of more use several threa
 _WATCH_S = 0.5
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-Parse = Callable[[bytearray, str, ServiceSettings], Parsed]  # body, content type
+Parse = Callable[[bytes, str, ServiceSettings], Parsed]  # body, content type
 
 
 class Service:

@@ -104,7 +104,7 @@ class _Passed(Response):
                 body = None
                 if scope["method"] == "POST":
                     request = Request(scope, receive)
-                    body = bytes(await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold))
+                    body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
                 relay = self._owner.relay(scope["method"], self._path, body, settings.request_timeout_s, send)
                 await _unless_gone(asyncio.ensure_future(relay), receive)
         finally:
