@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wire.schema import ImageRef, MediaType
 
@@ -57,7 +57,7 @@ def decode(
     height: int | None = None,
     limits: ImageLimits | None = None,
 ) -> Image.Image:
-    """Decode one image into a loaded Pillow image in the file's own mode (first frame of an animation).
+    """Decode one image into a loaded Pillow image in the file's own mode, upright (first frame of an animation).
 
     Raises BadImageError when the bytes exceed the limits, are not of `media_type`, or are damaged.
     """
@@ -116,12 +116,27 @@ def ref_bytes(
 
 
 def load(image: Image.Image) -> Image.Image:
-    """Decode the pixels of an opened image. Raises BadImageError when the data is damaged."""
+    """Decode the pixels of an opened image and turn them the way up that its EXIF orientation says.
+
+    A damaged EXIF block says nothing. WebP is left as it is stored: so browsers show it. Raises BadImageError when the
+    image's data is damaged.
+    """
     try:
         image.load()
     except Exception as error:  # as above
         raise _unreadable(_MEDIA_TYPES.get(image.format or "", "image"), error) from error
+    if image.format != "WEBP":
+        _turn_upright(image)
     return image
+
+
+def _turn_upright(image: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # as above; how the camera was held is not known then
+        return
 
 
 def to_ref(image: Image.Image, media_type: MediaType, quality: int = 95) -> ImageRef:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from wire.images import load
+
 _NAME = re.compile(r"(\d+)[_.](\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -61,10 +63,9 @@ def hash_file(path: Path) -> str:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Decode a PNG, JPEG or WebP image. Raises ValueError when it is none or damaged."""
+    """Decode a PNG, JPEG or WebP image, upright as a service sees it. Raises ValueError when it is none or damaged."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        image.load()
     except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
         raise ValueError(f"not a readable PNG, JPEG or WebP image: {error or type(error).__name__}") from error
-    return image
+    return load(image)

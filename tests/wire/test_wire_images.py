@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wire import images
 from wire.images import BadImageError, ImageLimits, decode, decode_ref, encode, to_ref
@@ -157,3 +158,61 @@ def test_base64_is_checked_and_bounded_before_it_is_decoded():
 def test_missing_part_is_named():
     with pytest.raises(BadImageError, match="no multipart part named 'img'"):
         decode_ref(ImageRef(media_type="image/png", part="img"), {})
+
+
+# The picture A B C over D E F, upright, as EXIF's orientations store it (what row 0 and column 0 are is in Exif 2.3, 4.6.4).
+STORED = {
+    1: ["ABC", "DEF"],
+    2: ["CBA", "FED"],
+    3: ["FED", "CBA"],
+    4: ["DEF", "ABC"],
+    5: ["AD", "BE", "CF"],
+    6: ["CF", "BE", "AD"],
+    7: ["FC", "EB", "DA"],
+    8: ["DA", "EB", "FC"],
+    9: ["ABC", "DEF"],  # there is no such orientation
+}
+
+
+def photograph(rows, orientation, form="PNG"):
+    """Each letter as a square of 8 grey pixels, and what the camera noted."""
+    squares = np.kron([[40 * (ord(letter) - ord("A")) for letter in row] for row in rows], np.ones((8, 8)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "a maker"
+    buffer = io.BytesIO()
+    Image.fromarray(squares.astype(np.uint8)).save(buffer, form, exif=exif)
+    return buffer.getvalue()
+
+
+def letters(image):
+    levels = np.asarray(image.convert("L"))[4::8, 4::8]
+    return ["".join(chr(ord("A") + round(level / 40)) for level in row) for row in levels.tolist()]
+
+
+@pytest.mark.parametrize(("media_type", "form"), [("image/jpeg", "JPEG"), ("image/jpeg", "MPO"), ("image/png", "PNG")])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_photograph_is_upright_and_not_turned_twice(media_type, form, orientation):
+    image = decode(photograph(STORED[orientation], orientation, form), media_type)
+    assert letters(image) == ["ABC", "DEF"]
+    assert letters(ImageOps.exif_transpose(image)) == ["ABC", "DEF"]
+    assert image.getexif()[0x010F] == "a maker"
+
+
+def test_webp_is_as_it_is_stored_because_browsers_show_it_so():
+    assert letters(decode(photograph(STORED[6], 6, "WEBP"), "image/webp")) == STORED[6]
+
+
+@settings(max_examples=60, deadline=None)
+@given(damage=st.binary(max_size=60), cut=st.integers(0, 60))
+def test_damaged_exif_is_no_error(damage, cut):
+    whole = Image.open(io.BytesIO(photograph(STORED[6], 6))).info["exif"]
+    buffer = io.BytesIO()
+    Image.new("L", (3, 2)).save(buffer, "PNG", exif=whole[:cut] + damage)
+    assert sorted(decode(buffer.getvalue(), "image/png").size) == [2, 3]
+
+
+def test_exif_that_is_none_turns_nothing():
+    buffer = io.BytesIO()
+    Image.new("L", (3, 2)).save(buffer, "JPEG", exif=b"Exif\0\0" + b"no notes of any camera")
+    assert decode(buffer.getvalue(), "image/jpeg").size == (3, 2)

@@ -71,11 +71,11 @@ function boxesOf(details) {
   return linesOf(details).map(({ box }) => (Array.isArray(box) && box.every(isPoint) ? box : []));
 }
 
-/** The picture in its own pixels, boxes over it. */
+/** The picture in its own pixels, upright as the service reads it, boxes over it. */
 async function drawPicture(canvas, picture, boxes) {
   let image;
   try {
-    image = await createImageBitmap(await asStored(picture.blob));
+    image = await createImageBitmap(picture.blob);
   } catch {
     canvas.hidden = true; // the service, too, will have said that it cannot read it
     return;

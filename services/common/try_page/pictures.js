@@ -1,7 +1,6 @@
 // The pictures to send: chosen, dropped, pasted or drawn here.
 
 const SENT_AS_THEY_ARE = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp" };
-const [APP1, START_OF_SCAN] = [0xe1, 0xda]; // JPEG markers
 
 /** A file as it will be sent. What the service does not take is redrawn as PNG. Throws when it is no picture. */
 async function readPicture(file) {
@@ -26,20 +25,6 @@ async function redraw(file) {
 
 function toPng(canvas) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-}
-
-/** A photograph without its camera's notes. Browsers would turn it upright; the service, and its boxes, do not. */
-async function asStored(blob) {
-  if (blob.type !== "image/jpeg") return blob;
-  const bytes = new DataView(await blob.arrayBuffer());
-  const kept = [blob.slice(0, 2)];
-  let start = 2;
-  while (start + 4 <= bytes.byteLength && bytes.getUint8(start) === 0xff && bytes.getUint8(start + 1) !== START_OF_SCAN) {
-    const end = start + 2 + bytes.getUint16(start + 2);
-    if (bytes.getUint8(start + 1) !== APP1) kept.push(blob.slice(start, end));
-    start = end;
-  }
-  return new Blob([...kept, blob.slice(start)], { type: blob.type });
 }
 
 const SAMPLE_PROMPT = 'a shop sign that says "FRESH BREAD" in red';

@@ -194,6 +194,13 @@ def canvas_image(page: Page, number: int = 0) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB")
 
 
+def assert_boxed(drawn: Image.Image, box: list[list[float]]) -> None:
+    (left, top), (right, bottom) = box[0], box[2]
+    for x, y in (((left + right) / 2, top), (right, (top + bottom) / 2), ((left + right) / 2, bottom)):
+        near = drawn.crop((round(x) - 1, round(y) - 1, round(x) + 2, round(y) + 2))
+        assert any(math.dist(colour, BOX_COLOR) < 40 for _, colour in near.getcolors()), (x, y)
+
+
 def ask_api(url: str, path: Path, prompt: str, reward: str | None = None) -> dict[str, Any]:
     """The first result of the same call made with JSON."""
     image = {"media_type": "image/png", "data": base64.b64encode(path.read_bytes()).decode()}
@@ -255,10 +262,7 @@ def test_a_word_is_read_boxed_and_scored_as_the_api_scores_it(ocr: str, open_pag
     [line] = expected["details"]["images"][0]["lines"]
     drawn = canvas_image(page)
     assert drawn.size == (400, 160)
-    (left, top), (right, bottom) = line["box"][0], line["box"][2]
-    for x, y in (((left + right) / 2, top), (right, (top + bottom) / 2), ((left + right) / 2, bottom)):
-        near = drawn.crop((round(x) - 1, round(y) - 1, round(x) + 2, round(y) + 2))
-        assert any(math.dist(colour, BOX_COLOR) < 40 for _, colour in near.getcolors()), (x, y)
+    assert_boxed(drawn, line["box"])
     assert drawn.getpixel((20, 20)) == (255, 255, 255)
     assert run_command(page, tmp_path)["results"][0]["score"] == expected["score"]
 
@@ -331,14 +335,19 @@ def test_a_source_picture_a_completion_and_metadata_are_sent(open_page: OpenPage
 
 @pytest.mark.browser
 def test_boxes_fit_a_photograph_that_a_camera_turned(ocr: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """The service reads stored pixels; a browser would show the picture turned."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to show
-    picture = sign("HARBOUR", tmp_path / "turned.jpg", exif=exif)
+    upright = Image.open(sign("HARBOUR", tmp_path / "upright.png"))
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif)
     page = open_page(ocr)
-    give(page, picture)
+    give(page, tmp_path / "turned.jpg")
     score(page, 'a "HARBOUR"')
-    assert canvas_image(page).size == (400, 160)
+    assert shown_scores(page) == [1]
+    drawn = canvas_image(page)
+    assert drawn.size == (400, 160)
+    [result] = json.loads(page.locator("#json").text_content())["results"]
+    [line] = result["details"]["images"][0]["lines"]
+    assert_boxed(drawn, line["box"])
 
 
 @pytest.mark.browser

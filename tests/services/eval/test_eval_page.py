@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -130,6 +132,16 @@ def test_thumbnails_are_small(tmp_path: Path) -> None:
     Image.effect_noise((2048, 1024), 90).save(tmp_path / "n.png")
     uri = thumbnail(tmp_path / "n.png")
     assert uri is not None and uri.startswith("data:image/jpeg;base64,") and len(uri) < 40_000
+
+
+def test_thumbnails_are_upright_and_on_white(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(tmp_path / "turned.png", exif=exif)
+    uri = thumbnail(tmp_path / "turned.png")
+    assert uri is not None
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert shown.size == (20, 40) and shown.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_pages_limit_their_pictures(tmp_path: Path) -> None:
