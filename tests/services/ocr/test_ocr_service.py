@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,14 +27,20 @@ def command(*flags: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def service(home: Path) -> Iterator[str]:
     """The URL of a ready service. OCR_URL is the trainer's variable and may be set where a service starts."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     process = subprocess.Popen(
         command("--mode", "line", "--workers", "2"),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "OCR_URL": "http://127.0.0.1:1"},
+        env={**environment, "OCR_URL": "http://127.0.0.1:1", "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
     )
     with process:
         try:
@@ -139,6 +146,14 @@ def test_info_names_the_rewards_and_the_engine(service: str) -> None:
     assert info["default_reward"] == "multi"
     assert sorted(reward["name"] for reward in info["rewards"]) == ["flow_grpo", "multi", "strict"]
     assert all("rapidocr-" in reward["revision"] for reward in info["rewards"])
+
+
+def test_nothing_is_recorded_about_the_user(service: str, home: Path) -> None:
+    """onnxruntime keeps a device id and events to send below the cache folder, unless it is told not to."""
+    image = to_ref(line_of("ALONE"), "image/png").model_dump(exclude_none=True)
+    [result] = post(service, [{"id": "0", "prompt": '"ALONE"', "images": [image]}])["results"]
+    assert result["score"] == 1 and not result["cached"]
+    assert list(home.rglob("*")) == []
 
 
 @pytest.mark.parametrize(
