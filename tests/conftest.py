@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-pytest_plugins = ["tests.support.trainer_runs", "tests.support.redis_server"]
+pytest_plugins = ["tests.support.trainer_runs", "tests.support.redis_server", "tests.support.chromium"]
 
 _PERSONAL = (
     "HTTP_PROXY",

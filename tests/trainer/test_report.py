@@ -7,7 +7,6 @@ import json
 import math
 import random
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +21,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import save_file
 
+from tests.support.chromium import look_at
 from trainer.config import ConfigError
 from trainer.metrics import Recorder
 from trainer.report import build_report
@@ -713,84 +713,22 @@ def test_importing_the_report_loads_no_plotting_and_no_torch() -> None:
     assert done.stdout.split() == []
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# A frame as wide as a phone: headless Chromium's own window cannot be that narrow. The page's policy forbids scripts
-# in it, not in the page around it, which looks in and writes down what it sees.
-LOOK = """<!DOCTYPE html><meta charset="utf-8"><pre id="seen"></pre>
-<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
-<script>
-const frame = document.getElementById('f');
-frame.onload = async () => {{
-  const d = frame.contentDocument, root = d.documentElement;
-  for (const fold of d.querySelectorAll('details')) fold.open = true;
-  await Promise.all([...d.images].map(i => i.decode().catch(() => 0)));
+PLOTS = """(d, outside) => {
+  const plots = [...d.querySelectorAll('.plot svg')], label = d.querySelector('.plot svg text');
   const wide = [...d.body.querySelectorAll('*')].filter(
-    e => !e.closest('svg') && !e.closest('.scroll, pre, .sr') && e.getBoundingClientRect().right > {width} + 0.5);
-  const label = d.querySelector('.plot svg text');
-  document.getElementById('seen').textContent = JSON.stringify({{
-    scroll: root.scrollWidth, client: root.clientWidth, wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
-    images: d.images.length, broken: [...d.images].filter(i => !i.naturalWidth).length, title: d.title,
-    plots: d.querySelectorAll('.plot svg').length, scripts: d.scripts.length,
-    flat: [...d.querySelectorAll('.plot svg')].filter(s => s.getBoundingClientRect().height < 100).length,
-    letters: label ? label.getBoundingClientRect().height : null }});
-}};
-</script>"""
-
-
-def dump_dom(address: str, profile: Path) -> subprocess.CompletedProcess[str]:
-    """Headless Chromium's output for an address, with the page's console on standard error."""
-    assert CHROMIUM is not None
-    return subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--no-first-run",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            "--window-size=1400,1000",
-            "--virtual-time-budget=10000",
-            "--dump-dom",
-            address,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips without a Chromium that can open a file here; a confined package may be there and see no test's files."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed; `apt-get install chromium` brings it")
-    folder = tmp_path_factory.mktemp("probe")
-    (folder / "probe.html").write_text("<p>it opens</p>")
-    done = dump_dom((folder / "probe.html").as_uri(), folder / "profile")
-    if "it opens" not in done.stdout:
-        pytest.skip(f"{CHROMIUM} is there and cannot show a file: {done.stderr[-300:]}")
+    e => !e.closest('svg') && !e.closest('.scroll, pre, .sr') && outside(e));
+  return {plots: plots.length, wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
+    flat: plots.filter(s => s.getBoundingClientRect().height < 100).length,
+    letters: label ? label.getBoundingClientRect().height : null};
+}"""
 
 
 def look(report: Path, folder: Path, width: int) -> dict[str, Any]:
-    """What a real browser makes of the page at this width; console messages are errors."""
-    wrapper = folder / f"look_{width}.html"
-    text = report.read_text(encoding="utf-8")
-    wrapper.write_text(LOOK.format(width=width, page=html.escape(text)), encoding="utf-8")
-    done = dump_dom(wrapper.as_uri(), folder / "profile")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
-    assert seen and seen[1], done.stdout[:2000] + done.stderr
-    found: dict[str, Any] = json.loads(html.unescape(seen[1]))
-    return found
+    return look_at(report.read_text(encoding="utf-8"), folder, width, PLOTS)
 
 
 @pytest.mark.browser
-@pytest.mark.usefixtures("browser")
+@pytest.mark.usefixtures("chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_the_page_without_errors_and_without_scrolling_sideways(
     finished: Path, built: Page, tmp_path: Path, width: int
@@ -803,7 +741,7 @@ def test_a_browser_shows_the_page_without_errors_and_without_scrolling_sideways(
 
 
 @pytest.mark.browser
-@pytest.mark.usefixtures("browser")
+@pytest.mark.usefixtures("chromium")
 def test_a_browser_takes_hostile_texts_for_texts(tmp_path: Path) -> None:
     seen = look(build_report(hostile_run(tmp_path / "run")), tmp_path, 360)
     assert seen["title"] == f"{HOSTILE}: run report"

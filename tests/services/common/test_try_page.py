@@ -31,9 +31,9 @@ from services.common.fakes import FakeScorer, PromptLengthScorer
 from services.common.run import bind, url_of
 from services.common.scorer import Failure, Item, Result, Score, Scorer
 from services.common.settings import ServiceSettings
+from tests.support.chromium import CHROMIUM, NOT_INSTALLED
 from wire.schema import ErrorCode, ScorerInfo
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "correct-horse-battery-staple"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&amp;</style>"
 BOX_COLOR = (0xD6, 0x00, 0x6C)
@@ -115,7 +115,7 @@ OpenPage = Callable[..., Page]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("Chromium is not installed; `apt-get install chromium` brings it")
+        pytest.skip(NOT_INSTALLED)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-background-networking"]
         try:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
-import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +17,7 @@ from services.eval.prompts import Prompt, read_points
 from services.eval.report import write_report
 from services.eval.settings import ReportOptions
 from services.eval.store import Place, Plan, Record, ResultLog, write_plan
+from tests.support.chromium import look_at
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;{{ 7 * 7 }}"
 
@@ -150,87 +146,27 @@ def test_pages_limit_their_pictures(tmp_path: Path) -> None:
     assert "5 are shown here" in page
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# The page stands in a frame as wide as a phone. Its own policy forbids scripts; the page around it looks in and clicks.
-LOOK = """<!DOCTYPE html><meta charset="utf-8"><pre id="seen"></pre>
-<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
-<script>
-const frame = document.getElementById('f');
-frame.onload = () => {{  // all at once: Chromium's virtual time does not wait for promises
-  const d = frame.contentDocument;
-  for (const fold of d.querySelectorAll('details')) fold.open = true;
+FILTERS = """(d, outside) => {
   const shown = () => [...d.querySelectorAll('.card')].filter(c => c.getBoundingClientRect().height > 0).length;
   const dimension = d.getElementById('dimension'), only = d.getElementById('only');
-  const counts = {{all: shown()}};
+  const counts = {all: shown()};
   only.checked = true; counts.failed = shown();
   dimension.value = 's2'; counts.failed_color = shown();
   only.checked = false; counts.color = shown();
   dimension.value = 'p2'; counts.attribute = shown();
   dimension.value = 'all'; counts.all_again = shown();
-  const wide = [...d.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > {width} + 0.5);
   const bars = [...d.querySelectorAll('.fill')].map(b => b.getBoundingClientRect());
-  document.getElementById('seen').textContent = JSON.stringify({{
-    scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth,
-    wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)), counts: counts, title: d.title,
-    broken: [...d.images].filter(i => !i.naturalWidth).length, scripts: d.scripts.length,
-    bars: bars.filter(b => b.width > 5 && b.height > 5).length }});
-}};
-</script>"""
-
-
-def dump_dom(address: str, profile: Path) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    quiet = ["--disable-background-networking", "--no-first-run", "--disable-component-update", "--disable-sync"]
-    return subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            *quiet,
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            "--window-size=1400,1000",
-            "--virtual-time-budget=10000",
-            "--dump-dom",
-            address,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips without a Chromium that can open a file here."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed; `apt-get install chromium` brings it")
-    folder = tmp_path_factory.mktemp("probe")
-    (folder / "probe.html").write_text("<p>it opens</p>")
-    done = dump_dom((folder / "probe.html").as_uri(), folder / "profile")
-    if "it opens" not in done.stdout:
-        pytest.skip(f"{CHROMIUM} is there and cannot show a file: {done.stderr[-300:]}")
-
-
-def look(page: str, folder: Path, width: int) -> dict[str, Any]:
-    """What a real browser makes of the page at this width; console messages are errors."""
-    wrapper = folder / f"look_{width}.html"
-    wrapper.write_text(LOOK.format(width=width, page=html.escape(page)), encoding="utf-8")
-    done = dump_dom(wrapper.as_uri(), folder / "profile")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
-    assert seen and seen[1], done.stdout[:2000] + done.stderr
-    found: dict[str, Any] = json.loads(html.unescape(seen[1]))
-    return found
+  const wide = [...d.body.querySelectorAll('*')].filter(outside);
+  return {counts: counts, wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
+    bars: bars.filter(b => b.width > 5 && b.height > 5).length};
+}"""
 
 
 @pytest.mark.browser
-@pytest.mark.usefixtures("browser")
+@pytest.mark.usefixtures("chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_and_filters_the_page_without_errors(tmp_path: Path, width: int) -> None:
-    seen = look(build(make_run(tmp_path)), tmp_path, width)
+    seen = look_at(build(make_run(tmp_path)), tmp_path, width, FILTERS)
     assert (seen["scroll"], seen["wide"]) == (seen["client"], [])
     assert (seen["broken"], seen["scripts"]) == (0, 0)
     assert seen["bars"] == 10 + 23  # primaries, and the parts of the six that have parts
@@ -240,8 +176,8 @@ def test_a_browser_shows_and_filters_the_page_without_errors(tmp_path: Path, wid
 
 
 @pytest.mark.browser
-@pytest.mark.usefixtures("browser")
+@pytest.mark.usefixtures("chromium")
 def test_a_browser_takes_hostile_texts_for_texts(tmp_path: Path) -> None:
-    seen = look(build(make_run(tmp_path, hostile=True)), tmp_path, 360)
+    seen = look_at(build(make_run(tmp_path, hostile=True)), tmp_path, 360, FILTERS)
     assert (seen["scripts"], seen["broken"]) == (0, 0)
     assert (seen["scroll"], seen["wide"]) == (seen["client"], [])
