@@ -33,17 +33,20 @@ class MemoryBudget:
 
 
 class Hold:
-    """What one request holds. Give it back with `release`, also after an error."""
+    """What one request holds. Give it back with `release`, also after an error; nothing can be taken afterwards."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._held = 0
+        self._released = False
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
         """Hold `count` more bytes. Raises ApiError: 413 when the request alone is too much, 429 when all together are."""
         budget = self._budget
         with self._lock:
+            if self._released:  # by the request, which ended while a thread of it goes on: stop that, too
+                raise ApiError(503, "the request has ended")
             if self._held + count > budget.limit:
                 raise ApiError(
                     413,
@@ -60,4 +63,4 @@ class Hold:
     def release(self) -> None:
         with self._lock:
             self._budget._change(-self._held)
-            self._held = 0
+            self._held, self._released = 0, True

@@ -261,6 +261,18 @@ async def test_memory_of_decoded_images_is_bounded(running):
         assert "reward_memory_bytes 0.0" in (await client.get("/metrics")).text, "all of it was given back"
 
 
+async def test_memory_is_given_back_though_some_items_are_still_being_decoded(running):
+    """Items of one request are decoded in several threads; the others go on after the one that finds the limit."""
+    big = {"data": b64(encode(Image.new("RGB", (512, 512)), "image/png")), "media_type": "image/png"}
+    limits = {"max_memory_bytes": 1 << 22, "max_body_bytes": 1 << 20}
+    async with running(PromptLengthScorer(), **limits) as client:
+        for _ in range(5):
+            assert (await post(client, [item(n, images=[big]) for n in range(32)])).status_code == 413
+        service = client.app.state.service
+        await asyncio.to_thread(service._threads.shutdown, wait=True)  # until no thread decodes any more
+        assert service._memory.used == 0
+
+
 async def test_too_many_items_and_images(running):
     async with running(PromptLengthScorer()) as client:
         many = await post(client, [item(n, "p") for n in range(10_000)])
