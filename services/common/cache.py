@@ -43,21 +43,22 @@ def group_key(keys: Sequence[bytes]) -> bytes:
 
 
 class ScoreCache:
-    """Least-recently-used scores by key, one per item of a job. Not thread-safe.
+    """Least-recently-used scores by key, one per item of a job, at most `max_scores` of all jobs. Not thread-safe.
 
     Failures are never kept: the next try may succeed.
     """
 
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries = max_entries
+    def __init__(self, max_scores: int) -> None:
+        self._max_scores = max_scores
         self._scores: OrderedDict[bytes, tuple[Score, ...]] = OrderedDict()
+        self._count = 0
 
     @property
     def enabled(self) -> bool:
-        return self._max_entries > 0
+        return self._max_scores > 0
 
     def __len__(self) -> int:
-        return len(self._scores)
+        return self._count
 
     def get(self, key: bytes) -> tuple[Score, ...] | None:
         scores = self._scores.get(key)
@@ -68,7 +69,8 @@ class ScoreCache:
     def put(self, key: bytes, scores: tuple[Score, ...]) -> None:
         if not self.enabled:
             return
+        self._count += len(scores) - len(self._scores.pop(key, ()))
         self._scores[key] = scores
-        self._scores.move_to_end(key)
-        while len(self._scores) > self._max_entries:
-            self._scores.popitem(last=False)
+        while self._count > self._max_scores:
+            _, oldest = self._scores.popitem(last=False)
+            self._count -= len(oldest)

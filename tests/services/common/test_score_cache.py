@@ -74,6 +74,17 @@ def test_least_recently_used_goes_first():
     assert len(cache) == 2
 
 
+def test_the_scores_of_a_group_count_each():
+    cache = ScoreCache(5)
+    group = (Score(1.0), Score(2.0))
+    for name in (b"a", b"b", b"b", b"c"):
+        cache.put(name, group)
+    assert (cache.get(b"a"), cache.get(b"b"), cache.get(b"c")) == (None, group, group)
+    assert len(cache) == 4
+    cache.put(b"d", (Score(0.0),) * 6)
+    assert (cache.get(b"d"), len(cache)) == (None, 0), "a group that is larger than the cache is not kept"
+
+
 def test_size_zero_keeps_nothing():
     cache = ScoreCache(0)
     cache.put(b"a", (Score(1.0),))
