@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.support.gateways import metric, post, ready_status, score_request, wait_for_status
-from tests.support.judges import free_port
+from tests.support.ports import free_port
 from tests.support.vllm_server import CPU_FLAGS, RUN_VARIABLES, START_TIMEOUT_S, VLLM
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
