@@ -23,7 +23,7 @@ from wire.schema import ErrorCode
 
 @dataclass(frozen=True)
 class Tournament:
-    """Which comparisons are made, and how many of an image's must be valid for a score."""
+    """Which comparisons are made, and how many of an image's must be valid for a score: where it has fewer, all."""
 
     pairs: PairsMode = "all"
     k: int = 4
@@ -131,9 +131,13 @@ class GroupJudge:
         self, place: int, own: Tally, strength: float, flips: int, comparisons: Sequence[Comparison], complete: bool
     ) -> Result:
         mine = [each for each in comparisons if place in (each.first, each.second)]
-        if own.valid < self._rules.min_valid:
+        if own.asked == 0:
+            reason = "of an odd number of images one has no opponent in a single Swiss round: raise opponents"
+            return Failure(ErrorCode.NOT_APPLICABLE, reason)
+        needed = min(self._rules.min_valid, own.asked)
+        if own.valid < needed:
             reason = next((each.text for each in mine if each.failure is not None), "")
-            counted = f"{own.valid} of {own.asked} comparisons were decided, {self._rules.min_valid} are needed"
+            counted = f"{own.valid} of {own.asked} comparisons were decided, {needed} are needed"
             return Failure(dominant(own.failures), f"{counted}: {reason}")
         value = self._value(own)
         if value is None:

@@ -45,7 +45,9 @@ class UnifiedRewardSettings(JudgeSettings):
         default="all", description="all pairs, or fewer: opponents drawn at random, or in Swiss rounds by score."
     )
     opponents: int = Field(default=4, ge=1, le=64, description="Opponents of each image for random and swiss.")
-    min_valid: int = Field(default=1, ge=1, description="Fewest decided comparisons an image needs for a score.")
+    min_valid: int = Field(
+        default=1, ge=1, description="Fewest decided comparisons an image needs for a score; where it has fewer, all."
+    )
     flex_overall_weight: Weight = Field(default=0.3, description="Weight of the overall win rate.")
     flex_dim_weight: Weight = Field(default=0.7, description="Weight of the categories' win rates.")
     flex_category_weights: Annotated[tuple[Weight, Weight, Weight], NoDecode] = Field(

@@ -185,6 +185,24 @@ async def test_an_image_needs_as_many_decided_comparisons_as_are_set(scorer_of):
     assert "2 of 3 comparisons were decided, 3 are needed" in results[0].message
 
 
+async def test_a_small_group_needs_all_of_its_comparisons(scorer_of):
+    with judging(brighter_wins) as judge:
+        scorer = scorer_of(judge, min_valid=5)
+        results = await scorer.score("think_pairwise", group(10, 20, 30), soon())
+        [(_, warm)] = scorer.warmup()
+        assert len(await scorer.score("think_pairwise", warm, soon())) == 2
+    assert [result.value for result in results] == [0, 0.5, 1]
+
+
+async def test_an_image_without_an_opponent_has_no_score_and_the_others_have(scorer_of):
+    with judging(brighter_wins) as judge:
+        scorer = scorer_of(judge, pairs="swiss", opponents=1)
+        results = await scorer.score("think_pairwise", group(10, 20, 30), soon())
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert [failure.code for failure in failures] == [ErrorCode.NOT_APPLICABLE] and "opponents" in failures[0].message
+    assert sorted(result.value for result in results if isinstance(result, Score)) == [0, 1]
+
+
 async def test_groups_that_cannot_be_compared(scorer_of):
     with judging(brighter_wins) as judge:
         scorer = scorer_of(judge, kinds="think_pairwise,edit_pair")
