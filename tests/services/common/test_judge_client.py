@@ -13,7 +13,8 @@ from services.common.judge.content import image_part, text_part
 from services.common.judge.metrics import JudgeMetrics
 from services.common.judge.scripted import Reply, answer_about, read_question
 from services.common.judge.templates import load_template, own_template
-from tests.support.judges import free_port, judging
+from tests.support.judges import judging
+from tests.support.ports import free_port
 from wire.schema import ErrorCode
 
 pytestmark = pytest.mark.anyio

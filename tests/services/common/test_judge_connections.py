@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from services.common.judge.connections import Connections
-from tests.support.judges import free_port, judging
+from tests.support.judges import judging
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
 from services.common.scorer import Score
+from tests.support.ports import free_port
 from tests.support.redis_services import KEYS, ask, counts, text_items
-from tests.support.reward_servers import free_port
 
 pytestmark = pytest.mark.anyio
 KEY = bytes(range(32))

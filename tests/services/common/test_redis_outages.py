@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from services.common.fakes import PromptLengthScorer
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.redis_services import KEYS, ask, counts, silent_worker, text_items, until
-from tests.support.reward_servers import free_port
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).resolve().parents[3]

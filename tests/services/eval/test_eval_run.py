@@ -26,7 +26,8 @@ from services.common.judge.scripted import Question, Reply
 from services.eval.__main__ import main
 from services.eval.report import load_results
 from services.eval.store import RESULTS, ResultLog, RunFolderError, read_records
-from tests.support.judges import free_port, judging
+from tests.support.judges import judging
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 POINTS = {"Testpoints": ["Style", "Attribute - Color"], "Testpoint Description": ["ink", "red"]}

@@ -22,7 +22,9 @@ from services.eval.judge import RESAMPLE_TEMPERATURE, JudgeMethod
 from services.eval.prompting import load_instructions
 from services.eval.scorer import EvalScorer
 from services.eval.settings import EvalSettings
-from tests.support.judges import free_port, judging
+from tests.support.judges import judging
+from tests.support.ports import free_port
+from tests.support.service_process import ready_service, running_service
 from wire.images import to_ref
 
 pytestmark = pytest.mark.anyio
@@ -213,19 +215,16 @@ async def test_a_model_that_cannot_answer_in_the_format_never_gets_ready() -> No
             assert "the warm-up item of reward 'unigenbench' failed: parse_error" in app.state.service.failure
 
 
-def test_the_process_serves_and_stops(serving_process) -> None:
-    with judging(READY, "QwenVL") as judge, serving_process("--judge-url", judge.url) as server:  # type: ignore[attr-defined]
-        server.wait_ready()
+def test_the_process_serves_and_stops() -> None:
+    with judging(READY, "QwenVL") as judge, ready_service("eval", "--judge-url", judge.url) as url:  # type: ignore[attr-defined]
         points = {"testpoints": ["Style"], "descriptions": ["ink"]}
-        answer = httpx.post(f"{server.url}/v1/score", json={"items": [item(metadata=points)]}, trust_env=False)
+        answer = httpx.post(f"{url}/v1/score", json={"items": [item(metadata=points)]}, trust_env=False)
         assert answer.json()["results"][0]["score"] == 1.0
-        server.terminate()
-        assert server.process.wait(10) == 0
 
 
-def test_a_missing_judge_ends_the_start_with_the_remedy(serving_process) -> None:
+def test_a_missing_judge_ends_the_start_with_the_remedy() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    with serving_process("--judge-url", url, "--judge-wait-s", "0") as server:
+    with running_service("--judge-url", url, "--judge-wait-s", "0", module="services.eval") as server:
         assert server.process.wait(20) == 1
     assert f"no judge answers at {url}/v1/models" in "".join(server.errors)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from services.common.workers import ProcessPool
 from services.hps.scorer import HpsScorer
 from services.hps.settings import HpsSettings, make_scorer
 from services.hps.tokenizer import Tokenizer
+from tests.support.service_process import ready_service
 from wire.images import encode, to_ref
 
 CPU = ("--device", "cpu", "--threads", "1")
@@ -32,32 +30,9 @@ def command(*flags: object) -> list[str]:
     return [sys.executable, "-m", "services.hps", "--port", "0", *CPU, *map(str, flags)]
 
 
-@contextmanager
-def running(*flags: object) -> Iterator[str]:
-    """The URL of a ready service, which must stop with 0. HPS_URL is the trainer's variable and may be set there."""
-    process = subprocess.Popen(
-        command(*flags),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "HPS_URL": "http://127.0.0.1:1"},
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            match = re.fullmatch(r"hps listening on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
-            assert match
-            assert process.stdout.readline() == "hps ready\n"
-            yield match[1]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-        finally:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with running("--checkpoint", folder) as address:
+    with ready_service("hps", *CPU, "--checkpoint", folder) as address:
         yield address
 
 
@@ -113,7 +88,7 @@ def test_multipart_and_several_images_and_a_completion_without_image(url: str) -
 
 def test_a_published_file_is_served_as_it_is(published: Path, vocabulary: Path, url: str) -> None:
     item = {"prompt": "a red cat", "images": [to_ref(picture(), "image/png").model_dump(exclude_none=True)]}
-    with running("--checkpoint", published, "--vocabulary", vocabulary) as address:
+    with ready_service("hps", *CPU, "--checkpoint", published, "--vocabulary", vocabulary) as address:
         assert post(address, item)["scorer"] == post(url, item)["scorer"]
         score_of_file, score_of_folder = (post(at, item)["results"][0]["score"] for at in (address, url))
         assert score_of_file == pytest.approx(score_of_folder, abs=1e-6)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from services.common.settings import load_settings
 from services.common.workers import ProcessPool
 from services.ocr.settings import OcrSettings, make_scorer
+from tests.support.service_process import ready_service
 from wire.images import encode, to_ref
 
 
@@ -33,26 +31,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(home: Path) -> Iterator[str]:
-    """The URL of a ready service. OCR_URL is the trainer's variable and may be set where a service starts."""
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    process = subprocess.Popen(
-        command("--mode", "line", "--workers", "2"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**environment, "OCR_URL": "http://127.0.0.1:1", "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            match = re.fullmatch(r"ocr listening on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
-            assert match
-            assert process.stdout.readline() == "ocr ready\n"
-            yield match[1]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
+    """The URL of a ready service with two workers, in a home of its own."""
+    homes = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "ORT_DISABLE_TELEMETRY": None}
+    with ready_service("ocr", "--mode", "line", "--workers", "2", env=homes) as url:
+        yield url
 
 
 def line_of(text: str) -> Image.Image:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any
 
 import httpx
@@ -18,6 +14,7 @@ from PIL import Image
 
 from services.common.settings import load_settings
 from services.rules.__main__ import RulesSettings
+from tests.support.service_process import ready_service
 from wire.images import to_ref
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,42 +33,12 @@ def helper(x):
 """
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """The process and its URL, once it says it is ready."""
-    environment = {**os.environ, "RULES_URL": "http://127.0.0.1:1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.rules", "--port", "0", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    lines: Queue[str] = Queue()
-    assert process.stdout is not None
-    threading.Thread(target=lambda out=process.stdout: [lines.put(line) for line in out], daemon=True).start()
-    url = ""
-    while True:
-        try:
-            line = lines.get(timeout=60)
-        except Empty:
-            process.kill()
-            pytest.fail(f"not ready after 60 s: {process.communicate()[1]}")
-        if "listening on " in line:
-            url = line.split("listening on ")[1].strip()
-        if line.strip() == "rules ready":
-            return process, url
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = tmp_path_factory.mktemp("rewards with space") / "my_rewards.py"
     path.write_text(MY_REWARDS)
-    process, address = start("--functions", str(path))
-    yield address
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0, errors
+    with ready_service("rules", "--functions", path) as address:
+        yield address
 
 
 def post(url: str, reward: str | None, *items: dict[str, Any]) -> dict[str, Any]:
@@ -134,14 +101,9 @@ def test_own_function_over_http_isolates_each_item(url: str) -> None:
 def test_worker_processes_serve_own_functions(tmp_path: Path) -> None:
     path = tmp_path / "my_rewards.py"
     path.write_text(MY_REWARDS)
-    process, address = start("--functions", str(path), "--workers", "2")
-    try:
+    with ready_service("rules", "--functions", path, "--workers", "2") as address:
         result = post(address, "prompt_length", {"prompt": "four", "completion": ""})["results"][0]
         assert result["score"] == 4.0
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
-    assert process.returncode == 0
 
 
 def test_a_wrong_file_stops_the_start_with_one_sentence(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from services.unifiedreward.vllm_command import (
     vllm_environment,
 )
 from tests.support.gateways import score_request, unifiedreward_gateway
-from tests.support.judges import free_port, judging
+from tests.support.judges import judging
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULE = "services.unifiedreward"

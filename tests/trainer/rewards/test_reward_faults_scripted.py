@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.reward_servers import Reply, free_port, good, make_samples
+from tests.support.ports import free_port
+from tests.support.reward_servers import Reply, good, make_samples
 from trainer.types import Scores
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.reward_servers import SCORER, Reply, free_port, good
+from tests.support.ports import free_port
+from tests.support.reward_servers import SCORER, Reply, good
 from trainer.rewards import RewardServiceError
 from trainer.rewards.canary import probes
 
