@@ -1,7 +1,8 @@
 """The judge's own routes, for clients that talk to the bare server: `/v1/chat/completions` and `/v1/models`.
 
 Nothing of a caller's headers reaches the judge and of the judge's only the content type reaches the caller: callers show
-a token of this service, the judge is given its own key.
+a token of this service, the judge is given its own key. Messages may hold pictures and name none: the judge's server
+would fetch whatever address they name, from inside its network.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Iterator
 
 import httpx
 from fastapi import FastAPI, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.common.body import read_body
 from services.common.errors import ApiError, overloaded
+from services.common.intake import read_json
 from services.common.judge.client import JudgeClient
 from services.common.service import Service
 
@@ -105,10 +106,30 @@ class _Passed(Response):
                 if scope["method"] == "POST":
                     request = Request(scope, receive)
                     body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
+                    await asyncio.to_thread(check_urls, body)
                 relay = self._owner.relay(scope["method"], self._path, body, settings.request_timeout_s, send)
                 await _unless_gone(asyncio.ensure_future(relay), receive)
         finally:
             hold.release()
+
+
+def check_urls(body: bytes) -> None:
+    """Raise ApiError: 400 not JSON, 422 for a message in which a `url`, `image_url`, `video_url`, ... is no data URL."""
+    tree = read_json(body)
+    left: list[object] = [tree.get("messages")] if isinstance(tree, dict) else []
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left.extend(value)
+        elif isinstance(value, dict):
+            left.extend(value.values())
+            for name, given in value.items():
+                if name.endswith("url") and isinstance(given, str) and not given.startswith("data:"):
+                    raise ApiError(
+                        422,
+                        f"`{name}` is {given[:80]!r}: pictures are not fetched here, send their bytes as a data URL",
+                        field="messages",
+                    )
 
 
 def _failure(error: Exception, seconds: float) -> ApiError:
@@ -118,13 +139,12 @@ def _failure(error: Exception, seconds: float) -> ApiError:
 
 
 async def _unless_gone(task: asyncio.Task[None], receive: Receive) -> None:
-    """Wait for the task; cancel it, and with it the judge's work, when the caller leaves."""
+    """Wait for the task; cancel it, and with it the judge's work, when the caller leaves: nobody reads an answer then."""
     gone = asyncio.ensure_future(_until_disconnect(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        task.result()
+        if task.done():
+            task.result()
     finally:
         gone.cancel()
         task.cancel()
