@@ -18,7 +18,7 @@ from wire.schema import ErrorCode
 REWARD = "unigenbench"
 
 # What changes verdicts apart from the wording; a change of what is shown, of the parser or of retries changes it.
-REVISION = "2"
+REVISION = "3"
 # Greedy decoding would repeat the answer that could not be read, so retries are sampled, each with a seed of its own.
 RESAMPLE_TEMPERATURE = 0.7
 

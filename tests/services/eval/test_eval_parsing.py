@@ -42,12 +42,14 @@ READ = {
     "analysis missing": ("The first holds, the second does not. <score>[1, 0]</score>", (1, 0)),
     "analysis never closed": ("<analysis>['a', 'b'] <score>[1, 0]</score>", (1, 0)),
     "after a thought with another list": ("<think>maybe <score>[0, 0]</score></think><score>[1, 0]</score>", (1, 0)),
+    "after a thought that began in the question": ("maybe <score>[0, 0]</score></think><score>[1, 0]</score>", (1, 0)),
     "the same list twice": ("<score>[1, 0]</score> so <score>[1,0]</score>", (1, 0)),
     "ten points": (f"<score>{[1, 0] * 5}</score>", (1, 0) * 5),
 }
 
 REFUSED = {
     "empty answer": ("", 2, "no <score>"),
+    "only a draft in a thought without an end": ("<think>maybe <score>[1, 0]</score>, but", 2, "no <score>"),
     "no tag": ("[1, 0]", 2, "no <score>"),
     "too few": ("<score>[1]</score>", 2, "1 entries for 2 test points"),
     "too many": ("<score>[1, 0, 1]</score>", 2, "3 entries for 2"),
