@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from services.common.commands import Command, dispatch
 from services.common.judge.client import JudgeError
 from services.common.run import serve
 from services.common.settings import load_settings
@@ -35,6 +36,8 @@ def run_command(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; what was judged is kept: the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+    except JudgeError as error:
+        raise SystemExit(f"services.eval run: {error}") from error
     print(table_text(report.rows))
     failed = report.results.failed
     if failed:
@@ -61,7 +64,7 @@ def compare_command(arguments: Sequence[str]) -> None:
             print(f"the {what} differs, so the judge explains a part of it: A {one} | B {other}", file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Command] = {
     "serve": serve_command,
     "run": run_command,
     "table": table_command,
@@ -70,18 +73,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    if list(arguments) in (["-h"], ["--help"]):
-        print(USAGE)
-        return
-    command, rest = "serve", arguments
-    if arguments and not arguments[0].startswith("-"):
-        command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        raise SystemExit(f"no command {command!r}\n{USAGE}")
-    try:
-        COMMANDS[command](rest)
-    except (ValueError, OSError, JudgeError) as error:
-        raise SystemExit(f"services.eval {command}: {error}") from error
+    dispatch("services.eval", USAGE, COMMANDS, arguments)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from services.common.commands import Command, dispatch
 from services.common.run import serve
 from services.common.settings import load_settings
 from services.hps.commands import convert_command, vocabulary_command
@@ -23,7 +24,7 @@ def serve_command(arguments: Sequence[str]) -> None:
     serve(lambda: make_scorer(settings), settings, "hps")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Command] = {
     "serve": serve_command,
     "convert": convert_command,
     "vocabulary": vocabulary_command,
@@ -31,18 +32,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    if list(arguments) in (["-h"], ["--help"]):
-        print(USAGE)
-        return
-    command, rest = "serve", arguments
-    if arguments and not arguments[0].startswith("-"):
-        command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        raise SystemExit(f"no command {command!r}\n{USAGE}")
-    try:
-        COMMANDS[command](rest)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"services.hps {command}: {error}") from error
+    dispatch("services.hps", USAGE, COMMANDS, arguments)
 
 
 if __name__ == "__main__":
