@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TypeVar
 
 from services.unifiedreward.parsing.common import (
+    TIE,
     Judgement,
     ParseError,
     after_thinking,
@@ -19,10 +21,11 @@ from services.unifiedreward.parsing.common import (
 T = TypeVar("T")
 
 ASPECTS = ("alignment", "coherence", "style")
+_ROUNDING = 1e-9  # 0.95, 0.35 and 0.2 have a mean just below one half
 _SUM_TOLERANCE = 0.05  # relative scores are written with few digits
 _MAX_POINTS = 25.0
 
-_VALUE = r"([^\s,;]+)"
+_VALUE = r"((?:[^\s,;]|,(?=\d))+)"  # a decimal comma belongs to it, and then it is no number
 _BLOCK = r"{aspect} score ?:?\s*image ?1 ?:\s*" + _VALUE + r"[,;]?\s*image ?2 ?:\s*" + _VALUE
 
 
@@ -47,7 +50,8 @@ def read_pair_scores(text: str) -> Judgement:
         if abs(p1 + p2 - 1) > _SUM_TOLERANCE:
             raise ParseError(f"the {aspect} scores {p1:g} and {p2:g} have the sum {p1 + p2:g}, not 1")
         parts[aspect] = p1 / (p1 + p2)
-    return Judgement(sum(parts.values()) / len(parts), parts)
+    share = sum(parts.values()) / len(parts)
+    return Judgement(TIE if math.isclose(share, TIE, abs_tol=_ROUNDING) else share, parts)
 
 
 def _read_points(text: str, names: tuple[str, str]) -> Mapping[str, float]:

@@ -264,6 +264,8 @@ VALUES = {"alignment": 2.694700002670288, "coherence": 4.0, "style": 3.5}
         case("a word", ACS.replace("3.5", "good"), "'good', not a number"),
         case("the template's letter", ACS.replace("3.5", "Z"), "'Z', not a number"),
         case("one missing", ACS.replace("Style", "Beauty"), "no style score"),
+        case("decimal comma", ACS.replace("3.5", "3,5"), "style score is '3,5', not a number"),
+        case("a comma after it", ACS.replace("3.5", "3.5, which is good"), VALUES),
         case("two values", ACS + "\nStyle Score (1-5): 2", "two different values of the style score"),
         case("another model's words", "A cat sits on a mat.", "no alignment score"),
     ],
@@ -322,6 +324,8 @@ def test_pair_scores(answer, expected):
 def test_the_share_of_pair_scores_is_the_mean_over_the_aspects():
     assert read_pair_scores(shares((0.75, 0.25), (0.25, 0.75), (0.8, 0.2))).share == pytest.approx(0.6)
     assert read_pair_scores(shares((0.5, 0.5), (0.5, 0.5), (0.5, 0.5))).tie
+    rounded = read_pair_scores(shares((0.95, 0.05), (0.35, 0.65), (0.20, 0.80)))
+    assert sum(rounded.parts.values()) / 3 != 0.5 and rounded.tie, "a tie but for the rounding of sums"
 
 
 @pytest.mark.parametrize(
