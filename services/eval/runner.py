@@ -99,7 +99,7 @@ class _Judging:
 
     async def run(self, todo: Sequence[Place], wait_s: float) -> None:
         try:
-            await self._client.wait(wait_s)
+            await self._client.wait(wait_s, lambda reason: _say(f"waiting up to {wait_s:.0f} s: {reason}"))
             places = iter(todo)
             with _progress(todo, "judging") as bar:
                 async with asyncio.TaskGroup() as group:

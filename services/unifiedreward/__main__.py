@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,8 +39,16 @@ def gateway_command(arguments: Sequence[str]) -> None:
 
 
 def serve_command(arguments: Sequence[str]) -> None:
-    """vLLM beside the gateway, started again when it dies; both end together."""
+    """vLLM beside the gateway, started again when it dies; both end together.
+
+    Raises ValueError, with the remedy, when a setting cannot be used or there is no vLLM.
+    """
     settings = load_settings(ServeSettings, arguments, prog=f"{_PROG} serve")
+    if shutil.which(settings.vllm_executable) is None:
+        raise ValueError(
+            f"no program {settings.vllm_executable!r}: install vLLM, in an environment of its own, "
+            f"and name its program with --vllm-executable (VLLM_EXECUTABLE)"
+        )
     command = vllm_command(settings.vllm_options(), count_gpus())
     print(f"starting {shlex.join(command)}", flush=True)
     with Supervisor(command, vllm_environment(os.environ, settings.endpoint().key)):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,10 @@ class JudgeError(Exception):
         self.code = code
 
 
+class WrongJudgeError(JudgeError):
+    """A server answers, and will not serve this client however long it waits: another model, or a wrong key."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the judge said. `truncated`: it stopped at `max_tokens`, so the end is missing."""
@@ -60,6 +64,10 @@ class JudgeEndpoint:
     call_timeout_s: float = 120.0
     key: str | None = None
     extra: Mapping[str, Any] | None = None
+
+
+def _log_waiting(reason: str) -> None:
+    logger.info("waiting for the judge", extra={"reason": reason})
 
 
 class JudgeClient:
@@ -88,10 +96,19 @@ class JudgeClient:
         return f"the judge at {self.endpoint.url} does not answer ({self._last_error})"
 
     async def check(self) -> None:
-        """Raise JudgeError with the remedy unless the server is up and serves the model."""
+        """Raise JudgeError with the remedy unless the server is up and serves the model.
+
+        It is a WrongJudgeError when waiting would not help.
+        """
         url = self.endpoint.url
         try:
             response = await self._http.get("/v1/models", timeout=_PROBE_S)
+            if response.status_code in (401, 403):
+                raise WrongJudgeError(
+                    ErrorCode.UPSTREAM,
+                    f"the judge at {url} refuses the key (HTTP {response.status_code}): "
+                    f"name the file that holds its key with --judge-key-file",
+                )
             response.raise_for_status()
             served = [str(each["id"]) for each in response.json()["data"]]
         except httpx.HTTPError as error:
@@ -102,24 +119,32 @@ class JudgeClient:
         except (ValueError, KeyError, TypeError) as error:
             raise JudgeError(ErrorCode.UPSTREAM, f"{url}/v1/models is not an OpenAI-compatible model list") from error
         if self.endpoint.model not in served:
-            raise JudgeError(
+            raise WrongJudgeError(
                 ErrorCode.UPSTREAM,
                 f"the judge at {url} serves {', '.join(served) or 'no model'}, not {self.endpoint.model!r}: "
-                f"start it with --served-model-name {self.endpoint.model}, or name the served model",
+                f"start it with --served-model-name {self.endpoint.model}, or give the served name with --model",
             )
         self._failed_in_a_row = 0
 
-    async def wait(self, timeout_s: float) -> None:
-        """Wait until `check` passes; after `timeout_s` its JudgeError is raised."""
+    async def wait(self, timeout_s: float, say: Callable[[str], None] = _log_waiting) -> None:
+        """Wait until `check` passes; `say` gets the reason when there is one and when it changes.
+
+        Raises JudgeError after `timeout_s`, WrongJudgeError at once.
+        """
         until = time.monotonic() + timeout_s
+        said = ""
         while True:
             try:
                 await self.check()
                 return
+            except WrongJudgeError:
+                raise
             except JudgeError as error:
                 if time.monotonic() + 1.0 >= until:
                     raise
-                logger.info("waiting for the judge", extra={"reason": str(error)})
+                if said != str(error):
+                    said = str(error)
+                    say(said)
                 await asyncio.sleep(1.0)
 
     async def recover(self) -> None:
