@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -178,7 +179,7 @@ def load_settings(settings_class: type[Settings], argv: Sequence[str] | None = N
     except ValidationError as error:
         prefix = settings_class.model_config.get("env_prefix", "")
         for problem in error.errors(include_url=False, include_context=False):
-            print(_sentence(problem["loc"], problem["msg"], problem["input"], prefix), file=sys.stderr)
+            print(_sentence(problem, prefix), file=sys.stderr)
     except SettingsError as error:
         print(error, file=sys.stderr)
     raise SystemExit(2)
@@ -200,12 +201,14 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _sentence(loc: tuple[int | str, ...], message: str, given: object, prefix: str) -> str:
-    message = message.removeprefix("Value error, ")
-    if not loc:
+def _sentence(problem: ErrorDetails, prefix: str) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
         return message
-    name = str(loc[0])
+    name, given = str(problem["loc"][0]), problem["input"]
+    flag, variable = "--" + name.replace("_", "-"), (prefix + name).upper()
+    if problem["type"] == "missing":
+        return f"{flag} is missing: give it, or the variable {variable}"
     if name == "redis":
         given = without_password(str(given))
-    flag, variable = "--" + name.replace("_", "-"), (prefix + name).upper()
     return f"{flag} ({variable}): {message}; got {given!r}"

@@ -34,7 +34,7 @@ class ConvertSettings(BaseSettings):
     out: CliPositionalArg[Path] = Field(description="The folder to write; it must not exist yet.")
     version: Version | None = Field(default=None, description="v2 or v2.1, where the file's name does not say it.")
     vocabulary: Path | None = Field(
-        default=None, description=f"{FILE_NAME}, or a folder with merges.txt; unset: beside the checkpoint."
+        default=None, description=f"{FILE_NAME}, or a folder with it or merges.txt; unset: beside the checkpoint."
     )
 
 

@@ -34,7 +34,7 @@ class HpsSettings(ServiceSettings):
     )
     vocabulary: Path | None = Field(
         default=None,
-        description="bpe_simple_vocab_16e6.txt.gz, or a folder with merges.txt; unset: beside or in the checkpoint.",
+        description="bpe_simple_vocab_16e6.txt.gz, or a folder with it or merges.txt; unset: beside or in the checkpoint.",
     )
     device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
     dtype: Literal["auto", "bf16", "fp32"] = Field(

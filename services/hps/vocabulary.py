@@ -34,11 +34,13 @@ class VocabularyError(ValueError):
 
 
 def read_merges(path: Path) -> list[Merge]:
-    """The merges in order of rank, from the published gzip file, a `merges.txt`, or a folder that holds one.
+    """The merges in order of rank, from the published gzip file, a `merges.txt`, or a folder that holds one of them.
 
     The model has one right vocabulary, so the content is checked. Raises VocabularyError.
     """
-    file = path / FOLDER_NAME if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        file = path / (FOLDER_NAME if (path / FOLDER_NAME).exists() else FILE_NAME)
     try:
         data = file.read_bytes()
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")

@@ -132,7 +132,7 @@ def test_settings_come_from_flags_and_variables(monkeypatch: pytest.MonkeyPatch)
 def test_a_checkpoint_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_settings(HpsSettings, [])
-    assert "--checkpoint (HPS_CHECKPOINT): Field required" in capsys.readouterr().err
+    assert "--checkpoint is missing: give it, or the variable HPS_CHECKPOINT" in capsys.readouterr().err
 
 
 def test_a_front_must_be_told_the_dtype_of_its_workers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,10 @@ def test_a_wheel_with_another_sha256_is_refused(
         download_wheel(tmp_path)
 
 
+def test_the_folder_that_the_command_filled_is_read(vocabulary: Path) -> None:
+    assert read_merges(vocabulary.parent) == read_merges(vocabulary)
+
+
 def test_the_command_writes_the_file_and_says_how_much_is_in_it(vocabulary: Path, tmp_path: Path) -> None:
     out = tmp_path / "named.gz"
     done = subprocess.run(
