@@ -186,12 +186,25 @@ class Dispatcher(Part, ABC):
         `cached`: the scores were known where the job was sent.
         """
         self._forget(entry)
-        known = tuple(result for result in results if isinstance(result, Score) and result.cacheable)
-        complete = len(known) == len(results)
-        if entry.job.key is not None and complete:
-            self._cache.put(entry.job.key, known)
+        scores = known(results)
+        if entry.job.key is not None and len(scores) == len(results):
+            self._cache.put(entry.job.key, scores)
+        self._answer_waiters(entry, results, started, took, cached=cached)
+
+    def _answer_waiters(
+        self,
+        entry: Entry,
+        results: Sequence[Result],
+        started: float,
+        took: float,
+        *,
+        cached: bool = False,
+        until: float = math.inf,
+    ) -> None:
+        """Answer those whose deadline is not after `until`."""
+        complete = len(known(results)) == len(results)
         for number, waiter in enumerate(entry.waiters):
-            if not waiter.future.done():
+            if waiter.deadline <= until and not waiter.future.done():
                 queue_s = max(0.0, started - waiter.since)
                 self._metrics.queue_seconds.labels(entry.reward).observe(queue_s)
                 waiter.future.set_result(Outcome(tuple(results), cached or (number > 0 and complete), queue_s, took))
@@ -204,6 +217,11 @@ class Dispatcher(Part, ABC):
     def _measure_rate(self, items: int, took: float, lanes: int) -> None:
         rate = items * lanes / max(took, 1e-6)
         self._items_per_s = rate if self._items_per_s is None else 0.8 * self._items_per_s + 0.2 * rate
+
+
+def known(results: Sequence[Result]) -> tuple[Score, ...]:
+    """Those of the results that trying again would not change."""
+    return tuple(result for result in results if isinstance(result, Score) and result.cacheable)
 
 
 def check_warmup(reward: str, results: Sequence[Result]) -> None:

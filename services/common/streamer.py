@@ -7,7 +7,7 @@ import logging
 import time
 
 from services.common.cache import ScoreCache
-from services.common.dispatch import Dispatcher, Entry, StartError, check_warmup
+from services.common.dispatch import Dispatcher, Entry, StartError, check_warmup, known
 from services.common.isolation import score_isolated_async
 from services.common.metrics import Metrics
 from services.common.scorer import AsyncScorer
@@ -15,6 +15,7 @@ from services.common.scorer import AsyncScorer
 logger = logging.getLogger("services.streamer")
 
 _WARMUP_S = 300.0
+_EARLY_S = 1.0  # scorers stop that long before the deadline, so that what is known by then is answered in time
 
 
 class Streamer(Dispatcher):
@@ -76,10 +77,17 @@ class Streamer(Dispatcher):
             task.cancel()
 
     async def _run(self, entry: Entry) -> None:
-        started, items = time.monotonic(), entry.job.items
-        results = await score_isolated_async(self._scorer, entry.reward, items, entry.deadline)
-        took = time.monotonic() - started
-        self._metrics.batch_items.labels(entry.reward).observe(len(items))
-        self._metrics.compute_seconds.labels(entry.reward).observe(took)
-        self._measure_rate(len(items), took, len(self._tasks))
-        self._settle(entry, results, started, took)
+        """Score the job; once more when its time was over and someone has joined who waits longer."""
+        items = entry.job.items
+        while True:
+            started, deadline = time.monotonic(), entry.deadline
+            results = await score_isolated_async(self._scorer, entry.reward, items, deadline)
+            took = time.monotonic() - started
+            self._metrics.batch_items.labels(entry.reward).observe(len(items))
+            self._metrics.compute_seconds.labels(entry.reward).observe(took)
+            self._measure_rate(len(items), took, len(self._tasks))
+            in_time = len(known(results)) == len(items) or started + took < deadline - _EARLY_S
+            if in_time or entry.deadline <= deadline + _EARLY_S:
+                self._settle(entry, results, started, took)
+                return
+            self._answer_waiters(entry, results, started, took, until=deadline)

@@ -119,6 +119,27 @@ async def test_the_scorer_is_told_the_deadline(scorer, streamer):
     assert scorer.deadlines[-1] == deadline
 
 
+async def test_who_joins_a_job_and_waits_longer_gets_its_own_time(scorer, streamer):
+    async def until_the_deadline(reward, items, deadline):
+        scorer.deadlines.append(deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await scorer.gate.wait()
+        except TimeoutError:
+            return [Failure(ErrorCode.TIMEOUT, "late")] * len(items)
+        return [Score(1.0)] * len(items)
+
+    scorer.score = until_the_deadline
+    hurried, patient = soon(0.2), soon(20)
+    first = streamer.submit("longest", job("a", "b", key=b"k"), hurried)
+    await asyncio.sleep(0.01)
+    twin = streamer.submit("longest", job("a", "b", key=b"k"), patient)
+    assert [result.code for result in (await first).results] == [ErrorCode.TIMEOUT] * 2
+    assert not twin.done() and scorer.deadlines[-2:] == [hurried, patient]
+    scorer.gate.set()
+    assert values(await twin) == [1, 1]
+
+
 async def test_an_exception_fails_its_job_alone(streamer):
     bad, good = (streamer.submit("longest", job(*prompts), soon()) for prompts in (("raise", "x"), ("a", "bb")))
     assert [result.code for result in (await bad).results] == [ErrorCode.INTERNAL] * 2
