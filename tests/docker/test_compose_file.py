@@ -144,6 +144,7 @@ def test_the_judges_have_the_ports_of_the_design_and_flags_that_still_exist() ->
         assert "disable-log-requests" not in flags and "trust-remote-code" not in flags
         assert "enable-prefix-caching" in flags
         assert json.loads(flags["limit-mm-per-prompt"])["image"] >= 2
+        assert flags["allowed-media-domains"] == "none.invalid"
         assert judge["environment"]["HF_HUB_OFFLINE"] == "1"
 
 

@@ -263,7 +263,7 @@ def test_gateways_ask_their_judge_as_in_compose(service: str) -> None:
         == own_services()[service]["environment"][f"{service.upper()}_MODEL"]
     )
     command = compose()["services"][f"{service}-vllm"]["command"]
-    for flag in ("served-model-name", "max-model-len", "limit-mm-per-prompt"):
+    for flag in ("served-model-name", "max-model-len", "limit-mm-per-prompt", "allowed-media-domains"):
         assert f"--{flag}={judge[flag]}" in command
     image = container(deployments[f"{service}-vllm"])["image"]
     assert image == compose()["services"][f"{service}-vllm"]["image"]

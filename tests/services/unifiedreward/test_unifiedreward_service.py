@@ -338,7 +338,8 @@ def test_the_command_listens_here_only_and_serves_both_names_with_three_images()
     assert flags(command)["--host"] == "127.0.0.1" and flags(command)["--port"] == "8001"
     names = command.index("--served-model-name")
     assert command[names + 1 : names + 3] == ["org/model", "UnifiedReward"]
-    assert flags(command)["--limit-mm-per-prompt"] == '{"image":3}'
+    assert flags(command)["--limit-mm-per-prompt"] == '{"image":3,"video":0}'
+    assert flags(command)["--allowed-media-domains"] == "none.invalid", "a judge that fetches no URL"
     assert command[-2:] == ["--seed", "1"]
     assert not {"--disable-log-requests", "--trust-remote-code"} & set(command)
 
