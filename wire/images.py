@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wire.schema import ImageRef, MediaType
 
@@ -17,6 +17,7 @@ _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpe
 # marker can only be in another place inside an embedded preview.
 MAX_JPEG_SCANS = 64
 _SCAN = b"\xff\xda"
+_BEGINNINGS = {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
 _MEDIA_TYPES = {name: media_type for media_type, name in _FORMATS.items()}
 
 
@@ -90,6 +91,8 @@ def open_header(
         raise BadImageError(f"JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[_FORMATS[media_type]])
+    except UnidentifiedImageError as error:
+        raise _unreadable(media_type, _what_is_wrong(data, media_type)) from error
     except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
         raise _unreadable(media_type, error) from error
     _check_pixels(image.width, image.height, limits)
@@ -158,8 +161,18 @@ def _decode_rgb8(data: bytes | memoryview, width: int | None, height: int | None
     return Image.frombytes("RGB", (width, height), data)
 
 
-def _unreadable(media_type: str, error: Exception) -> BadImageError:
-    return BadImageError(f"not a readable {media_type}: {error or type(error).__name__}")
+def _unreadable(media_type: str, reason: object) -> BadImageError:
+    return BadImageError(f"not a readable {media_type}: {str(reason) or type(reason).__name__}")
+
+
+def _what_is_wrong(data: bytes | memoryview, said: MediaType) -> str:
+    """Why Pillow could not identify the bytes as `said`: its own words give an address in memory."""
+    if not data:
+        return "it has no bytes"
+    for media_type, beginning in _BEGINNINGS.items():
+        if bytes(data[: len(beginning)]) == beginning:
+            return "its header is damaged" if media_type == said else f"it begins as {media_type} does"
+    return f"its {len(data)} bytes do not begin as an image does"
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:

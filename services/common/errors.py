@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from wire.schema import ErrorBody, RequestError
 
+_LONGEST_NAME = 64  # characters of a wrong value that are repeated
 LINGER_S = 2.0  # how long a refused body is read and thrown away, so that the client gets to read the answer
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -78,12 +80,22 @@ def overloaded(message: str, retry_after_s: int) -> ApiError:
 
 def invalid(error: ValidationError) -> ApiError:
     """The first problem of a validation, with its field's path; says how many more there are."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    problems = error.errors(include_url=False, include_context=False)
     first = problems[0]
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ") + _given(first)
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"
     return ApiError(422, message, field=".".join(str(part) for part in first["loc"]) or None)
+
+
+def _given(problem: ErrorDetails) -> str:
+    """What was sent, where it is a number, a length or a name. Prompts and images are not repeated."""
+    value = problem["input"]
+    if problem["type"] == "string_too_long":
+        return f"; got {len(value)}"
+    if isinstance(value, int | float) or (problem["type"] == "literal_error" and len(str(value)) <= _LONGEST_NAME):
+        return f"; got {value!r}"
+    return ""
 
 
 class ErrorResponse(Response):
