@@ -209,6 +209,6 @@ def _sentence(problem: ErrorDetails, prefix: str) -> str:
     flag, variable = "--" + name.replace("_", "-"), (prefix + name).upper()
     if problem["type"] == "missing":
         return f"{flag} is missing: give it, or the variable {variable}"
-    if name == "redis":
+    if name in ("redis", "judge_url"):
         given = without_password(str(given))
     return f"{flag} ({variable}): {message}; got {given!r}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from services.common.judge.client import JudgeEndpoint
@@ -34,6 +35,13 @@ class JudgeOptions(BaseSettings):
         default="{}",
         description='JSON put into every call, such as {"chat_template_kwargs": {"enable_thinking": false}}.',
     )
+
+    @field_validator("judge_url")
+    @classmethod
+    def _has_no_password(cls, url: str) -> str:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError("a password there would be shown in messages: give a key with --judge-key-file")
+        return url
 
     @model_validator(mode="after")
     def _extra_body_is_an_object(self) -> Self:
