@@ -217,6 +217,8 @@ class JudgeClient:
             pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (tries - 1))
             try:
                 response = await self._http.post("/v1/chat/completions", content=to_json(body), headers=_JSON)
+            except httpx.DecodingError as error:
+                raise JudgeError(ErrorCode.UPSTREAM, f"the judge's answer cannot be read: {error}") from error
             except httpx.TransportError as error:
                 self._failed_in_a_row += 1
                 self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -244,7 +246,7 @@ def _read_answer(response: httpx.Response, attempts: int, seconds: float) -> Ans
         text = choice["message"]["content"] or ""
         tokens = int((tree.get("usage") or {}).get("completion_tokens") or 0)
         return Answer(str(text), choice.get("finish_reason") == "length", attempts, seconds, tokens)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise JudgeError(ErrorCode.UPSTREAM, "the judge's answer is not a chat completion") from error
 
 
@@ -254,7 +256,7 @@ def _message(response: httpx.Response) -> str:
         tree = response.json()
         error = tree.get("error", tree)
         text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = response.text
     return str(text)[:300]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -177,3 +178,21 @@ def test_templates_are_read_byte_for_byte(tmp_path):
     assert own_template("a").name == "own"
     with pytest.raises(ValueError, match="cannot be read"):
         load_template(tmp_path / "missing", {})
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, json={"choices": []}),
+        httpx.Response(200, content=b"[" * 200_000),
+        httpx.Response(400, content=b"[" * 200_000),
+        httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
+    ],
+)
+async def test_an_answer_that_is_none_is_an_upstream_failure_of_its_call(response):
+    client = JudgeClient(JudgeEndpoint("http://judge", "judge"), JudgeMetrics())
+    client._http._transport = httpx.MockTransport(lambda _request: response)
+    with pytest.raises(JudgeError) as caught:
+        await client.ask([], max_tokens=1, deadline=time.monotonic() + 5)
+    assert caught.value.code is ErrorCode.UPSTREAM
+    await client.aclose()
