@@ -18,6 +18,7 @@ from services.eval.store import Place, Plan, Record, read_plan, read_records, wr
 from services.eval.table import Difference, Judged, Row, tabulate
 
 TABLE_CSV, TABLE_JSON, PAGE = "table.csv", "table.json", "page.html"
+_NAME_WIDTH = 50  # the longest dimension, indented
 _NOT_ASKED = "not_asked_yet"  # a run that was stopped has not come to it
 
 
@@ -92,11 +93,13 @@ def official_layout(images: Iterable[Judged]) -> dict[str, dict[str, dict[str, f
 
 def table_text(rows: Sequence[Row]) -> str:
     """The table for a terminal, in percent."""
-    lines = [f"{'':42}{'accuracy':>9}{'95 % interval':>18}{'judged / asked':>18}"]
+    lines = [f"{'':{_NAME_WIDTH}}{'accuracy':>9}{'95 % interval':>18}{'judged / asked':>18}"]
     for row in rows:
-        interval = f"{_percent(row.low)} to {_percent(row.high)}"
+        interval = "-" if row.low is None else f"{_percent(row.low)} to {_percent(row.high)}"
         name = ("  " if row.kind == "sub" else "") + row.name
-        lines.append(f"{name:42.42}{_percent(row.accuracy):>9}{interval:>18}{f'{row.judged} / {row.asked}':>18}")
+        lines.append(
+            f"{name:{_NAME_WIDTH}}{_percent(row.accuracy):>9}{interval:>18}{f'{row.judged} / {row.asked}':>18}"
+        )
     primaries = sum(row.kind == "primary" for row in rows)
     if primaries < len(PRIMARIES):
         lines.append(
@@ -107,12 +110,12 @@ def table_text(rows: Sequence[Row]) -> str:
 
 def comparison_text(rows: Sequence[Difference]) -> str:
     """The differences for a terminal, in percentage points."""
-    lines = [f"{'':42}{'A':>8}{'B':>8}{'B - A':>9}{'95 % interval':>20}{'points':>8}"]
+    lines = [f"{'':{_NAME_WIDTH}}{'A':>8}{'B':>8}{'B - A':>9}{'95 % interval':>20}{'points':>8}"]
     for row in rows:
-        interval = f"{_signed(row.low)} to {_signed(row.high)}"
+        interval = "-" if row.low is None else f"{_signed(row.low)} to {_signed(row.high)}"
         name = ("  " if row.kind == "sub" else "") + row.name
         ends = f"{_percent(row.a):>8}{_percent(row.b):>8}{_signed(row.change):>9}"
-        lines.append(f"{name:42.42}{ends}{interval:>20}{row.points:>8}")
+        lines.append(f"{name:{_NAME_WIDTH}}{ends}{interval:>20}{row.points:>8}")
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ class Row:
     """A line of the table. `accuracy` is correct by judged, in 0 to 1, None where nothing was judged.
 
     For the mean of primary dimensions it is the mean of their accuracies, None where one of those asked has none.
-    `low` and `high` bound the 95 % interval.
+    `low` and `high` bound the 95 % interval, None where it would stand on one prompt.
     """
 
     kind: str
@@ -60,7 +60,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Difference:
-    """A line of a comparison, over what both have judged. `change` is b minus a, with its 95 % interval."""
+    """A line of a comparison, over what both have judged. `change` is b minus a, with its 95 % interval.
+
+    The bounds are None where they would stand on one prompt.
+    """
 
     kind: str
     name: str
@@ -92,7 +95,7 @@ def tabulate(images: Sequence[Judged], *, resamples: int = 10_000, seed: int = 0
         _accuracies(weights @ counts.correct_PD, weights @ counts.judged_PD, in_use)
         for weights in _resample(len(counts.asked_PD), resamples, seed)
     ]
-    low, high = _interval(np.concatenate(drawn))
+    low, high = _interval(np.concatenate(drawn), counts.judged_PD)
     return [
         Row(kind, name, int(correct[k]), int(judged[k]), int(asked[k]), *_known(accuracy[k], low[k], high[k]))
         for k, (kind, name) in enumerate(_names())
@@ -133,7 +136,7 @@ def compare(
             _accuracies(weights @ second.correct_PD, judged, in_use)
             - _accuracies(weights @ first.correct_PD, judged, in_use)
         )
-    low, high = _interval(np.concatenate(drawn))
+    low, high = _interval(np.concatenate(drawn), judged_PD)
     points = _pool(judged_PD.sum(0))
     rows = [
         Difference(
@@ -192,9 +195,12 @@ def _resample(count: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=n * count).reshape(n, count).astype(np.float64)
 
 
-def _interval(drawn_NK: Floats) -> tuple[Floats, Floats]:
-    """The 2.5 and 97.5 percentiles of each column over the resamples in which it is known."""
-    known = ~np.isnan(drawn_NK).all(0)
+def _interval(drawn_NK: Floats, judged_PD: Floats) -> tuple[Floats, Floats]:
+    """The 2.5 and 97.5 percentiles of each column over the resamples in which it is known; NaN for a column of one
+    prompt, whose resamples are all alike and would pass for certainty.
+    """
+    prompts_K = (_pool(judged_PD) > 0).sum(0)
+    known = ~np.isnan(drawn_NK).all(0) & (prompts_K > 1)
     bounds = np.full((2, drawn_NK.shape[1]), np.nan)
     bounds[:, known] = np.nanquantile(drawn_NK[:, known], [0.025, 0.975], axis=0)
     return bounds[0], bounds[1]

@@ -172,6 +172,21 @@ def test_images_of_one_prompt_are_drawn_together() -> None:
     assert (alone.low, alone.high) == (together.low, together.high)
 
 
+def test_one_prompt_has_no_interval_however_many_images_it_has() -> None:
+    """Its resamples are all alike: an interval from 50.00 to 50.00 would pass for certainty."""
+    images = [
+        Judged(each.prompt, image, each.verdicts)
+        for each in small((["Style", "World Knowledge"], (1, 0)), (["Style"], (0,)))
+        for image in range(4)
+    ]
+    rows = {(row.kind, row.name): row for row in tabulate(images)}
+    knowledge, style = rows["primary", "World Knowledge"], rows["primary", "Style"]
+    assert (knowledge.accuracy, knowledge.low, knowledge.high) == (0.0, None, None)
+    assert (style.accuracy, style.low, style.high) == (0.5, 0.0, 1.0)
+    differences = {(row.kind, row.name): row for row in compare(images, images)[0]}
+    assert differences["primary", "World Knowledge"].low is None and differences["primary", "Style"].low == 0.0
+
+
 def test_the_seed_fixes_the_interval() -> None:
     images = judge_all(make_prompts(40))
     assert tabulate(images, resamples=500, seed=3) == tabulate(images, resamples=500, seed=3)
