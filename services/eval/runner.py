@@ -140,11 +140,13 @@ def _notes(prompts: PromptFile, files: Sequence[ImageFile], others: Sequence[str
     per_prompt = Counter(file.index for file in files if file.index in indexes)
     most = max(per_prompt.values(), default=0)
     short = sum(0 < per_prompt[index] < most for index in indexes)
-    strangers = sum(file.index not in indexes for file in files)
+    strangers = [file.path.name for file in files if file.index not in indexes]
     counts = {
         f"{len(prompts.problems)} rows of the prompt file were skipped": len(prompts.problems),
-        f"{len(others)} files are not named like images, such as {others[0] if others else ''}": len(others),
-        f"{strangers} images belong to no good row of the prompt file": strangers,
+        f"{len(others)} files are not named like images, such as {''.join(others[:1])}": len(others),
+        f"{len(strangers)} images belong to no good row of the prompt file, such as {''.join(strangers[:1])}": len(
+            strangers
+        ),
         f"{len(indexes) - len(per_prompt)} of {len(indexes)} prompts have no image": len(indexes) - len(per_prompt),
         f"{short} prompts have fewer than {most} images": short,
     }

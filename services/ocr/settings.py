@@ -20,11 +20,9 @@ _MIN_CONFIDENCE: dict[Mode, float] = {"page": 0.5, "line": 0.0}
 
 
 class OcrSettings(ServiceSettings):
-    """Flags and environment variables (`OCR_ENGINE`, `OCR_PORT`, ...) of `python -m services.ocr`.
+    """Flags and environment variables (`OCR_ENGINE`, `OCR_PORT`, ...) of `python -m services.ocr`."""
 
-    No field may be called `url`: `OCR_URL` is where the trainer finds this service.
-    """
-
+    # No field may be called `url`: OCR_URL is where the trainer finds this service.
     model_config = SettingsConfigDict(env_prefix="OCR_")
 
     port: int = Field(default=18082, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")

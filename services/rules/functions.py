@@ -177,8 +177,9 @@ def _listed(module: ModuleType, path: Path, names: list[str]) -> list[FunctionTy
     functions = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
     absent = [name for name in names if name not in functions]
     if absent:
+        own = [name for name, value in functions.items() if value.__module__ == module.__name__]
         raise FunctionsError(
-            f"--functions {path}: no function named {', '.join(absent)}; it has {', '.join(functions) or 'none'}"
+            f"--functions {path}: no function named {', '.join(absent)}; it has {', '.join(own) or 'none'}"
         )
     return [functions[name] for name in names]
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.responses import JSONResponse, Response
 
-from services.common.settings import Port
+from services.common.settings import Port, load_settings
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,22 @@ def _to_response(reply: Reply, model: str) -> Response:
 
 
 class ScriptedSettings(BaseSettings):
-    """Settings of the scripted judge."""
+    """Serve a judge that says what it is told to, to try a service without a model."""
 
     model_config = SettingsConfigDict(env_prefix="SCRIPTED_JUDGE_", cli_kebab_case=True)
 
     port: Port = 8001
     model: str = Field(default="judge", description="The served model's name.")
-    answer: str = Field(default="<answer>Image {brighter} is better</answer>", description="What it always says.")
+    answer: str = Field(
+        default="<answer>Image {brighter} is better</answer>",
+        description="What it always says. {brighter}: the number of the brightest image, from 1; {brightness}: the first "
+        "image's mean grey, 0 to 1.",
+    )
     latency_ms: float = Field(default=0.0, ge=0, description="Time of a call; all calls run side by side.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = ScriptedSettings(_cli_parse_args=list(arguments) if arguments is not None else True)  # type: ignore[call-arg]
+    settings = load_settings(ScriptedSettings, arguments, prog="python -m services.common.judge.scripted")
     reply_after = settings.latency_ms / 1000
     judge = ScriptedJudge(
         lambda question: Reply(answer_about(settings.answer, question), delay_s=reply_after), settings.model, keep=False

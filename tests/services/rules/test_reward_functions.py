@@ -118,7 +118,7 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
     ("text", "suffix", "message"),
     [
         ("x = 1\n", "", "no function is marked as a reward; put @reward above it"),
-        ("def f(item):\n    return 1\n", ":g", "no function named g; it has f"),
+        ("from shutil import copy\ndef f(item):\n    return 1\n", ":g", "no function named g; it has f"),
         ("def f(item):\n    return 1\n", ":f,NUMBER", "no function named NUMBER"),
         ("def f(item):\n    return 1\n", ":f,,g", "after the colon come function names"),
         (MY_REWARDS, ":two_arguments", "cannot be called with one item (missing a required argument: 'other')"),
