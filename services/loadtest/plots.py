@@ -57,10 +57,10 @@ def histogram(measured: Measurements) -> str:
         x = _LEFT + n * wide
         parts.append(
             f'<rect class="bar" x="{x + 1:.1f}" y="{_HEIGHT - _BOTTOM - size:.1f}" width="{wide - 2:.1f}" height="{size:.1f}">'
-            f"<title>{10 ** (low + n * step):.3g} to {10 ** (low + (n + 1) * step):.3g} ms: {count}</title></rect>"
+            f"<title>{_ms(low + n * step)} to {_ms(low + (n + 1) * step)} ms: {count}</title></rect>"
         )
         if n % 8 == 0:
-            parts.append(f'<text x="{x:.0f}" y="{_HEIGHT - 8}">{10 ** (low + n * step):.3g}</text>')
+            parts.append(f'<text x="{x:.0f}" y="{_HEIGHT - 8}">{_ms(low + n * step)}</text>')
     parts.append(f'<text x="{_LEFT - 8}" y="{_TOP + 8}" text-anchor="end">{max(counts)}</text>')
     parts.append(f'<text x="{_LEFT - 8}" y="{_HEIGHT - _BOTTOM}" text-anchor="end">0</text>')
     return _svg("Requests by latency", parts)
@@ -96,3 +96,9 @@ def _rows(ticks: Sequence[float]) -> str:
 
 def _svg(label: str, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _ms(exponent: float) -> str:
+    """Milliseconds by their decimal logarithm, to three digits or whole ones."""
+    value = 10**exponent
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
