@@ -166,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--items", type=int, default=512, help="Images per turn and side.")
     parser.add_argument("--size", type=int, default=512, help="Width and height of the images.")
-    parser.add_argument("--latency-ms", type=float, default=500, help="Time of a call to the judge.")
+    parser.add_argument("--latency-ms", type=float, default=1000, help="Time of a call to the judge.")
     parser.add_argument("--concurrency", type=int, default=64, help="Most calls the judge sees at a time.")
     parser.add_argument("--per-request", type=int, default=16, help="Items in one request to the gateway.")
     parser.add_argument("--rounds", type=int, default=3, help="Turns that count.")

@@ -93,7 +93,7 @@ class JudgeClient:
         """A sentence while the server does not answer, else None."""
         if self._failed_in_a_row < _LOST_AFTER:
             return None
-        return f"the judge at {self.endpoint.url} does not answer ({self._last_error})"
+        return self._last_error
 
     async def check(self) -> None:
         """Raise JudgeError with the remedy unless the server is up and serves the model.
@@ -221,7 +221,8 @@ class JudgeClient:
                 raise JudgeError(ErrorCode.UPSTREAM, f"the judge's answer cannot be read: {error}") from error
             except httpx.TransportError as error:
                 self._failed_in_a_row += 1
-                self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
+                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                self._last_error = f"the judge at {self.endpoint.url} does not answer ({reason})"
                 if isinstance(error, httpx.ReadTimeout):  # it took the call and hangs: not for ever
                     refusals += 1
                 if refusals >= self.endpoint.attempts:
