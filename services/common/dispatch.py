@@ -66,6 +66,7 @@ class Waiter:
     future: asyncio.Future[Outcome]
     deadline: float
     since: float
+    counted: bool = True
 
 
 @dataclass(eq=False)
@@ -134,13 +135,14 @@ class Dispatcher(Part, ABC):
             return 1
         return min(60, max(1, math.ceil(self._reserved / self._items_per_s)))
 
-    def submit(self, reward: str, job: Job, deadline: float) -> asyncio.Future[Outcome]:
+    def submit(self, reward: str, job: Job, deadline: float, *, counted: bool = True) -> asyncio.Future[Outcome]:
         """Have a job scored. `deadline` is in `time.monotonic()` seconds: a job still queued then is not computed.
 
-        Cancelling the future withdraws the job, unless someone else waits for the same.
+        Cancelling the future withdraws the job, unless someone else waits for the same. A worker's jobs are not
+        `counted` in the metrics of cache and queue: the front that took the request has done so.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        now, count = time.monotonic(), len(job.items)
+        now, count = time.monotonic(), len(job.items) if counted else 0
         if job.key is not None:
             hit = self._cache.get(job.key)
             if hit is not None:
@@ -150,14 +152,14 @@ class Dispatcher(Part, ABC):
             twin = self._by_key.get(job.key)
             if twin is not None:
                 self._metrics.coalesced.labels(reward).inc(count)
-                self._wait_on(twin, Waiter(future, deadline, now))
+                self._wait_on(twin, Waiter(future, deadline, now, counted))
                 return future
         self._metrics.cache_misses.labels(reward).inc(count)
         entry = Entry(reward, job, now)
         self._entries[entry] = None
         if job.key is not None:
             self._by_key[job.key] = entry
-        self._wait_on(entry, Waiter(future, deadline, now))
+        self._wait_on(entry, Waiter(future, deadline, now, counted))
         self._accept(entry)
         return future
 
@@ -206,7 +208,8 @@ class Dispatcher(Part, ABC):
         for number, waiter in enumerate(entry.waiters):
             if waiter.deadline <= until and not waiter.future.done():
                 queue_s = max(0.0, started - waiter.since)
-                self._metrics.queue_seconds.labels(entry.reward).observe(queue_s)
+                if waiter.counted:
+                    self._metrics.queue_seconds.labels(entry.reward).observe(queue_s)
                 waiter.future.set_result(Outcome(tuple(results), cached or (number > 0 and complete), queue_s, took))
 
     def _forget(self, entry: Entry) -> None:

@@ -241,7 +241,7 @@ class Worker(Part):
             job = await asyncio.to_thread(self._decode, message, self._rewards[delivery.reward], hold)
             if isinstance(job, Failure):
                 return _failed(held, job.code, job.message)
-            outcome = await self._local.submit(delivery.reward, job, deadline)
+            outcome = await self._local.submit(delivery.reward, job, deadline, counted=False)
         finally:
             hold.release()
         late = all(isinstance(each, Failure) and each.code is ErrorCode.TIMEOUT for each in outcome.results)
