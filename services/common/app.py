@@ -54,9 +54,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(start())
-        yield
-        starting.cancel()
-        await service.stop()
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await service.stop()
 
     title = f"{service_name} reward service"
     app = FastAPI(title=title, version=SCHEMA_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
