@@ -5,7 +5,8 @@
 
 The first table asks a scorer that does nothing, in a process of its own, for one request of `--items` images after
 another. `decode ms` is what decoding those images takes in this process, one after another, measured between the
-requests; `overhead ms` is the median of a request's wall time minus that. The service decodes more than four images in
+requests; `overhead ms` is the median of a request's wall time minus that. `not decoded ms` is the wall time of the same
+request to a service whose decoding is taken out, so nothing has to be subtracted. The service decodes more than four images in
 several threads, so on idle cores the overhead of eight may be below zero; `CPU ms` is the CPU time of the service for
 one request, minus that of decoding here, and needs no idle machine. Every item differs, so no score comes from the
 cache. Raw pixels are shown for what moving them costs; the limit is for encoded images. The second table asks a scorer that takes `--call-ms` per call, however many items it gets: one request of 32
@@ -36,12 +37,13 @@ import numpy as np
 import psutil
 from PIL import Image, ImageFilter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before ours are imported
 
 from benchmarks.waiting_service import write_results
 from wire.images import decode, encode
 from wire.schema import MediaType
 
+ROOT = Path(__file__).resolve().parents[1]
 LIMIT_MS = 2.0
 LEAST_SPEEDUP = 3.0
 MANY = 32
@@ -50,10 +52,10 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def fake_service(*flags: str) -> Iterator[tuple[str, psutil.Process]]:
+def fake_service(*flags: str, module: str = "services.common.fakes") -> Iterator[tuple[str, psutil.Process]]:
     """The URL of a ready fake service, and its process."""
-    command = [sys.executable, "-m", "services.common.fakes", "--port", "0", "--log-level", "warning", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", module, "--port", "0", "--log-level", "warning", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split()[-1]
@@ -112,7 +114,14 @@ class Client:
 
 
 def measure_overhead(
-    client: Client, service: psutil.Process, form: str, name: str, items: int, size: int, requests: int
+    client: Client,
+    service: psutil.Process,
+    undecoded: Client,
+    form: str,
+    name: str,
+    items: int,
+    size: int,
+    requests: int,
 ) -> dict[str, Any]:
     """One row of the first table, in milliseconds."""
     media_type = _TYPES[name]
@@ -128,6 +137,7 @@ def measure_overhead(
         decodes.append(1000 * (time.perf_counter() - started))
         cpu_s -= time.thread_time() - thread_started
     cpu_s += _cpu_s(service)
+    rest = [1000 * undecoded.ask(*make_body(encoded, media_type, size, form)) for _ in range(5 + requests)][5:]
     wall_ms, decode_ms = statistics.median(walls), statistics.median(decodes)
     return {
         "form": form,
@@ -138,6 +148,7 @@ def measure_overhead(
         "request_ms": round(wall_ms, 3),
         "decode_ms": round(decode_ms, 3),
         "overhead_ms": round(wall_ms - decode_ms, 3),
+        "undecoded_ms": round(statistics.median(rest), 3),
         "cpu_ms": round(1000 * cpu_s / requests, 3),
     }
 
@@ -193,16 +204,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/service_overhead.json"))
     arguments = parser.parse_args()
     rows = []
-    print("| body | encoding | images | kB | request ms | decode ms | overhead ms | CPU ms |")
-    print("|---|---|---|---|---|---|---|---|")
-    with fake_service("--behaviour", "constant", "--max-batch", "8") as (url, service):
-        client = Client(url)
+    print("| body | encoding | images | kB | request ms | decode ms | overhead ms | not decoded ms | CPU ms |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    flags = ("--behaviour", "constant", "--max-batch", "8")
+    with (
+        fake_service(*flags) as (url, service),
+        fake_service(*flags, module="benchmarks.undecoded_service") as (undecoded_url, _),
+    ):
+        clients = (Client(url), service, Client(undecoded_url))
         for form, name, items in itertools.product(("multipart", "json"), arguments.encodings, arguments.items):
-            row = measure_overhead(client, service, form, name, items, arguments.size, arguments.requests)
+            row = measure_overhead(*clients, form, name, items, arguments.size, arguments.requests)
             rows.append(row)
-            columns = ("form", "encoding", "items", "kb", "request_ms", "decode_ms", "overhead_ms", "cpu_ms")
-            print("| " + " | ".join(str(row[column]) for column in columns) + " |", flush=True)
-        client.close()
+            print("| " + " | ".join(str(value) for key, value in row.items() if key != "size") + " |", flush=True)
+        clients[0].close()
+        clients[2].close()
     flags = ("--behaviour", "slow", "--latency-ms", str(arguments.call_ms), "--max-batch", str(MANY))
     with fake_service(*flags) as (url, _):
         batching = measure_batching(url, arguments.size, arguments.rounds)

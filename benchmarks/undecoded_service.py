@@ -1,0 +1,21 @@
+"""The fake service with decoding taken out: every image is one that is there already. For `service_overhead.py`.
+
+python -m benchmarks.undecoded_service --port 0 --behaviour constant
+"""
+
+from __future__ import annotations
+
+import sys
+
+from PIL import Image
+
+from services.common import fakes, intake
+from services.common.run import serve
+from services.common.settings import load_settings
+
+if __name__ == "__main__":
+    _image = Image.new("RGB", (512, 512))
+    intake.open_header = lambda *_args, **_kwargs: _image
+    intake.load = lambda image: image
+    _settings = load_settings(fakes.FakeSettings, sys.argv[1:], prog="python -m benchmarks.undecoded_service")
+    serve(lambda: fakes.make_fake(_settings), _settings, "fake")
