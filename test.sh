@@ -26,7 +26,13 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
     usage
     exit 0
 fi
-(($#)) || set -- -n 2 --dist loadgroup
+# All of it: first what shares a vLLM server, alone, because a killed server's restart has a deadline; then the rest.
+if (($# == 0)); then
+    status=0
+    bash "${BASH_SOURCE[0]}" -m vllm || status=$?
+    bash "${BASH_SOURCE[0]}" -n 2 --dist loadgroup -m "not vllm" || status=$?
+    exit "$status"
+fi
 if [[ "${DRY_RUN:-0}" == 1 ]]; then
     printf '%q ' python -m pytest "$@"
     printf '\n'
