@@ -1,11 +1,11 @@
-"""A reward service that only waits: it answers each request right after a set latency. For benchmarks of the client."""
+"""Reward services that only wait: they answer each request right after a set latency. For benchmarks of the client."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,21 @@ def waiting_service(latency_ms: float, fault: str = "none", every: int = 1) -> I
     """The base URL of `services.common.misbehaving` in its own process."""
     command = [sys.executable, "-m", "services.common.misbehaving", "--port=0", f"--latency-ms={latency_ms}"]
     command += [f"--fault={fault}", f"--every={every}", "--retry-after-s=0"]
+    with _started(command) as url:
+        yield url
+
+
+@contextmanager
+def turning_service(latencies_ms: Sequence[float], turn: int, skip: int) -> Iterator[str]:
+    """The base URL of `benchmarks.turning_service` in its own process."""
+    command = [sys.executable, "-m", "benchmarks.turning_service", f"--turn={turn}", f"--skip={skip}", "--latencies-ms"]
+    with _started([*command, *map(str, latencies_ms)]) as url:
+        yield url
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[str]:
+    """The last word of what the command says first; it is killed afterwards."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
