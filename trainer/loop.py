@@ -21,13 +21,14 @@ from trainer.types import Scores, StopTrainingError
 def train(config: Config) -> int:
     """Train to `config.max_steps`, from the newest checkpoint when there is one. Returns the process's exit code.
 
-    0: finished, or saved after SIGTERM. 1: stopped for a reason that was printed; the state before it is saved.
+    0: finished, or saved after SIGTERM. 1: stopped for a reason that was printed; the state before it is saved
+    where no update of the step was made.
     """
     if is_finished(config):
         print(f"{config.run_dir} is finished ({config.max_steps} steps): raise max_steps or choose another run_name")
         return 0
     with assemble(config) as run:
-        stopped = None
+        stopped, midway = None, False
         try:
             if run.row is not None:  # of step 0, or of a step whose evaluation an earlier start could not finish
                 record(run, run.row)
@@ -41,11 +42,12 @@ def train(config: Config) -> int:
                 if run.step % config.logging.report_every == 0 and not last:
                     run.build_report()
         except StopTrainingError as error:
-            stopped = str(error)
+            stopped, midway = str(error), error.midway
             if not run.terminated:
                 run.flight.write(error)
         terminated = run.stop_requested()
-        run.saver.save(run)
+        if not midway:
+            run.saver.save(run)
         run.saver.wait()
         run.finish(stopped)
         return 1 if stopped and not terminated else 0

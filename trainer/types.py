@@ -130,7 +130,14 @@ class Scores:
 
 
 class StopTrainingError(RuntimeError):
-    """The run must stop at this step; the message says why and what to do. A checkpoint is written first."""
+    """The run must stop at this step; the message says why and what to do.
+
+    A checkpoint is written first, unless the weights are `midway`: some updates of the step were made, others were not.
+    """
+
+    def __init__(self, message: str, *, midway: bool = False) -> None:
+        super().__init__(message)
+        self.midway = midway
 
 
 def group_numbers(group_ids: Sequence[str], base: int = 0) -> Tensor:

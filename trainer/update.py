@@ -77,7 +77,7 @@ class Updater:
         `adv_B` and `weight_B` follow the samples' order. Returns metrics of all ranks together.
 
         Raises:
-            StopTrainingError: a loss or the gradient is not finite on some rank; no step was taken.
+            StopTrainingError: a loss or the gradient is not finite on some rank; this optimizer step was not taken.
         """
         lr = learning_rate(self.optim, step, self.max_steps)
         batches = self.objective.batches(rollouts, adv_B, weight_B, step)
@@ -90,7 +90,7 @@ class Updater:
             self.engine.zero_grad()
             share = self._supervise(step, number, tally) if count else 1.0
             self._backward(batches, max(count, 1.0), share, tally)
-            grad_norm = self._apply(step, lr, tally) if count else 0.0
+            grad_norm = self._apply(step, number, lr, tally) if count else 0.0
         if self.old is not None:
             self.old.update(self._old_decay(step))
         row = {"lr": lr, "grad_norm": grad_norm, **tally.metrics()}
@@ -139,12 +139,15 @@ class Updater:
                 last = batch is batches[-1] and column == num_chunks - 1
                 self.engine.backward(share * loss / count, last=last)
 
-    def _apply(self, step: int, lr: float, tally: Tally) -> float:
+    def _apply(self, step: int, number: int, lr: float, tally: Tally) -> float:
         """One optimizer step, unless a loss or the gradient is not finite on some rank. Returns the gradient's norm."""
         norm = math.nan if self.world.any(not tally.is_finite()) else self.engine.step(lr)
         if self.world.any(not math.isfinite(norm)):
+            updates = self.algorithm.updates_per_rollout
+            before = f" The {number} of {updates} before it were, so the weights are not saved." if number else ""
             raise StopTrainingError(
                 f"step {step + 1}: the loss or the gradient (norm {norm}) is not finite on some rank; this update was not "
-                "made. Lower optim.lr, or look at the rewards of this step in metrics.jsonl"
+                f"made.{before} Lower optim.lr, or look at the rewards of this step in metrics.jsonl",
+                midway=number > 0,
             )
         return norm

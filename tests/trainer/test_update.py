@@ -122,9 +122,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad: float) -> None:
     batch, before = roll_out(policy), weights(policy)
     adv = ADV.clone()
     adv[3] = bad
-    with pytest.raises(StopTrainingError, match=r"not finite.*this update was not made"):
+    with pytest.raises(StopTrainingError, match=r"not finite.*this update was not made") as caught:
         make_updater(policy).step(batch, adv, ONES, 4)
+    assert not caught.value.midway
     assert torch.equal(weights(policy), before)
+
+
+def test_a_second_update_that_is_not_finite_leaves_weights_nobody_may_save() -> None:
+    policy = make_policy()
+    updater = make_updater(policy, updates_per_rollout=2)
+    norms = iter([1.0, math.nan])
+    take = updater.engine.step
+    updater.engine.step = lambda lr: (take(lr), next(norms))[1]  # type: ignore[method-assign]
+    with pytest.raises(StopTrainingError, match=r"The 1 of 2 before it were, so the weights are not saved") as caught:
+        updater.step(roll_out(policy), ADV, ONES, 4)
+    assert caught.value.midway
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
