@@ -282,20 +282,18 @@ def test_a_full_disk_ends_the_run_and_the_rest_is_judged_later(tmp_path: Path, m
 def test_ctrl_c_keeps_what_was_judged_and_writes_the_table(tmp_path: Path) -> None:
     flags = make_inputs(tmp_path)
     with judging(lambda q: passing(q) if asked(q)[0] == "0" else Reply("", delay_s=60), "QwenVL") as judge:
-        process = subprocess.Popen(
-            command("run", *flags, "--judge-url", judge.url, "--image-format", "png"),  # type: ignore[attr-defined]
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        results = tmp_path / "run" / RESULTS
-        until = time.monotonic() + 60
-        while not (results.exists() and results.read_bytes().count(b"\n") == 2):
-            assert time.monotonic() < until and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        argv = command("run", *flags, "--judge-url", judge.url, "--image-format", "png")  # type: ignore[attr-defined]
+        with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                results = tmp_path / "run" / RESULTS
+                until = time.monotonic() + 60
+                while not (results.exists() and results.read_bytes().count(b"\n") == 2):
+                    assert time.monotonic() < until and process.poll() is None
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=30)
+            finally:
+                process.kill()
     assert process.returncode == 130 and "the same command goes on from here" in errors and "Traceback" not in errors
     assert tree(tmp_path)["images"] == {"asked": 6, "judged": 2} and tree(tmp_path)["failures"] == {"not_asked_yet": 4}
 
