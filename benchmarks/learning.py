@@ -5,13 +5,16 @@
 
 Every run is a real one: services as processes, 192 held-out prompts, a deterministic ODE. Finished runs are not
 repeated. The table gives, per arm, held-out means over the seeds after the last step, and the difference to the first
-arm, paired by seed, with a 95 % t-interval. CPU seconds are those of the trainer's process in its steps (services
-and evaluations do not count), so they hardly depend on what else the machine does. Results: benchmarks/results/learning_<which>.json.
+arm, paired by seed, with a 95 % t-interval; then the same at equal cost: when each run has spent what the cheapest one
+spends in all. A run that needs more is then in the middle of its learning rate's schedule. CPU seconds are those of the
+trainer's process in its steps (services and evaluations do not count), so they hardly depend on what else the machine
+does. Results: benchmarks/results/learning_<which>.json, and the curves of all seeds as benchmarks/results/learning_<which>.svg.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -61,14 +64,19 @@ def run(which: str, arm: str, seed: int, output_dir: Path, extra: list[str]) -> 
     print("+", " ".join(command[2:]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     rows = [json.loads(line) for line in (output_dir / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    spent = list(itertools.accumulate(row["time/cpu"] if row["step"] else 0.0 for row in rows))
     curves = {
-        reward: [[row["step"], row[f"eval/{reward}"]] for row in rows if row.get(f"eval/{reward}") is not None]
+        reward: [
+            [row["step"], cpu_s, row[f"eval/{reward}"]]
+            for row, cpu_s in zip(rows, spent, strict=True)
+            if row.get(f"eval/{reward}") is not None
+        ]
         for reward in REWARDS
     }
     return {
         "arm": arm,
         "seed": seed,
-        "curves": curves,
+        "curves": curves,  # step, CPU seconds so far, held-out mean
         "rollout_s": sum(row["time/rollout"] for row in rows if row["step"]),
         "update_s": sum(row["time/update"] for row in rows if row["step"]),
         "cpu_s": sum(row["time/cpu"] for row in rows if row["step"]),
@@ -91,23 +99,66 @@ def table(results: list[dict[str, Any]]) -> None:
     for arm in arms:
         for reward in REWARDS:
             last = {
-                a: {r["seed"]: r["curves"][reward][-1][1] for r in results if r["arm"] == a} for a in (arms[0], arm)
+                a: {r["seed"]: r["curves"][reward][-1][2] for r in results if r["arm"] == a} for a in (arms[0], arm)
             }
             seeds = sorted(last[arm].keys() & last[arms[0]].keys())
-            first = statistics.fmean(r["curves"][reward][0][1] for r in results if r["arm"] == arm)
+            first = statistics.fmean(r["curves"][reward][0][2] for r in results if r["arm"] == arm)
             against = "" if arm == arms[0] else interval([last[arm][s] - last[arms[0]][s] for s in seeds])
             print(f"| {arm} | {reward} | {first:.3f} | {statistics.fmean(last[arm].values()):.3f} | {against} |")
-    print("\n| arm | trainer CPU s | rollout s | update s | OCR gain per 100 CPU s | colour gain per 100 CPU s |")
+    by_cpu(results, arms)
+
+
+def by_cpu(results: list[dict[str, Any]], arms: list[str]) -> None:
+    """What each arm costs, and what it has reached when it has spent what the cheapest run spends in all."""
+    budget_s = min(result["cpu_s"] for result in results)
+    trained = REWARDS[:2]
+    print(
+        f"\n| arm | trainer CPU s | rollout s | update s | {' | '.join(f'{r} after {budget_s:.0f} CPU s' for r in trained)} |"
+    )
     print("|---|---|---|---|---|---|")
     for arm in arms:
-        own = [result for result in results if result["arm"] == arm]
-        cpu = statistics.fmean(r["cpu_s"] for r in own)
-        gains = [
-            statistics.fmean(r["curves"][reward][-1][1] - r["curves"][reward][0][1] for r in own) / cpu * 100
-            for reward in ("ocr", "color")
-        ]
-        rollout, update = (statistics.fmean(r[key] for r in own) for key in ("rollout_s", "update_s"))
-        print(f"| {arm} | {cpu:.0f} | {rollout:.0f} | {update:.0f} | {gains[0]:.3f} | {gains[1]:.3f} |")
+        own = {result["seed"]: result for result in results if result["arm"] == arm}
+        first = {result["seed"]: result for result in results if result["arm"] == arms[0]}
+        cells = [f"{statistics.fmean(r[key] for r in own.values()):.0f}" for key in ("cpu_s", "rollout_s", "update_s")]
+        for reward in trained:
+            reached = {seed: after(result["curves"][reward], budget_s) for seed, result in own.items()}
+            other = {seed: after(result["curves"][reward], budget_s) for seed, result in first.items()}
+            against = f" ({interval([reached[s] - other[s] for s in own if s in other])})" if arm != arms[0] else ""
+            cells.append(f"{statistics.fmean(reached.values()):.3f}{against}")
+        print(f"| {arm} | {' | '.join(cells)} |")
+
+
+def after(curve: list[list[float]], cpu_s: float) -> float:
+    """The held-out mean after so many CPU seconds, linear between two evaluations."""
+    for (_, begin_s, low), (_, end_s, high) in itertools.pairwise(curve):
+        if begin_s <= cpu_s <= end_s:
+            return low + (high - low) * (cpu_s - begin_s) / (end_s - begin_s)
+    return curve[-1][2]
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Held-out rewards by CPU seconds: a thin line a run, a thick one for the mean of an arm's seeds."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axis, reward in zip(axes, REWARDS, strict=False):
+        for n, arm in enumerate(dict.fromkeys(result["arm"] for result in results)):
+            curves = [result["curves"][reward] for result in results if result["arm"] == arm]
+            for curve in curves:
+                axis.plot(
+                    [point[1] for point in curve], [point[2] for point in curve], f"C{n}", alpha=0.3, linewidth=0.8
+                )
+            means = [
+                [statistics.fmean(values) for values in zip(*points, strict=True)]
+                for points in zip(*curves, strict=True)
+            ]
+            axis.plot(
+                [m[1] for m in means], [m[2] for m in means], f"C{n}", marker="osD^"[n % 4], markersize=4, label=arm
+            )
+        axis.set(title=f"held-out {reward}", xlabel="CPU seconds of the trainer")
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -121,7 +172,8 @@ def main() -> None:
     arms = args.arms or list(ARMS[args.which])
     results = [run(args.which, arm, seed, args.output_dir, args.overrides) for seed in args.seeds for arm in arms]
     path = ROOT / "benchmarks" / "results" / f"learning_{args.which}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    plot(results, path.with_suffix(".svg"))
     table(results)
 
 
