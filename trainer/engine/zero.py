@@ -154,6 +154,7 @@ def _quiet_deepspeed(world: World) -> Iterator[None]:
     """Import and start DeepSpeed without its start-up notes and without compiling anything that is not needed."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")  # which it wants of a single process, too, that no launcher started
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed.ops

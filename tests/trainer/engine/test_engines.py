@@ -25,7 +25,9 @@ CASES = [(1, stage) for stage in ALONE] + [(2, stage) for stage in STAGES]
 
 
 def run(output: Path, ranks: int, stages: Iterable[str]) -> Found:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
         [*command, str(Path(__file__).with_name("engine_ranks.py")), str(output), *stages],
         cwd=ROOT,
