@@ -53,7 +53,8 @@ ARMS: dict[str, dict[str, list[str]]] = {
         "nft": ["algorithm.objective=diffusion_nft"],
     },
 }
-REWARDS = ("ocr", "color", "ocr_independent")
+TRAINED = ("ocr", "color")
+REWARDS = (*TRAINED, "ocr_independent")
 
 
 def run(which: str, arm: str, seed: int, output_dir: Path, extra: list[str]) -> dict[str, Any]:
@@ -109,22 +110,32 @@ def table(results: list[dict[str, Any]]) -> None:
 
 
 def by_cpu(results: list[dict[str, Any]], arms: list[str]) -> None:
-    """What each arm costs, and what it has reached when it has spent what the cheapest run spends in all."""
+    """What each arm costs, and what it has reached when it has spent half and all of what the cheapest run spends in all."""
     budget_s = min(result["cpu_s"] for result in results)
-    trained = REWARDS[:2]
-    print(
-        f"\n| arm | trainer CPU s | rollout s | update s | {' | '.join(f'{r} after {budget_s:.0f} CPU s' for r in trained)} |"
-    )
-    print("|---|---|---|---|---|---|")
+    reached = {
+        (arm, reward, cpu_s): {
+            r["seed"]: statistics.fmean(after(r["curves"][each], cpu_s) for each in reward)
+            for r in results
+            if r["arm"] == arm
+        }
+        for arm in arms
+        for reward, cpu_s in (
+            (TRAINED, budget_s / 2),
+            (TRAINED, budget_s),
+            (TRAINED[:1], budget_s),
+            (TRAINED[1:], budget_s),
+        )
+    }
+    heads = [f"{' and '.join(reward)} after {cpu_s:.0f} CPU s" for arm, reward, cpu_s in reached if arm == arms[0]]
+    print(f"\n| arm | trainer CPU s | rollout s | update s | {' | '.join(heads)} |")
+    print("|---" * (4 + len(heads)) + "|")
     for arm in arms:
-        own = {result["seed"]: result for result in results if result["arm"] == arm}
-        first = {result["seed"]: result for result in results if result["arm"] == arms[0]}
-        cells = [f"{statistics.fmean(r[key] for r in own.values()):.0f}" for key in ("cpu_s", "rollout_s", "update_s")]
-        for reward in trained:
-            reached = {seed: after(result["curves"][reward], budget_s) for seed, result in own.items()}
-            other = {seed: after(result["curves"][reward], budget_s) for seed, result in first.items()}
-            against = f" ({interval([reached[s] - other[s] for s in own if s in other])})" if arm != arms[0] else ""
-            cells.append(f"{statistics.fmean(reached.values()):.3f}{against}")
+        own = [result for result in results if result["arm"] == arm]
+        cells = [f"{statistics.fmean(result[key] for result in own):.0f}" for key in ("cpu_s", "rollout_s", "update_s")]
+        for (_, *rest), values in [item for item in reached.items() if item[0][0] == arm]:
+            first = reached[arms[0], rest[0], rest[1]]
+            against = interval([value - first[seed] for seed, value in values.items() if seed in first])
+            cells.append(f"{statistics.fmean(values.values()):.3f}" + (f" ({against})" if arm != arms[0] else ""))
         print(f"| {arm} | {' | '.join(cells)} |")
 
 
@@ -141,7 +152,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axis, reward in zip(axes, REWARDS, strict=False):
+    for axis, reward in zip(axes, TRAINED, strict=True):
         for n, arm in enumerate(dict.fromkeys(result["arm"] for result in results)):
             curves = [result["curves"][reward] for result in results if result["arm"] == arm]
             for curve in curves:
