@@ -34,6 +34,9 @@ from services.common.settings import ServiceSettings
 from tests.support.chromium import CHROMIUM, NOT_INSTALLED
 from wire.schema import ErrorCode, ScorerInfo
 
+# A busy machine's Chromium may take seconds to draw its first picture.
+expect.set_options(timeout=20_000)
+
 TOKEN = "correct-horse-battery-staple"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&amp;</style>"
 BOX_COLOR = (0xD6, 0x00, 0x6C)
