@@ -48,15 +48,16 @@ class Ema:
             held.copy_(self.shadow[name])
             self.shadow[name].copy_(own)
 
-    def read(self, name: str) -> Tensor:
-        """A whole float32 copy of one average on the CPU. All ranks call it for the same names in the same order."""
+    def read(self, name: str, *, keep: bool = True) -> Tensor | None:
+        """A whole float32 copy of one average on the CPU, None without `keep`. All ranks call it for the same names in the
+        same order."""
         average, parameter = self.shadow[name].detach(), self._parameters[name]
         if _is_cut(parameter):
             parts = [torch.empty_like(average) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, average)
             shape = _shape(parameter)
             average = torch.cat(parts)[: shape.numel()].view(shape)  # the last parts are padded
-        return average.to("cpu", torch.float32, copy=True)
+        return average.to("cpu", torch.float32, copy=True) if keep else None
 
     @torch.no_grad()
     def write(self, name: str, average: Tensor) -> None:

@@ -9,7 +9,7 @@ import time
 
 from torch import Tensor
 
-from trainer.advantages import ESTIMATORS
+from trainer.advantages import ESTIMATORS, RunningSpread
 from trainer.assemble import Run, assemble, is_finished
 from trainer.config import Config
 from trainer.evaluation import rollout_statistics
@@ -67,11 +67,12 @@ def train_step(run: Run) -> dict[str, float | None]:
     run.stop_together(scores.stop_reason)
     collected = time.perf_counter()
 
-    adv_B, weight_B, row = advantages(run, scores, drawn.group_B)
+    spread = run.spread.after(scores.scores_BR, scores.valid_BR, reduce=run.world.sum)
+    adv_B, weight_B, row = advantages(run, scores, spread, drawn.group_B)
     run.flight.add_advantages(adv_B, weight_B, row)
     row |= run.updater.step(drawn.rollouts, adv_B, weight_B, run.step)
     run.ema.update()
-    run.step, run.position = run.step + 1, drawn.position
+    run.step, run.position, run.spread = run.step + 1, drawn.position, spread
     run.drawn = run.drawn and run.drawn.stale()
     updated = time.perf_counter()
 
@@ -91,11 +92,12 @@ def train_step(run: Run) -> dict[str, float | None]:
     return dict(row)
 
 
-def advantages(run: Run, scores: Scores, group_B: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+def advantages(
+    run: Run, scores: Scores, spread: RunningSpread, group_B: Tensor
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Clamped advantages and loss weights of this rank's samples, with their metrics over all ranks."""
     algorithm = run.config.algorithm
-    run.spread.update(scores.scores_BR, scores.valid_BR, reduce=run.world.sum)
-    std_floor_R = run.spread.floor(algorithm.std_floor) if algorithm.std_floor else None
+    std_floor_R = spread.floor(algorithm.std_floor) if algorithm.std_floor else None
     adv_B, weight_B = ESTIMATORS[algorithm.type](
         scores.scores_BR,
         scores.valid_BR,

@@ -98,17 +98,19 @@ def _state(run: Run) -> dict[str, Any]:
 def _share(run: Run) -> dict[str, dict[str, Tensor]] | None:
     """This rank's share of the parameters, all their tensors by kind; None when a weight is not finite.
 
-    Every rank reads every parameter, because reading may be a collective. Each goes to the rank with the fewest bytes
-    so far, which all ranks compute alike.
+    Every rank reads every parameter, because reading may be a collective. Each goes to the rank with the fewest elements
+    so far, which all ranks compute alike; the others copy nothing.
     """
     loads, kept, finite = [0] * run.world.size, {}, True
     for name in run.engine.names:
-        tensors = run.engine.read(name) | run.updater.read(name) | {"average": run.ema.read(name)}
-        finite = finite and bool(tensors["weight"].isfinite().all())
         owner = loads.index(min(loads))
-        loads[owner] += sum(tensor.nbytes for tensor in tensors.values())
-        if owner == run.world.rank:
-            kept[name] = {kind: tensor.contiguous() for kind, tensor in tensors.items()}
+        loads[owner] += run.engine.numel(name)
+        keep = owner == run.world.rank
+        tensors = run.engine.read(name, keep=keep) | run.updater.read(name, keep=keep)
+        average = run.ema.read(name, keep=keep)
+        if average is not None:
+            finite = finite and bool(tensors["weight"].isfinite().all())
+            kept[name] = {kind: tensor.contiguous() for kind, tensor in {**tensors, "average": average}.items()}
     return None if run.world.any(not finite) else kept
 
 

@@ -61,9 +61,11 @@ class Updater:
         with self.old.applied():
             yield
 
-    def read(self, name: str) -> dict[str, Tensor]:
-        """The sampling policy's copy of a parameter for a checkpoint, `old`; nothing where it is the trained one."""
-        return {} if self.old is None else {"old": self.old.read(name)}
+    def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
+        """The sampling policy's copy of a parameter for a checkpoint, `old`; nothing where it is the trained one, or
+        without `keep`."""
+        old = None if self.old is None else self.old.read(name, keep=keep)
+        return {} if old is None else {"old": old}
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Take what `read` gave out of a parameter's tensors; without it the sampling policy is the trained one."""

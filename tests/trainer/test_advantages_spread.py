@@ -17,9 +17,9 @@ def test_running_spread_by_hand() -> None:
     """Std of 0, 1 is .70711 and sets it; of 0, 2 it is 1.41421: .9 * .70711 + .1 * 1.41421 = .77782."""
     spread = RunningSpread(1, decay=0.9)
     assert spread.floor(0.3).tolist() == [0]
-    spread.update(torch.tensor([[0.0], [1.0]]), VALID)
+    spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID)
     assert spread.floor(1.0).tolist() == pytest.approx([0.7071068])
-    spread.update(torch.tensor([[0.0], [2.0]]), VALID)
+    spread = spread.after(torch.tensor([[0.0], [2.0]]), VALID)
     assert spread.floor(0.5).tolist() == pytest.approx([0.3889087])
 
 
@@ -27,17 +27,17 @@ def test_too_few_scores_leave_the_spread() -> None:
     """One valid score has no std; the NaN in the invalid place is not looked at."""
     spread = RunningSpread(1)
     lone = torch.tensor([[True], [False]])
-    spread.update(torch.tensor([[5.0], [math.nan]]), lone)
+    spread = spread.after(torch.tensor([[5.0], [math.nan]]), lone)
     assert spread.floor(1.0).tolist() == [0]
-    spread.update(torch.tensor([[0.0], [1.0]]), VALID)
-    spread.update(torch.tensor([[5.0], [math.nan]]), lone)
+    spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID)
+    spread = spread.after(torch.tensor([[5.0], [math.nan]]), lone)
     assert spread.floor(1.0).tolist() == pytest.approx([0.7071068])
 
 
 def test_spread_is_of_all_ranks() -> None:
     """Two ranks with the scores 0, 1 each, so a reduce that doubles: 0, 1, 0, 1 has the variance 4 * .25 / 3."""
     spread = RunningSpread(1)
-    spread.update(torch.tensor([[0.0], [1.0]]), VALID, reduce=lambda tensor: 2 * tensor)
+    spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID, reduce=lambda tensor: 2 * tensor)
     assert spread.floor(1.0).tolist() == pytest.approx([math.sqrt(1 / 3)])
 
 
@@ -48,13 +48,13 @@ def test_spread_resumes_bit_for_bit() -> None:
     valid = torch.ones(8, 2, dtype=torch.bool)
     whole, first, second = RunningSpread(2), RunningSpread(2), RunningSpread(2)
     for scores in steps:
-        whole.update(scores, valid)
+        whole = whole.after(scores, valid)
     for scores in steps[:3]:
-        first.update(scores, valid)
+        first = first.after(scores, valid)
     saved = json.loads(json.dumps({key: value.tolist() for key, value in first.state_dict().items()}))
     second.load_state_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in saved.items()})
     for scores in steps[3:]:
-        second.update(scores, valid)
+        second = second.after(scores, valid)
     assert second.floor(0.3).equal(whole.floor(0.3))
     assert second.state_dict()["seen_R"].equal(whole.state_dict()["seen_R"])
 
@@ -62,11 +62,11 @@ def test_spread_resumes_bit_for_bit() -> None:
 def test_saved_state_is_not_shared() -> None:
     spread = RunningSpread(1)
     state = spread.state_dict()
-    spread.update(torch.tensor([[0.0], [1.0]]), VALID)
+    spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID)
     assert state["std_R"].tolist() == [0]
     other = RunningSpread(1)
     other.load_state_dict(state)
-    other.update(torch.tensor([[0.0], [1.0]]), VALID)
+    other = other.after(torch.tensor([[0.0], [1.0]]), VALID)
     assert state["std_R"].tolist() == [0]
     assert state["seen_R"].tolist() == [False]
 
@@ -75,11 +75,11 @@ def test_spread_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="decay = 1"):
         RunningSpread(1, decay=1.0)
     with pytest.raises(ValueError, match="2 rewards, but the spread of 1 is kept"):
-        RunningSpread(1).update(torch.zeros(3, 2), torch.ones(3, 2, dtype=torch.bool))
+        RunningSpread(1).after(torch.zeros(3, 2), torch.ones(3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="saved spread is of 2 rewards, this run has 1"):
         RunningSpread(1).load_state_dict(RunningSpread(2).state_dict())
     with pytest.raises(ValueError, match="marked valid is not finite"):
-        RunningSpread(1).update(torch.tensor([[0.0], [math.nan]]), VALID)
+        RunningSpread(1).after(torch.tensor([[0.0], [math.nan]]), VALID)
 
 
 def test_floor_keeps_a_saturated_reward_quiet() -> None:
@@ -88,7 +88,7 @@ def test_floor_keeps_a_saturated_reward_quiet() -> None:
     Without it, normalisation makes that noise as loud as the reward that still tells samples apart.
     """
     spread = RunningSpread(2, decay=0.9)
-    spread.update(torch.tensor([[0.0, 0.0], [0.7071068, 0.7071068]]), torch.ones(2, 2, dtype=torch.bool))  # std .5 each
+    spread = spread.after(torch.tensor([[0.0, 0.0], [0.7071068, 0.7071068]]), torch.ones(2, 2, dtype=torch.bool))  # std .5 each
     scores = torch.tensor([[0.905, 0.0], [0.895, 0.7071068]])
     valid, group = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 0])
     loud = standardize(scores, valid, group).z_BR.abs()[0]

@@ -313,29 +313,34 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert "is not finite" in summary["stopped"]
 
 
-def test_a_step_that_stops_between_its_updates_is_made_again_from_its_start(
-    small: Callable[..., Config], scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing", [3, 4])
+def test_a_step_that_stops_at_an_update_is_made_again_from_its_start(
+    small: Callable[..., Config],
+    scripted: Callable[..., ScriptedServer],
+    monkeypatch: pytest.MonkeyPatch,
+    failing: int,
 ) -> None:
-    """The second update of the second step fails; resumed, the run ends where an undisturbed one does."""
+    """The first or the second update of the second step fails; resumed, the run ends where an undisturbed one does."""
     server = scripted(by_words)
     changes: dict[str, Any] = {"max_steps": 2, "evaluation": {}, "checkpoint": {"save_every": 1}}
-    changes["algorithm"] = {"type": "gdpo", "updates_per_rollout": 2}
+    changes["algorithm"] = {"type": "gdpo", "updates_per_rollout": 2, "std_floor": 1.0}  # the running spread counts
     undisturbed = small(server, "undisturbed", **changes)
     assert train(undisturbed) == 0
 
     config, real, taken = small(server, "stopped", **changes), Updater._apply, 0
 
-    def fail_the_fourth(self: Updater, step: int, number: int, lr: float, tally: Tally) -> float:
+    def fail_once(self: Updater, step: int, number: int, lr: float, tally: Tally) -> float:
         nonlocal taken
         taken += 1
-        if taken == 4:
+        if taken == failing:
             tally.add("loss/policy", torch.tensor(torch.nan))
         return real(self, step, number, lr, tally)
 
-    monkeypatch.setattr(Updater, "_apply", fail_the_fourth)
+    monkeypatch.setattr(Updater, "_apply", fail_once)
     assert train(config) == 1
     assert [each.name for each in list_checkpoints(config.run_dir / "checkpoints")] == ["step_000001"]
-    assert "The 1 of 2 before it were" in json.loads((config.run_dir / "summary.json").read_text())["stopped"]
+    made = "this update was not made" if failing == 3 else "The 1 of 2 before it were"
+    assert made in json.loads((config.run_dir / "summary.json").read_text())["stopped"]
     assert train(config) == 0
     assert same(weights(config), weights(undisturbed))
 

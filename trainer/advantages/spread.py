@@ -14,7 +14,7 @@ class RunningSpread:
     """Each reward's std over all valid scores of all ranks, averaged over the recent steps.
 
     A reward that saturates has groups of tiny std, which normalisation would blow up to full weight. Its running spread
-    is in its own units, so a share of it is a floor that fits every reward. Call `update` before `floor` in each step.
+    is in its own units, so a share of it is a floor that fits every reward. A step uses the floor of the spread `after` it.
     """
 
     def __init__(self, num_rewards: int, *, decay: float = 0.9) -> None:
@@ -25,17 +25,21 @@ class RunningSpread:
         self.std_R = torch.zeros(num_rewards, dtype=torch.float64)
         self.seen_R = torch.zeros(num_rewards, dtype=torch.bool)
 
-    def update(self, scores_BR: Tensor, valid_BR: Tensor, reduce: Reduce | None = None) -> None:
-        """Take in one step. The first with two valid scores of a reward sets its spread; fewer leave it as it is."""
+    def after(self, scores_BR: Tensor, valid_BR: Tensor, reduce: Reduce | None = None) -> RunningSpread:
+        """The spread with one more step. The first with two valid scores of a reward sets its spread; fewer leave it as
+        it is. Self stays: a step that stops half-way has not been."""
         if scores_BR.shape[1] != len(self.std_R):
             raise ValueError(f"{scores_BR.shape[1]} rewards, but the spread of {len(self.std_R)} is kept")
+        spread = RunningSpread(len(self.std_R), decay=self.decay)
+        spread.load_state_dict(self.state_dict())
         for r in range(len(self.std_R)):
             recent = moments(scores_BR[:, r], valid_BR[:, r], reduce, ddof=1)
             if recent.num < 2:
                 continue
             past = self.std_R[r] if self.seen_R[r] else recent.std
-            self.std_R[r] = self.decay * past + (1 - self.decay) * recent.std
-            self.seen_R[r] = True
+            spread.std_R[r] = self.decay * past + (1 - self.decay) * recent.std
+            spread.seen_R[r] = True
+        return spread
 
     def floor(self, fraction: float) -> Tensor:
         """std_floor_R: `fraction` of the running spread, float64 (R,); 0 for a reward not seen yet."""

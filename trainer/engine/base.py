@@ -35,9 +35,13 @@ class Engine(Protocol):
         """
         ...
 
-    def read(self, name: str) -> dict[str, Tensor]:
+    def numel(self, name: str) -> int:
+        """Elements of the whole parameter, whatever the sharding."""
+        ...
+
+    def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
         """Whole float32 copies on the CPU, whatever the sharding: `weight`, and once stepped `exp_avg`, `exp_avg_sq` and
-        `step` (0-d)."""
+        `step` (0-d). All ranks take part; one that does not `keep` them copies nothing and gets none."""
         ...
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:

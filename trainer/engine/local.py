@@ -42,7 +42,12 @@ class LocalEngine:
             self.optimizer.step()
         return norm
 
-    def read(self, name: str) -> dict[str, Tensor]:
+    def numel(self, name: str) -> int:
+        return self._parameters[name].numel()
+
+    def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
+        if not keep:
+            return {}
         parameter = self._parameters[name]
         moments = {key: value for key, value in self.optimizer.state.get(parameter, {}).items() if value is not None}
         return {key: value.detach().float().cpu().clone() for key, value in {"weight": parameter, **moments}.items()}

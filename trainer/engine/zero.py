@@ -73,7 +73,11 @@ class ZeroEngine:
         self._engine.step()  # where the norm is not finite, it takes none and calls that an overflow
         return float("inf") if self._zero.overflow else float(self._engine.get_global_grad_norm())
 
-    def read(self, name: str) -> dict[str, Tensor]:
+    def numel(self, name: str) -> int:
+        parameter = self._parameters[name]
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+    def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         parameter, found = self._parameters[name], {}
@@ -82,6 +86,8 @@ class ZeroEngine:
         if steps:
             found |= {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
             found["step"] = torch.tensor(float(steps[0]))
+        if not keep:
+            return {}
         return {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in found.items()}
 
     @torch.no_grad()

@@ -105,6 +105,16 @@ def one_stage(stage: dict[str, Any] | None, group: World, folder: Path) -> dict[
         "average": {name: tensor.tolist() for name, tensor in averages.items()},
         "outputs": [own, averaged, module(probe).item()],
     }
+    # One rank keeps what all ranks gather.
+    keep = group.rank == group.size - 1
+    parts = {name: engine.read(name, keep=keep) for name in engine.names}
+    average_parts = {name: ema.read(name, keep=keep) for name in engine.names}
+    if keep:
+        one_keeps = same(saved, parts) and all(torch.equal(averages[n], average_parts[n]) for n in averages)
+    else:
+        one_keeps = not any(parts.values()) and all(part is None for part in average_parts.values())
+    found["one_keeps"] = not any(group.gather(not one_keeps))
+    found["numel"] = {name: engine.numel(name) for name in engine.names}
     # One rank meets what is not finite, in a micro-batch that is not the last.
     last_rank = group.rank == group.size - 1
     bad = take_step(module, engine, group, 9, lambda micro: float("nan") if last_rank and micro == 1 else 1.0)

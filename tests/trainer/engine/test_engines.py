@@ -88,7 +88,14 @@ def test_a_gradient_that_is_not_finite_steps_nowhere(two: Found, stage: str) -> 
 def test_state_moves_to_a_fresh_engine_bit_for_bit(alone: Found, two: Found, ranks: int, stage: str) -> None:
     found = (alone if ranks == 1 else two)[stage]
     assert found["moved"] and found["goes_on"]
+
     assert set(found["keys_before"]["0.weight"]) == {"weight"}
     assert set(found["state"]["0.weight"]) == {"weight", "exp_avg", "exp_avg_sq", "step"}
     assert "2.weight" not in found["state"], "frozen"
     assert "0.bias: the saved weight has shape (14,), the model's is (13,)" in found["wrong_shape"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_rank_keeps_what_all_ranks_gather(two: Found, stage: str) -> None:
+    assert two[stage]["one_keeps"]
+    assert two[stage]["numel"] == {"0.weight": 91, "0.bias": 13, "4.weight": 13, "4.bias": 1}
