@@ -88,7 +88,9 @@ def test_floor_keeps_a_saturated_reward_quiet() -> None:
     Without it, normalisation makes that noise as loud as the reward that still tells samples apart.
     """
     spread = RunningSpread(2, decay=0.9)
-    spread = spread.after(torch.tensor([[0.0, 0.0], [0.7071068, 0.7071068]]), torch.ones(2, 2, dtype=torch.bool))  # std .5 each
+    spread = spread.after(
+        torch.tensor([[0.0, 0.0], [0.7071068, 0.7071068]]), torch.ones(2, 2, dtype=torch.bool)
+    )  # std .5 each
     scores = torch.tensor([[0.905, 0.0], [0.895, 0.7071068]])
     valid, group = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 0])
     loud = standardize(scores, valid, group).z_BR.abs()[0]
