@@ -113,6 +113,8 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.distributed",
         "wire",
         "trainer.evaluation",
+        "trainer.objectives",
+        "trainer.policies",
     ),
     "trainer.plan": (
         "trainer.config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import torch
 from trainer.config import Config, ConfigError
 from trainer.distributed import pick_device
 from trainer.doctor.findings import Finding
+from trainer.doctor.weights import held_bytes, planned_ranks, sizes
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "base.txt"
 GIB = 1 << 30
 _TRAINER_BYTES = 1 * GIB  # torch, diffusers and a small policy
+_CROWDED = 0.8  # share of a device that weights and optimizer may take before it is said
 _WORKER_BYTES = GIB // 2  # a service or one of its worker processes
 
 
@@ -73,20 +75,54 @@ def check_device(config: Config) -> Iterator[Finding]:
 
 
 def check_memory(config: Config) -> Iterator[Finding]:
-    """Free memory against what the trainer and the services it starts need on a CPU, roughly."""
-    free = _free_memory()
-    if free is None:
-        return
-    needed = _TRAINER_BYTES
+    """What each process holds of a large policy against its device, and the machine's free memory against what the
+    processes here and the services they start need, roughly."""
+    try:
+        device = pick_device(config.distributed.device)
+    except ConfigError:
+        return  # `check_device` says so
+    here, found = int(os.environ.get("NGPUS", "1")), sizes(config)
+    needed = float(here * _TRAINER_BYTES)
+    if found is not None:
+        held = held_bytes(config, found, planned_ranks())
+        if device.type == "cuda":
+            yield _device_memory(config, held, torch.cuda.mem_get_info(device)[1])
+        else:
+            yield Finding("memory", "OK", _held(config, held))
+            needed += here * sum(held.values())
     if config.rewards.launch == "local":
         for service in config.rewards.services.values():
             workers = service.args.get("workers", 1)
             needed += 0 if service.urls else _WORKER_BYTES * (workers if isinstance(workers, int) else 1)
+    free = _free_memory()
+    if free is None:
+        return
     message = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} needed"
     if free < needed:
         yield Finding("memory", "WARN", message, "close other programs, or lower the services' `workers`")
     else:
         yield Finding("memory", "OK", message)
+
+
+def _device_memory(config: Config, held: Mapping[str, float], total: int) -> Finding:
+    message, share = f"{_held(config, held)}, of {total / GIB:.1f} GiB", sum(held.values()) / total
+    remedy = (
+        "share it out with distributed.deepspeed=configs/deepspeed/zero2.json (or zero3, zero3_offload), train adapters "
+        "(policy.lora), or keep the encoders away (policy.offload_encoders)"
+    )
+    if share > 1:
+        return Finding("memory", "FAIL", message, remedy)
+    if share > _CROWDED:
+        return Finding("memory", "WARN", f"{message}: little is left for activations", f"if it does not fit, {remedy}")
+    return Finding("memory", "OK", message)
+
+
+def _held(config: Config, held: Mapping[str, float]) -> str:
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in held.items() if size)
+    ranks, settings = planned_ranks(), config.distributed.deepspeed
+    processes = f"{ranks} processes" if ranks > 1 else "1 process"
+    by = f" by {Path(settings).name}" if settings else ""
+    return f"before activations each of {processes}{by} holds {sum(held.values()) / GIB:.1f} GiB ({parts})"
 
 
 def check_ports(config: Config) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from trainer.config import Config, ConfigError
 from trainer.config.evaluation import JUDGE
 from trainer.data import DataError, PromptSampler, check_disjoint, load_train_prompts
 from trainer.doctor.findings import Finding
+from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 
 
@@ -69,7 +69,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         if heldout:
             yield Finding("data", "OK", f"{len(heldout)} held-out prompts, none of them in the training data")
         sampling = config.sampling
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = planned_ranks()
         return PromptSampler(train, prompts_per_step=sampling.prompts_per_step, seed=config.seed, rank=0, world=ranks)
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))

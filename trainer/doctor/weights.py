@@ -1,0 +1,146 @@
+"""What each process of a run holds of a large policy before any activation, from the headers of its files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from trainer.config import Config, ConfigError, DeepGenConfig, DiffusersConfig
+from trainer.config.deepspeed import read_deepspeed, stage
+from trainer.objectives import needs_reference
+from trainer.policies.lora import ATTENTION_PROJECTIONS
+
+_FP32 = 4
+_POSITIONS = "pos_embed.pos_embed"  # SD3's table: stored beside the weights, and never trained nor shared out
+_MAIN_FILE = re.compile(r"[^.]+\.safetensors")  # not a variant such as model.fp16.safetensors
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a policy: elements that are trained, in float32, and bytes that are not.
+
+    Attributes:
+        network: frozen weights of the network that adapters are trained on.
+        others: encoders, as far as they stay on the device, and the autoencoder.
+        positions: SD3's table of positions, which a copy of the network has, too.
+    """
+
+    trained: int
+    network: int
+    others: int
+    positions: int = 0
+
+
+def planned_ranks() -> int:
+    """Processes of the run: torchrun's number, or what `train.sh` would start for NNODES and NGPUS."""
+    environment = os.environ
+    if "WORLD_SIZE" in environment:
+        return int(environment["WORLD_SIZE"])
+    return int(environment.get("NNODES", "1")) * int(environment.get("NGPUS", "1"))
+
+
+def sizes(config: Config) -> Sizes | None:
+    """None for the tiny policy, and where files are not there or cannot be read: loading them says what is wrong."""
+    policy = config.policy
+    try:
+        if isinstance(policy, DeepGenConfig):
+            folder, encoders = _deepgen_parts(policy)
+        elif isinstance(policy, DiffusersConfig):
+            folder = Path(policy.pretrained)
+            encoders = sum(_count(_shapes(each)) for each in folder.glob("text_encoder*"))
+        else:
+            return None
+        network, vae = _shapes(folder / "transformer"), _count(_shapes(folder / "vae"))
+        upcast = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")).get("force_upcast")
+    except (OSError, ValueError, SafetensorError, ConfigError):
+        return None
+    if not network:
+        return None
+    bytes_each = 2 if policy.dtype == "bfloat16" else 4
+    others = (4 if upcast else bytes_each) * vae + (0 if policy.offload_encoders else bytes_each * encoders)
+    positions = math.prod(network.pop(_POSITIONS, (0,)))
+    if policy.lora is None:
+        return Sizes(_count(network), 0, others, _FP32 * positions)
+    targets = policy.lora.target_modules or ATTENTION_PROJECTIONS
+    trained = policy.lora.rank * _adapted(network, targets)
+    return Sizes(trained, bytes_each * _count(network), others, bytes_each * positions)
+
+
+def held_bytes(config: Config, found: Sizes, ranks: int) -> dict[str, float]:
+    """Bytes on the device of one of `ranks` processes, by what they are. ZeRO's stages share out more and more of them
+    (arXiv 1910.02054, figure 1); what is offloaded is not on the device."""
+    settings = {} if config.distributed.deepspeed is None else read_deepspeed(config.distributed.deepspeed)
+    zero = stage(settings) if settings else 0
+    zero_settings = settings.get("zero_optimization", {})
+    offloaded = {kind: _is_offloaded(zero_settings, f"offload_{kind}") for kind in ("optimizer", "param")}
+    whole = _FP32 * found.trained
+
+    def share(size: float, first_stage: int, part: str) -> float:
+        return 0.0 if zero and offloaded[part] else size / (ranks if zero >= first_stage else 1)
+
+    # ZeRO steps a float32 copy of its own beside AdamW's two moments.
+    held = {
+        "weights": share(whole, 3, "param"),
+        "gradients": share(whole, 2, "optimizer"),
+        "optimizer": share(whole * (3 if zero else 2), 1, "optimizer"),
+        "average": share(whole, 3, "param"),
+        "frozen weights": share(found.network, 3, "param") + found.others + found.positions,
+    }
+    if config.algorithm.old_decay:
+        held["sampling policy"] = share(whole, 3, "param")
+    if needs_reference(config.algorithm) and not found.network:
+        held["reference"] = float(whole + found.positions)  # a copy of its own; adapters are switched off instead
+    return held
+
+
+def _is_offloaded(zero: dict[str, dict[str, str]], key: str) -> bool:
+    return zero.get(key, {}).get("device", "none") != "none"
+
+
+def _shapes(folder: Path) -> Shapes:
+    """Shapes by name of a folder's safetensors files; nothing of their data is read."""
+    files = sorted(path for path in folder.glob("*.safetensors") if _MAIN_FILE.fullmatch(path.name))
+    return {name: shape for path in files for name, shape in _header(path)}
+
+
+def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with safe_open(path, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 (not a dict)
+            yield name, tuple(opened.get_slice(name).get_shape())
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _adapted(network: Shapes, targets: tuple[str, ...]) -> int:
+    """Inputs and outputs of the layers that get an adapter: an adapter of rank 1 has so many elements."""
+    layers = {name.removesuffix(".weight"): shape for name, shape in network.items() if len(shape) == 2}
+    return sum(
+        sum(shape)
+        for layer, shape in layers.items()
+        if any(layer == target or layer.endswith(f".{target}") for target in targets)
+    )
+
+
+def _deepgen_parts(policy: DeepGenConfig) -> tuple[Path, int]:
+    """The folder of the transformer and the autoencoder; elements of all that reads the prompt.
+
+    Raises ConfigError: something is not there.
+    """
+    from trainer.policies.deepgen.checkpoint import open_checkpoint
+
+    if policy.sd3_path is None or policy.qwen_path is None or policy.checkpoint is None:
+        raise ConfigError("policy: a folder is missing")
+    stored = open_checkpoint(Path(policy.checkpoint))
+    own = {n: t.shape for n, t in stored.items() if not n.startswith(("lmm.", "transformer.", "vae.", "ema."))}
+    return Path(policy.sd3_path), _count(_shapes(Path(policy.qwen_path))) + _count(own)
