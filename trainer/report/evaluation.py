@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,23 @@ def _measured(row: Mapping[str, Any]) -> list[Measured]:
     names = [key.removesuffix("/low") for key in row if key.startswith("eval/") and key.endswith("/low")]
     found = []
     for key in names:
-        low, high = number(row.get(f"{key}/gain_low")), number(row.get(f"{key}/gain_high"))
-        gain = "–"
-        if not math.isnan(low):
-            gain = f"{number(row.get(f'{key}/gain')):+.3g} ({low:+.3g} to {high:+.3g})"
-        verdict = "up" if low > 0 else "down" if high < 0 else ""
-        interval = f"{number(row[f'{key}/low']):.3g} to {number(row.get(f'{key}/high')):.3g}"
-        found.append(Measured(key.removeprefix("eval/"), f"{number(row.get(key)):.4g}", interval, gain, verdict))
+        value, low, high = (number(row.get(name)) for name in (key, f"{key}/low", f"{key}/high"))
+        gains = [number(row.get(f"{key}/{name}")) for name in ("gain", "gain_low", "gain_high")]
+        gain, verdict = "–", ""
+        if not math.isnan(gains[1]):
+            gain = "{} ({} to {})".format(*_alike(gains, "+"))
+            verdict = "up" if gains[1] > 0 else "down" if gains[2] < 0 else ""
+        mean, *ends = _alike([value, low, high])
+        found.append(Measured(key.removeprefix("eval/"), mean, " to ".join(ends), gain, verdict))
     return found
+
+
+def _alike(numbers: Sequence[float], sign: str = "") -> list[str]:
+    """A mean and the ends of its interval with as many decimals as give the interval's width two or three figures."""
+    _, low, high = numbers
+    width = high - low
+    decimals = min(6, max(0, 2 - math.floor(math.log10(width)))) if 0 < width < math.inf else 3
+    return [f"{value:{sign}.{decimals}f}" for value in numbers]
 
 
 def _alarms(run_dir: Path, steps: list[int]) -> list[tuple[str, str, str]]:
