@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -55,4 +56,15 @@ def build_policy(config: PolicyConfig, device: torch.device, *, keep_reference: 
     """Build the policy that `config.type` names, on `device`; with its starting weights kept when a KL needs them."""
     from trainer.policies.flow import FlowPolicy
 
+    if config.type != "tiny":
+        _ignore_advice()
     return FlowPolicy(FLOW_MODELS[config.type](config, device), keep_reference=keep_reference)
+
+
+def _ignore_advice() -> None:
+    """Leave out that transformers would rather have torchvision, said at the import of every pipeline: nothing needs it."""
+    from transformers.utils.logging import get_logger
+
+    get_logger()  # makes the handler that the filter is put on
+    for handler in logging.getLogger("transformers").handlers:
+        handler.addFilter(lambda record: "requires torchvision" not in record.getMessage())

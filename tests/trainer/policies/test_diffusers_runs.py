@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
-from tests.support.trainer_runs import read_metrics, saved_weights
+from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
@@ -59,3 +61,16 @@ def test_a_run_trains_and_resumes_bit_for_bit(
     assert not all(torch.equal(last[name], first[name]) for name in last)
     resumed = saved_weights(parts / "checkpoints" / "step_000002")
     assert resumed.keys() == last.keys() and all(torch.equal(resumed[name], last[name]) for name in last)
+
+
+def test_nobody_is_told_to_install_torchvision(tmp_path: Path) -> None:
+    """transformers says so at the first import of a pipeline; a process of its own sees that."""
+    code = (
+        "import sys, torch; from trainer.config import Sd3Config; from trainer.policies import build_policy; "
+        "config = Sd3Config(type='sd3', pretrained=sys.argv[1], dtype='float32'); "
+        "build_policy(config, torch.device('cpu'), keep_reference=False); "
+        "import logging; logging.getLogger('transformers').warning('what else it says is shown')"
+    )
+    command = [sys.executable, "-c", code, str(make_sd3(tmp_path / "sd3"))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "torchvision" not in done.stderr and "what else it says is shown" in done.stderr
