@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trainer.config import ConfigError
 from trainer.failure import OtherRankError
 
 _SHOWN_STEPS, _SHOWN_SAMPLES = 12, 10
+_ONE_CRASH = timedelta(minutes=1)
 _COLUMNS = {
     "loss/policy": "loss",
     "grad_norm": "grad norm",
@@ -31,19 +33,25 @@ def print_flight(run_dir: Path) -> None:
     records = sorted((run_dir / "flight").glob("step_*.json"))
     if not records:
         raise ConfigError(f"no flight record under {run_dir / 'flight'}: they are written when a run crashes")
-    step = records[-1].name[: len("step_000000")]
-    newest = min(
-        (path for path in records if path.name.startswith(step)), key=lambda path: (_is_of_a_bystander(path), path)
-    )
+    newest = _newest({path: json.loads(path.read_text(encoding="utf-8")) for path in records})
     print("\n".join(summary(newest)))
     others = [path.name for path in records if path != newest]
     if others:
         print(f"Other records: {', '.join(others)}")
 
 
-def _is_of_a_bystander(path: Path) -> bool:
-    """Whether the record's rank was ended because another one failed."""
-    return bool(json.loads(path.read_text(encoding="utf-8"))["error"]["type"] == OtherRankError.__name__)
+def _newest(records: Mapping[Path, Any]) -> Path:
+    """Of the last crash, by time: a run that went back may crash at a lower step than before. Its ranks write within
+    _ONE_CRASH of each other; one that was ended because another failed says less than that one."""
+    written = {path: datetime.fromisoformat(record["written"]) for path, record in records.items()}
+    last = max(written.values())
+    of_last = sorted(path for path in records if last - written[path] <= _ONE_CRASH)
+
+    def worth(path: Path) -> tuple[bool, datetime, str]:
+        failed_itself = records[path]["error"]["type"] != OtherRankError.__name__
+        return failed_itself, written[path], path.name[: len("step_000000")]
+
+    return max(of_last, key=worth)
 
 
 def summary(path: Path) -> Iterator[str]:

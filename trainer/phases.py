@@ -10,8 +10,8 @@ import torch
 
 
 class PhaseClock:
-    """Seconds by phase. On CUDA the marks are events in the stream: they cost microseconds, and `seconds` must follow
-    something that waits for the device anyway, such as pictures copied to the CPU.
+    """Seconds by phase. On CUDA the marks are events in the stream: they cost microseconds. `seconds` waits for the last
+    one, so it belongs after something that waits for the device anyway, such as pictures copied to the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,6 +27,8 @@ class PhaseClock:
 
     def seconds(self) -> dict[str, float]:
         """The sum of each phase so far."""
+        if self._spans and isinstance(last := self._spans[-1][2], torch.cuda.Event):
+            last.synchronize()  # it was recorded after what waited, and the time up to an event still to come is an error
         sums: dict[str, float] = {}
         for name, start, end in self._spans:
             sums[name] = sums.get(name, 0.0) + _between(start, end)

@@ -93,14 +93,14 @@ def advantage_metrics(
     )
     signal = torch.stack(list(signal_sums(relative, group_B)))  # (4, R)
     count, total, squares, absolute, clips = world.sum(parts).tolist()
-    count = max(count, 1.0)
+    trained, count = count, max(count, 1.0)
     everyone = world.sum(torch.tensor(float(len(adv)), dtype=torch.float64)).item()
     row = {
         "adv/mean": total / count,
         "adv/std": math.sqrt(max(squares / count - (total / count) ** 2, 0.0)),
         "adv/abs_mean": absolute / count,
         "adv/clip_share": clips / count,
-        "adv/trained_share": count / everyone,
+        "adv/trained_share": trained / everyone,
     }
     for name, (abs_z, samples, groups, flat) in zip(scores.names, world.sum(signal).T.tolist(), strict=True):
         if samples:

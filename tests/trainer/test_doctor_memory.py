@@ -85,7 +85,7 @@ def test_what_is_held_is_what_is_told(
     }
     if lora is None:
         held["reference"] = num_bytes(policy._copy)
-    assert told == held
+    assert told.device == held and told.host == 0
 
 
 def test_the_stages_of_zero_are_those_of_the_scaling_plan(config: Callable[..., Config], tmp_path: Path) -> None:
@@ -95,17 +95,33 @@ def test_the_stages_of_zero_are_those_of_the_scaling_plan(config: Callable[..., 
         path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
         loaded = config("sd3", f"distributed.deepspeed={path}")
         for ranks in (1, 8):
-            told = sum(held_bytes(loaded, sd3, ranks).values())
+            told = sum(held_bytes(loaded, sd3, ranks).device.values())
             assert told == pytest.approx(Plan(gpus=ranks).resident_bytes(stage))
+
+
+def test_what_is_offloaded_is_in_the_machines_memory(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sd3 = Sizes(trained=PARAMETERS, network=0, others=0)
     loaded = config("sd3", "distributed.deepspeed=configs/deepspeed/zero3_offload.json")
-    assert sum(held_bytes(loaded, sd3, 1).values()) == 0, "all of it is in the CPU's memory"
+    for ranks in (1, 8):
+        told = held_bytes(loaded, sd3, ranks)
+        assert sum(told.device.values()) == 0 and told.host == pytest.approx(Plan(gpus=ranks).resident_bytes(3))
+    monkeypatch.setattr("trainer.doctor.machine.pick_device", lambda asked: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 80 * GIB))
+    monkeypatch.setattr("trainer.doctor.machine.sizes", lambda config: sd3)
+    monkeypatch.setattr("trainer.doctor.machine._free_memory", lambda: 50 * GIB)
+    on_device, on_host = check_memory(loaded)
+    assert (on_device.status, on_host.status) == ("OK", "WARN")  # 50.1 GiB, 1 for the trainer itself, 2.5 for its services
+    assert "50.0 GiB of the machine's memory are free, about 53.6 needed" in on_host.message
+    assert "offloads" in on_host.remedy
 
 
 def test_encoders_that_are_kept_away_and_a_sampling_policy_count(config: Callable[..., Config]) -> None:
     here, away = (sizes(config("sd3", offload_encoders=keep)) for keep in (False, True))
     assert here is not None and away is not None and here.others > away.others > 0, "the autoencoder stays"
     loaded = config("sd3", "algorithm.objective=diffusion_nft", "algorithm.old_decay=0.5")
-    told = held_bytes(loaded, here, ranks=1)
+    told = held_bytes(loaded, here, ranks=1).device
     assert told["sampling policy"] == told["weights"]
 
 
@@ -116,7 +132,7 @@ def test_a_device_that_is_too_small_fails_before_the_run(
     loaded = config("sd3")
     found = sizes(loaded)
     assert found is not None
-    held = sum(held_bytes(loaded, found, ranks=1).values())
+    held = sum(held_bytes(loaded, found, ranks=1).device.values())
     monkeypatch.setattr("trainer.doctor.machine.pick_device", lambda asked: torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, held / share))
     finding, _ = check_memory(loaded)

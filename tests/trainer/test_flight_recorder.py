@@ -297,14 +297,20 @@ def test_sigterm_is_no_crash(small: Callable[..., Config]) -> None:
     assert not (config.run_dir / "flight").exists()
 
 
-def test_a_newer_record_is_shown_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (2, 10):
+@pytest.mark.parametrize("first", [2, 20])
+def test_a_newer_record_is_shown_first(first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one of a lower step: the run had gone back to a checkpoint."""
+    for step in (first, 10):
         flight = recorder(tmp_path)
         add(flight, step, 4, torch.zeros(4), torch.ones(4), {})
         flight.write(RuntimeError(f"crash {step}"))
+    older = tmp_path / "flight" / f"step_{first:06d}.json"
+    record = json.loads(older.read_text())
+    record["written"] = "2026-01-02T03:04:05+00:00"
+    older.write_text(json.dumps(record))
     print_flight(tmp_path)
     told = capsys.readouterr().out
-    assert "RuntimeError: crash 10" in told and "Other records: step_000002.json" in told
+    assert "RuntimeError: crash 10" in told and f"Other records: {older.name}" in told
 
 
 def test_of_several_ranks_the_one_that_failed_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,15 @@ def test_advantages_by_reward_and_clipping() -> None:
     assert row["adv/ocr/abs_mean"] == pytest.approx(2 / 3, rel=1e-3)  # z = 0, 1, -1
 
 
+def test_a_step_that_trains_on_nothing_says_so() -> None:
+    scores = make_scores()
+    nothing_B = torch.zeros(4)
+    row = advantage_metrics(
+        scores, torch.zeros(4, dtype=torch.int64), nothing_B, nothing_B, None, AlgorithmConfig(), WORLD
+    )
+    assert row["adv/trained_share"] == row["adv/mean"] == row["adv/std"] == 0.0
+
+
 def test_waiting_longer_than_the_last_answer_is_excess() -> None:
     row = wait_metrics(make_scores(), 2.0, WORLD)
     assert row["reward_wait_share"] == pytest.approx(0.15)

@@ -85,11 +85,12 @@ def check_memory(config: Config) -> Iterator[Finding]:
     needed = float(here * _TRAINER_BYTES)
     if found is not None:
         held = held_bytes(config, found, planned_ranks())
+        needed += here * held.host
         if device.type == "cuda":
-            yield _device_memory(config, held, torch.cuda.mem_get_info(device)[1])
+            yield _device_memory(config, held.device, torch.cuda.mem_get_info(device)[1])
         else:
-            yield Finding("memory", "OK", _held(config, held))
-            needed += here * sum(held.values())
+            yield Finding("memory", "OK", _held(config, held.device))
+            needed += here * sum(held.device.values())
     if config.rewards.launch == "local":
         for service in config.rewards.services.values():
             workers = service.args.get("workers", 1)
@@ -97,9 +98,10 @@ def check_memory(config: Config) -> Iterator[Finding]:
     free = _free_memory()
     if free is None:
         return
-    message = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} needed"
+    message = f"{free / GIB:.1f} GiB of the machine's memory are free, about {needed / GIB:.1f} needed"
     if free < needed:
-        yield Finding("memory", "WARN", message, "close other programs, or lower the services' `workers`")
+        remedy = "close other programs, or lower the services' `workers` or what DeepSpeed offloads"
+        yield Finding("memory", "WARN", message, remedy)
     else:
         yield Finding("memory", "OK", message)
 

@@ -75,35 +75,38 @@ def sizes(config: Config) -> Sizes | None:
     return Sizes(trained, bytes_each * _count(network), others, bytes_each * positions)
 
 
-def held_bytes(config: Config, found: Sizes, ranks: int) -> dict[str, float]:
-    """Bytes on the device of one of `ranks` processes, by what they are. ZeRO's stages share out more and more of them
-    (arXiv 1910.02054, figure 1); what is offloaded is not on the device."""
+@dataclass
+class Held:
+    """Bytes of one process: on its device by what they are, and offloaded to the machine's memory."""
+
+    device: dict[str, float]
+    host: float = 0.0
+
+
+def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
+    """What one of `ranks` processes holds. ZeRO's stages share out more and more of it (arXiv 1910.02054, figure 1)."""
     settings = {} if config.distributed.deepspeed is None else read_deepspeed(config.distributed.deepspeed)
     zero = stage(settings) if settings else 0
-    zero_settings = settings.get("zero_optimization", {})
-    offloaded = {kind: _is_offloaded(zero_settings, f"offload_{kind}") for kind in ("optimizer", "param")}
-    whole = _FP32 * found.trained
+    whole, held = float(_FP32 * found.trained), Held({})
 
-    def share(size: float, first_stage: int, part: str) -> float:
-        return 0.0 if zero and offloaded[part] else size / (ranks if zero >= first_stage else 1)
+    def add(name: str, size: float, first_stage: int, part: str) -> None:
+        """Shared out from `first_stage` on, and moved where the file offloads `part`."""
+        place = settings["zero_optimization"].get(f"offload_{part}", {}).get("device", "none") if zero else "none"
+        share = size / (ranks if zero >= first_stage else 1)
+        held.device[name] = share if place == "none" else 0.0
+        held.host += share if place == "cpu" else 0.0
 
-    # ZeRO steps a float32 copy of its own beside AdamW's two moments.
-    held = {
-        "weights": share(whole, 3, "param"),
-        "gradients": share(whole, 2, "optimizer"),
-        "optimizer": share(whole * (3 if zero else 2), 1, "optimizer"),
-        "average": share(whole, 3, "param"),
-        "frozen weights": share(found.network, 3, "param") + found.others + found.positions,
-    }
+    add("weights", whole, 3, "param")
+    add("gradients", whole, 2, "optimizer")
+    add("optimizer", whole * (3 if zero else 2), 1, "optimizer")  # ZeRO steps a float32 copy beside AdamW's moments
+    add("average", whole, 3, "param")
     if config.algorithm.old_decay:
-        held["sampling policy"] = share(whole, 3, "param")
+        add("sampling policy", whole, 3, "param")
+    add("frozen weights", found.network, 3, "param")
+    held.device["frozen weights"] += found.others + found.positions
     if needs_reference(config.algorithm) and not found.network:
-        held["reference"] = float(whole + found.positions)  # a copy of its own; adapters are switched off instead
+        held.device["reference"] = whole + found.positions  # a copy of its own; adapters are switched off instead
     return held
-
-
-def _is_offloaded(zero: dict[str, dict[str, str]], key: str) -> bool:
-    return zero.get(key, {}).get("device", "none") != "none"
 
 
 def _shapes(folder: Path) -> Shapes:

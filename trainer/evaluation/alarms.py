@@ -19,6 +19,9 @@ REMEDY = (
 )
 
 
+_NEARLY = 0.75  # of the way to 0 or 1, between which all these statistics lie
+
+
 @dataclass(frozen=True)
 class Alarm:
     """`name` is the end of the row's key alarm/<name>; `text` a sentence for a person."""
@@ -90,15 +93,20 @@ def _spread(start: Sequence[Outcome], set_name: str, reward: str) -> float:
 
 
 def _drift(name: str, start: tuple[float, float], now: float, limit: float, either_way: bool) -> list[Alarm]:
-    """The mean has moved by more than `limit` standard deviations over the first pictures."""
-    mean, spread = start
-    z = (now - mean) / spread if spread > 0 else 0.0
-    if not (abs(z) if either_way else -z) > limit:
+    """The mean has moved by more than `limit` standard deviations over the first pictures, or is nearly at its end.
+
+    Where pictures differ much, as photographs do, so many deviations are more than there is room for.
+    """
+    (mean, spread), rises = start, now > start[0]
+    shift, room = abs(now - mean), 1 - mean if rises else mean
+    if spread == 0 or (rises and not either_way) or shift <= min(limit * spread, _NEARLY * room):
         return []
     return [
         Alarm(
             f"drift/{name}",
-            f"the pictures' mean {name.rpartition('/')[2].replace('_', ' ')} went from {mean:.3g} to {now:.3g}, {abs(z):.1f} "
-            f"times the spread it had over pictures at the start (limit {limit:g}): they no longer look as before.",
+            f"the pictures' mean {name.rpartition('/')[2].replace('_', ' ')} went from {mean:.3g} to {now:.3g}, "
+            f"{shift / spread:.1f} times the spread it had over pictures at the start (limit {limit:g}) and "
+            f"{100 * shift / room:.0f} % of the way to {int(rises)} (limit {100 * _NEARLY:.0f} %): they no longer look as "
+            "before.",
         )
     ]

@@ -83,8 +83,12 @@ class Evaluator:
         return step % self._config.evaluation.every == 0 and (self._config.evaluation.wait or step != last - 1)
 
     def owes(self, step: int) -> bool:
-        """Whether the evaluation of this step is due and not finished: its row must be written again after a restart."""
-        return self.due(step) and self._settled != step
+        """Whether a result belongs into this step's row that is not there: the row must be written again after a restart.
+
+        That is its own evaluation's, or before the last step that of the one being scored: the last row has its own.
+        """
+        awaited = self._pending is not None and step == self._config.max_steps - 1
+        return awaited or (self.due(step) and self._settled != step)
 
     def after_step(self, step: int, stop_requested: Callable[[], bool]) -> Results | None:
         """Take up the results that are there, begin what is due. All ranks together.

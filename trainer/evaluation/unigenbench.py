@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -118,14 +117,18 @@ def _answered(outcome: Outcome) -> bool:
 
 
 def _dimensions(outcomes: Iterable[Outcome]) -> dict[str, str]:
-    """Test-point name to dimension. A name that no answer has explained stands for itself, spaces put right."""
-    names: dict[str, str] = {}
-    for outcome in outcomes:
-        for point in outcome.points:
-            if point.dimension is not None:
-                names[point.name] = point.dimension
-            else:
-                names.setdefault(point.name, re.sub(r"\s*-\s*", " - ", " ".join(point.name.split())))
+    """Test-point name to dimension, in English as answers have it.
+
+    A name that no answer has explained stands for itself, spaces put right, under the primary dimension that answers
+    about its neighbours have explained: Chinese points without a verdict must not make a dimension of their own.
+    """
+    points = [point for outcome in outcomes for point in outcome.points]
+    names = {point.name: point.dimension for point in points if point.dimension is not None}
+    primaries = {primary(name): primary(dimension) for name, dimension in names.items()}
+    for point in points:
+        if point.name not in names:
+            parts = [" ".join(part.split()) for part in point.name.split("-", 1)]
+            names[point.name] = " - ".join([primaries.get(parts[0], parts[0]), *parts[1:]])
     return names
 
 

@@ -26,7 +26,7 @@ from trainer.report.plots import (
     time_plots,
     update_plots,
 )
-from trainer.report.run_folder import RunFolder, base_statement, load_run, number, percent
+from trainer.report.run_folder import RunFolder, base_statement, evaluated_step, load_run, number, percent
 
 SHOWN_CARDS = 12  # the others are behind a fold
 MAX_TABLE_ROWS = 40
@@ -130,7 +130,8 @@ def headlines(run: RunFolder) -> list[Headline]:
         first, last = run.ends(f"eval/{name}")
         ends = run.summary.get("eval") if isinstance(run.summary.get("eval"), Mapping) else {}
         before = _either(ends, "before", name, first[1] if first else math.nan)
-        after = _either(ends, "after", name, last[1] if last else math.nan)
+        once = first is not None and last is None  # a summary then repeats the first as the newest
+        after = math.nan if once else _either(ends, "after", name, last[1] if last else math.nan)
         if math.isnan(before):
             continue
         change, verdict = "", "unknown"
@@ -286,7 +287,7 @@ def evaluations(run: RunFolder) -> tuple[list[str], list[tuple[int, list[str]]]]
     if len(rows) > MAX_TABLE_ROWS:
         last = len(rows) - 1
         rows = [rows[round(n * last / (MAX_TABLE_ROWS - 1))] for n in range(MAX_TABLE_ROWS)]
-    return names, [(row["step"], [_figure(number(row.get(f"eval/{name}"))) for name in names]) for row in rows]
+    return names, [(evaluated_step(row), [_figure(number(row.get(f"eval/{name}"))) for name in names]) for row in rows]
 
 
 def _either(ends: Any, end: str, name: str, otherwise: float) -> float:

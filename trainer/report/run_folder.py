@@ -76,12 +76,16 @@ class RunFolder:
 
     @cached_property
     def series(self) -> dict[str, Points]:
-        """Every key of the rows with its steps and values, NaN where null was written."""
+        """Every key of the rows with its steps and values, NaN where null was written.
+
+        What an evaluation found is at the step whose weights it was of; in the background it comes in a later row.
+        """
         found: dict[str, Points] = {}
         for row in self.rows:
+            evaluated = evaluated_step(row)
             for key, value in row.items():
                 steps, values = found.setdefault(key, ([], []))
-                steps.append(row["step"])
+                steps.append(evaluated if _is_of_evaluation(key) else row["step"])
                 values.append(number(value))
         return found
 
@@ -173,6 +177,16 @@ def load_run(path: Path) -> RunFolder:
         samples=_samples(path / "samples", problems),
         problems=problems,
     )
+
+
+def evaluated_step(row: Mapping[str, Any]) -> int:
+    """The step whose weights the evaluation in this row was of."""
+    step = row.get("eval/step")
+    return int(row["step"] if step is None else step)
+
+
+def _is_of_evaluation(key: str) -> bool:
+    return key.startswith(("eval/", "alarm/")) or (key.startswith("stats/") and key.count("/") == 2)
 
 
 def number(value: Any) -> float:

@@ -92,6 +92,31 @@ def test_only_a_fall_of_diversity_is_an_alarm() -> None:
     assert alarms(start, outcomes(1, "another", scores={}, diversity=0.0)) == [], "sets are compared with themselves"
 
 
+@pytest.mark.parametrize(
+    ("statistic", "start", "spread", "now", "raised"),
+    [
+        ("saturation", 0.47, 0.21, 0.05, True),  # grey: 2 of the spread, and 4 would be below 0
+        ("saturation", 0.47, 0.21, 0.30, False),
+        ("saturation", 0.47, 0.21, 0.95, True),  # 91 % of the way to 1
+        ("saturation", 0.47, 0.21, 0.75, False),  # 53 %
+        ("edge_density", 0.057, 0.044, 0.01, True),  # blurred
+        ("edge_density", 0.057, 0.044, 0.12, False),
+        ("diversity", 0.30, 0.12, 0.05, True),
+        ("diversity", 0.30, 0.12, 0.95, False),
+    ],
+)
+def test_photographs_drift_to_an_end_within_their_large_spread(
+    statistic: str, start: float, spread: float, now: float, raised: bool
+) -> None:
+    def pictures(mean: float) -> list[Outcome]:
+        values = [mean - spread, mean, mean + spread]  # of standard deviation `spread`
+        return [Outcome("", i, 0, f"p{i}", {}, statistics={statistic: value}) for i, value in enumerate(values)]
+
+    found = alarms(pictures(start), pictures(now))
+    assert [alarm.name for alarm in found] == ([f"drift/{statistic}"] if raised else [])
+    assert all("% of the way to" in alarm.text and "(limit 75 %)" in alarm.text for alarm in found)
+
+
 def test_pictures_that_were_all_alike_at_the_start_cannot_tell() -> None:
     alike = [Outcome("", i, 0, f"p{i}", {}, statistics={"saturation": 0.5}) for i in range(5)]
     assert alarms(alike, outcomes(0, scores={}, saturation=0.9)) == []

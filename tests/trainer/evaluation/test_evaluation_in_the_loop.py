@@ -191,17 +191,22 @@ def test_training_goes_on_while_a_judge_thinks(
     assert sorted(evaluations(config)) == [0, 6]
 
 
-@pytest.mark.parametrize(("ending", "save_every"), [("terminated", 100), ("crashed", 2), ("crashed", 3)])
+@pytest.mark.parametrize(
+    ("ending", "save_every", "max_steps"),
+    [("terminated", 100, 5), ("terminated", 100, 4), ("crashed", 2, 5), ("crashed", 3, 5)],
+)
 def test_an_end_while_pictures_are_scored_loses_nothing(
     small: Callable[..., Config],
     scripted: Callable[..., ScriptedServer],
     monkeypatch: pytest.MonkeyPatch,
     ending: str,
     save_every: int,
+    max_steps: int,
 ) -> None:
-    """The run ends after step 3, while the judge holds the pictures of step 2. From a checkpoint of step 3 they are sent
-    again; from one of step 2 they are drawn again. The numbers are those of a run in one piece."""
-    changes = {"evaluation__wait": False, "checkpoint": {"save_every": save_every}, "max_steps": 5}
+    """The run ends after step 3, perhaps the one before the last, while the judge holds the pictures of step 2. From a
+    checkpoint of step 3 they are sent again; from one of step 2 they are drawn again. The numbers are those of a run in
+    one piece."""
+    changes = {"evaluation__wait": False, "checkpoint": {"save_every": save_every}, "max_steps": max_steps}
     whole = small(scripted(by_item), "whole", **changes)
     assert train(whole) == 0
     ended = threading.Event()
@@ -231,8 +236,8 @@ def test_an_end_while_pictures_are_scored_loses_nothing(
     assert read_metrics(config.run_dir)[-1]["step"] == 3 and sorted(evaluations(config)) == [0]
     ended.set()
     assert train(config) == 0
-    assert evaluations(config) == evaluations(whole) and sorted(evaluations(whole)) == [0, 2, 5]
-    assert [row["step"] for row in read_metrics(config.run_dir)] == list(range(6))
+    assert evaluations(config) == evaluations(whole) and sorted(evaluations(whole)) == [0, 2, max_steps]
+    assert [row["step"] for row in read_metrics(config.run_dir)] == list(range(max_steps + 1))
 
 
 def test_a_judge_that_is_down_stops_the_run_and_is_made_up_for(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from trainer.report.evaluation import Measured, evaluation_part
+from trainer.report.page import evaluations, headlines
 from trainer.report.run_folder import load_run
 
 
@@ -27,3 +28,28 @@ def test_intervals_gains_and_verdicts(tmp_path: Path) -> None:
         Measured("hps", "0.200", "0.100 to 0.300", "+0.000 (-0.100 to +0.100)", ""),
         Measured("unigenbench", "66.2", "60.0 to 100.0", "–", ""),
     )
+
+
+def test_results_that_come_later_are_shown_at_the_step_whose_weights_they_are_of(tmp_path: Path) -> None:
+    """`evaluation.wait: false`: the row of step 20 has what the weights after step 10 did."""
+    rows = [
+        {"step": 0, "eval/ocr": 0.5, "stats/heldout/saturation": 0.3},
+        {"step": 20, "eval/step": 10, "eval/ocr": 0.6, "stats/heldout/saturation": 0.2, "stats/saturation": 0.1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = load_run(tmp_path)
+    assert run.series["eval/ocr"] == ([0, 10], [0.5, 0.6]) and run.series["stats/heldout/saturation"][0] == [0, 10]
+    assert run.series["stats/saturation"][0] == [20], "a rollout's"
+    [headline] = headlines(run)
+    assert headline.change == "+0.100 at step 10"
+    assert [step for step, _ in evaluations(run)[1]] == [0, 10]
+
+
+def test_one_evaluation_is_no_comparison_whatever_the_summary_says(tmp_path: Path) -> None:
+    """A run that was stopped before its second one: its summary has the first as the newest, too."""
+    rows = [{"step": 0, "eval/ocr": 0.6}, {"step": 5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    summary = {"steps": 5, "eval": {"before": {"ocr": 0.6}, "after": {"ocr": 0.6}}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    [headline] = headlines(load_run(tmp_path))
+    assert (headline.after, headline.verdict) == (None, "unknown")

@@ -116,6 +116,18 @@ def test_a_small_table_by_hand() -> None:
     assert row["eval/bench/primary/Attribute"] == pytest.approx(2 / 3)
 
 
+def test_a_chinese_point_that_was_never_judged_stays_in_its_primary_dimension() -> None:
+    table = small((["属性-颜色", "风格"], (1, 0)), (["属性-形状"], None))
+    rows = {(row.kind, row.name): (row.correct, row.judged, row.asked) for row in table.rows}
+    assert rows["primary", "Attribute"] == (1, 1, 2) and rows["sub", "Attribute - 形状"] == (0, 0, 1)
+    assert table.accuracy(MACRO) == 0.5, "the mean of Attribute and Style"
+
+
+def test_a_name_nobody_judged_keeps_its_hyphens() -> None:
+    table = small((["Style"], (1,)), (["Action -Non-contact  Interaction"], None))
+    assert [row.name for row in table.rows if row.kind == "sub"] == ["Style", "Action - Non-contact Interaction"]
+
+
 def test_a_dimension_of_which_nothing_was_judged_has_no_number_and_neither_has_the_mean() -> None:
     table = small((["Style"], (1,)), (["Grammar - Negation"], None))
     assert table.accuracy("Grammar - Negation") is None and table.accuracy(MACRO) is None
