@@ -67,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(
             f"Starting again with {nproc} processes on this node in {PAUSE_S:g} s ({left - 1} more starts after this)."
         )
-        time.sleep(PAUSE_S)
     return 128 + end.signal if end.signal else end.code
 
 
@@ -127,6 +126,7 @@ def _start(args: argparse.Namespace, nproc: int, number: int) -> End:
     options = [*place, "--nproc-per-node", str(nproc), "--shutdown-timeout", str(SHUTDOWN_S), "-m", "trainer"]
     logging.disable(logging.ERROR)  # torchrun's report; the failed rank and `main` say it in one message
     try:
+        time.sleep(PAUSE_S if number else 0)  # here, where a signal that comes meanwhile is an ordinary end
         _retry_joining(lambda: torchrun.run(torchrun.parse_args([*options, *args.command])))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()

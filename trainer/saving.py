@@ -55,14 +55,13 @@ class Saver:
             CheckpointError: the save before failed, on any rank.
         """
         started = time.perf_counter()
-        self.retention.pending = run.evaluator.pending_step
         state = json.dumps(_state(run), indent=1)
         if state != self._saved:
             parameters = _share(run)
             if parameters is None:
                 run.recorder.note(f"the weights after step {run.step} are not finite: they were not saved")
                 return
-            self.writer.begin(run.step, parameters, _random_state(run.world), state)
+            self.writer.begin(run.step, parameters, _random_state(run.world), state, run.evaluator.pending_step)
             self._saved = state
         self._blocked_s += time.perf_counter() - started
 

@@ -119,7 +119,10 @@ class Updater:
         if self.sft is None or not self.sft.is_due(step):
             return 1.0
         updates, coef = self.algorithm.updates_per_rollout, self.sft.config.coef
-        batch = self.sft.draw(step * updates + number)
+        try:
+            batch = self.sft.draw(step * updates + number)
+        except StopTrainingError as error:
+            raise StopTrainingError(str(error), midway=number > 0) from error
         for column in range(self.sft.num_chunks(batch)):
             loss = self.sft.chunk(batch, column)
             tally.add("loss/sft", loss / updates)

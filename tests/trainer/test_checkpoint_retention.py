@@ -101,8 +101,7 @@ def test_a_step_whose_evaluation_is_on_its_way_stays(tmp_path: Path) -> None:
     retention = Retention(tmp_path, config)
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, keep=100)
-    retention.pending = 2
-    retention.apply()
+    retention.apply(pending=2)
     assert steps(tmp_path) == [2, 3]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,3 +140,42 @@ def test_a_new_start_has_as_many_processes_as_fit() -> None:
     args.nnodes = 2
     with pytest.raises(ConfigError, match="5 of 8 devices are left on node 0; repair it"):
         processes_left(8, args, devices=5)
+
+
+# The launcher, with a worker that is killed at once in place of `-m trainer`.
+LAUNCHER = """
+import sys
+from torch.distributed import run
+from trainer import launch
+
+real = run.parse_args
+run.parse_args = lambda arguments: real([*arguments[: arguments.index("-m")], sys.argv[1]])
+launch._devices = lambda: None
+sys.exit(launch.main(["--nproc", "1", "train", "x"]))
+"""
+
+
+def test_sigterm_between_two_starts_is_an_ordinary_end(tmp_path: Path) -> None:
+    """Everything is saved then: a preemption in these seconds must not look like a failure."""
+    launcher, worker = tmp_path / "launcher.py", tmp_path / "worker.py"
+    launcher.write_text(LAUNCHER, encoding="utf-8")
+    worker.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, str(launcher), str(worker)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        told = ""
+        while "Starting again" not in told:
+            line = process.stderr.readline()
+            assert line, f"the launcher ended: {told}"
+            told += line
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        told += process.stderr.read()
+    assert process.returncode == 0, told
+    assert "Traceback" not in told

@@ -22,7 +22,6 @@ class Retention:
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder, self.config = folder, config
-        self.pending: int | None = None  # a step whose evaluation is on its way: it may turn out to be the best
         self._values = self._read()  # step to the metric's value, evaluated steps only
 
     def observe(self, row: Mapping[str, float | None]) -> None:
@@ -47,14 +46,18 @@ class Retention:
         """Drop values of steps after `step`: those of a course the run went back from."""
         self._values = {at: value for at, value in self._values.items() if at <= step}
 
-    def apply(self) -> None:
+    def apply(self, pending: int | None = None) -> None:
         """Delete what is neither among the newest nor among the best; write the pointer. Called after a whole write,
-        so at least the checkpoint just written is left, whatever state the others are in."""
+        so at least the checkpoint just written is left, whatever state the others are in.
+
+        Args:
+            pending: a step whose evaluation was on its way when the save began: it may turn out to be the best.
+        """
         existing, values = list_checkpoints(self.folder), self._values
         best = self._best(existing, values)
         self._point(best, values)
         for path in existing[: -self.config.keep]:
-            if path not in best and saved_step(path) != self.pending:
+            if path not in best and saved_step(path) != pending:
                 remove(path)
 
     def _best(self, existing: list[Path], values: Mapping[int, float]) -> list[Path]:

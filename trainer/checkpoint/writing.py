@@ -48,6 +48,7 @@ class _Save:
     folder: Path
     state: str
     tensors: dict[str, Tensor]
+    pending: int | None
     error: str | None = None
     give_up_at: float = math.inf
 
@@ -71,6 +72,7 @@ class CheckpointWriter:
         parameters: Mapping[str, Mapping[str, Tensor]],
         random_state: Mapping[str, Tensor],
         state: str,
+        pending: int | None = None,
     ) -> None:
         """Start writing the state after `step` steps; a save that is still on its way is waited for first.
 
@@ -78,6 +80,7 @@ class CheckpointWriter:
             parameters: this rank's share: per parameter its tensors by kind, on the CPU and nobody else's from now on.
             random_state: this rank's, by device.
             state: the text of `state.json`; rank 0's counts.
+            pending: see `Retention.apply`.
 
         Raises:
             CheckpointError: the save before failed, or the folder cannot be written by every rank.
@@ -85,7 +88,7 @@ class CheckpointWriter:
         self.wait()
         tensors = {f"{kind}/{name}": t for name, kinds in parameters.items() for kind, t in kinds.items()}
         tensors |= {f"{device}/{RANDOM}": t for device, t in random_state.items()}
-        self._save = _Save(step, self._make_folder(step), state, tensors)
+        self._save = _Save(step, self._make_folder(step), state, tensors, pending)
         self._thread = threading.Thread(target=self._run, args=(self._save,), name="checkpoint")
         self._thread.start()
 
@@ -187,7 +190,7 @@ class CheckpointWriter:
         Manifest(save.step, files, shard_of).write(save.folder)
         flush(save.folder)
         publish(save.folder, self.folder / folder_name(save.step))
-        self.retention.apply()
+        self.retention.apply(save.pending)
 
     def _done_file(self, save: _Save, rank: int) -> Path:
         return save.folder / f"{shard_name(rank, self.world.size)}.done"

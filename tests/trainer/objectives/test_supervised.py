@@ -172,6 +172,23 @@ def test_pictures_that_go_missing_stop_training_before_the_step(tmp_path: Path) 
     assert torch.equal(weights(policy), before)
 
 
+def test_pictures_that_go_missing_between_two_updates_leave_weights_nobody_may_save(tmp_path: Path) -> None:
+    policy = make_policy()
+    updater = make_updater(policy, updates_per_rollout=2, sft=sft(make_data(tmp_path)))
+    take, before = updater.engine.step, weights(policy)
+
+    def take_and_unlink(lr: float) -> float:
+        norm = take(lr)
+        for path in tmp_path.glob("*.png"):
+            path.unlink()
+        return norm
+
+    updater.engine.step = take_and_unlink  # type: ignore[method-assign]
+    with pytest.raises(StopTrainingError, match="cannot be read") as caught:
+        updater.step(roll_out(policy), ADV, ONES, 0)
+    assert caught.value.midway and not torch.equal(weights(policy), before)
+
+
 def test_pictures_of_other_sizes_are_scaled_and_cut(tmp_path: Path) -> None:
     """A 96 x 48 picture covers 24 x 48 at half its size; red left and right of a green middle band are cut above and below."""
     pixels = np.zeros((96, 96, 3), np.uint8)
