@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
-from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints
+from trainer.checkpoint import Checkpoint, CheckpointError, Retention, list_checkpoints
+from trainer.checkpoint.manifest import FileRecord, Manifest
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
@@ -79,6 +82,66 @@ def test_a_damaged_checkpoint_that_was_asked_for_or_is_the_last_one_stops_the_st
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* is usable; .*delete them to start anew"):
         train(small(max_steps=3))
     assert (config.run_dir / "metrics.jsonl").read_bytes() == before  # nothing was cut or begun anew
+
+
+@pytest.mark.parametrize(("failures", "told"), [(2, None), (100, r"Stale file handle\); nothing was deleted")])
+def test_a_file_system_that_does_not_give_a_checkpoint_costs_none(
+    small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, failures: int, told: str | None
+) -> None:
+    """It may be back in a moment; until then the newest checkpoint is neither passed over nor removed."""
+    assert train(small(max_steps=2)) == 0
+    config = small(max_steps=3)
+    real, left = FileRecord.of, failures
+
+    def stale(path: Path) -> FileRecord:
+        nonlocal left
+        if path.parent.name == "step_000002" and path.name.startswith("shard_") and left:
+            left -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path)
+
+    monkeypatch.setattr(FileRecord, "of", stale)
+    monkeypatch.setattr("trainer.saving._READ_PAUSE_S", 0.0)
+    if told is None:
+        assert train(config) == 0
+        assert [row["step"] for row in read_metrics(config.run_dir)] == [0, 1, 2, 3]
+        assert len(list_checkpoints(config.run_dir / "checkpoints")) == 3
+        return
+    with pytest.raises(CheckpointError, match=told):
+        train(config)
+    assert [path.name for path in list_checkpoints(config.run_dir / "checkpoints")] == ["step_000001", "step_000002"]
+
+
+def test_a_checkpoint_of_another_version_is_not_passed_over(small: Callable[..., Config]) -> None:
+    assert train(small(max_steps=2)) == 0
+    config = small(max_steps=3)
+    newest = config.run_dir / "checkpoints" / "step_000002"
+    manifest = Manifest.read(newest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.checkpoint.manifest.FORMAT", 2)
+        manifest.write(newest)
+    with pytest.raises(CheckpointError, match="step_000002 has format 2, this program reads format 1: go on with"):
+        train(config)
+    assert newest.is_dir()
+
+
+def test_what_is_passed_over_goes_only_when_a_new_one_is_whole(
+    small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(small(max_steps=2)) == 0
+    config = small(max_steps=3)
+    folder = config.run_dir / "checkpoints"
+    damage(folder / "step_000002")
+    real, seen = Retention.apply, []
+
+    def apply(self: Retention, pending: int | None = None) -> None:
+        seen.append({path.name for path in folder.iterdir() if "step_" in path.name})
+        real(self, pending)
+
+    monkeypatch.setattr(Retention, "apply", apply)
+    assert train(config) == 0
+    assert seen[0] == {"step_000001", ".aside_step_000002", "step_000002"}, "the new second step beside the damaged one"
+    assert not list(folder.glob(".*"))
 
 
 def test_the_best_by_an_evaluation_stays_and_is_pointed_at(recipe: Callable[..., Path]) -> None:

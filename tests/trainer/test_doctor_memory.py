@@ -112,7 +112,10 @@ def test_what_is_offloaded_is_in_the_machines_memory(
     monkeypatch.setattr("trainer.doctor.machine.sizes", lambda config: sd3)
     monkeypatch.setattr("trainer.doctor.machine._free_memory", lambda: 50 * GIB)
     on_device, on_host = check_memory(loaded)
-    assert (on_device.status, on_host.status) == ("OK", "WARN")  # 50.1 GiB, 1 for the trainer itself, 2.5 for its services
+    assert (on_device.status, on_host.status) == (
+        "OK",
+        "WARN",
+    )  # 50.1 GiB, 1 for the trainer itself, 2.5 for its services
     assert "50.0 GiB of the machine's memory are free, about 53.6 needed" in on_host.message
     assert "offloads" in on_host.remedy
 

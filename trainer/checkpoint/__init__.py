@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from trainer.checkpoint.layout import (
     CheckpointError,
+    DamagedError,
+    UnreadableError,
     begins_at,
-    discard_after,
     find_resume,
     folder_name,
     list_checkpoints,
     saved_step,
+    set_aside_after,
     tidy,
 )
 from trainer.checkpoint.reading import Checkpoint
@@ -23,12 +25,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointWriter",
+    "DamagedError",
     "Retention",
+    "UnreadableError",
     "begins_at",
-    "discard_after",
     "find_resume",
     "folder_name",
     "list_checkpoints",
     "saved_step",
+    "set_aside_after",
     "tidy",
 ]

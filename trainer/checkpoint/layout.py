@@ -22,10 +22,19 @@ _NAME = re.compile(r"^step_(\d{6,})$")
 _REPLACED = ".replaced_"
 _WRITING = ".writing_"
 _REMOVED = ".removed_"
+_ASIDE = ".aside_"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message names it and the remedy."""
+
+
+class DamagedError(CheckpointError):
+    """Its files are not what was written: an older checkpoint may be taken."""
+
+
+class UnreadableError(CheckpointError):
+    """The file system does not give it now: it may be whole."""
 
 
 def folder_name(step: int) -> str:
@@ -119,11 +128,20 @@ def remove(path: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)  # on NFS what another process reads stays for now, until `tidy`
 
 
-def discard_after(folder: Path, step: int) -> None:
-    """Delete checkpoints of steps after `step`: those of a course the run went back from."""
+def set_aside_after(folder: Path, step: int) -> None:
+    """Take their names from checkpoints of steps after `step`: damaged ones, and those of a course the run went back from.
+    They stay on disk until a newer one is whole (`discard_aside`)."""
     for path in list_checkpoints(folder):
         if saved_step(path) > step:
-            remove(path)
+            aside = path.with_name(_ASIDE + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def discard_aside(folder: Path) -> None:
+    """Delete what was set aside."""
+    for path in folder.glob(f"{_ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def publish(written: Path, target: Path) -> None:

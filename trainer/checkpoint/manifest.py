@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.checkpoint.layout import CheckpointError, write_whole
+from trainer.checkpoint.layout import CheckpointError, DamagedError, UnreadableError, write_whole
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -44,42 +44,60 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read a folder's manifest. Raises CheckpointError when there is none or it is damaged."""
+        """Read a folder's manifest.
+
+        Raises:
+            DamagedError: there is none, or it is not what was written.
+            UnreadableError: the file system does not give it, or not even the folder.
+            CheckpointError: another version of this program wrote it.
+        """
         path = folder / MANIFEST
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body.pop("sha256") != _digest(body):
                 raise ValueError("its own checksum does not match")
-            if body["format"] != FORMAT:
-                raise ValueError(f"it has format {body['format']}, this program reads format {FORMAT}")
+            written = body["format"]
             files = {name: FileRecord(**record) for name, record in body["files"].items()}
-            return cls(body["step"], files, body["parameters"])
-        except FileNotFoundError as error:
-            raise damaged(folder, f"{MANIFEST} is missing") from error
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            manifest = cls(body["step"], files, body["parameters"])
+        except OSError as error:
+            raise _not_read(folder, MANIFEST, error) from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise damaged(folder, f"{MANIFEST}: {error}") from error
+        if written != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {written}, this program reads format {FORMAT}: go on with the version that wrote it, "
+                "or choose another run_name"
+            )
+        return manifest
 
     def verify(self, folder: Path, names: Collection[str]) -> None:
-        """Check these files' sizes and checksums. Raises CheckpointError naming the first that is damaged."""
+        """Check these files' sizes and checksums. Raises DamagedError or UnreadableError naming the first that fails."""
         for name in names:
             record = self.files[name]
             try:
                 size = (folder / name).stat().st_size
                 found = FileRecord.of(folder / name) if size == record.bytes else None
             except OSError as error:
-                raise damaged(folder, f"{name}: {error.strerror}") from error
+                raise _not_read(folder, name, error) from error
             if found is None:
                 raise damaged(folder, f"{name} has {size} bytes, {record.bytes} were written")
             if found != record:
                 raise damaged(folder, f"{name}: its checksum is not the one that was written")
 
 
-def damaged(folder: Path, problem: str) -> CheckpointError:
+def damaged(folder: Path, problem: str) -> DamagedError:
     """The error for a checkpoint that cannot be used."""
-    return CheckpointError(
+    return DamagedError(
         f"{folder} is not a usable checkpoint ({problem}); delete it to go on from an older one, or use resume=never "
         "with another run_name"
     )
+
+
+def _not_read(folder: Path, name: str, error: OSError) -> CheckpointError:
+    """A file that is gone out of a folder that is there was taken away; anything else may pass."""
+    if isinstance(error, FileNotFoundError) and folder.is_dir():
+        return damaged(folder, f"{name} is missing")
+    return UnreadableError(f"{folder / name} cannot be read ({error.strerror or error})")
 
 
 def _plain(files: Mapping[str, FileRecord]) -> dict[str, dict[str, object]]:

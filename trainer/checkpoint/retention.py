@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.checkpoint.layout import folder_name, list_checkpoints, remove, saved_step, write_whole
+from trainer.checkpoint.layout import discard_aside, folder_name, list_checkpoints, remove, saved_step, write_whole
 from trainer.config import CheckpointConfig, ConfigError
 
 BEST = "best"
@@ -53,6 +53,7 @@ class Retention:
         Args:
             pending: a step whose evaluation was on its way when the save began: it may turn out to be the best.
         """
+        discard_aside(self.folder)
         existing, values = list_checkpoints(self.folder), self._values
         best = self._best(existing, values)
         self._point(best, values)
