@@ -36,7 +36,7 @@ from trainer.hardware import FlopMeter, peak_tflops
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import Conditioning, FlowPolicy
 from trainer.policies.frozen import Autoencoder
-from trainer.policies.lora import prepare_network
+from trainer.policies.lora import autocast, prepare_network
 from trainer.policies.sd3_tokens import Sd3Transformer
 from trainer.samplers.schedules import sigmas
 from trainer.types import Prompt
@@ -86,7 +86,7 @@ class RandomSd3:
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.device, self._size, geometry = device, args.size, TINY if args.tiny else MEDIUM
         lora = LoraConfig(rank=args.lora, alpha=2.0 * args.lora) if args.lora else None
-        config = NetworkConfig(gradient_checkpointing=args.checkpointing, compile=args.compile)
+        self._config = config = NetworkConfig(gradient_checkpointing=args.checkpointing, compile=args.compile)
         torch.manual_seed(0)
         with device:
             network = Sd3Transformer(**geometry)
@@ -110,7 +110,7 @@ class RandomSd3:
         return {"states": self._texts.expand(count, -1, -1), "pooled": self._pooled.expand(count, -1)}
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self._config, self.device):
             out: Tensor = network(
                 hidden_states=x.bfloat16(),
                 encoder_hidden_states=conditioning["states"],

@@ -47,6 +47,9 @@ class Ema:
             own = held.detach().clone()
             held.copy_(self.shadow[name])
             self.shadow[name].copy_(own)
+        if any(_is_cut(parameter) and parameter.is_cuda for parameter in self._parameters.values()):
+            # ZeRO-3 gathers parts on a stream of its own, which does not wait for this one.
+            torch.cuda.current_stream().synchronize()
 
     def read(self, name: str, *, keep: bool = True) -> Tensor | None:
         """A whole float32 copy of one average on the CPU, None without `keep`. All ranks call it for the same names in the

@@ -5,7 +5,6 @@ Axes: P prompts, G group, B = P*G samples, S trained steps. Latents have any sha
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from trainer.phases import PhaseClock
 from trainer.policies.base import KlType, SamplingPlan, Solver
+from trainer.policies.lora import frozen_copy
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
 from trainer.samplers.schedules import sigmas
 from trainer.samplers.solvers import Dpm2m
@@ -91,7 +91,7 @@ class FlowPolicy:
         self.model = model
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
-        self._copy = copy.deepcopy(model.network).requires_grad_(False) if keep_reference and not has_adapter else None
+        self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
         self._encoded: tuple[tuple[Prompt, ...], Conditioning] = ((), {})
         self._schedules: dict[tuple[Any, ...], list[float]] = {}
 
@@ -125,7 +125,9 @@ class FlowPolicy:
             with clock.phase("encode"):
                 self._encode(prompts_B)
             with clock.phase("denoise"):
-                noise = self._noise([(seeds_B[i], seeds_B[i - i % group_size]) for i in indices], plan)
+                shape = self.model.latent_shape(plan.height, plan.width)
+                shared = [seeds_B[i - i % group_size] for i in indices] if plan.same_noise else None
+                noise = _Noise([seeds_B[i] for i in indices], shared, shape, self.model.device)
                 final, state = self._denoise(noise, prompts_B, [i // group_size for i in indices], plan)
             with clock.phase("decode"):
                 pixels = self.model.decode(final).cpu().numpy()
@@ -187,12 +189,12 @@ class FlowPolicy:
             return self.model.velocity(network, x, sigma_B, conditioning)
 
     def _denoise(
-        self, noise: Tensor, prompts_B: Sequence[Prompt], groups_B: Sequence[int], plan: SamplingPlan
+        self, noise: _Noise, prompts_B: Sequence[Prompt], groups_B: Sequence[int], plan: SamplingPlan
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From noise (B, 1 + stochastic steps, ...) to clean latents, with what a replay of the trained steps needs."""
+        """From noise to clean latents, with what a replay of the trained steps needs."""
         schedule = self._schedule(plan)
         points, kept, means, logps = _kept_points(plan), [], [], []
-        x, first = self._shared_prefix(noise[:, 0], schedule, prompts_B, groups_B, plan)
+        x, first = self._shared_prefix(noise.first(), schedule, prompts_B, groups_B, plan)
         solver = _solver(plan.solver)
         for step in range(first, plan.num_inference_steps):
             if step in points:
@@ -202,8 +204,7 @@ class FlowPolicy:
                 x = solver.step(x, v, schedule[step], schedule[step + 1])
                 continue
             solver = _solver(plan.solver)  # an SDE step ends the smooth path that a multistep solver extrapolates
-            drawn = noise[:, 1 + list(plan.stochastic_steps).index(step)]
-            x, logp_B, mean = _sde(x, v, schedule, step, plan, noise=drawn)
+            x, logp_B, mean = _sde(x, v, schedule, step, plan, noise=noise.draw())
             if step in plan.trained_steps:
                 logps.append(logp_B)
                 means.append(mean)
@@ -283,19 +284,40 @@ class FlowPolicy:
             self._schedules[key] = own if plan.shift is None else sigmas(plan.num_inference_steps, plan.shift).tolist()
         return self._schedules[key]
 
-    def _noise(self, seeds_B: Sequence[tuple[int, int]], plan: SamplingPlan) -> Tensor:
-        """(B, 1 + stochastic steps, ...) standard normal numbers, each sample's from its own seed, drawn on the CPU.
 
-        The first is the initial noise; of the group's seed, the second of each pair, when the group shares it.
-        """
-        shape = (1 + len(plan.stochastic_steps), *self.model.latent_shape(plan.height, plan.width))
-        rows = []
-        for seed, group_seed in seeds_B:
-            row = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            if plan.same_noise:
-                row[0] = torch.randn(shape[1:], generator=torch.Generator().manual_seed(group_seed))
-            rows.append(row)
-        return torch.stack(rows).to(self.model.device)
+class _Noise:
+    """Standard normal numbers for one step after another, each sample's from its own seed.
+
+    They are drawn on the CPU, the same on every device, while the device computes what was queued before.
+
+    Args:
+        seeds_B: of the samples.
+        shared_B: seeds of the initial noise, a group's samples the same; None: each sample's own.
+        shape: of one sample's latents.
+    """
+
+    def __init__(
+        self, seeds_B: Sequence[int], shared_B: Sequence[int] | None, shape: Sequence[int], device: torch.device
+    ) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds_B]
+        self._shared_B, self._shape, self._device = shared_B, tuple(shape), device
+
+    def first(self) -> Tensor:
+        """The initial noise (B, ...). To be called first: shared noise, too, takes its turn in each sample's numbers."""
+        own = self.draw()
+        if self._shared_B is None:
+            return own
+        return self._stack([torch.Generator().manual_seed(seed) for seed in self._shared_B])
+
+    def draw(self) -> Tensor:
+        """The next (B, ...)."""
+        return self._stack(self._generators)
+
+    def _stack(self, generators: Sequence[torch.Generator]) -> Tensor:
+        drawn = torch.stack([torch.randn(self._shape, generator=generator) for generator in generators])
+        if self._device.type == "cuda":
+            drawn = drawn.pin_memory()  # else the copy would wait for the device
+        return drawn.to(self._device, non_blocking=True)
 
 
 def _sde(

@@ -200,14 +200,34 @@ def check_size(height: int, width: int, multiple: int, largest: int | None = Non
             )
 
 
+def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
+    """A picture's size brought to about `area` pixels, little distorted, its sides multiples of `multiple`."""
+    scale = math.sqrt(area / (size[0] * size[1]))
+    width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
+    return width, height
+
+
 def read_picture(path: str | Path, area: int, multiple: int) -> Tensor:
-    """An RGB picture (H, W, 3), uint8, brought to about `area` pixels; its sides are multiples of `multiple`."""
+    """An RGB picture (H, W, 3), uint8, `fitted`."""
     with Image.open(path) as picture:
         rgb = picture.convert("RGB")
-    scale = math.sqrt(area / (rgb.width * rgb.height))
-    width, height = (max(1, round(side * scale / multiple)) * multiple for side in rgb.size)
+    width, height = fitted(rgb.size, area, multiple)
     resized = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, 3)
+
+
+def check_sources(prompts: Sequence[Prompt], area: int, multiple: int, largest: int) -> None:
+    """Raises ConfigError naming the first source picture with a side above `largest` pixels once it is `fitted`: the
+    model's table of positions ends there."""
+    for path in dict.fromkeys(path for prompt in prompts for path in prompt.source_images):
+        with Image.open(path) as picture:
+            size = picture.size
+        width, height = fitted(size, area, multiple)
+        if max(width, height) > largest:
+            raise ConfigError(
+                f"source picture {path} has {size[0]} x {size[1]} pixels and would be brought to {width} x {height}: this "
+                f"model places at most {largest} on a side; crop it to a shape less narrow, or leave it out"
+            )
 
 
 def refuse_sources(prompts: Sequence[Prompt], policy: str) -> None:

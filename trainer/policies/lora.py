@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ ATTENTION_PROJECTIONS = (
 )
 
 
+_GRAPHS = 64
+
+
 def weight_dtype(config: NetworkConfig, lora: LoraConfig | None) -> torch.dtype:
     """Type that the network's weights are loaded in: float32 where they are trained, the compute type where frozen."""
     return torch.float32 if lora is None else compute_dtype(config)
@@ -31,6 +35,12 @@ def weight_dtype(config: NetworkConfig, lora: LoraConfig | None) -> torch.dtype:
 
 def compute_dtype(config: NetworkConfig) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def autocast(config: NetworkConfig, device: torch.device) -> torch.autocast:
+    """The context that a network computes in. Its weight cache is off: a call uses each weight once, and the cache would
+    hold a second network in bfloat16 until the end of the call, of offloaded and gathered weights, too."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16", cache_enabled=False)
 
 
 def prepare_network(network: Any, config: NetworkConfig, lora: LoraConfig | None, device: torch.device) -> nn.Module:
@@ -72,11 +82,24 @@ def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile the blocks in place: one compilation serves all of a kind, and parameters keep their names."""
+    """Compile the blocks in place: one compilation serves all of a kind, and parameters keep their names.
+
+    All blocks share one code object, and torch gives up after 8 graphs of one: kinds of blocks times gradients, adapters
+    and batch sizes are more.
+    """
     for blocks in network.children():
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
-                block.compile()
+                block.compile(recompile_limit=_GRAPHS)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy that is never trained, compiled where the network is: copying drops compilations."""
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    for module, twin in zip(network.modules(), frozen.modules(), strict=True):
+        if module._compiled_call_impl is not None:
+            twin.compile(recompile_limit=_GRAPHS)
+    return frozen
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:

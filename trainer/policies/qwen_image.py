@@ -23,7 +23,7 @@ from trainer.policies.frozen import (
     refuse_sources,
     to_pixels,
 )
-from trainer.policies.lora import compute_dtype, prepare_network, weight_dtype
+from trainer.policies.lora import autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.packing import PATCH, pack, unpack
 from trainer.types import Prompt
 
@@ -86,7 +86,7 @@ class QwenImageFlow:
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x.shape[-2:]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with autocast(self.config, self.device):
             out: Tensor = network(
                 hidden_states=pack(x).to(compute_dtype(self.config)),
                 encoder_hidden_states=conditioning["states"],

@@ -18,6 +18,7 @@ from trainer.policies.frozen import (
     TextEncoders,
     check_folder,
     check_size,
+    check_sources,
     load_part,
     load_pipeline,
     own_noise_levels,
@@ -25,7 +26,7 @@ from trainer.policies.frozen import (
     stack,
     vae_dtype,
 )
-from trainer.policies.lora import compute_dtype, prepare_network, weight_dtype
+from trainer.policies.lora import autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.sd3_tokens import Sd3Transformer, join_sources
 from trainer.types import Prompt
 
@@ -69,7 +70,9 @@ class Sd3Flow:
         return TextEncoders(modules, embed, self.config, self.device, {"max_sequence_length": length})
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Any text can be drawn."""
+        """Any text can be drawn, and sources but the narrowest."""
+        own, multiple = self._source_size
+        check_sources(prompts, own**2, multiple, self.transformer.pos_embed_max_size * multiple)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         height, width = self._size(height, width)
@@ -92,9 +95,14 @@ class Sd3Flow:
         sources = join_sources(latents_B, self.transformer.patch_size)
         return conditioning | {name: tensor.to(self.device, non_blocking=True) for name, tensor in sources.items()}
 
+    @property
+    def _source_size(self) -> tuple[int, int]:
+        """Side of the model's own pictures, and what sides must be multiples of, in pixels."""
+        return self.transformer.sample_size * self.vae.factor, self.vae.factor * self.transformer.patch_size
+
     def _source(self, path: str) -> Tensor:
         """Latents (C, h, w) of a source picture, brought to the area of the model's own pictures."""
-        own, multiple = self.transformer.sample_size * self.vae.factor, self.vae.factor * self.transformer.patch_size
+        own, multiple = self._source_size
 
         def encode(_: str) -> Mapping[str, Tensor]:
             return {"latents": self.vae.encode(read_picture(path, own**2, multiple)[None])[0]}
@@ -103,7 +111,7 @@ class Sd3Flow:
         return self.sources.get(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}", encode)["latents"]
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with autocast(self.config, self.device):
             out: Tensor = network(
                 hidden_states=x.to(compute_dtype(self.config)),
                 encoder_hidden_states=conditioning["states"],

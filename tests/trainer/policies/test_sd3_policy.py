@@ -16,6 +16,7 @@ from trainer.policies import build_policy
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
 from trainer.policies.frozen import TextEncoders
+from trainer.policies.lora import autocast
 from trainer.types import Prompt, Rollout
 
 CPU = torch.device("cpu")
@@ -175,6 +176,33 @@ def test_compiling_names_the_weights_as_before(folder: Path) -> None:
     plain, compiled = make_policy(folder).trainable, make_policy(folder, compile=True).trainable
     assert list(plain.state_dict()) == list(compiled.state_dict())
     assert all(block._compiled_call_impl is not None for block in compiled.transformer_blocks)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8.0)], ids=["full", "lora"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning", "ignore:The .grad attribute")
+def test_compiling_lasts_through_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraConfig | None) -> None:
+    """Sampling, replay, the reference and evaluation in batches of several sizes: every block stays compiled. Which
+    compiler makes no difference to that, so it is the one that takes no time."""
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))
+    torch._dynamo.reset()
+    policy, plan = make_policy(folder, compile=True, lora=lora, keep_reference=True), make_plan(same_noise=True)
+    bigger = make_plan(stochastic_steps=(), trained_steps=(), height=32, width=32)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for count in (2, 1, 3):
+            for rollout in list(policy.sample(PROMPTS, count, range(2 * count), plan)):
+                policy.replay(rollout, [0, 1], kl="latent").logp_BS.sum().backward()
+        assert len(list(policy.sample(PROMPTS, 1, range(2), bigger))) == 1
+    with policy._reference() as network:
+        blocks = getattr(network, "base_model", network).get_submodule("model" if lora else "").transformer_blocks
+        assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_autocast_keeps_no_second_network(folder: Path) -> None:
+    """Its cache would hold every trained weight in bfloat16 as well, until the end of a call."""
+    config = make_policy(folder, dtype="bfloat16").model.config  # type: ignore[attr-defined]
+    with autocast(config, CPU):
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
 
 
 def test_a_folder_without_t5_conditions_on_zeros(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from PIL import Image
 
 from tests.support.tiny_pipelines import make_sd3
-from trainer.config import Sd3Config
+from trainer.config import ConfigError, Sd3Config
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
 from trainer.policies.frozen import read_picture
@@ -114,6 +114,18 @@ def test_a_source_picture_is_brought_to_an_area(tmp_path: Path, size: Any, expec
     pixels = read_picture(tmp_path / "a.png", 16 * 16, 4)
     assert pixels.shape == (*expected, 3)
     assert (pixels == torch.tensor([255, 0, 0])).all()
+
+
+def test_a_source_too_narrow_for_the_positions_is_refused(tmp_path: Path, folder: Path) -> None:
+    """A side of 40 tokens in a table of 16: indices before the table would be taken from its end."""
+    Image.new("RGB", (10, 1000)).save(tmp_path / "narrow.png")
+    Image.new("RGB", (100, 400)).save(tmp_path / "tall.png")
+    config = Sd3Config(type="sd3", pretrained=str(folder), dtype="float32", max_sequence_length=8)
+    model = Sd3Flow(config, CPU)
+    narrow, tall = (Prompt(n, "round", source_images=(str(tmp_path / f"{n}.png"),)) for n in ("narrow", "tall"))
+    model.check_prompts([tall, Prompt("plain", "a circle")])
+    with pytest.raises(ConfigError, match=r"narrow\.png has 10 x 1000 pixels .* at most 64 on a side; crop it"):
+        model.check_prompts([tall, narrow])
 
 
 def test_an_edit_depends_on_its_own_sources_alone(tmp_path: Path, folder: Path) -> None:

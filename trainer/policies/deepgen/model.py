@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from trainer.config import DeepGenConfig
 from trainer.policies.deepgen.encoder import PromptEncoder
 from trainer.policies.deepgen.loading import load
+from trainer.policies.deepgen.sources import SIDE_MULTIPLE
 from trainer.policies.flow import Conditioning
-from trainer.policies.frozen import Autoencoder, check_size, own_noise_levels
-from trainer.policies.lora import prepare_network
+from trainer.policies.frozen import Autoencoder, check_size, check_sources, own_noise_levels
+from trainer.policies.lora import autocast, prepare_network
 from trainer.types import Prompt
 
 
@@ -32,7 +33,9 @@ class DeepGenFlow:
         self.network: nn.Module = prepare_network(self.networks.transformer, config, config.lora, device)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Any text can be drawn, and source pictures were checked when the prompts were read."""
+        """Any text can be drawn, and sources but the narrowest."""
+        limit = self.transformer.pos_embed_max_size * self.vae.factor * self.transformer.patch_size
+        check_sources(prompts, self.config.image_size**2, SIDE_MULTIPLE, limit)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         height, width = height or self.config.image_size, width or self.config.image_size
@@ -50,7 +53,7 @@ class DeepGenFlow:
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         more = {name: tensor for name, tensor in conditioning.items() if name not in ("states", "pooled")}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with autocast(self.config, self.device):
             out: Tensor = network(
                 hidden_states=x,
                 encoder_hidden_states=conditioning["states"],

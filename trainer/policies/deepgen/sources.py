@@ -5,7 +5,6 @@ Axes: H, W pixels; N patches of a picture.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from trainer.policies.frozen import fitted
 
 SIDE_MULTIPLE = 32  # pixels; 28 of them, two patches of 14, are one token of the vision tower
 _TOWER_SCALE = 28 / 32
@@ -26,8 +27,7 @@ def read_source(path: str | Path, area: int) -> Tensor:
     """A picture (H, W, 3), uint8, of about `area` pixels, its sides multiples of 32, little distorted."""
     with Image.open(path) as picture:
         rgb = picture.convert("RGB")
-    scale = math.sqrt(area / (rgb.width * rgb.height))
-    width, height = (max(1, round(side * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in rgb.size)
+    width, height = fitted(rgb.size, area, SIDE_MULTIPLE)
     pixels = bytearray(rgb.resize((width, height), Image.Resampling.BICUBIC).tobytes())
     return torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3)
 
