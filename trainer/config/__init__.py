@@ -151,6 +151,11 @@ class Config(Section):
             name: column.patience_s + 2 * services[column.service].timeout_s
             for name, column in self.rewards.columns.items()
         }
+        if self.rewards.columns and self.distributed.timeout_s <= self.rewards.ready_timeout_s:
+            raise ValueError(
+                f"distributed.timeout_s = {self.distributed.timeout_s:g} is not above rewards.ready_timeout_s = "
+                f"{self.rewards.ready_timeout_s:g}, so the other ranks would give up first; raise it"
+            )
         name = max(waits, key=lambda name: waits[name], default=None)
         if name is not None and self.distributed.timeout_s <= waits[name]:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Above a reward's failure rate the run pauses: it waits for the service, then asks once more, or stops with a reason.
 
-An evaluation is made of few scores and nothing trains meanwhile, so it waits out every outage, whatever the rate.
+An evaluation is made of few scores and nothing trains meanwhile, so it waits out every outage, whatever the rate. Its
+batches come one after another, and other ranks wait for the last: an outage costs them `patience_s` once, not each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class FailureGuard:
         self._dispatcher = dispatcher
         self._on_event = on_event
         self._windows = {name: FailureWindow(column.failure_window) for name, column in config.columns.items()}
+        self._outages: dict[str, tuple[float, float]] = {}  # when one that did not end began, and was last seen
         self.interrupted = asyncio.Event()
 
     async def review(self, micros: Sequence[MicroBatch], names: Sequence[str], *, patient: bool) -> str | None:
@@ -46,6 +48,7 @@ class FailureGuard:
         window.add(_answers(micros, name))
         bearable = window.rate <= limit
         if bearable and not (patient and any(answer.code in _OUTAGES for answer in _answers(micros, name))):
+            self._outages.pop(name, None)
             return None
         caller = self._callers[self._config.columns[name].service]
         urls = ", ".join(endpoint.url for endpoint in caller.pool.endpoints)
@@ -81,8 +84,10 @@ class FailureGuard:
 
     async def _wait(self, name: str, caller: ServiceCaller) -> str | None:
         """Wait until a URL is ready and scores the canary. None then; else why the wait ended."""
-        patience_s = self._config.columns[name].patience_s
-        waiting = asyncio.ensure_future(self._any_url_scores(name, caller, time.monotonic() + patience_s))
+        patience_s, now = self._config.columns[name].patience_s, time.monotonic()
+        began, seen = self._outages.pop(name, (now, now))
+        began = began if now - seen <= patience_s else now
+        waiting = asyncio.ensure_future(self._any_url_scores(name, caller, began + patience_s))
         interrupted = asyncio.ensure_future(self.interrupted.wait())
         await asyncio.wait({waiting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         interrupted.cancel()
@@ -91,6 +96,8 @@ class FailureGuard:
             await asyncio.gather(waiting, return_exceptions=True)
             return "the wait was interrupted"
         problem = waiting.result()
+        if problem is not None:
+            self._outages[name] = began, time.monotonic()
         return problem and f"it did not come back within patience_s = {patience_s:g} s: {problem}"
 
     async def _any_url_scores(self, name: str, caller: ServiceCaller, deadline: float) -> str | None:

@@ -113,6 +113,30 @@ def test_an_evaluation_without_its_service_is_no_reason_to_stop_where_failures_a
     assert scores.failures["r"] == Counter(unavailable=4)
 
 
+@pytest.mark.parametrize("max_failure_rate", [0.5, 1.0])
+def test_an_outage_costs_an_evaluation_its_patience_once_not_each_batch(
+    flaky: Flaky, connect: Any, max_failure_rate: float
+) -> None:
+    """Other ranks wait for this one's last batch, no longer than `distributed.timeout_s` allows for one."""
+    column = {"max_failure_rate": max_failure_rate, "patience_s": 2.0, "canary": "none"}
+    client = connect(flaky.server, columns={"r": column}, max_attempts=1)
+
+    def evaluate(first: int) -> float:
+        batch = client.batch(["r"])
+        batch.submit(make_samples(4, {}, first=first))
+        started = time.monotonic()
+        batch.collect()
+        return time.monotonic() - started
+
+    flaky.down()
+    waits = [evaluate(4 * n) for n in range(5)]
+    assert waits[0] > 1.5 and sum(waits[1:]) < 1.5
+    flaky.up()
+    evaluate(20)
+    flaky.down()
+    assert evaluate(24) > 1.5, "another outage has patience of its own"
+
+
 def test_patience_runs_out_and_the_reason_says_what_to_do(flaky: Flaky, connect: Any) -> None:
     client = connect(flaky.server, columns={"r": {"max_failure_rate": 0.5, "patience_s": 0.5}}, max_attempts=1)
     flaky.down()
