@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from trainer.data import load_train_prompts
 from trainer.distributed import World, world
 from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
-from trainer.export.source import find_checkpoint
+from trainer.export.source import find_checkpoint, none_yet
 from trainer.metrics import plain_numbers, write_atomic
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
@@ -39,10 +40,10 @@ def evaluate_checkpoint(
         against: the folder of another evaluation (with scores.jsonl) of the same prompts, for paired gains.
 
     Returns:
-        The folder with scores.jsonl, evaluation.json, tables and pictures.
+        The folder with scores.jsonl, evaluation.json, and of each set with `scoring` its table and pictures.
 
     Raises:
-        ConfigError: the recipe has no evaluation set, or `against` has no scores.
+        ConfigError: the recipe has no evaluation set, `against` has no scores, or the folder cannot be written.
         CheckpointError, DataError, RewardServiceError, StopTrainingError: as in training.
     """
     train_rows = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts]
@@ -52,9 +53,10 @@ def evaluate_checkpoint(
     start = [] if against is None else read_outcomes(against)
     if against is not None and not start:
         raise ConfigError(f"--against {against}: no scores.jsonl there that can be read; give an evaluation's folder")
-    checkpoint = None if source == BASE else find_checkpoint(Path(source) if source else config.run_dir)
+    checkpoint = None if source == BASE else _named_or_newest(source, config.run_dir)
     label = BASE if checkpoint is None else f"{checkpoint.path.name}-{weights}"
     folder = output or config.run_dir / "evaluations" / label
+    _check_writable(folder)
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
         torch.manual_seed(config.seed)  # as training does: what has no file starts from random weights
@@ -71,6 +73,25 @@ def evaluate_checkpoint(
         results = rounds.put_together(scored, folder, step, start)
         _write(folder, results, label, group)
     return folder
+
+
+def _named_or_newest(source: str | None, run_dir: Path) -> Checkpoint:
+    if source is None and not (run_dir / "checkpoints").is_dir():
+        raise none_yet(run_dir)  # the recipe names the folder, and training fills it: its path is not wrong
+    return find_checkpoint(run_dir if source is None else Path(source))
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder and try it, before minutes of drawing whose results would have no place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of the evaluation, {folder}, cannot be written: {error.strerror}; correct its owner, or give "
+            f"another with --output"
+        ) from error
 
 
 @torch.no_grad()

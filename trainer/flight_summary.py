@@ -25,19 +25,45 @@ _COLUMNS = {
 
 
 def print_flight(run_dir: Path) -> None:
-    """Print the newest record of a run folder; of several ranks', the first that failed itself.
+    """Print the newest record of a run folder; of several ranks', the first that failed itself. What cannot be read is
+    left out and named.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or none that can be read.
     """
-    records = sorted((run_dir / "flight").glob("step_*.json"))
+    folder = run_dir / "flight"
+    paths = sorted(folder.glob("step_*.json"))
+    if not paths:
+        raise ConfigError(f"no flight record under {folder}: they are written when a run crashes")
+    records: dict[Path, Any] = {}
+    unreadable: list[str] = []
+    for path in paths:
+        try:
+            records[path] = _read(path)
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{path.name} ({getattr(error, 'strerror', None) or error})")
     if not records:
-        raise ConfigError(f"no flight record under {run_dir / 'flight'}: they are written when a run crashes")
-    newest = _newest({path: json.loads(path.read_text(encoding="utf-8")) for path in records})
-    print("\n".join(summary(newest)))
+        raise ConfigError(
+            f"no flight record under {folder} can be read: {', '.join(unreadable)}; the disk may have been full when the "
+            f"run crashed: look at what it printed"
+        )
+    if unreadable:  # first: one of them may be of the last crash
+        print(f"Records that cannot be read: {', '.join(unreadable)}")
+    newest = _newest(records)
+    print("\n".join(summary(newest, records[newest])))
     others = [path.name for path in records if path != newest]
     if others:
         print(f"Other records: {', '.join(others)}")
+
+
+def _read(path: Path) -> Any:
+    """A record. Raises OSError or ValueError where it is none, such as one that was cut off."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise ValueError("it is no JSON object")
+    if missing := {"rank", "world_size", "written", "error", "steps"} - record.keys():
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    return record
 
 
 def _newest(records: Mapping[Path, Any]) -> Path:
@@ -54,9 +80,8 @@ def _newest(records: Mapping[Path, Any]) -> Path:
     return max(of_last, key=worth)
 
 
-def summary(path: Path) -> Iterator[str]:
-    """The lines that matter of a record."""
-    record = json.loads(path.read_text(encoding="utf-8"))
+def summary(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that matter of the record in `path`."""
     yield f"{path}: rank {record['rank']} of {record['world_size']}, written {record['written']}"
     yield f"{record['error']['type']}: {record['error']['message']}"
     steps = record["steps"]

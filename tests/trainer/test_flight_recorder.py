@@ -321,3 +321,32 @@ def test_of_several_ranks_the_one_that_failed_is_shown(tmp_path: Path, capsys: p
     print_flight(tmp_path)
     told = capsys.readouterr().out
     assert "KeyError: 'missing'" in told and "Other records: step_000003.json" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"step": 4, "rank": 0, "wri', "Unterminated string"),
+        (b"", "Expecting value"),
+        (b"\xff\xfe", "can't decode"),
+        (b"[]", "it is no JSON object"),
+        (b'{"step": 4, "rank": 0, "world_size": 1, "error": {}}', "it has no steps, written"),
+    ],
+)
+def test_a_record_that_was_cut_off_is_left_out_and_named(
+    tmp_path: Path, content: bytes, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flight").mkdir()
+    (tmp_path / "flight" / "step_000004.json").write_bytes(content)
+    assert main(["flight", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: no flight record under {tmp_path / 'flight'} can be read: step_000004.json (")
+    assert reason in error and "look at what it printed" in error and error.count("\n") == 1
+
+    flight = recorder(tmp_path)
+    add(flight, 3, 4, torch.zeros(4), torch.ones(4), {})
+    flight.write(RuntimeError("boom"))
+    assert main(["flight", str(tmp_path)]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()[:3]
+    assert first.startswith("Records that cannot be read: step_000004.json (") and reason in first
+    assert "step_000003.json: rank 0" in second and third == "RuntimeError: boom"

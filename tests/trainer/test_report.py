@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import save_file
 
 from tests.support.chromium import look_at
+from trainer.__main__ import main
 from trainer.config import ConfigError, LoggingConfig
 from trainer.metrics import Recorder
 from trainer.report import build_report
@@ -734,6 +735,15 @@ def test_building_again_replaces_the_page_whole(tmp_path: Path) -> None:
     assert build_report(run) == run / "report.html"
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not list(run.glob(".*"))
+
+
+def test_a_page_that_cannot_be_replaced_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fabricate(tmp_path / "run", steps=2)
+    (run / "report.html").mkdir()
+    assert main(["report", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: the report {run / 'report.html'} cannot be written: Is a directory; correct the owner of" in error
+    assert error.count("\n") == 1 and not list(run.glob(".*"))
 
 
 def test_the_same_folder_gives_the_same_page(finished: Path) -> None:

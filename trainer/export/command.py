@@ -30,7 +30,7 @@ def export_run(
         verify: draw pictures before and after, too.
 
     Raises:
-        ConfigError: the policy has no such format, or the output exists.
+        ConfigError: the policy has no such format, or the output exists or cannot be written.
         CheckpointError: there is no usable checkpoint.
         ExportError: what was read back is not what was trained; nothing is left behind.
     """
@@ -39,13 +39,11 @@ def export_run(
     checkpoint = find_checkpoint(source)
     config = run_config(checkpoint)
     exporter = _exporter(config, to)
-    print(f"Reading {checkpoint.path} ({weights} weights of step {checkpoint.step})")
-    model = build_model(config, checkpoint, weights)
-    settle(model, DTYPES[dtype], merge=not exporter.adapters)
-    writing = output.with_name(f".writing_{output.name}")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
+    writing = _new_folder(output)  # before the work: what cannot be written is known now
     try:
+        print(f"Reading {checkpoint.path} ({weights} weights of step {checkpoint.step})")
+        model = build_model(config, checkpoint, weights)
+        settle(model, DTYPES[dtype], merge=not exporter.adapters)
         print(f"Writing {to} in {dtype}")
         exporter.write(model, writing, DTYPES[dtype])
         reloaded = exporter.reload(config.policy, writing, torch.device("cpu"))
@@ -58,6 +56,19 @@ def export_run(
     finally:
         shutil.rmtree(writing, ignore_errors=True)
     return output
+
+
+def _new_folder(output: Path) -> Path:
+    """An empty folder beside `output`, which is renamed to it when all is written."""
+    writing = output.with_name(f".writing_{output.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    try:
+        writing.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {output} cannot be written: {error.strerror}; correct the path, or the owner of the folder above it"
+        ) from error
+    return writing
 
 
 def _exporter(config: Config, to: str) -> Exporter:

@@ -9,12 +9,15 @@ from typing import Literal
 import torch
 
 from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints
+from trainer.checkpoint.manifest import MANIFEST
+from trainer.checkpoint.retention import BEST
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.policies import FLOW_MODELS
 from trainer.policies.flow import FlowModel
 
 Weights = Literal["average", "trained"]
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -24,20 +27,46 @@ def find_checkpoint(path: Path) -> Checkpoint:
         path: a checkpoint's folder; a run's folder, for its newest usable one; or `checkpoints/best`, for that one.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or the path is something else.
     """
     if path.is_file():
         return _checked(path.parent / _best(path))
     is_run = (path / "checkpoints").is_dir()
+    # A state without its manifest is a damaged checkpoint: `_checked` says so.
+    if not is_run and not any((path / name).is_file() for name in (MANIFEST, "state.json")):
+        raise _no_checkpoint(path)
     candidates = list_checkpoints(path / "checkpoints")[::-1] if is_run else [path]
     if not candidates:
-        raise CheckpointError(f"{path} has no checkpoint yet: train first, or give another run's folder")
+        raise none_yet(path)
     for candidate in candidates[:-1]:
         try:
             return _checked(candidate)
         except CheckpointError as error:
             print(f"passed over: {error}")
     return _checked(candidates[-1])
+
+
+def none_yet(run_dir: Path) -> CheckpointError:
+    """The error for a run that has saved nothing."""
+    return CheckpointError(f"{run_dir} has no checkpoint yet: train first, or give another run's folder")
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    """The error for a path that is neither a checkpoint nor a run's folder with checkpoints. None of it is ours to
+    delete, so no message says that."""
+    if any((path / name).is_file() for name in _RUN_FILES):
+        return none_yet(path)
+    if path.is_dir():
+        return CheckpointError(
+            f"{path} is neither a run's folder nor a checkpoint: give a folder under outputs/, or a step_... folder of "
+            f"its checkpoints/"
+        )
+    if path.name == BEST and path.absolute().parent.name == "checkpoints" and path.parent.is_dir():
+        return CheckpointError(
+            f"there is no {path}: checkpoints/best needs checkpoint.keep_best, and a saved step that was evaluated; give "
+            f"the run's folder for its newest checkpoint"
+        )
+    return CheckpointError(f"there is no such folder as {path}: correct the path, or give a folder under outputs/")
 
 
 def _best(pointer: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from trainer.config import ConfigError
 from trainer.metrics import write_atomic
 from trainer.progress import duration
 from trainer.report.evaluation import evaluation_part
@@ -35,7 +36,7 @@ _FILES = {
     "metrics.jsonl": "every number of this page, one JSON object a step",
     "summary.json": "the result in short",
     "samples": "evaluation pictures with what was read and how they scored",
-    "eval": "per evaluation every picture's scores, alarms, benchmark tables, and the pictures of the last ones",
+    "eval": "per evaluation every picture's scores, alarms, benchmark tables, and the last pictures of benchmarks",
     "checkpoints": "weights, averaged weights and what an exact resume needs",
     "logs": "TensorBoard files and the logs of services that were started",
 }
@@ -67,11 +68,18 @@ def build_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder, finished or not, and return its path. It is replaced as a whole.
 
     Raises:
-        ConfigError: the folder is missing or holds no run.
+        ConfigError: the folder is missing or holds no run, or the page cannot be written.
     """
     run = load_run(Path(run_dir))
     path = run.path / "report.html"
-    write_atomic(path, render(run, datetime.now(UTC)))
+    page = render(run, datetime.now(UTC))
+    try:
+        write_atomic(path, page)
+    except OSError as error:
+        raise ConfigError(
+            f"the report {path} cannot be written: {error.strerror}; correct the owner of {run.path}, free space, or move "
+            f"what is in its place away"
+        ) from error
     return path
 
 

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings
 
 from services.common.judge.client import JudgeEndpoint
 from services.common.judge.content import ImageFormat
-from services.common.settings import ServiceSettings
+from services.common.settings import ServiceSettings, is_loopback, without_password
 
 
 class JudgeOptions(BaseSettings):
@@ -41,6 +41,15 @@ class JudgeOptions(BaseSettings):
     def _has_no_password(cls, url: str) -> str:
         if "@" in urlsplit(url).netloc:
             raise ValueError("a password there would be shown in messages: give a key with --judge-key-file")
+        return url
+
+    @field_validator("judge_url")
+    @classmethod
+    def _has_a_port_that_can_be(cls, url: str) -> str:
+        try:
+            _ = urlsplit(url).port
+        except ValueError as error:
+            raise ValueError("its port is no number up to 65535: give one such as http://127.0.0.1:8001") from error
         return url
 
     @model_validator(mode="after")
@@ -72,3 +81,29 @@ class JudgeOptions(BaseSettings):
 
 class JudgeSettings(JudgeOptions, ServiceSettings):
     """Base of the settings of a service that asks a judge."""
+
+    @model_validator(mode="after")
+    def _judge_is_another(self) -> Self:
+        """A gateway that waits for itself answers itself 429 for ever, and never says why."""
+        if self.port and _port_of(self.judge_url) == self.port and _same_host(self.judge_url, self.host):
+            other = 8002 if self.port == 8001 else 8001
+            raise ValueError(
+                f"--judge-url {without_password(self.judge_url)} is this gateway's own address: start vLLM on another "
+                f"port, such as {other}, and name that"
+            )
+        return self
+
+
+def _port_of(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _same_host(url: str, host: str) -> bool:
+    """Whether a URL's host is what a service listens on: the same name, or both are this machine's own."""
+    asked = urlsplit(url).hostname or ""
+    return asked == host.lower() or (_is_this_machine(asked) and _is_this_machine(host.lower()))
+
+
+def _is_this_machine(host: str) -> bool:
+    return is_loopback(host) or host in ("0.0.0.0", "::")

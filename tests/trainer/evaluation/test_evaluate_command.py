@@ -74,3 +74,35 @@ def test_what_cannot_be_evaluated_is_said(
     assert "is of another model than `policy`" in capsys.readouterr().err
     assert main(["evaluate", str(recipe("fresh")), "--checkpoint", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["/dev/null/x", "/proc"])
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_drawn(
+    recipe: Callable[..., Path], output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.evaluate.build_policy", lambda *_, **__: pytest.fail("it is known before the work"))
+    assert main(["evaluate", str(recipe()), "--checkpoint", "base", "--output", output]) == 2
+    error = capsys.readouterr().err
+    assert f"error: the folder of the evaluation, {output}, cannot be written: " in error
+    assert "another with --output" in error and error.count("\n") == 1
+
+
+def test_before_any_training_there_is_no_checkpoint_yet(
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where an evaluation of the base has made the run's folder."""
+    path = recipe()
+    run_dir = load_config(path, Config).run_dir
+    for _ in range(2):
+        assert main(["evaluate", str(path)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {run_dir} has no checkpoint yet: train first")
+        (run_dir / "evaluations" / "base").mkdir(parents=True, exist_ok=True)
+
+
+def test_pictures_are_written_of_sets_with_scoring_alone(trained: Path) -> None:
+    """As docs/evaluation.md says: this recipe waits and has no judge, so its pictures are scored and forgotten."""
+    run_dir = load_config(trained, Config).run_dir
+    assert main(["evaluate", str(trained)]) == 0
+    for folder in (run_dir / "eval", run_dir / "evaluations"):
+        assert list(folder.rglob("scores.jsonl")) and not list(folder.rglob("*.png"))
+    assert list((run_dir / "samples" / "step_000002").glob("*.png"))

@@ -132,13 +132,52 @@ def test_refusals_name_the_remedy(run: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="there exists: give --output a folder that does not"):
         export_run(run, tmp_path / "there", to="safetensors")
-    with pytest.raises(CheckpointError, match=r"manifest\.json is missing"):
-        export_run(tmp_path / "there", tmp_path / "out", to="safetensors")
     assert main(["export", str(tmp_path / "there"), "--to", "safetensors", "--output", str(tmp_path / "out")]) == 2
     assert "error: " in capsys.readouterr().err
     shutil.rmtree(run / "checkpoints" / "step_000003")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         export_run(run, tmp_path / "out", to="safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("nowhere", "there is no such folder as {path}: correct the path"),
+        ("elsewhere", "{path} is neither a run's folder nor a checkpoint: give a folder under outputs/"),
+        ("outputs/run/checkpoints", "{path} is neither a run's folder nor a checkpoint"),
+        ("outputs/begun", "{path} has no checkpoint yet: train first"),
+        ("outputs/run/checkpoints/best", "there is no {path}: checkpoints/best needs checkpoint.keep_best"),
+    ],
+)
+def test_what_is_no_checkpoint_is_never_to_be_deleted(
+    run: Path, tmp_path: Path, given: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (run.parent / "begun").mkdir()
+    shutil.copy(run / "config.yaml", run.parent / "begun")
+    path = tmp_path / given
+    assert main(["export", str(path), "--to", "safetensors", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {told.format(path=path)}" in error
+    assert "delete" not in error and error.count("\n") == 1
+
+
+def test_a_checkpoint_without_its_manifest_is_called_damaged(run: Path, tmp_path: Path) -> None:
+    """Its state says what it was meant to be."""
+    (run / "checkpoints" / "step_000003" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"is not a usable checkpoint \(manifest\.json is missing\)"):
+        export_run(run / "checkpoints" / "step_000003", tmp_path / "out", to="safetensors")
+
+
+@pytest.mark.parametrize("output", ["/proc/foo/x", "/dev/null/x"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    run: Path, output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.export.command.build_model", lambda *_: pytest.fail("it is known before the work"))
+    assert main(["export", str(run), "--to", "safetensors", "--output", output]) == 2
+    error = capsys.readouterr().err
+    assert f"error: --output {output} cannot be written: " in error and "correct the path" in error
+    assert error.count("\n") == 1
 
 
 def test_a_checkpoint_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
