@@ -299,35 +299,6 @@ def test_a_broken_field_is_named_with_what_it_must_be(
     assert isinstance(given, dict) or f"(given: {given!r})" in lines[0]
 
 
-@pytest.mark.parametrize(
-    "urls",
-    [
-        "['http://lab:TOKEN@h:1']",
-        "['http://h:1', 'http://lab:TOKEN@h:1']",
-        "http://lab:TOKEN@h:1",  # no list
-        "['lab:TOKEN@h:1']",  # no scheme
-        "['http://lab:TO/KEN@h:1']",  # a token that ends the host
-        "['http://lab:TOKEN@h:1', 'nonsense']",  # the others are wrong, too
-    ],
-)
-def test_a_token_in_an_address_is_refused_and_not_repeated(tmp_path: Path, urls: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        load_config(write(tmp_path, BASE), Config, [f"rewards.services.ocr.urls={urls}"])
-    _, line = str(raised.value).splitlines()
-    assert line.startswith("  rewards.services.ocr: urls has an address with a user name or a password (before an @)")
-    assert "token_file" in line
-    assert "TOKEN" not in line and "KEN@" not in line
-
-
-@pytest.mark.parametrize("url", ["http://h:99999", "http://h:port", "http://[::1", "ftp://h:1", "http://", "h:1"])
-def test_an_address_that_is_none_is_named_with_the_form_it_has(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        load_config(write(tmp_path, BASE), Config, [f"rewards.services.ocr.urls=['{url}']"])
-    assert f"  rewards.services.ocr.urls: {url!r} is no address of a service; write it like http://" in str(
-        raised.value
-    )
-
-
 @pytest.mark.parametrize("model", [Config, SftConfig])
 def test_every_field_is_explained(model: type[BaseModel]) -> None:
     """A sentence each; a section's is its class docstring."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -41,12 +41,22 @@ class ServiceConfig(Section):
     image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
     nice: int = Field(0, ge=0, le=19, description="Politeness of a started service: 19 leaves the CPU to the trainer.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_passwords(cls, raw: Any) -> Any:
+        # Of the whole section and before its fields: a message about the field would repeat what it holds.
+        if isinstance(raw, dict) and "@" in str(raw.get("urls")):
+            raise ValueError(
+                "urls has an address with a user name or a password (before an @), which would end up in logs and in "
+                "config.yaml; put the token into a file and name it in token_file"
+            )
+        return raw
+
     @field_validator("urls")
     @classmethod
     def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if not _is_address(url):
                 raise ValueError(f"{url!r} is no address of a service; write it like http://127.0.0.1:18082")
         return urls
 
@@ -60,6 +70,15 @@ class ServiceConfig(Section):
         if self.hedge and len(self.urls) == 1:
             raise ValueError("hedge asks a second URL, and urls has 1; give at least 2 or set hedge: false")
         return self
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number from 0 to 65535
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 class RewardConfig(Section):

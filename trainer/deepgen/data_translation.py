@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from typing import Any
 
 from trainer.config.base import ConfigError
-from trainer.deepgen.dataset_yaml import read_dataset_yaml
+from trainer.deepgen.dataset_yaml import prompt_format, read_dataset_yaml
 from trainer.deepgen.eval_yaml import read_eval_yaml
 from trainer.deepgen.recipe_text import Line
 from trainer.deepgen.rewards import PORTS, REWARDS, Served
@@ -17,9 +18,10 @@ def count_prompts(args: argparse.Namespace) -> int:
     from trainer.prompts import DataError, read_prompt_file
 
     try:
-        if args.dataset_config is None:
-            return len(read_prompt_file(args.prompts_file, dataset="prompts").prompts)
-        sets = read_dataset_yaml(args.dataset_config)["train"]
+        if not args.dataset_config:
+            sets = [_prompts_file(args)]
+        else:
+            sets = read_dataset_yaml(args.dataset_config, tell=False)["train"]  # data_lines tells
         return sum(len(read_prompt_file(s["path"], dataset="d", format=s.get("format", "auto")).prompts) for s in sets)
     except DataError as error:
         raise ConfigError(f"--num_train_epochs counts prompts, but {error}. Or give --max_steps") from error
@@ -45,14 +47,24 @@ def data_lines(args: argparse.Namespace) -> dict[str, Line]:
 def _with_reward_funcs(args: argparse.Namespace) -> tuple[list[str], dict[str, Line]]:
     for name in args.reward_funcs:
         if not isinstance(REWARDS.get(name), Served):
-            raise ConfigError(f"--reward_funcs {name}: {_why_not(name)}; leave it out")
+            remedy = "leave it out" if name in REWARDS else _nearest(name)
+            raise ConfigError(f"--reward_funcs {name}: {_why_not(name)}; {remedy}")
     rewards = dict.fromkeys(args.reward_funcs, 1.0)
-    return args.reward_funcs, {"data.train": Line([{"path": args.prompts_file, "rewards": rewards}])}
+    return args.reward_funcs, {"data.train": Line([_prompts_file(args) | {"rewards": rewards}])}
+
+
+def _prompts_file(args: argparse.Namespace) -> dict[str, Any]:
+    return {"path": args.prompts_file, **prompt_format(args.prompts_file)}
 
 
 def _with_dataset_config(args: argparse.Namespace) -> tuple[list[str], dict[str, Line]]:
     lines = {"data.dataset_config": Line(args.dataset_config)}
     sets = read_dataset_yaml(args.dataset_config)["train"]
+    for i, each in enumerate(sets):
+        for name in each["rewards"]:
+            if name not in REWARDS:
+                where = f"{args.dataset_config}: datasets.{i}.rewards"
+                raise ConfigError(f"{where}: {name}: {_why_not(name)}; {_nearest(name)}")
     names = list(dict.fromkeys(name for each in sets for name in each["rewards"]))
     ignored = [name for name in names if not isinstance(REWARDS.get(name), Served)]
     if ignored:
@@ -63,6 +75,11 @@ def _with_dataset_config(args: argparse.Namespace) -> tuple[list[str], dict[str,
 
 def _why_not(name: str) -> str:
     return str(REWARDS.get(name, "DeepGen-RL has no such reward"))
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, REWARDS, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(REWARDS)}; leave out any other"
 
 
 def _service(name: str) -> dict[str, Any]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.config.base import ConfigError
+from trainer.config.base import ConfigError, say
 from trainer.config.file import read_yaml
+from trainer.deepgen.names import fitting_name, renamed
 
 SAMPLING_MODES = ("sample_proportional", "weight_only")
 _FIELDS = ("name", "path", "sample_weight", "rewards")
 
 
-def read_dataset_yaml(path: str | Path) -> dict[str, Any]:
+def read_dataset_yaml(path: str | Path, *, tell: bool = True) -> dict[str, Any]:
     """Read DeepGen-RL's data-set YAML as it is, as the fields `sampling_mode` and `train` of our `data` section.
 
     A set's share of the draws is its `sample_weight` times its number of prompts (`sample_proportional`, the default),
-    or its `sample_weight` alone (`weight_only`). Paths count from the YAML file.
+    or its `sample_weight` alone (`weight_only`). Paths count from the YAML file. A name that cannot be one
+    of ours is changed.
+
+    Args:
+        tell: say which names were changed.
 
     Raises:
         ConfigError: what DeepGen-RL would have passed over or crashed on later: rewards that are no list of mappings, a
@@ -36,7 +42,23 @@ def read_dataset_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: datasets: must be a list of entries with path and rewards, at least one")
     train = [_read_entry(f"{path}: datasets.{i}", entry, path.parent) for i, entry in enumerate(entries)]
-    return {"sampling_mode": mode, "train": tuple(train)}
+    return {"sampling_mode": mode, "train": tuple(_with_fitting_names(path, train, tell))}
+
+
+def prompt_format(path: str) -> dict[str, str]:
+    """The `format` of a prompt file of theirs, where it does not go without saying: no row of a .jsonl is ours."""
+    return {"format": "rows"} if path.lower().endswith(".jsonl") else {}
+
+
+def _with_fitting_names(path: Path, train: list[dict[str, Any]], tell: bool) -> Iterator[dict[str, Any]]:
+    taken = {each.get("name") or Path(each["path"]).stem for each in train}
+    for i, each in enumerate(train):
+        fit = fitting_name(each["name"], taken) if "name" in each else None
+        if fit is not None and fit != each["name"]:
+            taken.add(fit)
+            if tell:
+                say(renamed(f"{path}: datasets.{i}.name", each["name"], fit))
+        yield each if fit is None else {**each, "name": fit}
 
 
 def _read_entry(where: str, entry: Any, folder: Path) -> dict[str, Any]:
@@ -57,9 +79,7 @@ def _read_entry(where: str, entry: Any, folder: Path) -> dict[str, Any]:
     }
     if name is not None:
         train["name"] = name
-    if path.lower().endswith(".jsonl"):
-        train["format"] = "rows"
-    return train
+    return train | prompt_format(path)
 
 
 def _rewards(where: str, value: Any) -> dict[str, float]:

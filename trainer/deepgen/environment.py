@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,32 +28,51 @@ def environment_overrides(environment: Mapping[str, str], raw: Mapping[str, Any]
             continue
         missing = _missing(variable, raw)
         if missing is not None:
-            say(f"{name}={text} is not used: {missing}")
+            say(f"{name}={_shown(name, text)} is not used: {missing}")
             continue
         for field, value in _values(name, text, variable).items():
-            say(f"{name} sets {field} = {value}")
+            if variable.in_sections and _at(raw, _section(field)) is None:
+                continue
+            say(f"{name} sets {field} = {_shown(name, str(value))}")
             overrides.append(f"{field}={json.dumps(value)}")
     return overrides
 
 
 def _values(name: str, text: str, variable: Variable) -> Mapping[str, Any]:
     if variable.convert is None:
-        say(f"{name}={text} is not used: {variable.remark}")
+        say(f"{name}={_shown(name, text)} is not used: {variable.remark}")
         return {}
     try:
         return variable.convert(text)
     except ValueError as error:
-        raise ConfigError(f"the environment has {name}={text!r}: {error}") from error
+        raise ConfigError(f"the environment has {name}={_shown(name, text)!r}: {error}") from error
+
+
+def _shown(name: str, text: str) -> str:
+    """`text` without the user names and passwords in addresses; those of a variable for them may lack their http://."""
+    is_address = name.endswith(("_URL", "_ADDR")) or "://" in text
+    return re.sub(r"(\w+://)?[^\s'\"]*@", r"\1", text) if is_address else text
 
 
 def _missing(variable: Variable, raw: Mapping[str, Any]) -> str | None:
     """Why the variable has nothing to act on in this recipe."""
+    if variable.in_sections:
+        sections = [_section(field) for field in (variable.field or "").split(", ")]
+        there = any(_at(raw, section) is not None for section in sections)
+        return None if there else f"the recipe has no {' and no '.join(sections)}"
     if variable.only_if is None:
         return None
     field, wanted = variable.only_if
+    return f"it acts with {field} = {wanted} only" if _at(raw, field) != wanted else None
+
+
+def _section(field: str) -> str:
+    return field.rpartition(".")[0]
+
+
+def _at(raw: Mapping[str, Any], field: str) -> Any:
+    """What the recipe has at the dotted `field`; None where it has nothing."""
     node: Any = raw
     for part in field.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
-    if wanted is None:
-        return f"the recipe has no {field}" if node is None else None
-    return f"it acts with {field} = {wanted} only" if node != wanted else None
+    return node

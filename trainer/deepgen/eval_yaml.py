@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from trainer.config.base import ConfigError
+from trainer.config.base import ConfigError, say
 from trainer.config.file import read_yaml
+from trainer.deepgen.names import fitting_name, renamed
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".parquet", ".csv")
@@ -24,7 +25,7 @@ class EvalDataset:
     """One entry of `datasets`.
 
     Attributes:
-        name: unique in the file; part of metric names (`eval/<name>`).
+        name: unique in the file; part of metric names (`eval/<name>`), so a name that cannot be one is changed.
         path: the prompt file, which is there; a relative one counted from the YAML file.
         duplicates: images per prompt.
         cfg_scale: guidance; None takes the run's. DeepGen-RL's 0 is no guidance.
@@ -66,7 +67,17 @@ def read_eval_yaml(path: str | Path) -> list[EvalDataset]:
                 f"{path}: datasets.{index}.name: {dataset.name!r} comes twice; give each a name of its own"
             )
         found.append(dataset)
-    return found
+    return list(_with_fitting_names(path, found))
+
+
+def _with_fitting_names(path: Path, found: Sequence[EvalDataset]) -> Iterator[EvalDataset]:
+    taken = {each.name for each in found}
+    for index, each in enumerate(found):
+        fit = fitting_name(each.name, taken)
+        if fit != each.name:
+            taken.add(fit)
+            say(renamed(f"{path}: datasets.{index}.name", each.name, fit))
+        yield replace(each, name=fit)
 
 
 def _read_entry(where: str, entry: Any, folder: Path) -> EvalDataset:

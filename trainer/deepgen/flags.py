@@ -103,7 +103,7 @@ FLAGS: dict[str, Flag] = {
     "beta": Flag(
         5e-7,
         ("algorithm.kl_beta",),
-        "scaled with flowgrpo_sde and diffusionnft, whose KL has another divisor there",
+        "scaled with flowgrpo_sde, diffusionnft, and grpoguard on cps_sde, whose KL has another divisor there",
         "number",
     ),
     "atrain_kl_type": Flag("v-based", ("algorithm.kl_type",), "velocity or latent", choices=("x-based", "v-based")),

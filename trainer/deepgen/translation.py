@@ -6,13 +6,16 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from trainer.config.base import ConfigError
 from trainer.deepgen.data_translation import count_prompts, data_lines
+from trainer.deepgen.kl_weight import flow_over_cps
 from trainer.deepgen.recipe_text import Line
 
 _OBJECTIVES = {"flowgrpo": "flow_grpo", "grpoguard": "grpo_guard", "diffusionnft": "diffusion_nft"}
 _SAMPLERS = {"cps_sde": "cps", "flowgrpo_sde": "flow_sde", "dance_sde": "dance_sde"}
+_KL_TYPES: dict[str, Literal["velocity", "latent"]] = {"v-based": "velocity", "x-based": "latent"}
 _REPORTERS = ("tensorboard", "wandb", "swanlab")
 _DEEPSPEED = ("zero2", "zero3", "zero3_offload", "zero3_sd3")
 _KEEP_ALL = 1000
@@ -94,6 +97,8 @@ def _run(args: argparse.Namespace, prompts: int) -> dict[str, Line]:
 
 def _sampling(args: argparse.Namespace, prompts: int, micro: int) -> dict[str, Line]:
     total, n = args.rollout_global_batch_size, args.rollout_n
+    if args.num_inference_steps < 2:
+        raise ConfigError(f"--num_inference_steps {args.num_inference_steps} must be at least 2")
     lines = {
         "sampling.prompts_per_step": Line(
             prompts, f"{total} pictures, {n} of each, over all GPUs, however many there are"
@@ -111,7 +116,7 @@ def _sampling(args: argparse.Namespace, prompts: int, micro: int) -> dict[str, L
     if args.atrain_algorithm == "diffusionnft":
         return lines
     kind, said = _SAMPLERS[args.atrain_sde_sampler], ""
-    if args.atrain_algorithm == "grpoguard" and kind == "cps":
+    if _leaves_cps(args):
         kind, said = "flow_sde", "GRPO-Guard normalises Gaussian log-probabilities, and those of cps_sde are none"
     return lines | {
         "sampling.same_noise": Line(True),
@@ -119,6 +124,10 @@ def _sampling(args: argparse.Namespace, prompts: int, micro: int) -> dict[str, L
         "sampling.noise_level": Line(args.sde_eta),
         "sampling.timestep_fraction": _fraction(args.num_inference_steps, args.timestep_fraction),
     }
+
+
+def _leaves_cps(args: argparse.Namespace) -> bool:
+    return bool(args.atrain_algorithm == "grpoguard" and args.atrain_sde_sampler == "cps_sde")
 
 
 def _fraction(steps: int, theirs: float) -> Line:
@@ -137,13 +146,21 @@ def _guidance(flag: str, scale: float) -> float:
 
 
 def _kl_beta(args: argparse.Namespace) -> Line:
-    """Their weight in the measure of our KL, which has another divisor where the sampler or the objective is not the default."""
+    """Their weight in the measure of our KL, which has another divisor where sampler or objective is not the default."""
     if args.atrain_algorithm == "diffusionnft":
         return Line(50 * args.beta, f"{args.beta:g} there, where this KL is divided by 2 * 0.1^2")
     if args.atrain_sde_sampler == "flowgrpo_sde":
         return Line(
             args.beta / args.num_inference_steps,
             f"{args.beta:g} there, where the KL leaves out the step's length, 1 / {args.num_inference_steps} on average",
+        )
+    if args.beta and _leaves_cps(args):
+        kl_type = _KL_TYPES[args.atrain_kl_type]
+        factor = flow_over_cps(args.num_inference_steps, args.sde_eta, kl_type)
+        return Line(
+            float(f"{args.beta / factor.mean:.3g}"),
+            f"{args.beta:g} there, with cps_sde, of whose KL ours is {factor.mean:.3g} times on average "
+            f"({factor.least:.2g} to {factor.most:.3g} by step)",
         )
     return Line(args.beta)
 
@@ -168,7 +185,7 @@ def _algorithm(args: argparse.Namespace) -> dict[str, Line]:
     else:
         lines["algorithm.clip_range"] = Line(args.clip_range)
         if args.beta:
-            lines["algorithm.kl_type"] = Line({"v-based": "velocity", "x-based": "latent"}[args.atrain_kl_type])
+            lines["algorithm.kl_type"] = Line(_KL_TYPES[args.atrain_kl_type])
     path = args.sftaux_dataset_config or ""
     if path.endswith((".json", ".jsonl")) and args.sftaux_coef:
         lines |= {

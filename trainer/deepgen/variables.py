@@ -5,10 +5,13 @@ docs/migration_deepgen.md shows this table; a test keeps the two equal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.deepgen.rewards import PORTS
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,16 @@ class Variable:
         remark: what differs, or why it is not used; a phrase for the migration page and the start of a run.
         field: the field it sets, dotted; several are joined by commas. None: it sets none.
         convert: its text to values by field. Raises ValueError with what it must be.
-        only_if: (field, value) without which it does not act, as in DeepGen-RL; value None: the field must be there.
+        only_if: (field, value) without which it does not act, as in DeepGen-RL.
+        in_sections: it sets only those of its fields whose section the recipe has.
         quiet: it acts or matters elsewhere, so a run does not mention it.
     """
 
     remark: str
     field: str | None = None
     convert: Callable[[str], Mapping[str, Any]] | None = None
-    only_if: tuple[str, str | None] | None = None
+    only_if: tuple[str, str] | None = None
+    in_sections: bool = False
     quiet: bool = False
 
 
@@ -44,6 +49,11 @@ def _flag(text: str) -> bool:
 
 
 def _url(text: str) -> list[str]:
+    if "@" in text:
+        raise ValueError(
+            "a user name or a password in it would end up in logs; put the token into a file and name that in the "
+            "service's token_file"
+        )
     return [url if "://" in url else f"http://{url}" for url in map(str.strip, text.split(",")) if url]
 
 
@@ -51,14 +61,24 @@ def _sets(
     field: str,
     remark: str = "",
     value: Callable[[str], Any] = str,
-    only_if: tuple[str, str | None] | None = None,
+    only_if: tuple[str, str] | None = None,
 ) -> Variable:
     return Variable(remark, field, lambda text: {field: value(text)}, only_if)
 
 
 def _service_url(service: str, remark: str) -> Variable:
-    section = f"rewards.services.{service}"
-    return _sets(f"{section}.urls", f"{remark}; several, joined by commas, share the load", _url, (section, None))
+    field, remark = f"rewards.services.{service}.urls", f"{remark}; several, joined by commas, share the load"
+    return Variable(remark, field, lambda text: {field: _url(text)}, in_sections=True)
+
+
+def _service_host(text: str) -> dict[str, list[str]]:
+    host = text.strip().removeprefix("http://").rstrip("/")
+    if not re.fullmatch(r"[\w.-]+|\[[0-9A-Fa-f:.]+\]", host):  # a name, or an IPv6 address in brackets
+        raise ValueError(
+            "it must be a host name, such as node7, without a port or any scheme but http://; set OCR_URL or HPS_URL for "
+            "a service at another port or behind https"
+        )
+    return {f"rewards.services.{name}.urls": [f"http://{host}:{PORTS[name]}"] for name in ("ocr", "hps")}
 
 
 def _run_folder(text: str) -> dict[str, Any]:
@@ -78,6 +98,7 @@ _DEEPGEN = ("policy.type", "deepgen")
 _NFT = ("algorithm.objective", "diffusion_nft")
 _NOT_SERVED = "no service of ours gives this reward; leave it out by data.ignore_rewards"
 _OF_THE_SERVICE = "belongs to the reward service: its own flags, `python -m services.{} --help`"
+_OURS_READS = "our {} service reads it as {}: unset it before starting our services on that machine"
 _OF_VLLM = "belongs to the vLLM server: see docs/vllm.md"
 _LIMITS = "the service bounds its own work; ours are rewards.services.*.max_in_flight and the service's flags"
 _LOGS = "no such log: phase times are in metrics.jsonl and the report, what services say is under logs/"
@@ -99,8 +120,11 @@ VARIABLES: dict[str, Variable] = {
     "SFTAUX_DATASET_CONFIG": Variable(
         "a Python file, which is not run; name the JSON of images and texts in algorithm.sft"
     ),
-    "DATA_ROOT": _sets(
-        "algorithm.sft.image_folder", "where image paths of the SFT data start", only_if=("algorithm.sft", None)
+    "DATA_ROOT": Variable(
+        "where image paths of the SFT data start",
+        "algorithm.sft.image_folder",
+        lambda text: {"algorithm.sft.image_folder": text},
+        in_sections=True,
     ),
     "OUTPUT_DIR": Variable(
         "the run's folder; without it the name is fixed by the recipe, not a time stamp, so that a restart resumes",
@@ -117,11 +141,11 @@ VARIABLES: dict[str, Variable] = {
     "INDEX": Variable("set NODE_RANK", quiet=True),  # too common a name to speak of
     "CHIEF_IP": Variable("set MASTER_ADDR"),
     # Rewards
-    "REWARD_SERVICE_ADDR": _sets(
-        "rewards.services.ocr.urls",
-        "the host of the OCR service, at port 18082; OCR_URL wins",
-        lambda text: [f"http://{text.removeprefix('http://').rstrip('/')}:18082"],
-        ("rewards.services.ocr", None),
+    "REWARD_SERVICE_ADDR": Variable(
+        "the host of our OCR and HPS services, at ports 18082 and 18083; OCR_URL and HPS_URL win",
+        "rewards.services.ocr.urls, rewards.services.hps.urls",
+        _service_host,
+        in_sections=True,
     ),
     "OCR_URL": _service_url("ocr", "our OCR service, which also takes DeepGen-RL's requests with `--legacy`"),
     "UNIFIEDREWARD_THINK_URL": _service_url(
@@ -142,11 +166,12 @@ VARIABLES: dict[str, Variable] = {
             "OCR_VLLM",
         )
     },
+    "OCR_WORKERS": Variable(_OURS_READS.format("OCR", "its number of processes")),
+    "HPS_WORKERS": Variable(_OURS_READS.format("HPS", "its number of processes, each with the weights")),
+    "UNIFIEDREWARD_WORKERS": Variable(_OURS_READS.format("UnifiedReward", "`--workers`, which must be at most 256")),
     **{
         f"{name}_WORKERS": Variable(_LIMITS)
         for name in (
-            "OCR",
-            "HPS",
             "AESTHETIC",
             "IMAGE_REWARD",
             "PICKSCORE",
@@ -154,7 +179,6 @@ VARIABLES: dict[str, Variable] = {
             "GEN_EVAL",
             "UNIFIEDREWARD_SGLANG",
             "EDITREWARD",
-            "UNIFIEDREWARD",
             "UNIFIEDREWARD_THINK",
             "OCR_VLLM",
             "UNIGENBENCH",
@@ -164,10 +188,10 @@ VARIABLES: dict[str, Variable] = {
     "VLLM_LOG_STATS": Variable(_OF_VLLM),
     "UNIGENBENCH_MODEL_NAME": Variable(_OF_THE_SERVICE.format("eval")),
     **{f"OCR_VLLM_{name}": Variable(f"ocr_vllm: {_NOT_SERVED}") for name in ("MODEL", "TEMPERATURE", "MAX_TOKENS")},
+    "OCR_PORT": Variable(_OURS_READS.format("OCR", "the port it listens on")),
     **{
         f"OCR_{name}": Variable(_OF_THE_SERVICE.format("ocr"))
         for name in (
-            "PORT",
             "SCORER_IMPL",
             "CASE_SENSITIVE",
             "IGNORE_PUNCT",
@@ -177,10 +201,17 @@ VARIABLES: dict[str, Variable] = {
             "REWARD_MODE",
         )
     },
+    "UNIFIEDREWARD_PORT": Variable(
+        "vLLM's there; " + _OURS_READS.format("UnifiedReward", "the port it listens on itself")
+    ),
+    "UNIFIEDREWARD_MODEL": Variable(
+        "vLLM's there; "
+        + _OURS_READS.format(
+            "UnifiedReward", "the name under which vLLM serves the model, and with `serve` as the model to load"
+        )
+    ),
     **dict.fromkeys(
         (
-            "UNIFIEDREWARD_PORT",
-            "UNIFIEDREWARD_MODEL",
             "UNIFIEDREWARD_VLLM_PARALLEL_MODE",
             "UNIFIEDREWARD_VLLM_DATA_PARALLEL_SIZE",
             "UNIFIEDREWARD_VLLM_TENSOR_PARALLEL_SIZE",

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainer.config import Config, ConfigError, DataConfig
 from trainer.config.file import dump_config, load_config
@@ -125,6 +126,28 @@ def test_their_jsonl_is_read_with_prompt_or_caption(folder: Path) -> None:
     (dataset,) = load_train_prompts(config)
     assert (dataset.name, [p.text for p in dataset.prompts]) == ("rows", ["a dog", "a cow"])
     assert dataset.prompts[0].metadata == {"source": "x"}
+
+
+def test_a_name_that_cannot_be_ours_is_changed_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["my set", "my_set", "my/set", "训练", "a.b-c_d", "x" * 101, ""]
+    entries = [{"path": f"{i}.txt", "name": name, "rewards": [{"ocr": 1.0}]} for i, name in enumerate(names)]
+    found = data_of(folder, yaml.safe_dump({"datasets": [*entries, {"path": "set.txt", "rewards": [{"ocr": 1.0}]}]}))
+    assert [each.dataset_name for each in found.train] == [
+        "my_set_2",
+        "my_set",
+        "my_set_3",
+        "set__",
+        "a.b-c_d",
+        "x" * 90,
+        "set_2",
+        "set",
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    assert said[0] == (
+        f"config: {folder / 'train.yaml'}: datasets.0.name: 'my set' is called my_set_2 here; names hold letters, digits, "
+        "dot, dash and underscore"
+    )
 
 
 def test_a_missing_prompt_file_is_named(folder: Path) -> None:

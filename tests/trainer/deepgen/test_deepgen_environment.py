@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from services.common.settings import ServiceSettings
+from services.eval.settings import EvalSettings
+from services.hps.settings import HpsSettings
+from services.ocr.settings import OcrSettings
+from services.unifiedreward.settings import UnifiedRewardSettings
 from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
 from trainer.config.file import dump_config, load_config
@@ -87,6 +92,62 @@ def test_one_url_wins_over_the_host_and_several_share_the_load(recipe: Path, mon
     assert config.rewards.services["ocr"].urls == ("http://node1:18082", "https://node2:1")
 
 
+TWO_SERVICES = RECIPE.replace('18082"]}', '18082"]}, hps: {urls: ["http://127.0.0.1:18083"]}')
+
+
+@pytest.mark.parametrize("host", ["node7", "http://node7/", " node7 "])
+def test_one_host_is_that_of_ocr_and_hps(recipe: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    recipe.write_text(TWO_SERVICES)
+    services = load(recipe, monkeypatch, {"REWARD_SERVICE_ADDR": host}).rewards.services
+    assert (services["ocr"].urls, services["hps"].urls) == (("http://node7:18082",), ("http://node7:18083",))
+    services = load(recipe, monkeypatch, {"HPS_URL": "node8:1"}).rewards.services
+    assert (services["ocr"].urls, services["hps"].urls) == (("http://node7:18082",), ("http://node8:1",))
+
+
+def test_a_host_without_a_service_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert environment_overrides({"REWARD_SERVICE_ADDR": "node7"}, {}) == []
+    said = capsys.readouterr().err
+    assert "node7 is not used: the recipe has no rewards.services.ocr and no rewards.services.hps" in said
+
+
+@pytest.mark.parametrize(
+    "url", ["http://lab:TOKEN@h:1", "lab:TOKEN@h:1", "TOKEN@h", "http://h:1,http://lab:TO,KEN@h:2"]
+)
+def test_a_token_in_an_address_is_never_shown(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    # Neither is used: the recipe has no such service, and we serve no such reward.
+    load(recipe, monkeypatch, {"HPS_URL": url, "AESTHETIC_URL": url})
+    with pytest.raises(ConfigError) as raised:
+        load(recipe, monkeypatch, {"OCR_URL": url})
+    assert "the environment has OCR_URL='" in str(raised.value) and "token_file" in str(raised.value)
+    with pytest.raises(ConfigError) as other:
+        load(recipe, monkeypatch, {"OCR_URL": "", "REWARD_SERVICE_ADDR": url})
+    said = capsys.readouterr().err
+    assert "HPS_URL=" in said and "AESTHETIC_URL=" in said
+    for text in (said, str(raised.value), str(other.value)):
+        assert "KEN" not in text and "lab" not in text, text
+
+
+def test_an_at_sign_in_a_path_is_shown(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(recipe, monkeypatch, {"CHECKPOINT": "models/me@home.pth"})
+    assert "CHECKPOINT sets policy.checkpoint = models/me@home.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("service", [OcrSettings, HpsSettings, EvalSettings, UnifiedRewardSettings])
+def test_a_variable_that_our_services_read_is_said_to_be(service: type[ServiceSettings]) -> None:
+    prefix = service.model_config["env_prefix"]
+    read = [f"{prefix}{field.upper()}" for field in service.model_fields if f"{prefix}{field.upper()}" in VARIABLES]
+    for name in read:
+        assert "unset it before starting our services on that machine" in VARIABLES[name].remark, name
+    documented = [
+        name for name in VARIABLES if name.startswith(prefix) and "our services on that" in VARIABLES[name].remark
+    ]
+    assert set(documented) == set(read)
+
+
 def test_the_command_line_wins_and_can_switch_the_environment_off(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +180,9 @@ def test_the_resolved_configuration_is_not_changed_by_a_later_environment(
         ("ATRAIN_INCLUDE_LAST_DENOISE_STEP", "1", "the last denoising step is deterministic here"),
         ("ATRAIN_INCLUDE_LAST_DENOISE_STEP", "maybe", "it must be 1 or 0"),
         ("OUTPUT_DIR", "/", "it must be a folder with a name"),
+        ("REWARD_SERVICE_ADDR", "https://node7", "it must be a host name, such as node7"),
+        ("REWARD_SERVICE_ADDR", "node7:18082", "it must be a host name, such as node7"),
+        ("REWARD_SERVICE_ADDR", "http://node7/ocr", "it must be a host name, such as node7"),
     ],
 )
 def test_a_value_that_cannot_be_used_names_the_variable(

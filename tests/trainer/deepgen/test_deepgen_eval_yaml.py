@@ -47,6 +47,12 @@ def test_all_but_name_and_path_may_be_left_out_and_the_order_is_the_files(folder
     assert second.name == "a"
 
 
+def test_a_name_that_cannot_be_ours_is_changed_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = read(folder, "datasets: [{name: my set, path: a.txt}, {name: my_set, path: a.txt}]")
+    assert [each.name for each in found] == ["my_set_2", "my_set"]
+    assert "eval.yaml: datasets.0.name: 'my set' is called my_set_2 here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("scoring", "expected"),
     [

@@ -13,6 +13,7 @@ from trainer.__main__ import build_parser, main
 from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
 from trainer.config.file import load_config
+from trainer.data import load_train_prompts
 from trainer.deepgen.command import from_deepgen
 from trainer.deepgen.flags import FLAGS, REMOVED
 
@@ -98,6 +99,13 @@ def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, caps
             "kl_beta: 0.0002  # 0.01 there, where the KL leaves out the step's length",
         ),
         ("--atrain_algorithm diffusionnft", "kl_beta: 0.5  # 0.01 there, where this KL is divided by 2 * 0.1^2"),
+        (
+            "--atrain_algorithm grpoguard",
+            "kl_beta: 0.00134  # 0.01 there, with cps_sde, of whose KL ours is 7.48 times on average (0.019 to 11.6 by step)",
+        ),
+        ("--atrain_algorithm grpoguard --atrain_kl_type x-based", "kl_beta: 0.0406  # 0.01 there, with cps_sde"),
+        ("--atrain_algorithm grpoguard --atrain_sde_sampler dance_sde", "kl_beta: 0.01\n"),
+        ("--atrain_algorithm grpoguard --beta 0", "kl_beta: 0.0\n"),
     ],
 )
 def test_the_weight_of_the_kl_is_in_our_measure(flags: str, line: str) -> None:
@@ -210,6 +218,17 @@ def test_flags_name_fields_that_exist() -> None:
         ("--report_to mlflow", ["mlflow is none of tensorboard, wandb, swanlab"]),
         ("--dataset_config '' --reward_funcs clip_sim", ["--reward_funcs clip_sim: no service of ours gives it"]),
         ("--dataset_config none.yaml", ["no file at", "none.yaml"]),
+        (
+            "--dataset_config typo.yaml",
+            [
+                "typo.yaml: datasets.0.rewards: unifiedreward_thnk: DeepGen-RL has no such reward",
+                "did you mean unifiedreward_think?",
+            ],
+        ),
+        ("--dataset_config '' --reward_funcs ocrr", ["ocrr: DeepGen-RL has no such reward; did you mean ocr?"]),
+        ("--dataset_config '' --reward_funcs zzz", ["zzz: DeepGen-RL has no such reward; known are ocr,"]),
+        ("--num_inference_steps 1", ["--num_inference_steps 1 must be at least 2"]),
+        ("--num_inference_steps 0 --atrain_algorithm diffusionnft", ["--num_inference_steps 0 must be at least 2"]),
         ("--max_steps -1 --dataset_config lost.yaml", ["counts prompts, but no prompt file at", "Or give --max_steps"]),
         ("--atrain_algorithm diffusionnft --atrain_nft_off_policy", ["--ema_diffusion 0"]),
         ("--num_generations 8", ["--num_generations was removed from DeepGen-RL; use --rollout_n"]),
@@ -217,11 +236,30 @@ def test_flags_name_fields_that_exist() -> None:
     ],
 )
 def test_what_cannot_be_translated_is_refused_with_both_numbers(folder: Path, flags: str, words: list[str]) -> None:
+    (folder / "typo.yaml").write_text(
+        "datasets: [{path: text.txt, rewards: [{unifiedreward_thnk: 0.9}, {ocr: 0.1}, {clip_sim: 0.1}]}]"
+    )
     (folder / "lost.yaml").write_text("datasets: [{path: gone.txt, rewards: [{ocr: 1}]}]")
     with pytest.raises(ConfigError) as raised:
         translated(f"{BASE} {flags}")
     for word in words:
         assert word in str(raised.value), str(raised.value)
+
+
+def test_rows_of_a_jsonl_may_have_keys_of_their_own(folder: Path) -> None:
+    """As in a data-set YAML: counted by from-deepgen, and read by the run."""
+    (folder / "gen.jsonl").write_text('{"prompt": "a dog", "extra": 1}\n{"prompt": "a cow", "extra": 2}\n')
+    text = translated("--reward_funcs ocr --prompts_file gen.jsonl")
+    assert "max_steps: 1  # 1 epochs of 2 prompts" in text
+    (folder / "mine.yaml").write_text(text)
+    (dataset,) = load_train_prompts(load_config("mine.yaml", Config).data)
+    assert [prompt.metadata for prompt in dataset.prompts] == [{"extra": 1}, {"extra": 2}]
+
+
+def test_a_changed_name_is_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train.yaml").write_text(TRAIN.replace("name: text", "name: my text"))
+    translated(SHIPPED)
+    assert capsys.readouterr().err.count("'my text' is called my_text here") == 1
 
 
 @pytest.mark.parametrize(
