@@ -126,7 +126,9 @@ def _compare(curve: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]
     found: dict[str, Any] = {}
     for key in CURVES:
         pairs = [(row[key], other[key]) for row, other in zip(curve, reference, strict=True) if key in other]
-        found[key] = max((abs(a - b) / max(abs(b), 1e-3) for a, b in pairs), default=0.0)
+        if not pairs:
+            raise SystemExit(f"{key} is in no row: nothing is compared")
+        found[key] = max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
     found["largest"] = max(found.values())
     later = [row for row in curve if row["step"] > 2]
     for key in ("time/rollout", "time/update"):

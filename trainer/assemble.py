@@ -30,6 +30,7 @@ from trainer.flight_recorder import FlightRecorder
 from trainer.hardware import Gauges
 from trainer.metrics import Recorder
 from trainer.objectives import needs_reference
+from trainer.objectives.captions import caption_prompts
 from trainer.plan import picture_sizes
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
@@ -183,7 +184,8 @@ def assemble(config: Config) -> Iterator[Run]:
     train_rows = [prompt for dataset in train_prompts for prompt in dataset.prompts]
     sets = load_sets(config, train_rows)
     heldout = [prompt for each in sets for prompt in each.prompts]
-    check_disjoint(train_rows, heldout, may_share=config.evaluation.may_share)
+    captions = [] if config.algorithm.sft is None else caption_prompts(config.algorithm.sft)
+    check_disjoint([*train_rows, *captions], heldout, may_share=config.evaluation.may_share)
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
         check_accumulation(config, group.size)

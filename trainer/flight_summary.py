@@ -14,6 +14,8 @@ from trainer.failure import OtherRankError
 
 _SHOWN_STEPS, _SHOWN_SAMPLES = 12, 10
 _ONE_CRASH = timedelta(minutes=1)
+# What a rank meets when another one failed.
+_OF_OTHERS = (OtherRankError.__name__, "DistBackendError", "DistNetworkError", "DistStoreError")
 _COLUMNS = {
     "loss/policy": "loss",
     "grad_norm": "grad norm",
@@ -74,7 +76,7 @@ def _newest(records: Mapping[Path, Any]) -> Path:
     of_last = sorted(path for path in records if last - written[path] <= _ONE_CRASH)
 
     def worth(path: Path) -> tuple[bool, datetime, str]:
-        failed_itself = records[path]["error"]["type"] != OtherRankError.__name__
+        failed_itself = records[path]["error"]["type"] not in _OF_OTHERS
         return failed_itself, written[path], path.name[: len("step_000000")]
 
     return max(of_last, key=worth)

@@ -163,7 +163,7 @@ def _candidates(config: Config, group: World, folder: Path) -> list[Path]:
     if group.is_main:
         try:
             named = [str(path) for path in find_resume(config.resume, folder)]
-        except CheckpointError as problem:
+        except (CheckpointError, OSError) as problem:
             error = str(problem)
     named, error = group.gather([named, error])[0]
     if error is not None:
@@ -205,7 +205,7 @@ def _examine(path: Path, group: World) -> tuple[Checkpoint | None, str | None]:
         time.sleep(_READ_PAUSE_S if left else 0)
     raise CheckpointError(
         f"{found[UnreadableError.__name__]}; nothing was deleted: start again when the file system is well, and see that "
-        "output_dir is one folder that all nodes share"
+        "output_dir is one folder that all nodes share; or move that checkpoint away to go on from an older one"
     )
 
 
@@ -236,6 +236,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.step, run.row = checkpoint.step, state["row"]
     run.evaluator.load_state_dict(state["evaluation"], run.step)
     run.saver.retention.forget_after(run.step)
+    run.saver.retention.began_at = run.step
     if run.world.is_main:
         set_aside_after(run.config.run_dir / "checkpoints", run.step)
     for sentence in _changed_revisions(state["revisions"], run.client.revisions):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import write_checkpoint
-from trainer.checkpoint import Retention, list_checkpoints
+from trainer.checkpoint import Retention, list_checkpoints, set_aside_after
 from trainer.config import CheckpointConfig, Config, ConfigError
 from trainer.config.file import load_config
 from trainer.config.records import KeepBestConfig
@@ -94,6 +94,20 @@ def test_a_torn_pointer_counts_for_nothing(tmp_path: Path, text: str) -> None:
     run(tmp_path, {1: 0.5, 2: 0.1})
     assert steps(tmp_path) == [1, 2]
     assert isinstance(best(tmp_path), dict)
+
+
+def test_what_was_set_aside_stays_until_there_is_a_newer_one(tmp_path: Path) -> None:
+    """A start that goes back to step 1 and is stopped before its first step saves step 1 again."""
+    retention = Retention(tmp_path, CheckpointConfig(keep=1))
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step, keep=100)
+    set_aside_after(tmp_path, 1)
+    retention.began_at = 1
+    retention.apply()
+    assert steps(tmp_path) == [1] and (tmp_path / ".aside_step_000002").is_dir()
+    write_checkpoint(tmp_path, 2, keep=100)
+    retention.apply()
+    assert steps(tmp_path) == [2] and not (tmp_path / ".aside_step_000002").exists()
 
 
 def test_a_step_whose_evaluation_is_on_its_way_stays(tmp_path: Path) -> None:

@@ -401,6 +401,19 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
         ["evaluation={final_rewards: [ocr]}"],
         ["final_rewards asks for ocr", "path is null"],
     ),
+    "eval_rewards_of_no_set": (
+        ["evaluation={rewards: [ocr], sets: [{name: s, path: heldout.txt, rewards: [ocr]}]}"],
+        ["rewards asks for ocr", "every set names its own", "leave one of the two out"],
+    ),
+    "motion_without_window": (
+        ["sampling.sde_window_motion=progressive"],
+        ["sde_window_motion = progressive", "give sde_window_size, too"],
+    ),
+    "pace_without_window": (["sampling.sde_window_every=5"], ["sde_window_every = 5", "give sde_window_size, too"]),
+    "pace_of_a_jump": (
+        ["sampling.num_inference_steps=8", "sampling.sde_window_size=2", "sampling.sde_window_stride=2"],
+        ["sde_window_stride = 2", "the window jumps", "leave it out"],
+    ),
     "beta_of_one": (["optim.betas=[0.9, 1.0]"], ["optim.betas.1: must be less than 1 (given: 1.0)"]),
     "nan_reward_weight": (["data.train.0.rewards={ocr: .nan}"], ["data.train.0.rewards.ocr: must be a finite"]),
     "service_name": (["rewards.services.a/b.urls=['http://a']"], ["rewards.services.a/b", "only letters, digits"]),

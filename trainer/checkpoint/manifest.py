@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,19 +57,17 @@ class Manifest:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body.pop("sha256") != _digest(body):
                 raise ValueError("its own checksum does not match")
-            written = body["format"]
+            if body["format"] != FORMAT:
+                raise CheckpointError(
+                    f"{folder} has format {body['format']}, this program reads format {FORMAT}: go on with the version "
+                    "that wrote it, or choose another run_name"
+                )
             files = {name: FileRecord(**record) for name, record in body["files"].items()}
-            manifest = cls(body["step"], files, body["parameters"])
+            return cls(body["step"], files, body["parameters"])
         except OSError as error:
             raise _not_read(folder, MANIFEST, error) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise damaged(folder, f"{MANIFEST}: {error}") from error
-        if written != FORMAT:
-            raise CheckpointError(
-                f"{folder} has format {written}, this program reads format {FORMAT}: go on with the version that wrote it, "
-                "or choose another run_name"
-            )
-        return manifest
 
     def verify(self, folder: Path, names: Collection[str]) -> None:
         """Check these files' sizes and checksums. Raises DamagedError or UnreadableError naming the first that fails."""
@@ -95,7 +94,7 @@ def damaged(folder: Path, problem: str) -> DamagedError:
 
 def _not_read(folder: Path, name: str, error: OSError) -> CheckpointError:
     """A file that is gone out of a folder that is there was taken away; anything else may pass."""
-    if isinstance(error, FileNotFoundError) and folder.is_dir():
+    if isinstance(error, FileNotFoundError) and os.path.isdir(folder):  # Path.is_dir raises what the file system says
         return damaged(folder, f"{name} is missing")
     return UnreadableError(f"{folder / name} cannot be read ({error.strerror or error})")
 

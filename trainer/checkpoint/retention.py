@@ -22,6 +22,7 @@ class Retention:
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder, self.config = folder, config
+        self.began_at = -1  # the step this start goes on from; what was set aside stays until there is a newer one
         self._values = self._read()  # step to the metric's value, evaluated steps only
 
     def observe(self, row: Mapping[str, float | None]) -> None:
@@ -53,13 +54,14 @@ class Retention:
         Args:
             pending: a step whose evaluation was on its way when the save began: it may turn out to be the best.
         """
-        discard_aside(self.folder)
         existing, values = list_checkpoints(self.folder), self._values
         best = self._best(existing, values)
         self._point(best, values)
         for path in existing[: -self.config.keep]:
             if path not in best and saved_step(path) != pending:
                 remove(path)
+        if existing and saved_step(existing[-1]) > self.began_at:
+            discard_aside(self.folder)
 
     def _best(self, existing: list[Path], values: Mapping[int, float]) -> list[Path]:
         """Checkpoints with a value, best first; of equal ones the newer."""

@@ -76,7 +76,9 @@ class EvaluationConfig(Section):
     rewards: tuple[str, ...] = Field(
         (), description="Rewards asked for at every evaluation; empty: all that training uses."
     )
-    final_rewards: tuple[str, ...] = Field((), description="Asked for only before the first and after the last step.")
+    final_rewards: tuple[str, ...] = Field(
+        (), description="Asked for of every set, only before the first and after the last step."
+    )
     seed: int = Field(1234, ge=0, description="Seed of the fixed noise; sample i always starts from the same noise.")
     num_pictures: int = Field(24, ge=0, description="Samples kept as pictures for the report.")
     may_share: Literal["nothing", "targets"] = Field(
@@ -133,6 +135,16 @@ class EvaluationConfig(Section):
                     f"{field} asks for {', '.join(names)}, but path is null, so nothing is evaluated; give a prompt file "
                     f"or leave {field} out"
                 )
+        if (
+            self.rewards
+            and self.path is None
+            and self.dataset_config is None
+            and all(each.rewards for each in self.sets)
+        ):
+            raise ValueError(
+                f"rewards asks for {', '.join(self.rewards)}, but every set names its own, so these are never asked for; name "
+                "them there, or leave one of the two out"
+            )
         if (self.height is None) != (self.width is None):
             raise ValueError(f"height = {self.height} and width = {self.width}: give both, or neither")
         return self

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import Section
+
+_PACE = ("sde_window_every", "sde_window_stride")
+_MOTION = ("sde_window_motion", *_PACE)
 
 
 class SamplingConfig(Section):
@@ -60,6 +64,12 @@ class SamplingConfig(Section):
         description="one_step_off: the next step is sampled while this step's rewards are computed, one update behind.",
     )
 
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        """Raises ValueError where one of these fields says something."""
+        for name in names:
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} = {value} {why}")
+
     @model_validator(mode="after")
     def _window(self) -> SamplingConfig:
         limit = self.num_inference_steps - 1
@@ -72,7 +82,10 @@ class SamplingConfig(Section):
         if self.sde_window_size is None:
             if self.sde_window_range is not None:
                 raise ValueError("sde_window_range says where a changing window may lie; give sde_window_size, too")
+            self._refuse(_MOTION, "says how a changing window moves; give sde_window_size, too, or leave it out")
             return self
+        if self.sde_window_motion == "random":
+            self._refuse(_PACE, "is the pace of sde_window_motion = progressive, but the window jumps; leave it out")
         if self.sde_window is not None:
             raise ValueError(
                 "sde_window fixes the window and sde_window_size lets it change its place; give one of them"

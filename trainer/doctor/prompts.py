@@ -11,6 +11,7 @@ from trainer.data import DataError, PromptSampler, check_disjoint, load_train_pr
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
+from trainer.objectives.captions import caption_prompts
 
 
 def check_names(config: Config) -> Iterator[Finding]:
@@ -65,7 +66,8 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
             "data", "WARN", "no held-out prompts: training rewards alone cannot show overfitting", "set evaluation.path"
         )
     try:
-        check_disjoint(rows, heldout, may_share=config.evaluation.may_share)
+        captions = [] if config.algorithm.sft is None else caption_prompts(config.algorithm.sft)
+        check_disjoint([*rows, *captions], heldout, may_share=config.evaluation.may_share)
         if heldout:
             yield Finding("data", "OK", f"{len(heldout)} held-out prompts, none of them in the training data")
         sampling = config.sampling

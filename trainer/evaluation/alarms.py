@@ -20,6 +20,7 @@ REMEDY = (
 
 
 _NEARLY = 0.75  # of the way to 0 or 1, between which all these statistics lie
+_LEAST = 0.02  # a way shorter than that is no way
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _drift(name: str, start: tuple[float, float], now: float, limit: float, eith
     """
     (mean, spread), rises = start, now > start[0]
     shift, room = abs(now - mean), 1 - mean if rises else mean
-    if spread == 0 or (rises and not either_way) or shift <= min(limit * spread, _NEARLY * room):
+    drifted = shift > limit * spread or shift > max(_NEARLY * room, _LEAST)
+    if spread == 0 or (rises and not either_way) or not drifted:
         return []
     return [
         Alarm(

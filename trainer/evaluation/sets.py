@@ -88,7 +88,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
                 num_inference_steps=each.num_inference_steps or evaluation.num_inference_steps,
                 guidance_scale=each.guidance_scale or evaluation.guidance_scale or config.sampling.guidance_scale,
                 rewards=tuple(dict.fromkeys([*(each.rewards or rewards), *([judge] if judge else [])])),
-                final_rewards=() if each.rewards else evaluation.final_rewards,
+                final_rewards=evaluation.final_rewards,
                 judge=judge,
             )
         )

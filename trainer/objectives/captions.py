@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.config import ConfigError, SftLossConfig
 from trainer.seeds import sample_seed
+from trainer.types import Prompt
 
 _ATTEMPTS = 10  # pictures tried for one place before the data set is given up
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -92,6 +93,12 @@ class CaptionData:
             height, width = self.config.size
             upright = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
         return np.array(upright)
+
+
+def caption_prompts(config: SftLossConfig) -> list[Prompt]:
+    """Its texts as prompts, for what is said of all prompts that training sees. Raises ConfigError."""
+    texts = dict.fromkeys(text for _, text in _read_rows(Path(config.path)))
+    return [Prompt(f"algorithm.sft-{n}", text, "algorithm.sft") for n, text in enumerate(texts)]
 
 
 def _read_rows(path: Path) -> list[tuple[str, str]]:

@@ -27,15 +27,16 @@ def check_text(where: str, value: Any, longest: int = MAX_PROMPT_LENGTH) -> str:
     """`value`, if it is a text that can be drawn, logged and sent."""
     if not isinstance(value, str):
         raise DataError(f"{where}: {shown(value)} is a {type(value).__name__}, not a text; put it in double quotes")
-    if not value.strip():
+    text: str = value.replace("\r\n", "\n")  # a line end of Windows inside a text
+    if not text.strip():
         raise DataError(f"{where}: the text is empty; write one or leave the row out")
-    if len(value) > longest:
-        raise DataError(f"{where}: {len(value)} characters are more than {longest}; shorten it")
-    if (found := _NO_TEXT.search(value)) is not None:
+    if len(text) > longest:
+        raise DataError(f"{where}: {len(text)} characters are more than {longest}; shorten it")
+    if (found := _NO_TEXT.search(text)) is not None:
         raise DataError(
             f"{where}: the character U+{ord(found[0]):04X} does not belong in a text; is this a prompt file in UTF-8?"
         )
-    return value
+    return text
 
 
 def check_targets(where: str, value: Any) -> tuple[str, ...] | None:

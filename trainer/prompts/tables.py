@@ -64,7 +64,7 @@ def _read_row(row: Mapping[str, Any], column: str, dataset: str, line: int, seen
         raise DataError("more fields than the header has; is a quote missing?")
     if not (row[column] or "").strip():
         raise DataError(f"{column}: empty")
-    text = check_text(column, row[column].replace("\r\n", "\n"))
+    text = check_text(column, row[column])
     metadata = {key: value for key, value in row.items() if key not in (column, "index", *_DIMS_COLUMNS)}
     for dims in (row[name] for name in _DIMS_COLUMNS if name in row):
         metadata |= _read_dims(dims)

@@ -83,11 +83,16 @@ class FailureGuard:
         return reason
 
     async def _wait(self, name: str, caller: ServiceCaller) -> str | None:
-        """Wait until a URL is ready and scores the canary. None then; else why the wait ended."""
+        """Wait until a URL is ready and scores the canary. None then; else why the wait ended.
+
+        An outage that has used its patience up is looked at once: a service that is ready again has as long for the canary.
+        """
         patience_s, now = self._config.columns[name].patience_s, time.monotonic()
         began, seen = self._outages.pop(name, (now, now))
         began = began if now - seen <= patience_s else now
-        waiting = asyncio.ensure_future(self._any_url_scores(name, caller, began + patience_s))
+        deadline = began + patience_s
+        canary_by = deadline if deadline > now else now + patience_s
+        waiting = asyncio.ensure_future(self._any_url_scores(name, caller, deadline, canary_by))
         interrupted = asyncio.ensure_future(self.interrupted.wait())
         await asyncio.wait({waiting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         interrupted.cancel()
@@ -100,16 +105,16 @@ class FailureGuard:
             self._outages[name] = began, time.monotonic()
         return problem and f"it did not come back within patience_s = {patience_s:g} s: {problem}"
 
-    async def _any_url_scores(self, name: str, caller: ServiceCaller, deadline: float) -> str | None:
+    async def _any_url_scores(self, name: str, caller: ServiceCaller, deadline: float, canary_by: float) -> str | None:
         column = self._config.columns[name]
         while True:
             problems = []
             for endpoint in caller.pool.endpoints:
                 remaining = deadline - time.monotonic()
                 try:
-                    await wait_ready(caller, endpoint.url, min(remaining, 4 * POLL_S))
+                    await wait_ready(caller, endpoint.url, max(POLL_S, min(remaining, 4 * POLL_S)))
                     if column.canary != "none":
-                        await check_canary(caller, endpoint, name, column, deadline, self._on_event)
+                        await check_canary(caller, endpoint, name, column, canary_by, self._on_event)
                 except RewardServiceError as error:
                     problems.append(str(error))
                 else:

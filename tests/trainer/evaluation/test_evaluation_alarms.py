@@ -101,6 +101,7 @@ def test_only_a_fall_of_diversity_is_an_alarm() -> None:
         ("saturation", 0.47, 0.21, 0.75, False),  # 53 %
         ("edge_density", 0.057, 0.044, 0.01, True),  # blurred
         ("edge_density", 0.057, 0.044, 0.12, False),
+        ("edge_density", 0.0025, 0.0009, 0.0, False),  # there were hardly any
         ("diversity", 0.30, 0.12, 0.05, True),
         ("diversity", 0.30, 0.12, 0.95, False),
     ],

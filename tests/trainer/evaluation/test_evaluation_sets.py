@@ -63,6 +63,12 @@ def test_a_named_set_says_what_differs(tmp_path: Path) -> None:
     assert small.file_names() == ["0", "1", "2", "3"]
 
 
+def test_final_rewards_are_asked_of_sets_with_rewards_of_their_own(tmp_path: Path) -> None:
+    few = {"name": "few", "path": str(tmp_path / "prompts.txt"), "rewards": ["ocr"]}
+    [small] = sets_of(tmp_path, path=None, sets=[few], final_rewards=["other", "ocr"])
+    assert small.columns(final=False) == ["ocr"] and small.columns(final=True) == ["ocr", "other"]
+
+
 def test_deepgens_evaluation_yaml_makes_sets(tmp_path: Path) -> None:
     path = tmp_path / "eval.yaml"
     path.write_text(

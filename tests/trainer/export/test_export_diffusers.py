@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.finished_runs import make_run
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from tests.support.trainer_runs import ROOT
 from trainer.checkpoint import Checkpoint, list_checkpoints
-from trainer.config import ConfigError
+from trainer.config import ConfigError, Sd3Config
 from trainer.export import export_run
-from trainer.policies.diffusers_export import LORA_FILE
+from trainer.export.comparison import ExportError, compare_weights, settle
+from trainer.policies import FLOW_MODELS
+from trainer.policies.diffusers_export import LORA_FILE, reload_lora, write_lora
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
 LORA = {"rank": 4, "alpha": 6.0}  # a scale of 1.5, so that a forgotten or doubled one shows
@@ -110,6 +112,31 @@ def test_adapters_become_a_file_that_diffusers_loads(tmp_path: Path, bases: dict
     found = pipeline.transformer.state_dict()
     for key, tensor in merged_by_hand(weights_of(bases[name]), averages(run)).items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0, -1.0, 0.5])
+def test_small_adapters_that_were_written_wrong_are_found(
+    tmp_path: Path, bases: dict[str, Path], factor: float
+) -> None:
+    """They change their weights by less than bfloat16 tells apart beside them: what they add is compared alone."""
+    config = Sd3Config.model_validate(section("sd3", bases["sd3"], {"rank": 32, "alpha": 64.0}) | {"dtype": "bfloat16"})
+    torch.manual_seed(0)
+    model = FLOW_MODELS["sd3"](config, torch.device("cpu"))
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.002)
+    settle(model, torch.bfloat16, merge=False)
+    write_lora(model, tmp_path, torch.bfloat16)
+    tensors = load_file(str(tmp_path / LORA_FILE))
+    changed = {name: tensor * factor if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    save_file(changed, str(tmp_path / LORA_FILE), metadata={"format": "pt"})
+    reloaded = reload_lora(config, tmp_path, torch.device("cpu"))
+    if factor == 1.0:
+        compare_weights(model, reloaded, adapters=True, dtype=torch.bfloat16)
+        return
+    with pytest.raises(ExportError, match=r"the adapter of transformer_blocks\..* adds up to"):
+        compare_weights(model, reloaded, adapters=True, dtype=torch.bfloat16)
 
 
 def test_a_full_run_has_no_adapters(tmp_path: Path, bases: dict[str, Path]) -> None:

@@ -178,6 +178,10 @@ DAMAGED = {
 }
 
 
+def test_a_line_end_of_windows_inside_a_json_text_is_a_line_end(tmp_path: Path) -> None:
+    assert texts(read(tmp_path, "rows.jsonl", '{"caption": "a cat\\r\\non a mat"}\n')) == ["a cat\non a mat"]
+
+
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_row_is_left_out_by_name_as_the_judge_service_does(
     tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture

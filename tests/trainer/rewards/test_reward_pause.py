@@ -137,6 +137,38 @@ def test_an_outage_costs_an_evaluation_its_patience_once_not_each_batch(
     assert evaluate(24) > 1.5, "another outage has patience of its own"
 
 
+def test_a_slow_service_that_is_back_is_recognised_after_its_patience_is_spent(flaky: Flaky, connect: Any) -> None:
+    """Its canary takes longer than the second that is left to one at the end of a wait."""
+    client = connect(flaky.server, columns={"r": {"max_failure_rate": 0.5, "patience_s": 3.0}}, max_attempts=1)
+    flaky.down()
+
+    def evaluate(first: int) -> Scores:
+        batch = client.batch(["r"])
+        batch.submit(make_samples(4, {}, first=first))
+        return batch.collect()
+
+    assert evaluate(0).stop_reason is not None
+
+    seen = 0
+
+    def fails_once_more(request: dict[str, Any]) -> Reply:
+        nonlocal seen
+        seen += 1
+        return DOWN if seen == 1 else good(request)
+
+    flaky.up(fails_once_more)
+    well = flaky.server.behave
+
+    def slow_canary(request: dict[str, Any]) -> Reply:
+        reply = well(request)
+        reply.delay_s = 1.5 if request["items"][0]["id"].startswith("canary") else 0.0
+        return reply
+
+    flaky.server.behave = slow_canary
+    scores = evaluate(4)
+    assert scores.valid_BR.all() and scores.stop_reason is None
+
+
 def test_patience_runs_out_and_the_reason_says_what_to_do(flaky: Flaky, connect: Any) -> None:
     client = connect(flaky.server, columns={"r": {"max_failure_rate": 0.5, "patience_s": 0.5}}, max_attempts=1)
     flaky.down()
