@@ -16,7 +16,7 @@ from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.distributed import World
-from trainer.doctor.machine import GIB, check_memory
+from trainer.doctor.machine import GIB, check_memory, check_ports
 from trainer.doctor.weights import Sizes, held_bytes, planned_ranks, sizes
 from trainer.ema import Ema
 from trainer.engine import build_engine
@@ -164,7 +164,17 @@ def test_a_variant_of_the_same_weights_is_not_counted_twice(config: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("variables", "ranks"), [({}, 1), ({"NGPUS": "8", "NNODES": "4"}, 32), ({"WORLD_SIZE": "2", "NGPUS": "8"}, 2)]
+    ("variables", "ranks"),
+    [
+        ({}, 1),
+        ({"NGPUS": "8", "NNODES": "4"}, 32),
+        ({"WORLD_SIZE": "2", "NGPUS": "8"}, 2),
+        ({"NGPUS": "", "NNODES": "4"}, 4),  # empty is not set, as in train.sh
+        ({"NGPUS": "08", "NNODES": ""}, 8),
+        ({"WORLD_SIZE": "", "NGPUS": "8"}, 8),
+        ({"NGPUS": "eight", "NNODES": "2"}, 2),
+        ({"NGPUS": "0", "NNODES": "-1"}, 1),
+    ],
 )
 def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], ranks: int) -> None:
     for name in ("WORLD_SIZE", "NGPUS", "NNODES"):
@@ -172,3 +182,27 @@ def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch, variables: dic
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert planned_ranks() == ranks
+
+
+@pytest.mark.parametrize("name", ["NGPUS", "NNODES"])
+@pytest.mark.parametrize(("value", "fails"), [("", False), ("2", False), ("two", True), ("0", True), ("²", True)])
+def test_a_number_of_processes_that_is_none_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, fails: bool
+) -> None:
+    monkeypatch.setenv(name, value)
+    failed = [f for f in check_memory(load_config(RECIPE, Config)) if f.status == "FAIL"]
+    assert [f.message for f in failed] == ([f"{name}={value} is no number of processes"] if fails else [])
+    assert all("whole number from 1" in f.remedy for f in failed)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "port", "checked"), [("", "1", 0), ("two", "1", 0), ("2", "²", 0), ("2", "65535", 1)]
+)
+def test_the_port_of_several_nodes_alone_is_tried(
+    monkeypatch: pytest.MonkeyPatch, nodes: str, port: str, checked: int
+) -> None:
+    monkeypatch.setenv("NNODES", nodes)
+    monkeypatch.setenv("MASTER_PORT", port)
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    found = [f for f in check_ports(load_config(RECIPE, Config)) if "MASTER_PORT" in f.message]
+    assert len(found) == checked

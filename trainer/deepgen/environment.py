@@ -49,9 +49,20 @@ def _values(name: str, text: str, variable: Variable) -> Mapping[str, Any]:
 
 
 def _shown(name: str, text: str) -> str:
-    """`text` without the user names and passwords in addresses; those of a variable for them may lack their http://."""
-    is_address = name.endswith(("_URL", "_ADDR")) or "://" in text
-    return re.sub(r"(\w+://)?[^\s'\"]*@", r"\1", text) if is_address else text
+    """`text` without the user names and passwords in addresses; those of a variable for them may lack their http://.
+
+    A password may hold blanks, quotes, commas and @: all up to the last @ of an address goes. A comma ends an address only
+    where the next one begins with its scheme, so several without one are shown from the last @ on.
+    """
+    if not (name.endswith(("_URL", "_ADDR")) or "://" in text):
+        return text
+    return "".join(map(_without_user, re.split(r"(?<=[,\s])(?=[\w+.-]+://)", text)))
+
+
+def _without_user(address: str) -> str:
+    scheme = re.match(r"[\w+.-]+://", address)
+    _, found, host = address.rpartition("@")
+    return (scheme.group() if scheme else "") + host if found else address
 
 
 def _missing(variable: Variable, raw: Mapping[str, Any]) -> str | None:

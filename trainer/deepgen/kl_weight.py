@@ -12,11 +12,17 @@ _LEVELS = 1000
 
 
 class Factor(NamedTuple):
-    """Over the steps that can be trained."""
+    """Over the steps that can be trained.
+
+    Attributes:
+        mean: of the steps' ratios, so it fits a typical step. It does not fit the total, which one step makes nearly alone.
+        last_share: of their total, what lies in the last of these steps, for velocities that differ equally in all.
+    """
 
     mean: float
     least: float
     most: float
+    last_share: float
 
 
 def flow_over_cps(num_steps: int, eta: float, kl_type: Literal["velocity", "latent"]) -> Factor:
@@ -26,18 +32,21 @@ def flow_over_cps(num_steps: int, eta: float, kl_type: Literal["velocity", "late
     where b is the factor of v in the step's mean. trainer/samplers/flow_sde.py has the formulas, and a test compares them.
     """
     sigmas = noise_levels(num_steps)
-    ratios = []
+    ratios, theirs_at = [], []
     for sigma, after in pairwise(sigmas[:-1]):  # the last step is deterministic
         dt = after - sigma
         diffusion = eta * math.sqrt(sigma / (1 - (sigmas[1] if sigma >= 1 else sigma)))
         ours, theirs = diffusion * math.sqrt(-dt), after * math.sin(eta * math.pi / 2)
         ratio = (2 * theirs**2 + _EPS) / (2 * ours**2 + _EPS)
+        their_kl = 1 / (2 * theirs**2 + _EPS)
         if kl_type == "latent":
             ours_b = (1 + diffusion**2 * (1 - sigma) / (2 * sigma)) * dt
             theirs_b = abs(after * math.cos(eta * math.pi / 2)) * (1 - sigma) - (1 - after) * sigma
             ratio *= (ours_b / theirs_b) ** 2
+            their_kl *= theirs_b**2
         ratios.append(ratio)
-    return Factor(sum(ratios) / len(ratios), min(ratios), max(ratios))
+        theirs_at.append(their_kl)
+    return Factor(sum(ratios) / len(ratios), min(ratios), max(ratios), theirs_at[-1] / sum(theirs_at))
 
 
 def noise_levels(num_steps: int) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 from trainer.config import Config, ConfigError
 from trainer.distributed import pick_device
 from trainer.doctor.findings import Finding
-from trainer.doctor.weights import held_bytes, planned_ranks, sizes
+from trainer.doctor.weights import held_bytes, is_count, planned_ranks, process_count, sizes
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "base.txt"
 GIB = 1 << 30
@@ -81,7 +81,10 @@ def check_memory(config: Config) -> Iterator[Finding]:
         device = pick_device(config.distributed.device)
     except ConfigError:
         return  # `check_device` says so
-    here, found = int(os.environ.get("NGPUS", "1")), sizes(config)
+    for name in ("NGPUS", "NNODES"):
+        if (text := os.environ.get(name)) and not is_count(text):
+            yield Finding("memory", "FAIL", f"{name}={text} is no number of processes", "give a whole number from 1")
+    here, found = process_count("NGPUS"), sizes(config)
     needed = float(here * _TRAINER_BYTES)
     if found is not None:
         held = held_bytes(config, found, planned_ranks())
@@ -135,8 +138,8 @@ def check_ports(config: Config) -> Iterator[Finding]:
             port = service.args.get("port", 0)
             if not service.urls and isinstance(port, int) and port:
                 wanted[f"rewards.services.{name}.args.port"] = (str(service.args.get("host", "127.0.0.1")), port)
-    nodes, master = os.environ.get("NNODES", "1"), os.environ.get("MASTER_PORT", "")
-    if nodes != "1" and os.environ.get("NODE_RANK", "0") == "0" and master.isdigit():
+    nodes, master = process_count("NNODES"), os.environ.get("MASTER_PORT", "")
+    if nodes > 1 and os.environ.get("NODE_RANK", "0") == "0" and is_count(master):
         wanted["MASTER_PORT"] = ("127.0.0.1", int(master))
     for what, (host, port) in wanted.items():
         try:

@@ -42,10 +42,20 @@ class Sizes:
 
 def planned_ranks() -> int:
     """Processes of the run: torchrun's number, or what `train.sh` would start for NNODES and NGPUS."""
-    environment = os.environ
-    if "WORLD_SIZE" in environment:
-        return int(environment["WORLD_SIZE"])
-    return int(environment.get("NNODES", "1")) * int(environment.get("NGPUS", "1"))
+    if os.environ.get("WORLD_SIZE"):
+        return process_count("WORLD_SIZE")
+    return process_count("NNODES") * process_count("NGPUS")
+
+
+def process_count(variable: str) -> int:
+    """Of NGPUS and the like; 1 where it is empty, as in train.sh, or no whole number from 1, which the doctor says."""
+    text = os.environ.get(variable, "")
+    return int(text) if is_count(text) else 1
+
+
+def is_count(text: str) -> bool:
+    """Whether `text` is a whole number from 1, as train.sh asks of NGPUS and NNODES."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None and int(text) > 0
 
 
 def sizes(config: Config) -> Sizes | None:

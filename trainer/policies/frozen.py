@@ -19,6 +19,7 @@ from trainer.policies.embedding_cache import EmbeddingCache, fingerprint
 from trainer.policies.lora import compute_dtype
 from trainer.types import Prompt
 
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
 _PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its pictures
 
 
@@ -217,17 +218,31 @@ def read_picture(path: str | Path, area: int, multiple: int) -> Tensor:
 
 
 def check_sources(prompts: Sequence[Prompt], area: int, multiple: int, largest: int) -> None:
-    """Raises ConfigError naming the first source picture with a side above `largest` pixels once it is `fitted`: the
-    model's table of positions ends there."""
-    for path in dict.fromkeys(path for prompt in prompts for path in prompt.source_images):
-        with Image.open(path) as picture:
-            size = picture.size
+    """Raises ConfigError naming the first source picture that is none, or has a side above `largest` pixels once it is
+    `fitted`: the model's table of positions ends there."""
+    first_uses: dict[str, Prompt] = {}
+    for prompt in prompts:
+        for path in prompt.source_images:
+            first_uses.setdefault(path, prompt)
+    for path, prompt in first_uses.items():
+        size = _picture_size(path, prompt)
         width, height = fitted(size, area, multiple)
         if max(width, height) > largest:
             raise ConfigError(
                 f"source picture {path} has {size[0]} x {size[1]} pixels and would be brought to {width} x {height}: this "
                 f"model places at most {largest} on a side; crop it to a shape less narrow, or leave it out"
             )
+
+
+def _picture_size(path: str, prompt: Prompt) -> tuple[int, int]:
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except _BROKEN as error:
+        raise ConfigError(
+            f"prompt {prompt.id!r} of data set {prompt.dataset!r} has the source picture {path}, which cannot be read: "
+            f"{error}; replace the file or leave the prompt out"
+        ) from error
 
 
 def refuse_sources(prompts: Sequence[Prompt], policy: str) -> None:

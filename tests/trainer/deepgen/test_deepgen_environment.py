@@ -129,6 +129,24 @@ def test_a_token_in_an_address_is_never_shown(
         assert "KEN" not in text and "lab" not in text, text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://u:p'w@h", "http://h"),
+        ('http://u:p"w@h:1/x', "http://h:1/x"),
+        ("http://u:p w@h", "http://h"),
+        ("http://u:p\nw@h", "http://h"),
+        ("http://u:p@w@h", "http://h"),
+        ("u:p w@h", "h"),
+        ("http://u:p'w@h:1,http://h:2, https://v:q,r@h:3", "http://h:1,http://h:2, https://h:3"),
+        ("http://h:1,h:2", "http://h:1,h:2"),
+    ],
+)
+def test_every_address_is_shown_without_its_password(capsys: pytest.CaptureFixture[str], text: str, shown: str) -> None:
+    assert environment_overrides({"HPS_URL": text}, {}) == []
+    assert f"config: HPS_URL={shown} is not used: " in capsys.readouterr().err
+
+
 def test_an_at_sign_in_a_path_is_shown(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.scaling_plan import FP32, PARAMETERS, Plan, replaced, report
+from benchmarks.gpu_sd35 import MEDIUM, TEXT_TOKENS
+from benchmarks.scaling_plan import FORWARD_TFLOP, FP32, PARAMETERS, Plan, replaced, report
+from trainer.policies.sd3_tokens import Sd3Transformer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,6 +28,29 @@ def test_stages_on_two_gpus() -> None:
     assert [plan.sent_bytes(stage) / half for stage in range(4)] == [2, 2, 2, 1 + 3]
     # Weights, gradients, two moments and the average; from stage 1 on also the optimizer's copy of the weights.
     assert [plan.resident_bytes(stage) / half / 2 for stage in range(4)] == [5, 4.5, 4, 3]
+
+
+def test_the_work_of_a_velocity_is_counted() -> None:
+    """On the meta device, where tensors have shapes and no data. A batch of 2 is guidance."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = Sd3Transformer(**MEDIUM)
+        network(
+            hidden_states=torch.zeros(2, 16, 512 // 8, 512 // 8),
+            encoder_hidden_states=torch.zeros(2, TEXT_TOKENS, MEDIUM["joint_attention_dim"]),
+            pooled_projections=torch.zeros(2, MEDIUM["pooled_projection_dim"]),
+            timestep=torch.zeros(2),
+            return_dict=False,
+        )
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS
+    assert counter.get_total_flops() / 1e12 == pytest.approx(FORWARD_TFLOP, rel=1e-3), (
+        "torch may count an operation anew"
+    )
+
+
+def test_a_step_is_the_work_of_its_velocities() -> None:
+    """One velocity in the rollout; forward and backward in the update, which is three of them."""
+    plan = Plan(gpus=1, group_size=1, inference_steps=1, trained_steps=1, peak_tflops=FORWARD_TFLOP, utilisation=1.0)
+    assert (plan.rollout_s, plan.update_s, plan.step_s) == (1.0, 3.0, 4.0)
 
 
 def test_a_page_without_its_place_is_an_error() -> None:

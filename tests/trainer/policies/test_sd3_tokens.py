@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from tests.support.tiny_pipelines import make_sd3
 from trainer.config import ConfigError, Sd3Config
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
-from trainer.policies.frozen import read_picture
+from trainer.policies.frozen import check_sources, read_picture
 from trainer.policies.sd3 import Sd3Flow
 from trainer.policies.sd3_tokens import Sd3Transformer, join_sources, token_mask
 from trainer.types import Prompt
@@ -126,6 +130,35 @@ def test_a_source_too_narrow_for_the_positions_is_refused(tmp_path: Path, folder
     model.check_prompts([tall, Prompt("plain", "a circle")])
     with pytest.raises(ConfigError, match=r"narrow\.png has 10 x 1000 pixels .* at most 64 on a side; crop it"):
         model.check_prompts([tall, narrow])
+
+
+def bomb(path: Path) -> None:
+    """A header that claims 60,000 x 60,000 pixels."""
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_text("no picture"), "cannot identify image file"),
+        (lambda path: path.unlink(), "No such file"),
+        (bomb, "could be decompression bomb"),
+    ],
+)
+def test_a_source_that_is_no_picture_is_refused(tmp_path: Path, damage: Callable[[Path], object], reason: str) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    for path in (good, bad):
+        Image.new("RGB", (16, 16)).save(path)
+    damage(bad)
+    both = Prompt("second", "round", source_images=(str(good), str(bad)), dataset="edits")
+    prompts = [Prompt("first", "round", source_images=(str(good),)), both, replace(both, id="third")]
+    with pytest.raises(ConfigError, match=reason) as raised:
+        check_sources(prompts, 16 * 16, 4, 64)
+    assert f"prompt 'second' of data set 'edits' has the source picture {bad}" in str(raised.value)
+    assert str(raised.value).endswith("replace the file or leave the prompt out")
 
 
 def test_an_edit_depends_on_its_own_sources_alone(tmp_path: Path, folder: Path) -> None:
