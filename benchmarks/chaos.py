@@ -212,7 +212,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("outputs/chaos"))
     args = parser.parse_args()
     folder = args.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=False)
+    if folder.exists():
+        parser.error(f"--folder {folder} is there already: name another, or delete it")
+    folder.mkdir(parents=True)
     killed, seconds = Counter[str](), {}
     tapes = {"calm": {"mode": "off"}, "disturbed": {"mode": "record"}}
     tapes["replayed"] = {"mode": "replay", "path": str(folder / "disturbed" / "tape")}
