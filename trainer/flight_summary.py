@@ -70,16 +70,14 @@ def _read(path: Path) -> Any:
 
 def _newest(records: Mapping[Path, Any]) -> Path:
     """Of the last crash, by time: a run that went back may crash at a lower step than before. Its ranks write within
-    _ONE_CRASH of each other; one that was ended because another failed says less than that one."""
+    _ONE_CRASH of each other; the first that was not ended by another's failure has the cause."""
     written = {path: datetime.fromisoformat(record["written"]) for path, record in records.items()}
+    of_rank: dict[Any, Path] = {}
+    for path in sorted(records, key=lambda path: (written[path], path)):
+        of_rank[records[path]["rank"]] = path
     last = max(written.values())
-    of_last = sorted(path for path in records if last - written[path] <= _ONE_CRASH)
-
-    def worth(path: Path) -> tuple[bool, datetime, str]:
-        failed_itself = records[path]["error"]["type"] not in _OF_OTHERS
-        return failed_itself, written[path], path.name[: len("step_000000")]
-
-    return max(of_last, key=worth)
+    of_last = [path for path in of_rank.values() if last - written[path] <= _ONE_CRASH]
+    return min(of_last, key=lambda path: (records[path]["error"]["type"] in _OF_OTHERS, written[path], path))
 
 
 def summary(path: Path, record: Mapping[str, Any]) -> Iterator[str]:

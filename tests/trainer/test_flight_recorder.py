@@ -313,6 +313,20 @@ def test_a_newer_record_is_shown_first(first: int, tmp_path: Path, capsys: pytes
     assert "RuntimeError: crash 10" in told and f"Other records: {older.name}" in told
 
 
+def test_of_several_ranks_that_failed_the_first_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other met what the first had left."""
+    for rank, error in ((0, RuntimeError("out of memory")), (1, RuntimeError("a broken pipe"))):
+        flight = recorder(tmp_path, rank=rank)
+        add(flight, 3, 4, torch.zeros(4), torch.ones(4), {})
+        flight.write(error)
+    for path in (tmp_path / "flight").glob("*.json"):
+        record = json.loads(path.read_text())
+        record["written"] = f"2026-01-02T03:04:0{3 * record['rank']}+00:00"
+        path.write_text(json.dumps(record))
+    print_flight(tmp_path)
+    assert "RuntimeError: out of memory" in capsys.readouterr().out
+
+
 def test_of_several_ranks_the_one_that_failed_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for rank, error in ((0, OtherRankError("rank 1 failed")), (1, KeyError("missing"))):
         flight = recorder(tmp_path, rank=rank)

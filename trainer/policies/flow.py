@@ -304,17 +304,19 @@ class _Noise:
 
     def first(self) -> Tensor:
         """The initial noise (B, ...). To be called first: shared noise, too, takes its turn in each sample's numbers."""
-        own = self.draw()
-        if self._shared_B is None:
-            return own
-        return self._stack([torch.Generator().manual_seed(seed) for seed in self._shared_B])
+        drawn = self._draw(self._generators)
+        if self._shared_B is not None:
+            drawn = self._draw([torch.Generator().manual_seed(seed) for seed in self._shared_B])
+        return self._send(drawn)
 
     def draw(self) -> Tensor:
         """The next (B, ...)."""
-        return self._stack(self._generators)
+        return self._send(self._draw(self._generators))
 
-    def _stack(self, generators: Sequence[torch.Generator]) -> Tensor:
-        drawn = torch.stack([torch.randn(self._shape, generator=generator) for generator in generators])
+    def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return torch.stack([torch.randn(self._shape, generator=generator) for generator in generators])
+
+    def _send(self, drawn: Tensor) -> Tensor:
         if self._device.type == "cuda":
             drawn = drawn.pin_memory()  # else the copy would wait for the device
         return drawn.to(self._device, non_blocking=True)
