@@ -45,7 +45,12 @@ def export_run(
         model = build_model(config, checkpoint, weights)
         settle(model, DTYPES[dtype], merge=not exporter.adapters)
         print(f"Writing {to} in {dtype}")
-        exporter.write(model, writing, DTYPES[dtype])
+        try:
+            exporter.write(model, writing, DTYPES[dtype])
+        except OSError as error:
+            raise ConfigError(
+                f"--output {output} cannot be written: {error.strerror or error}; make room, or give a folder on another disk"
+            ) from error
         reloaded = exporter.reload(config.policy, writing, torch.device("cpu"))
         print(f"Read back: {compare_weights(model, reloaded, adapters=exporter.adapters, dtype=DTYPES[dtype])}")
         if verify:

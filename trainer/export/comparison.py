@@ -28,6 +28,9 @@ def settle(model: Any, dtype: torch.dtype, *, merge: bool) -> None:
     """Give the network the numbers that are written: adapters merged where the format has none, then rounded to `dtype`.
 
     What is compared later is then equal, not near.
+
+    Raises:
+        ExportError: a number is too large for `dtype`.
     """
     network = model.network
     if merge and hasattr(network, "merge_and_unload"):
@@ -35,7 +38,13 @@ def settle(model: Any, dtype: torch.dtype, *, merge: bool) -> None:
     kept = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     for name, tensor in network.state_dict().items():
         if merge or name in kept:
-            tensor.copy_(tensor.to(dtype))
+            rounded = tensor.to(dtype)
+            if not bool(rounded.isfinite().all()) and bool(tensor.isfinite().all()):
+                raise ExportError(
+                    f"{name} holds {float(tensor.abs().max()):g}, more than the {torch.finfo(dtype).max:g} that "
+                    f"{str(dtype).removeprefix('torch.')} can hold: export with --dtype bfloat16 or float32"
+                )
+            tensor.copy_(rounded)
 
 
 @torch.no_grad()
@@ -49,37 +58,55 @@ def compare_weights(model: Any, reloaded: Any, *, adapters: bool, dtype: torch.d
     Raises:
         ExportError: a tensor is missing or differs.
     """
-    if adapters:
-        _compare_adapters(model.network, reloaded.network, dtype)
+    allowed = _compare_adapters(model.network, reloaded.network, dtype) if adapters else {}
     expected, found = merged_state(model.network), _plain_state(reloaded.network)
     if expected.keys() != found.keys():
         different = sorted(expected.keys() ^ found.keys())
         raise ExportError(f"the export is not whole: {len(different)} tensors differ, the first is {different[0]!r}")
-    allowed = torch.finfo(dtype).eps if adapters else 0.0
     largest = 0.0
     for name, tensor in expected.items():
-        difference = float((tensor.float() - found[name].float()).abs().max())
-        largest = max(largest, difference)
-        if not difference <= allowed * max(1.0, float(tensor.abs().max())):
-            raise ExportError(f"the export is not what was trained: {name} differs by up to {difference:g}")
+        difference = (tensor.float() - found[name].float()).abs()
+        largest = max(largest, float(difference.max()))
+        if not bool((difference <= _allowed(tensor, allowed.get(name))).all()):
+            raise ExportError(
+                f"the export is not what was trained: {name} differs by up to {float(difference.max()):g}"
+            )
     return f"{len(expected)} tensors, the largest difference is {largest:g}"
 
 
-def _compare_adapters(network: nn.Module, reloaded: nn.Module, dtype: torch.dtype) -> None:
-    """What B A adds may differ by the rounding of each element of B, which was written with its scale."""
+def _allowed(merged: Tensor, of_adapter: Tensor | None) -> Tensor | float:
+    """How far a merged weight may be off: as far as its adapter, and by the rounding of the sum; without one not at all."""
+    if of_adapter is None:
+        return 0.0
+    return of_adapter + torch.finfo(torch.float32).eps * (merged.float().abs() + of_adapter)
+
+
+def _compare_adapters(network: nn.Module, reloaded: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What B A adds may differ by the rounding of each element of B, which was written with its scale.
+
+    Numbers below the type's smallest normal one are rounded to multiples of its smallest, in float16 2^-24.
+
+    Returns what was allowed, by the name of the weight.
+    """
     expected, found = _adapters(network), _adapters(reloaded)
     if expected.keys() != found.keys():
         different = sorted(expected.keys() ^ found.keys())
         raise ExportError(f"the export is not whole: {len(different)} adapters differ, the first is {different[0]!r}")
+    limits = torch.finfo(dtype)
+    smallest = limits.smallest_normal * limits.eps
+    allowed = {}
     for name, (a, b, scale) in expected.items():
         other_a, other_b, other_scale = found[name]
         difference = (scale * (b @ a) - other_scale * (other_b @ other_a)).abs()
-        rounding = torch.finfo(dtype).eps + len(a) * torch.finfo(torch.float32).eps
-        if not bool((difference <= rounding * abs(scale) * (b.abs() @ a.abs())).all()):
+        rounding = limits.eps + len(a) * torch.finfo(torch.float32).eps
+        bound = rounding * abs(scale) * (b.abs() @ a.abs()) + smallest * a.abs().sum(0)
+        if not bool((difference <= bound).all()):
             raise ExportError(
                 f"the export is not what was trained: the adapter of {name} adds up to {float(difference.max()):g} more or "
                 "less to its weights"
             )
+        allowed[f"{name}.weight"] = bound + rounding * abs(scale) * (b.abs() @ a.abs())
+    return allowed
 
 
 def _adapters(network: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:

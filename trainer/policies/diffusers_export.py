@@ -17,10 +17,12 @@ from trainer.policies.lora import compute_dtype
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _WEIGHTS = "diffusion_pytorch_model"
+_COPIED_AT_ONCE = 1 << 28
 
 
 def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """The base folder with another transformer. Files of the other parts are linked where the disk allows, else copied."""
+    """The base folder with another transformer. Every other file is a copy of its own: what is done to the export later
+    never reaches the base model."""
     from huggingface_hub import save_torch_state_dict
 
     base = Path(model.config.pretrained)
@@ -29,7 +31,7 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
         if part.parts[0] == "transformer" and part.name != "config.json":
             continue
         (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        _link(file, folder / part)
+        _copy(file, folder / part)
     state = {name: tensor.to(dtype).contiguous() for name, tensor in model.network.state_dict().items()}
     save_torch_state_dict(
         state, folder / "transformer", filename_pattern=f"{_WEIGHTS}{{suffix}}.safetensors", max_shard_size="10GB"
@@ -55,8 +57,11 @@ def reload_lora(config: Any, folder: Path, device: torch.device) -> Any:
     from trainer.policies import FLOW_MODELS
 
     model = FLOW_MODELS[config.type](config.model_copy(update={"lora": None}), device)
-    for parameter in model.network.parameters():  # frozen weights as the run held them; `to` would warn
-        parameter.data = parameter.data.to(compute_dtype(config))
+    with (
+        torch.no_grad()
+    ):  # the numbers that the run held, in float32: diffusers gives adapters the type of the network,
+        for tensor in model.network.state_dict().values():  # and one narrower than the file's would change them
+            tensor.copy_(tensor.to(compute_dtype(config)))
     pipeline = _pipeline(config)
     options = {"return_alphas": True} if config.type == "flux" else {}
     loaded = pipeline.lora_state_dict(folder, weight_name=LORA_FILE, local_files_only=True, **options)
@@ -99,8 +104,13 @@ def _pipeline_files(base: Path) -> Iterator[Path]:
             yield from sorted(path for path in (base / name).rglob("*") if path.is_file())
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file. Disks that can (Btrfs, XFS) share its blocks until one of the two is written, which costs no space."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        try:
+            while os.copy_file_range(reading.fileno(), writing.fileno(), _COPIED_AT_ONCE):
+                pass
+        except OSError:  # two kinds of disk, or one without the call; what was copied before is written again
+            reading.seek(0)
+            writing.seek(0)
+            shutil.copyfileobj(reading, writing, _COPIED_AT_ONCE)

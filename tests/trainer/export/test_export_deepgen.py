@@ -13,7 +13,7 @@ from tests.support.finished_runs import make_run
 from tests.support.tiny_deepgen import TinyDeepGen, make_deepgen
 from tests.support.trainer_runs import ROOT
 from trainer.checkpoint import Checkpoint, list_checkpoints
-from trainer.export import export_run
+from trainer.export import DTYPES, export_run
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +43,13 @@ def test_the_file_holds_all_but_language_model_and_autoencoder(tmp_path: Path, t
     assert trained.keys() <= found.keys()
 
 
-def test_adapters_of_the_transformer_are_merged(tmp_path: Path, tiny: TinyDeepGen) -> None:
-    run = make_run(tmp_path / "outputs", tiny.section(lora={"rank": 4, "alpha": 6.0}))
-    found = load_file(str(export_run(run, tmp_path / "out", to="deepgen", verify=True) / "model.safetensors"))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_adapters_of_the_transformer_are_merged(tmp_path: Path, tiny: TinyDeepGen, dtype: str) -> None:
+    run = make_run(tmp_path / "outputs", tiny.section(lora={"rank": 4, "alpha": 6.0}) | {"dtype": "bfloat16"})
+    folder = export_run(run, tmp_path / "out", to="deepgen", verify=dtype == "bfloat16", dtype=dtype)
+    found = load_file(str(folder / "model.safetensors"))
     assert found.keys() == {name for name in load_file(str(tiny.checkpoint)) if not name.startswith("lmm.")}
-    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in found.values()} == {DTYPES[dtype]}
 
 
 def test_a_pt_file_holds_the_same_tensors_and_nothing_else(tmp_path: Path, tiny: TinyDeepGen) -> None:

@@ -17,7 +17,7 @@ from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from tests.support.trainer_runs import ROOT
 from trainer.checkpoint import Checkpoint, list_checkpoints
 from trainer.config import ConfigError, Sd3Config
-from trainer.export import export_run
+from trainer.export import DTYPES, export_run
 from trainer.export.comparison import ExportError, compare_weights, settle
 from trainer.policies import FLOW_MODELS
 from trainer.policies.diffusers_export import LORA_FILE, reload_lora, write_lora
@@ -149,3 +149,67 @@ def test_sixteen_bits_are_rounded_once(tmp_path: Path, bases: dict[str, Path]) -
     run = make_run(tmp_path / "outputs", section("sd3", bases["sd3"], None))
     found = weights_of(export_run(run, tmp_path / "out", to="diffusers", verify=True))
     assert all(torch.equal(found[name], tensor.to(torch.bfloat16)) for name, tensor in averages(run).items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_adapters_of_a_bfloat16_run_are_written_in_any_type(
+    tmp_path: Path, bases: dict[str, Path], name: str, dtype: str
+) -> None:
+    """They are compared as they are in the file; the base's type would round them."""
+    run = make_run(tmp_path / "outputs", section(name, bases[name], LORA) | {"dtype": "bfloat16"})
+    folder = export_run(run, tmp_path / "out", to="lora", dtype=dtype, verify=name == "sd3")
+    found = load_file(str(folder / LORA_FILE))
+    assert {tensor.dtype for tensor in found.values()} == {DTYPES[dtype]}
+    for key, tensor in averages(run).items():
+        plain = key.replace("base_model.model.", "transformer.").replace(".default", "")
+        rounded = tensor.to(DTYPES[dtype]).float() * (LORA["alpha"] / LORA["rank"] if ".lora_B." in key else 1.0)
+        assert torch.equal(found[plain], rounded.to(DTYPES[dtype])), key
+
+
+def test_tiny_adapters_are_written_in_float16(tmp_path: Path, bases: dict[str, Path]) -> None:
+    """After few steps B is about 1e-7, where float16 has but multiples of 2^-24."""
+    model = FLOW_MODELS["sd3"](Sd3Config.model_validate(section("sd3", bases["sd3"], LORA)), torch.device("cpu"))
+    with torch.no_grad():
+        for key, parameter in model.network.named_parameters():
+            if ".lora_B." in key:
+                parameter.normal_(std=2e-7)
+    settle(model, torch.float16, merge=False)
+    write_lora(model, tmp_path, torch.float16)
+    reloaded = reload_lora(model.config, tmp_path, torch.device("cpu"))
+    compare_weights(model, reloaded, adapters=True, dtype=torch.float16)
+
+
+def test_a_number_too_large_for_the_type_is_named(tmp_path: Path, bases: dict[str, Path]) -> None:
+    model = FLOW_MODELS["sd3"](Sd3Config.model_validate(section("sd3", bases["sd3"], LORA)), torch.device("cpu"))
+    with torch.no_grad():
+        next(p for p in model.network.parameters() if p.requires_grad).fill_(70_000)
+    with pytest.raises(
+        ExportError, match=r"holds 70000, more than the 65504 that float16 can hold: .*--dtype bfloat16"
+    ):
+        settle(model, torch.float16, merge=False)
+
+
+@pytest.mark.parametrize("reflinks", [True, False])
+def test_no_file_of_an_export_is_one_of_the_base(
+    tmp_path: Path, bases: dict[str, Path], reflinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is edited or written in place in the export, the base model stays as it was."""
+    if not reflinks:
+
+        def refuse(*_: Any) -> int:
+            raise OSError(18, "another disk")
+
+        monkeypatch.setattr("os.copy_file_range", refuse)
+    base = make_sd3(tmp_path / "base")
+    before = {path.relative_to(base): path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    folder = export_run(make_run(tmp_path / "outputs", section("sd3", base, None)), tmp_path / "out", to="diffusers")
+    copies = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    for part, data in before.items():
+        if part.parts[0] != "transformer":
+            assert copies[part].read_bytes() == data, part
+    for path in copies.values():
+        assert not path.is_symlink() and path.stat().st_nlink == 1
+        with path.open("r+b") as file:  # as json.dump and safetensors write: in place
+            file.write(b"edited")
+    assert {part: (base / part).read_bytes() for part in before} == before
