@@ -41,7 +41,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.policies": ("trainer.types", "trainer.config", "trainer.samplers", "trainer.words", "trainer.phases"),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
     "trainer.deepgen": ("trainer.config", "trainer.prompts"),
-    "trainer.prompts": ("trainer.types", "trainer.config"),
+    "trainer.prompts": ("trainer.types", "trainer.config", "=wire.quotes"),
     "trainer.data": ("trainer.types", "trainer.config", "trainer.prompts", "trainer.seeds", "trainer.words"),
     "trainer.objectives": (
         "trainer.types",
@@ -83,7 +83,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.run_lock": ("trainer.config",),
     "trainer.metrics": ("trainer.config", "trainer.progress", "trainer.reporters"),
     "trainer.step_metrics": ("trainer.types", "trainer.config", "trainer.advantages", "trainer.distributed"),
-    "trainer.report": ("trainer.types", "trainer.config", "trainer.metrics", "trainer.progress"),
+    "trainer.report": ("trainer.types", "trainer.config", "trainer.metrics", "trainer.progress", "=wire.quotes"),
     "trainer.evaluation": (
         "trainer.types",
         "trainer.config",

@@ -17,7 +17,7 @@ from wire.schema import ErrorCode, ScorerInfo
 logger = logging.getLogger("services.ocr")
 
 # How images are read and texts are scored; a change of either changes this, and with it every cached score's key.
-SCORING_REVISION = "2"
+SCORING_REVISION = "3"
 
 # Images are read one by one, so a batch saves only the way to a worker: a few items where reading takes
 # milliseconds, two where it takes a tenth of a second, so that no worker waits long for the last batch.

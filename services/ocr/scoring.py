@@ -1,6 +1,7 @@
 """How a reading is scored: pure functions, no engine, no image. Three variants, each with a fixed definition.
 
-Lev is the Levenshtein distance; `sim(c, t) = 1 - min(Lev(c, t), |t|) / |t|`, between 0 and 1.
+Lev is the Levenshtein distance; `sim(c, t) = 1 - min(Lev(c, t), |t|) / |t|`, between 0 and 1. A reading is the recognised
+lines in reading order, and may have other plausible orders (down the columns, say): a target read in any of them is read.
 
 `flow_grpo` (not case-sensitive). One target: the prompt's first straight-quoted text, else its first quoted text.
     All recognised lines are joined. Spaces are removed and case is folded on both sides. 1 if the target is contained
@@ -8,10 +9,11 @@ Lev is the Levenshtein distance; `sim(c, t) = 1 - min(Lev(c, t), |t|) / |t|`, be
     a right one is not, and "art" inside "party" counts as right.
 
 `multi` (case-sensitive). All targets. NFKC; whitespace and punctuation are dropped, letters of every script, digits
-    and symbols stay. Candidates: the recognised lines, their adjacent runs of up to 3, everything joined; and the
-    same runs over single words, so that the score does not depend on whether an engine returns words or lines.
-    `r(t)` is the best `sim` over the candidates, plain or after folding look-alikes (0=o, 1=i=j=l, 5=s, v=w) on both
-    sides. The value is the mean of `r(t)` weighted by `|t|`. One line may satisfy several targets.
+    and symbols stay. Candidates: all runs of adjacent words, in the lines or across them, so that the score does not
+    depend on whether an engine returns words or lines, nor on how many of them the target takes. A Chinese or Japanese
+    character is a word. `r(t)` is the best `sim` over the candidates, where look-alikes (0=o, 1=i=j=l, 5=s, v=w, the
+    same in capitals, and l=I) count as equal. The value is the mean of `r(t)` weighted by `|t|`. One line may satisfy
+    several targets.
 
 `strict` (case-sensitive). All targets, normalised as in `multi` but word by word. Candidates: runs of adjacent
     recognised words with exactly as many words as the target (all words, where fewer were recognised), joined by one
@@ -25,26 +27,26 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
+
+from wire.quotes import quoted_texts
 
 Variant = Literal["flow_grpo", "multi", "strict"]
 Case = Literal["variant", "sensitive", "insensitive"]
+Reading = Sequence[str]  # the recognised lines, in one order
 
 MAX_TARGETS = 64
-MAX_RUN = 3
-_LOOK_ALIKES = str.maketrans({"0": "o", "1": "l", "i": "l", "j": "l", "5": "s", "v": "w"})
+MAX_TARGET_CHARS = 4096  # of all targets together: the work on a reading is at most this times its length
 
-# An opening mark never occurs inside its own pair, which keeps the scan linear on hostile prompts. A curly single
-# quote closes only where no letter follows: it is also the apostrophe.
-_QUOTED = re.compile(
-    r'"(?P<straight>[^"]*)"'
-    r"|“([^“”]*)”"
-    r"|‘((?:[^‘’]|’(?=\w))*)’(?!\w)"
-    r"|「([^「」]*)」"
-    r"|『([^『』]*)』"
-)
+_LOOK_ALIKES = ("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il")
+# Han, Hiragana and Katakana are written without spaces between words; 々 and ー belong to what they follow.
+_NO_SPACES = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_WORD = re.compile(f"[{_NO_SPACES}][\u3005\u30fc\u3099\u309a]*|[^{_NO_SPACES}]+")
 
 
 class NoTargetError(ValueError):
@@ -65,14 +67,6 @@ class TextScore:
     extra_text: float
 
 
-def quoted_texts(prompt: str) -> list[str]:
-    """Texts in double quotes (straight or curly), curly single quotes, or CJK corner brackets, in order of appearance.
-
-    Straight single quotes are apostrophes and quote nothing. Blank quotations and unclosed quotes are skipped.
-    """
-    return [text for _, text in _quotations(prompt)]
-
-
 def find_targets(variant: Variant, prompt: str, targets: Sequence[str] | None) -> list[str]:
     """The texts `variant` scores: explicit `targets` where given, otherwise the prompt's quotations.
 
@@ -83,65 +77,73 @@ def find_targets(variant: Variant, prompt: str, targets: Sequence[str] | None) -
         if not found:
             raise NoTargetError("`targets` holds no text that is not blank")
     else:
-        quotations = _quotations(prompt)
-        straight_first = sorted(quotations, key=lambda quotation: not quotation[0]) if variant == "flow_grpo" else None
-        found = [text for _, text in straight_first or quotations]
+        found = _first_straight(prompt) if variant == "flow_grpo" else quoted_texts(prompt)
         if not found:
             raise NoTargetError("no `targets` given and the prompt quotes no text")
+    if variant == "flow_grpo":
+        found = found[:1]
     if len(found) > MAX_TARGETS:
         raise ValueError(f"{len(found)} texts to look for; the limit is {MAX_TARGETS}")
-    return found[:1] if variant == "flow_grpo" else found
-
-
-def score_text(variant: Variant, lines: Sequence[str], targets: Sequence[str], case: Case = "variant") -> TextScore:
-    """Score the recognised `lines` (reading order) against `targets` (from `find_targets`).
-
-    `case` overrides the variant's own case sensitivity. Raises NoTargetError when no target survives normalisation.
-    """
-    return VARIANTS[variant](lines, targets, case)
-
-
-def _quotations(prompt: str) -> list[tuple[bool, str]]:
-    """(is straight, text) of each quotation that is not blank."""
-    found = []
-    for match in _QUOTED.finditer(prompt):
-        text = match.group(match.lastindex or 0)
-        if text.strip():
-            found.append((match.group("straight") is not None, text))
+    if (chars := sum(map(len, found))) > MAX_TARGET_CHARS:
+        raise ValueError(f"the texts to look for have {chars} characters; the limit is {MAX_TARGET_CHARS}")
     return found
 
 
-def _flow_grpo(lines: Sequence[str], targets: Sequence[str], case: Case) -> TextScore:
+def score_text(
+    variant: Variant,
+    lines: Reading,
+    targets: Sequence[str],
+    case: Case = "variant",
+    *,
+    other_orders: Sequence[Reading] = (),
+) -> TextScore:
+    """Score the recognised `lines` (reading order) against `targets` (from `find_targets`).
+
+    `other_orders`: the same lines as they may be read, too. `case` overrides the variant's own case sensitivity. Raises
+    NoTargetError when no target survives normalisation.
+    """
+    return VARIANTS[variant]([lines, *other_orders], targets, case)
+
+
+def _first_straight(prompt: str) -> list[str]:
+    """The text after the first straight double quote, as far as the next or the end, as flow_grpo's scorer cuts it; other
+    quotations where that is blank.
+    """
+    _, _, rest = prompt.partition('"')
+    text = rest.partition('"')[0]
+    return [text] if text.strip() else quoted_texts(prompt, straight_first=True)
+
+
+def _flow_grpo(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> TextScore:
     def normalise(text: str) -> str:
         return _cased(text.replace(" ", ""), case, sensitive=False)
 
-    target, read = normalise(targets[0]), normalise("".join(lines))
+    target = normalise(targets[0])
     if not target:
         raise NoTargetError(f"target {targets[0]!r} is blank")
-    similarity = 1.0 if target in read else _similarity(read, target)
-    return TextScore(similarity, (similarity,), read == target, _extra(read, [target]))
+    first, *others = (normalise("".join(lines)) for lines in readings)
+    # Another order can only make a target right that this one tears apart; a wrong one is measured in reading order.
+    whole = any(target in read for read in (first, *others))
+    similarity = 1.0 if whole else _similarity(first, target)
+    return TextScore(similarity, (similarity,), target in (first, *others), _extra(first, [target]))
 
 
-def _multi(lines: Sequence[str], targets: Sequence[str], case: Case) -> TextScore:
+def _multi(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> TextScore:
     def normalise(text: str) -> str:
         return _cased(_letters(text), case, sensitive=True)
 
     wanted = _survivors(targets, normalise)
-    tokens = _nonempty(normalise(line) for line in lines)
-    words = _nonempty(normalise(word) for line in lines for word in line.split())
-    read = "".join(tokens)
-    candidates = dict.fromkeys([*_runs(tokens), *_runs(words), read])
-    folded = dict.fromkeys(candidate.translate(_LOOK_ALIKES) for candidate in candidates)
-    plain = [_best(candidates, target) for target in wanted]
+    orders = [_Words(_nonempty(normalise(word) for line in lines for word in _split(line))) for lines in readings]
+    plain = [any(words.has(target) for words in orders) for target in wanted]
     similarities = tuple(
-        max(similarity, _best(folded, target.translate(_LOOK_ALIKES)))
-        for similarity, target in zip(plain, wanted, strict=True)
+        1.0 if found else max(words.similarity(target) for words in orders)
+        for found, target in zip(plain, wanted, strict=True)
     )
-    extra = _extra(read, wanted)
-    return TextScore(_weighted(similarities, wanted), similarities, min(plain) == 1.0 and extra == 0.0, extra)
+    extra = _extra(orders[0].text, wanted)
+    return TextScore(_weighted(similarities, wanted), similarities, all(plain) and extra == 0.0, extra)
 
 
-def _strict(lines: Sequence[str], targets: Sequence[str], case: Case) -> TextScore:
+def _strict(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> TextScore:
     def words_of(text: str) -> list[str]:
         return _nonempty(_cased(_letters(word), case, sensitive=True) for word in text.split())
 
@@ -149,28 +151,82 @@ def _strict(lines: Sequence[str], targets: Sequence[str], case: Case) -> TextSco
         return " ".join(words_of(text))
 
     wanted = _survivors(targets, joined)
-    words = [word for line in lines for word in words_of(line)]
-    read = " ".join(words)
+    orders = [[word for line in lines for word in words_of(line)] for lines in readings]
     similarities = []
     for target in wanted:
-        size = min(target.count(" ") + 1, len(words))
-        runs = [" ".join(words[start : start + size]) for start in range(len(words) - size + 1)]
-        similarities.append(_best(runs, target))
-    extra = _extra(read.replace(" ", ""), [target.replace(" ", "") for target in wanted])
+        size = min(target.count(" ") + 1, len(orders[0]))
+        starts = range(len(orders[0]) - size + 1)
+        similarities.append(
+            _best((" ".join(words[start : start + size]) for words in orders for start in starts), target)
+        )
+    extra = _extra("".join(orders[0]), [target.replace(" ", "") for target in wanted])
     exact = min(similarities) == 1.0 and extra == 0.0
     return TextScore(_weighted(similarities, wanted), tuple(similarities), exact, extra)
 
 
-VARIANTS: dict[Variant, Callable[[Sequence[str], Sequence[str], Case], TextScore]] = {
+VARIANTS: dict[Variant, Callable[[Sequence[Reading], Sequence[str], Case], TextScore]] = {
     "multi": _multi,
     "flow_grpo": _flow_grpo,
     "strict": _strict,
 }
 
 
+class _Words:
+    """The words of one reading, and how near their runs come to a target."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.text = "".join(words)
+        self._edges = np.array([0, *accumulate(len(word) for word in words)])
+        self._edge_set = frozenset(self._edges.tolist())
+        self._codes = _code_points(self.text)
+        places = np.arange(len(self.text) + 1)
+        # What it costs to begin at the last edge before a place and to leave out what lies between.
+        self._from_edge = places - self._edges[np.searchsorted(self._edges, places, side="right") - 1]
+
+    def has(self, target: str) -> bool:
+        """Whether a run of words is the target."""
+        at = self.text.find(target)
+        while at >= 0 and not (at in self._edge_set and at + len(target) in self._edge_set):
+            at = self.text.find(target, at + 1)
+        return at >= 0
+
+    def similarity(self, target: str) -> float:
+        """The best `sim` over all runs of words, look-alikes counting as equal.
+
+        Levenshtein's recurrence, a row for each character of the target over all places in the text, that may begin and
+        end at any edge of a word (Sellers 1980). The cost is |target| times |text|, however many runs there are.
+        """
+        places = np.arange(len(self.text) + 1)
+        differs = {each: ~np.isin(self._codes, _code_points(_alike(each))) for each in set(target)}
+        row = self._from_edge
+        for character in target:
+            last = row
+            row = last + 1
+            np.minimum(row[1:], last[:-1] + differs[character], out=row[1:])
+            # Leaving out characters of the text: each costs 1, so the cheapest way in is a running minimum of row - place.
+            row = np.minimum.accumulate(row - places) + places
+        distance = min(int(row[self._edges].min()), len(target))
+        return 1.0 - distance / len(target)
+
+
+def _alike(character: str) -> str:
+    """The character and those that look like it."""
+    return character + "".join(alike for alike in _LOOK_ALIKES if character in alike)
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _split(line: str) -> list[str]:
+    """The words of a line; a character of a script without spaces is one by itself."""
+    return [part for word in line.split() for part in _WORD.findall(word)]
+
+
 def _letters(text: str) -> str:
-    """NFKC without separators (Z), punctuation (P) and control or format characters (C)."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c)[0] not in "ZPC")
+    """NFKC without separators (Z), punctuation (P), control or format characters (C) and variation selectors."""
+    normal = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in normal if unicodedata.category(c)[0] not in "ZPC" and not "\ufe00" <= c <= "\ufe0f")
 
 
 def _cased(text: str, case: Case, *, sensitive: bool) -> str:
@@ -186,15 +242,6 @@ def _survivors(targets: Sequence[str], normalise: Callable[[str], str]) -> list[
 
 def _nonempty(texts: Iterable[str]) -> list[str]:
     return [text for text in texts if text]
-
-
-def _runs(tokens: Sequence[str]) -> list[str]:
-    """Tokens and their adjacent runs of up to MAX_RUN, joined."""
-    return [
-        "".join(tokens[start : start + size])
-        for size in range(1, MAX_RUN + 1)
-        for start in range(len(tokens) - size + 1)
-    ]
 
 
 def _similarity(candidate: str, target: str) -> float:

@@ -7,7 +7,7 @@
 | rows | others' jsonl (DeepGen-RL, flow_grpo): `prompt` or `caption`, `image` if it is an edit; the rest is metadata |
 | csv | a column `prompt`, `prompt_en`, `prompt_zh` or `caption`; UniGenBench's `index` and `sub_dims` are understood |
 | parquet | a column `prompt` or `caption`, the rest is metadata; needs pyarrow |
-| flow_grpo_text | a folder with `train.txt` and `test.txt`; OCR targets are the texts in straight double quotes |
+| flow_grpo_text | a folder with `train.txt` and `test.txt`; OCR targets are the quoted texts, those in straight double quotes first |
 | flow_grpo_metadata | a folder with `train_metadata.jsonl` and `test_metadata.jsonl`, whose lines are `rows` |
 
 `auto` goes by the folder's content or the file's ending. A .jsonl whose first object has `caption`, `key` or `image`, or

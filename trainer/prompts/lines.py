@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.prompts.checks import DataError, shown
+from wire.quotes import quoted_texts
 
 FIELDS = ("prompt", "id", "targets", "metadata", "source_images")
 _FOREIGN_SHAPES = ({"caption"}, {"key"}, {"image"}, {"tag", "include"})  # fields of others that are no slip in ours
-_QUOTED = re.compile(r'"([^"]+)"')
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]  # line and unchecked values, under the names of FIELDS
 
@@ -49,10 +48,11 @@ def read_txt(path: Path) -> Rows:
 
 
 def read_quoting_txt(path: Path) -> Rows:
-    """A prompt a line; the texts in straight double quotes are what OCR looks for, as in flow_grpo's `ocr` folder."""
+    """A prompt a line; the texts it quotes are what OCR looks for, those in straight double quotes first, as in
+    flow_grpo's `ocr` folder.
+    """
     for number, line in _lines(path):
-        quoted = [text for text in _QUOTED.findall(line) if text.strip()]
-        yield number, {"prompt": line, "targets": quoted or None}
+        yield number, {"prompt": line, "targets": quoted_texts(line, straight_first=True) or None}
 
 
 def read_jsonl(path: Path) -> Rows:

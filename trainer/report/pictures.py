@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from trainer.report.run_folder import RunFolder, number
+from wire.quotes import quoted_texts
 
 MAX_SIDE = 256  # larger pictures are scaled down: the page stays mailable
 PIXELATED_SIDE = 128  # smaller ones are shown with hard pixels, as they are
 MAX_PICTURE_PIXELS = 64 * 1024 * 1024
-_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』")
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,7 @@ def _match(record: Mapping[str, Any]) -> str:
 def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[str]) -> Shot:
     uri, width, height = _picture(run_dir, record.get("image"), problems)
     read = record.get("read")
-    targets = record.get("targets") or [
-        next(filter(None, groups)) for groups in _QUOTED.findall(str(record.get("prompt", "")))
-    ]
+    targets = record.get("targets") or quoted_texts(str(record.get("prompt", "")))
     known = isinstance(read, str) and isinstance(targets, list) and bool(targets)
     return Shot(
         label=label,

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.ocr.scoring import (
+    MAX_TARGET_CHARS,
     MAX_TARGETS,
     VARIANTS,
     NoTargetError,
     Variant,
     find_targets,
-    quoted_texts,
     score_text,
 )
 
@@ -67,12 +67,38 @@ def test_multi_weights_by_length() -> None:
     assert score_text("multi", ["abcdefgh"], ["abcdefgh", "xy"]).value == pytest.approx(0.8)
 
 
-def test_multi_runs_of_at_most_three_or_everything() -> None:
+@pytest.mark.parametrize("variant", ["multi", "strict"])
+@pytest.mark.parametrize("beside", ["ANOTHER LINE", "x", "KEEP"])
+def test_a_sentence_of_one_word_a_line_is_read_beside_another_line(variant: Variant, beside: str) -> None:
+    words = ["KEEP", "CALM", "AND", "CARRY", "ON"]
+    for lines in ([*words, beside], [beside, *words]):
+        assert score_text(variant, lines, ["KEEP CALM AND CARRY ON"]).value == 1.0
+
+
+def test_multi_takes_runs_of_any_number_of_words() -> None:
     lines = ["aa", "bb", "cc", "dd", "ee"]
     assert score_text("multi", lines, ["bb cc dd"]).value == 1.0
-    assert score_text("multi", lines, ["aabbccddee"]).value == 1.0
-    # Four of five is no candidate: the nearest, three (aabbcc) or all five, miss two characters of eight.
-    assert score_text("multi", lines, ["aabbccdd"]).value == pytest.approx(0.75)
+    assert score_text("multi", lines, ["aabbccdd"]).value == 1.0
+    assert score_text("multi", ["S", "A", "L", "E", "now"], ["SALE"]).value == 1.0
+    # A wrong letter in a long sentence costs that letter, 1 of 22; a word of it missing costs that word, 4 of 22.
+    sentence, read = "THE QUICK BROWN FOX JUMPS OVER", ["junk", "THE QUICK", "BROWN", "FOX", "JUMPZ", "OVER", "junk"]
+    assert score_text("multi", read, [sentence]).value == pytest.approx(1 - 1 / 25)
+    assert score_text("multi", [*read[:5], "junk"], [sentence]).value == pytest.approx(1 - 5 / 25)
+
+
+@pytest.mark.parametrize("target", ["欢迎光临", "ようこそ", "サービス"])
+def test_a_script_without_spaces_is_read_beside_other_text(target: str) -> None:
+    assert score_text("multi", [f"本店{target}请进"], [target]).value == 1.0
+    assert score_text("multi", list(f"本店{target}请进"), [target]).value == 1.0
+
+
+def test_a_long_target_on_a_long_reading_is_bounded_work() -> None:
+    words = ["abcd"] * 1000
+    started = time.process_time()
+    assert score_text("multi", words, ["x" * MAX_TARGET_CHARS]).value == 0.0
+    assert time.process_time() - started < 20.0  # all its runs one by one take minutes
+    with pytest.raises(ValueError, match=rf"{MAX_TARGET_CHARS + 1} characters; the limit is {MAX_TARGET_CHARS}"):
+        find_targets("multi", "", ["x", "x" * MAX_TARGET_CHARS])
 
 
 @pytest.mark.parametrize("variant", ["multi", "strict"])
@@ -82,12 +108,23 @@ def test_the_engines_split_into_lines_or_words_does_not_matter(variant: Variant)
     assert score_text(variant, line, ["OPEN", "ARE OPEN"]) == score_text(variant, words, ["OPEN", "ARE OPEN"])
 
 
-@pytest.mark.parametrize(("read", "target"), [("0pen", "open"), ("l", "1"), ("i", "j"), ("5un", "sun"), ("van", "wan")])
+LOOK_ALIKES = [("0pen", "open"), ("l", "1"), ("i", "j"), ("5un", "sun"), ("van", "wan"), ("h0tel", "hotel")]
+LOOK_ALIKES += [(read.upper(), target.upper()) for read, target in LOOK_ALIKES]
+LOOK_ALIKES += [("B1LL", "BILL"), ("lce", "Ice"), ("H0tel 5UN", "Hotel SUN"), ("hotel 24", "hote1 24")]
+
+
+@pytest.mark.parametrize(("read", "target"), LOOK_ALIKES)
 def test_look_alikes_count_as_equal_in_multi_only(read: str, target: str) -> None:
     folded = score_text("multi", [read], [target])
     assert folded.value == 1.0
     assert not folded.exact
     assert score_text("strict", [read], [target]).value < 1.0
+
+
+@pytest.mark.parametrize(("read", "target"), [("HELLo", "HELLO"), ("Sun", "sun"), ("VAN", "van")])
+def test_look_alikes_keep_their_case(read: str, target: str) -> None:
+    """0 is like o and like O; that does not make o like O."""
+    assert score_text("multi", [read], [target]).value < 1.0
 
 
 def test_strict_compares_with_as_many_words_as_the_target_has() -> None:
@@ -113,8 +150,9 @@ def test_case_can_be_set(variant: Variant) -> None:
         ("Cafe\u0301", "Café"),
         ("«Привет», мир!", "Привет мир"),
         ("10 €", "10€"),
+        ("I ❤\ufe0f NY", "I ❤ NY"),
     ],
-    ids=["full width", "ligature", "combining accent", "Cyrillic", "currency"],
+    ids=["full width", "ligature", "combining accent", "Cyrillic", "currency", "variation selector"],
 )
 def test_multi_normalises_any_script(text: str, read: str) -> None:
     assert score_text("multi", [read], [text]).value == 1.0
@@ -130,23 +168,6 @@ def test_exact_and_extra_text(variant: Variant) -> None:
     assert (nothing.exact, nothing.extra_text) == (False, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "texts"),
-    [
-        ('a sign "OPEN" and "24 h"', ["OPEN", "24 h"]),
-        ("a sign “OPEN” and ‘24 h’", ["OPEN", "24 h"]),
-        ("写着「你好」和『世界』的牌子", ["你好", "世界"]),
-        ("‘don’t stop’ on the dog’s collar", ["don’t stop"]),
-        ("it's a dog's life", []),
-        ('a sign "OPEN', []),
-        ('"" and " " and "x"', ["x"]),
-        ("no quotes", []),
-    ],
-)
-def test_quotes(prompt: str, texts: list[str]) -> None:
-    assert quoted_texts(prompt) == texts
-
-
 def test_explicit_targets_win_over_quotes() -> None:
     assert find_targets("multi", 'a sign "OPEN"', ["SHUT", " "]) == ["SHUT"]
     assert find_targets("flow_grpo", 'a sign "OPEN"', ["SHUT", "NOW"]) == ["SHUT"]
@@ -157,6 +178,24 @@ def test_flow_grpo_takes_the_first_straight_quote_as_the_original_does() -> None
     assert find_targets("flow_grpo", prompt, None) == ["one"]
     assert find_targets("multi", prompt, None) == ["curly", "one", "two"]
     assert find_targets("flow_grpo", "only “curly”", None) == ["curly"]
+    assert find_targets("flow_grpo", "only 'single', 'twice'", None) == ["single"]
+    assert find_targets("flow_grpo", '"" and "x"', None) == ["x"]
+    # Cut at the first two marks, whatever they are: a quote that is not closed reaches to the end.
+    assert find_targets("flow_grpo", 'a sign "OPEN', None) == ["OPEN"]
+    assert find_targets("flow_grpo", 'a “b "c" d” e', None) == ["c"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_target_read_in_another_plausible_order_is_read(variant: Variant) -> None:
+    rows, columns = ["FRESH", "OPEN", "BREAD", "DAILY"], ["FRESH", "BREAD", "OPEN", "DAILY"]
+    assert score_text(variant, rows, ["FRESH BREAD"]).value < 1.0
+    assert score_text(variant, rows, ["FRESH BREAD"], other_orders=[columns]).value == 1.0
+
+
+def test_flow_grpo_measures_a_wrong_target_in_reading_order() -> None:
+    rows, columns = ["FRESH", "OPEN", "BREAT"], ["FRESH", "BREAT", "OPEN"]
+    alone = score_text("flow_grpo", rows, ["FRESH BREAD"]).value
+    assert score_text("flow_grpo", rows, ["FRESH BREAD"], other_orders=[columns]).value == alone
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -176,14 +215,6 @@ def test_a_target_of_punctuation_only_is_no_target(variant: Variant) -> None:
 def test_too_many_targets_are_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=rf"{MAX_TARGETS + 1} .* {MAX_TARGETS}"):
         find_targets("multi", "", ["x"] * (MAX_TARGETS + 1))
-
-
-@pytest.mark.parametrize("mark", ['"', "“", "‘", "「", "‘a’", "’a", "“‘「『"])
-def test_hostile_prompts_are_scanned_in_linear_time(mark: str) -> None:
-    prompt = "‘" + mark * (60_000 // len(mark))
-    started = time.process_time()
-    quoted_texts(prompt)
-    assert time.process_time() - started < 2.0  # a quadratic scan takes minutes
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
