@@ -13,22 +13,48 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from trainer.config import Config, ConfigError, SftConfig
+from trainer.config.base import UserError, did_you_mean
 from trainer.config.file import load_config
 from trainer.deepgen.command import add_flags
 from trainer.failure import USER_ERROR, Watch, describe
 
+COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "from-deepgen")
+FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of all policies
+
+# Commands check what they are given before they import torch, which takes seconds: a mistake is said at once.
+
 
 def _train(args: argparse.Namespace) -> int:
+    config = _recipe(args)
     from trainer.loop import train
 
-    return train(load_config(args.config, Config, args.overrides))
+    return train(config)
+
+
+def _recipe(args: argparse.Namespace) -> Config:
+    """The recipe of RL, with prompt files that are there."""
+    config = load_config(args.config, Config, args.overrides)
+    named = [each.path for each in config.data.train] + [path for _, path in config.evaluation.prompt_files()]
+    for path in named:
+        if not Path(path).exists():
+            from trainer.prompts import read_prompt_file
+
+            read_prompt_file(path, dataset=Path(path).stem)  # says what is wrong with the path
+    return config
+
+
+def _check_there(path: Path | None, what: str) -> None:
+    if path is not None and not path.exists():
+        raise ConfigError(f"{what}: nothing at {path.absolute()}; correct the path")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    config = _recipe(args)
+    _check_there(None if args.checkpoint in (None, "base") else Path(args.checkpoint), "--checkpoint")
+    _check_there(args.against, "--against")
     from trainer.evaluate import evaluate_checkpoint
     from trainer.types import StopTrainingError
 
-    config = load_config(args.config, Config, args.overrides)
     try:
         folder = evaluate_checkpoint(config, args.checkpoint, args.weights, output=args.output, against=args.against)
     except StopTrainingError as error:  # a reward's `on_failure: stop`, or its failure rate
@@ -39,13 +65,15 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _sft(args: argparse.Namespace) -> int:
+    config = load_config(args.config, SftConfig, args.overrides)
     from trainer.sft import train_base
 
-    print(f"Wrote {train_base(load_config(args.config, SftConfig, args.overrides))}")
+    print(f"Wrote {train_base(config)}")
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
+    _check_there(args.run_dir, "report")
     from trainer.report import build_report
 
     print(f"Wrote {build_report(args.run_dir)}")
@@ -53,6 +81,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    _check_there(args.source, "export")
     from trainer.export import export_run
 
     folder = export_run(
@@ -88,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        assert name in COMMANDS
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         return command
@@ -122,8 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to",
         required=True,
+        choices=FORMATS,
         metavar="FORMAT",
-        help="diffusers, lora, deepgen, deepgen_pt or safetensors, as the policy can.",
+        help=f"One of {', '.join(FORMATS)}, as the policy can.",
     )
     export.add_argument("--output", required=True, type=Path, help="A new folder.")
     export.add_argument(
@@ -139,23 +170,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def user_errors() -> tuple[type[Exception], ...]:
-    """Errors that are the user's to fix: shown as one sentence, without a traceback."""
-    from trainer.checkpoint import CheckpointError
-    from trainer.data import DataError
-    from trainer.export import ExportError
-    from trainer.rewards import RewardServiceError
-
-    return (ConfigError, DataError, CheckpointError, ExportError, RewardServiceError)
+def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """End with a sentence where the first word is no command, as in `python -m trainer configs/quickstart.yaml`."""
+    if not argv or argv[0].startswith("-") or argv[0] in COMMANDS:
+        return
+    if argv[0].endswith((".yaml", ".yml")):
+        remedy = f"; to train with it: python -m trainer train {argv[0]}"
+    else:
+        remedy = did_you_mean(argv[0], COMMANDS)
+    parser.error(f"no command {argv[0]!r} (there are {', '.join(COMMANDS)}){remedy}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    _check_command(parser, sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
     try:
         with Watch() as watch:
             try:
                 return int(args.run(args))
-            except user_errors() as error:
+            except UserError as error:
                 return watch.fail(f"error: {error}", USER_ERROR)
             except Exception as error:
                 return watch.fail(*describe(error))

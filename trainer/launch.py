@@ -9,6 +9,8 @@ again (exit codes 1 and 2) is not tried again. `train.sh` calls this on every no
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import signal
@@ -49,6 +51,11 @@ class End:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    try:
+        _check_recipe(args.command)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
     nproc = args.nproc
     for number in range(args.max_restarts + 1):
         left = args.max_restarts - number
@@ -81,6 +88,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-restarts", type=int, default=3, help="New starts after a process was killed.")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="What python -m trainer is given.")
     return parser
+
+
+def _check_recipe(command: Sequence[str]) -> None:
+    """Raises ConfigError for a mistake in the recipe, once and at once: not by every process, and before torch is imported.
+
+    What a recipe has to say about its choices is left to rank 0."""
+    if command[:1] == ["train"] and len(command) > 1:
+        with contextlib.redirect_stderr(io.StringIO()):
+            load_config(command[1], Config, command[2:])
 
 
 def processes_left(nproc: int, args: argparse.Namespace, devices: int | None) -> int:

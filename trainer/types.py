@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # prompt files are read and their mistakes said without waiting for torch
+    import numpy as np
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -142,5 +142,7 @@ class StopTrainingError(RuntimeError):
 
 def group_numbers(group_ids: Sequence[str], base: int = 0) -> Tensor:
     """int64 numbers for group ids, in order of first appearance, starting at `base`."""
+    import torch
+
     numbers: dict[str, int] = {}
     return torch.tensor([base + numbers.setdefault(g, len(numbers)) for g in group_ids], dtype=torch.int64)

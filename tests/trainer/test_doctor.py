@@ -23,7 +23,8 @@ from trainer.config.file import dump_config, load_config
 from trainer.data import PromptSampler, load_train_prompts
 from trainer.doctor import Finding, examine, run_doctor
 from trainer.doctor.findings import as_row, summary, to_json
-from trainer.doctor.machine import check_device, check_memory, check_packages, check_ports
+from trainer.doctor.machine import check_device, check_memory, check_ports
+from trainer.doctor.packages import check_packages
 from trainer.doctor.prompts import check_base, check_names
 from trainer.doctor.run_folder import check_disk
 from trainer.rewards import RewardClient

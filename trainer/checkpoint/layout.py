@@ -18,6 +18,8 @@ import re
 import shutil
 from pathlib import Path
 
+from trainer.config.base import UserError
+
 _NAME = re.compile(r"^step_(\d{6,})$")
 _REPLACED = ".replaced_"
 _WRITING = ".writing_"
@@ -25,7 +27,7 @@ _REMOVED = ".removed_"
 _ASIDE = ".aside_"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be used; the message names it and the remedy."""
 
 

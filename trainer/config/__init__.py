@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from trainer.config.algorithm import AlgorithmConfig, SftLossConfig
-from trainer.config.base import ConfigError, FilePath, Section
+from trainer.config.base import ConfigError, FilePath, Section, did_you_mean
 from trainer.config.data import DataConfig, DatasetConfig
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.deepspeed import check_deepspeed, read_deepspeed
@@ -99,7 +99,8 @@ class Config(Section):
                 known = ", ".join(sorted(self.rewards.columns)) or "none"
                 hint = "; add it, or name it in data.ignore_rewards" if where.startswith("data.") else ""
                 raise ValueError(
-                    f"{where} names the reward {name!r}, which no entry of rewards.columns serves (there: {known}){hint}"
+                    f"{where} names the reward {name!r}, which no entry of rewards.columns serves (there: {known})"
+                    f"{did_you_mean(name, self.rewards.columns) or hint}"
                 )
         self.evaluation.check_columns({name: column.reward for name, column in self.rewards.columns.items()})
         return self

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +17,12 @@ FilePath = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # part of metric and file names
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """An error that is the user's to fix: a command shows it as a sentence, without a traceback. Errors of other parts of
+    the trainer belong to this class, too, so that one is known for what it is before torch is imported."""
+
+
+class ConfigError(UserError, ValueError):
     """The configuration cannot be used; the message names the field and the remedy."""
 
 
@@ -23,6 +30,18 @@ class Section(BaseModel):
     """A group of fields: frozen, no unknown keys, no infinity or NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a name that is not known: the nearest known one, else all of them."""
+    names = list(known)
+    return did_you_mean(name, names).removeprefix("; ") or f"known are: {', '.join(names) or 'none'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not known: the nearest known one, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def say(sentence: str) -> None:

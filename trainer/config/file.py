@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Hashable, Sequence
@@ -32,7 +33,7 @@ def load_config(path: str | Path, model: type[ConfigT], overrides: Sequence[str]
             contradict; all that was found is listed.
     """
     path = Path(path)
-    raw = read_yaml(path, hint="the recipes are in configs/")
+    raw = read_yaml(path, hint=_recipes_beside(path))
     first = [override for override in overrides if override.startswith("environment=")]
     for override in first:
         _apply_override(raw, override)
@@ -41,7 +42,32 @@ def load_config(path: str | Path, model: type[ConfigT], overrides: Sequence[str]
     try:
         return model.model_validate(_lists_to_tuples(raw), strict=True)
     except ValidationError as error:
-        raise ConfigError(explain(path, model, raw, error)) from error
+        raise ConfigError(_of_another_kind(path, model, raw) or explain(path, model, raw, error)) from error
+
+
+def _recipes_beside(path: Path) -> str:
+    """What to do about a recipe that is not there: the nearest name in its folder, if there is one."""
+    near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "the recipes are in configs/"
+
+
+def _of_another_kind(path: Path, model: type[BaseModel], raw: dict[str, Any]) -> str | None:
+    """What the file is instead, with the command for it; None where its keys are most like those of `model`."""
+    from trainer.config import Config, SftConfig
+
+    if model not in (Config, SftConfig):
+        return None
+    if isinstance(raw.get("datasets"), tuple | list):
+        return (
+            f"{path} is a list of data sets as DeepGen-RL has them, not a recipe; name it in a recipe's "
+            "data.dataset_config (training) or evaluation.dataset_config"
+        )
+    here, there = (Config, SftConfig) if model is Config else (SftConfig, Config)
+    if len(raw.keys() & there.model_fields.keys()) <= len(raw.keys() & here.model_fields.keys()):
+        return None
+    if there is SftConfig:
+        return f"{path} is a recipe of supervised pre-training, not of RL; run: python -m trainer sft {path}"
+    return f"{path} is a recipe of RL, not of supervised pre-training; run: python -m trainer train {path}"
 
 
 def _take_environment(raw: dict[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.config.base import FilePath, Name, Section, Share
+from trainer.config.base import FilePath, Name, Section, Share, did_you_mean
+from trainer.config.service_names import check_module, check_reward
 
 # DeepGen-RL's variable names for service addresses; they are read when a service has no `urls`.
 URL_VARIABLES = {
@@ -132,6 +133,7 @@ class RewardsConfig(Section):
                 known = ", ".join(sorted(self.services)) or "none"
                 raise ValueError(
                     f"columns.{name}.service = {column.service!r} is not under rewards.services (there: {known})"
+                    f"{did_you_mean(column.service, self.services)}"
                 )
         for name, service in self.services.items():
             if self.tape.mode == "replay":
@@ -141,4 +143,17 @@ class RewardsConfig(Section):
             if self.launch == "none" and not service.urls and URL_VARIABLES.get(name, "") not in os.environ:
                 hint = f" or set {URL_VARIABLES[name]}" if name in URL_VARIABLES else ""
                 raise ValueError(f"services.{name}.urls is empty: give at least one URL{hint}, or use launch: local")
+        return self
+
+    @model_validator(mode="after")
+    def _started_services_have_the_rewards(self) -> RewardsConfig:
+        if self.launch != "local" or self.tape.mode == "replay":
+            return self
+        started = {name: s for name, s in self.services.items() if s.module is not None and not s.urls}
+        for name, service in started.items():
+            check_module(f"services.{name}", service.module or "")
+        for name, column in self.columns.items():
+            if column.service in started and column.reward is not None:
+                service = started[column.service]
+                check_reward(f"columns.{name}", column.reward, service.module or "", service.args)
         return self

@@ -9,10 +9,7 @@ from pathlib import Path
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.doctor.findings import Finding, as_row, summary, to_json
-from trainer.doctor.machine import check_device, check_memory, check_packages, check_ports
-from trainer.doctor.prompts import check_base, check_data, check_names
-from trainer.doctor.run_folder import check_disk, check_run
-from trainer.doctor.services import check_services
+from trainer.doctor.packages import check_packages
 
 __all__ = ["Finding", "examine", "run_doctor"]
 
@@ -33,13 +30,19 @@ def run_doctor(config_path: str | Path, overrides: Sequence[str] = (), *, as_jso
 
 def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     """All findings; the quick checks come first, the services last."""
-    yield from check_packages()
     try:
         config = load_config(config_path, Config, overrides)
     except ConfigError as error:
         yield Finding("config", "FAIL", str(error), "correct the file or the override; nothing else was checked")
         return
     yield Finding("config", "OK", f"{config_path} loads, and its values fit together")
+    yield from check_packages()
+    # Not before: these import torch, and a mistake in the config is said at once.
+    from trainer.doctor.machine import check_device, check_memory, check_ports
+    from trainer.doctor.prompts import check_base, check_data, check_names
+    from trainer.doctor.run_folder import check_disk, check_run
+    from trainer.doctor.services import check_services
+
     yield from check_names(config)
     sampler = yield from check_data(config)
     yield from check_base(config)

@@ -1,12 +1,10 @@
-"""The machine: packages, device, memory, ports."""
+"""The machine: device, memory, ports."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,37 +14,10 @@ from trainer.distributed import pick_device
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import held_bytes, is_count, planned_ranks, process_count, sizes
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "base.txt"
 GIB = 1 << 30
 _TRAINER_BYTES = 1 * GIB  # torch, diffusers and a small policy
 _CROWDED = 0.8  # share of a device that weights and optimizer may take before it is said
 _WORKER_BYTES = GIB // 2  # a service or one of its worker processes
-
-
-def check_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
-    """Installed versions against the pins."""
-    if not requirements.is_file():
-        yield Finding("packages", "WARN", f"no pins at {requirements}", "run the doctor from a checkout of the project")
-        return
-    lines = requirements.read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    missing, other = [], []
-    for name, pinned in pins.items():
-        try:
-            installed = version(name).partition("+")[0]  # torch's 2.13.0+cpu is 2.13.0
-        except PackageNotFoundError:
-            missing.append(f"{name} {pinned}")
-            continue
-        if installed != pinned:
-            other.append(f"{name} {installed} (pinned: {pinned})")
-    remedy = f"pip install -r {requirements}, or `bash train.sh`, which sets up an environment of its own"
-    if missing:
-        yield Finding("packages", "FAIL", f"not installed: {', '.join(missing)}", remedy)
-    if other:
-        yield Finding("packages", "WARN", f"other versions than those tested: {', '.join(other)}", remedy)
-    if not missing and not other:
-        python = ".".join(map(str, sys.version_info[:3]))
-        yield Finding("packages", "OK", f"all {len(pins)} packages as pinned, Python {python}")
 
 
 def check_device(config: Config) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.config.base import UserError
 from trainer.data import load_train_prompts
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
@@ -19,7 +20,7 @@ _STEPS = 4
 _ROUNDING = 1  # of 255: adapters are summed in another order by other programs
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """What was written is not what was trained."""
 
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trainer.config.base import UserError
+
 MAX_ID_LENGTH = 200  # a sample's id is the prompt's and a number, and the wire carries 256 characters
 MAX_PROMPT_LENGTH = 65_536
 MAX_METADATA_DEPTH = 32
@@ -19,7 +21,7 @@ _NO_TEXT = re.compile(
 )  # control characters but tab and line feed; half characters
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Prompts cannot be used; the message names the file, the line, the field and the remedy."""
 
 

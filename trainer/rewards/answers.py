@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from trainer.config.base import UserError
 from wire.schema import ErrorCode
 
 
@@ -64,5 +65,5 @@ class RewardEvent:
 OnEvent = Callable[[RewardEvent], None]
 
 
-class RewardServiceError(RuntimeError):
+class RewardServiceError(UserError, RuntimeError):
     """A reward service cannot be used; the message names the service, the URL and the remedy."""

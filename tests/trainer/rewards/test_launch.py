@@ -183,9 +183,9 @@ def test_a_service_that_cannot_start_shows_its_log(marker: Path) -> None:
     assert processes(marker) == []
 
 
-def test_a_module_that_does_not_exist_shows_its_log(tmp_path: Path) -> None:
-    with pytest.raises(RewardServiceError, match=r"No module named services\.nothing"):
-        LocalServices(config({"module": "nothing"}), tmp_path).start()
+def test_a_module_that_does_not_exist_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match=r"services\.fake\.module = 'common\.fake' is no service of ours"):
+        config({"module": "common.fake"})
 
 
 @linux_only

@@ -1,0 +1,74 @@
+"""The reward services that a run can start, and the rewards of each: a wrong name is found before anything is started.
+
+The services themselves are not asked, as that takes seconds and some need their models. A test compares this table with
+what they say.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.config.base import nearest
+
+# Every reward that some checkpoint or family of the service gives.
+REWARDS: dict[str, tuple[str, ...]] = {
+    "ocr": ("multi", "flow_grpo", "strict"),
+    "hps": ("hpsv2", "hpsv2.1"),
+    "rules": ("color_match", "jpeg_compressibility", "jpeg_incompressibility"),
+    "unifiedreward": (
+        "think_pairwise",
+        "pair_rank",
+        "flex",
+        "pair_score",
+        "pointwise",
+        "edit_pair",
+        "edit_pointwise",
+    ),
+    "eval": ("unigenbench",),
+}
+_SERVICES = Path(__file__).resolve().parents[2] / "services"
+
+
+def check_module(where: str, module: str) -> None:
+    """Raises ValueError when `python -m services.<module>` would find nothing, with the nearest service."""
+    place = _SERVICES.joinpath(*module.split("."))
+    if not place.with_name(f"{place.name}.py").is_file() and not (place / "__main__.py").is_file():
+        raise ValueError(f"{where}.module = {module!r} is no service of ours; {nearest(module, REWARDS)}")
+
+
+def check_reward(where: str, reward: str, module: str, args: Mapping[str, object]) -> None:
+    """Raises ValueError when a service that the run starts has no such reward, with the nearest one.
+
+    Nothing is said of a module outside the table, nor where the service's own file of functions may give the name.
+    """
+    known = REWARDS.get(module)
+    if known is None or reward in known:
+        return
+    functions = args.get("functions", os.environ.get("RULES_FUNCTIONS")) if module == "rules" else None
+    own = [] if functions is None else _own_names(str(functions), reward)
+    if own is not None:
+        raise ValueError(
+            f"{where}.reward = {reward!r} is no reward of services.{module}; {nearest(reward, [*known, *own])}"
+        )
+
+
+def _own_names(functions: str, reward: str) -> list[str] | None:
+    """The functions in the Python files of `--functions`; None where a file cannot be read, or may give the name `reward`
+    because it is among its functions or texts."""
+    names: list[str] = []
+    for spec in re.split(r",(?=[^,]*\.py(?:[:,]|$))", functions):
+        path, ends, listed = spec.partition(".py")
+        try:
+            tree = ast.parse(Path(path + ends).read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            return None  # the service says what is wrong with the file
+        found = list(ast.walk(tree))
+        texts = [node.value for node in found if isinstance(node, ast.Constant)]
+        names += [node.name for node in found if isinstance(node, ast.FunctionDef)]
+        if reward in texts or reward in names or reward in listed.removeprefix(":").split(","):
+            return None
+    return names
