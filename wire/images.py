@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from wire.base64_text import base64_length, decode_base64
 from wire.schema import ImageRef, MediaType
 
 _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
@@ -110,12 +110,13 @@ def ref_bytes(
         return parts[ref.part]
     if ref.data is None:
         raise BadImageError(f"the image at {ref.url} was not fetched")
-    if len(ref.data) > limits.max_bytes * 4 // 3 + 4:
-        raise BadImageError(f"image of {len(ref.data)} base64 characters; the limit is {limits.max_bytes} bytes")
+    most = limits.max_bytes * 4 // 3 + 4
+    if len(ref.data) > most and (length := base64_length(ref.data)) > most:
+        raise BadImageError(f"image of {length} base64 characters; the limit is {limits.max_bytes} bytes")
     try:
-        return base64.b64decode(ref.data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadImageError(f"`data` is not base64: {error}") from error
+        return decode_base64(ref.data)
+    except ValueError as error:
+        raise BadImageError(f"`data` is {error}") from error
 
 
 def load(image: Image.Image) -> Image.Image:

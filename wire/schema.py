@@ -33,6 +33,14 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"  # a bug in the scorer
 
 
+def _is_number(value: object) -> object:
+    """Refuse what would only be read as a number: `true` would be 1, and `"5"` 5."""
+    if isinstance(value, bool | str):
+        kind = "text" if isinstance(value, str) else "true or false"
+        raise ValueError(f"should be a valid integer, a JSON number; this is {kind}")
+    return value
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,6 +56,8 @@ class ImageRef(_Wire):
     )
     width: int | None = Field(default=None, ge=1, le=1 << 16, description="Pixels; needed for image/x-rgb8.")
     height: int | None = Field(default=None, ge=1, le=1 << 16, description="Pixels; needed for image/x-rgb8.")
+
+    _sizes = field_validator("width", "height", mode="before")(_is_number)
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageRef:
@@ -106,6 +116,8 @@ class ScoreRequest(_Wire):
     )
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000, description="Milliseconds the caller will wait.")
     request_id: Id | None = Field(default=None, description="Appears in the service's logs; made up when missing.")
+
+    _deadline = field_validator("deadline_ms", mode="before")(_is_number)
 
     @model_validator(mode="after")
     def _unique_ids(self) -> ScoreRequest:

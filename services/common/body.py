@@ -17,8 +17,8 @@ async def read_body(request: Request, limit: int, timeout_s: float, hold: Hold) 
 
     Raises ApiError 408, 413, 415 (compressed) or 429, and ClientDisconnect.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    encoding = request.headers.get("content-encoding", "")
+    if any(each.strip().lower() not in ("", "identity") for each in encoding.split(",")):
         raise ApiError(
             415, f"content encoding {encoding} is not served: send the body as it is", field="content-encoding"
         )

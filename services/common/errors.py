@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from wire.schema import ErrorBody, RequestError
+from wire.schema import ErrorBody, ImageRef, RequestError, ScoreItem, ScoreRequest
 
+_UNKNOWN = "extra_forbidden"  # pydantic's name for a field that there is not
 _LONGEST_NAME = 64  # characters of a wrong value that are repeated
 LINGER_S = 2.0  # how long a refused body is read and thrown away, so that the client gets to read the answer
+
+_MODELS: dict[str, type[BaseModel]] = {"items": ScoreItem, "images": ImageRef, "source_images": ImageRef}
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Not JSON, or not multipart with a `request` part."},
     401: {"model": ErrorBody, "description": "No bearer token, or a wrong one."},
+    403: {"model": ErrorBody, "description": "Asked by a web page of another host."},
     404: {"model": ErrorBody, "description": "No such path or reward."},
     405: {"model": ErrorBody, "description": "The path exists, the method does not."},
     408: {"model": ErrorBody, "description": "The body did not arrive in time."},
     413: {"model": ErrorBody, "description": "Above a limit; the message has both numbers."},
     415: {"model": ErrorBody, "description": "Neither application/json nor multipart/form-data."},
+    421: {"model": ErrorBody, "description": "Asked for under a host name that is not the service's."},
     422: {"model": ErrorBody, "description": "A field is wrong; `field` names it, such as items.3.images.0.data."},
     429: {
         "model": ErrorBody,
@@ -41,11 +48,13 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 _CODES = {
     400: "malformed",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "body_timeout",
     413: "too_large",
     415: "unsupported_media_type",
+    421: "misdirected",
     422: "invalid",
     429: "overloaded",
     500: "internal",
@@ -79,13 +88,33 @@ def overloaded(message: str, retry_after_s: int) -> ApiError:
 
 
 def invalid(error: ValidationError) -> ApiError:
-    """The first problem of a validation, with its field's path; says how many more there are."""
+    """The first problem of a request's validation, with its field's path; says how many more there are.
+
+    A field that there is not comes first: it is often the misspelt one of a field that is said to be missing.
+    """
     problems = error.errors(include_url=False, include_context=False)
-    first = problems[0]
+    first = next((each for each in problems if each["type"] == _UNKNOWN), problems[0])
     message = first["msg"].removeprefix("Value error, ") + _given(first)
+    if first["type"] == _UNKNOWN:
+        message = _did_you_mean(first)
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"
-    return ApiError(422, message, field=".".join(str(part) for part in first["loc"]) or None)
+    return ApiError(422, message, field=".".join(str(part)[:_LONGEST_NAME] for part in first["loc"]) or None)
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that `name` was probably meant to be."""
+    by_folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name[:_LONGEST_NAME].casefold(), by_folded, n=1)
+    return by_folded[near[0]] if near else None
+
+
+def _did_you_mean(problem: ErrorDetails) -> str:
+    *above, name = problem["loc"]
+    inside = next((str(part) for part in reversed(above) if isinstance(part, str)), "")
+    known = list(_MODELS.get(inside, ScoreRequest).model_fields)
+    near = nearest(str(name), known)
+    return f"no such field; did you mean `{near}`?" if near else f"no such field; there are: {', '.join(known)}"
 
 
 def _given(problem: ErrorDetails) -> str:
@@ -146,6 +175,11 @@ async def _discard(receive: Receive) -> None:
         return
 
 
+def _near_path(app: FastAPI, path: str) -> str:
+    near = nearest(path, [route.path for route in app.routes if isinstance(route, Route)])
+    return f"; did you mean {near}?" if near else ""
+
+
 def install_error_map(app: FastAPI) -> None:
     """Turn every exception a route may raise into an `ErrorBody`."""
 
@@ -156,10 +190,13 @@ def install_error_map(app: FastAPI) -> None:
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = {
-            404: f"no such path: {request.url.path}",
+            404: f"no such path: {request.url.path}{_near_path(app, request.url.path)}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
-        return ErrorResponse(ApiError(error.status_code, message, headers=error.headers))
+        headers = dict(error.headers or {})
+        if "GET" in headers.get("Allow", ""):
+            headers["Allow"] += ", HEAD"  # which is answered as GET wherever that is
+        return ErrorResponse(ApiError(error.status_code, message, headers=headers))
 
     async def on_client_gone(_request: Request, _error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; it makes the log line right

@@ -22,8 +22,6 @@ from services.common.settings import ServiceSettings
 
 logger = logging.getLogger("services.run")
 
-KEEP_ALIVE_S = 30
-
 
 def serve(
     make_scorer: Callable[[], Scorer | AsyncScorer],
@@ -74,7 +72,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=settings.trusted_proxies is not None,
                 forwarded_allow_ips=settings.trusted_proxies or "",
-                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=5,
                 h11_max_incomplete_event_size=64 * 1024,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,11 @@ class ServiceSettings(BaseSettings):
     insecure_no_token: bool = Field(
         default=False, description="Allow a non-loopback --host without tokens: anyone who reaches the port may use it."
     )
+    allowed_hosts: str | None = Field(
+        default=None,
+        description="Names, by commas, under which the service may be asked for (the Host of a request) beside localhost "
+        "and addresses. Unset: any other is refused where --host is loopback, and none where it is not.",
+    )
     trusted_proxies: str | None = Field(
         default=None,
         description="Reverse proxies (addresses or networks, by commas) whose X-Forwarded-For is believed; unset: none.",
@@ -52,6 +58,12 @@ class ServiceSettings(BaseSettings):
     )
     max_connections: int = Field(
         default=512, ge=1, le=65_536, description="Most open connections; more are answered 503 and closed."
+    )
+    keep_alive_s: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="How long an idle connection stays open: longer than the proxy before the service keeps its own.",
     )
     max_body_bytes: int = Field(default=128 * MIB, ge=1024, description="Largest request body, in bytes.")
     max_items: int = Field(default=1024, ge=1, description="Most items in one request.")
@@ -117,6 +129,16 @@ class ServiceSettings(BaseSettings):
     )
     drain_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds to finish queued work after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe log.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_host_names(cls, names: str | None) -> str | None:
+        for name in (names or "").split(","):
+            if names is not None and re.fullmatch(r"[\w.-]+", name.strip()) is None:
+                raise ValueError(
+                    f"{name.strip()!r} is no host name: names without scheme and port are needed, by commas"
+                )
+        return names
 
     @field_validator("redis")
     @classmethod

@@ -13,13 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.auth import OPEN_ROUTES, PASSWORD_PATHS
 from services.common.errors import ApiError, ErrorResponse
+from services.common.hosts import PROBES, Hosts
 from services.common.service import Service
 
 logger = logging.getLogger("services.access")
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,256}")
-_QUIET = frozenset({"/health", "/ready", "/metrics"})
+_QUIET = frozenset({*PROBES, "/metrics"})
 _SCORING = frozenset({"/v1/score", "/", "/compute"})
 _KNOWN = frozenset({*_QUIET, *_SCORING, "/v1/info", "/docs", "/openapi.json"})
 _AUDITED = ("reward", "prompts_sha256", "body_bytes")  # beside what the access log has
@@ -31,12 +32,16 @@ class Shell:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._hosts = Hosts(service.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
+        asked = scope["method"]
+        if asked == "HEAD":  # the server goes by the scope that it gave, and sends no body
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
@@ -50,6 +55,8 @@ class Shell:
                 status = message["status"]
                 chosen = str(scope["request_id"])
                 MutableHeaders(scope=message)["X-Request-ID"] = chosen if _SAFE_ID.fullmatch(chosen) else request_id
+            elif asked == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -65,10 +72,22 @@ class Shell:
                 ApiError(500, f"a bug; its trace is in the log under request id {scope['request_id']}")
             )(scope, receive, send_marked)
         finally:
-            self._record(scope, status, time.monotonic() - started)
+            self._record(scope, asked, status, time.monotonic() - started)
 
     def _admit(self, headers: Headers, scope: Scope) -> None:
-        """Find out who asks. Raises ApiError: 401 for a stranger, 429 for a client above its limit."""
+        """Find out who asks, and whether the request is one.
+
+        Raises ApiError: 400 for a body that ends where each sees fit, 401 for a stranger, 403 for a page and 421 for a
+        host name that is not ours, 429 for a client above its limit.
+        """
+        if "transfer-encoding" in headers and ("content-length" in headers or scope.get("http_version") == "1.0"):
+            raise ApiError(
+                400,
+                "`Transfer-Encoding` beside `Content-Length`, or in HTTP/1.0: two readers may see two ends of such a "
+                "body; send one of the two",
+                field="transfer-encoding",
+            )
+        self._hosts.check(scope["path"], headers.get("host"), headers.get("origin"))
         if not self._service.tokens or (scope["method"], scope["path"]) in OPEN_ROUTES:
             return
         authorization = headers.get("authorization")
@@ -84,14 +103,14 @@ class Shell:
             )
         self._service.rate_limits.take_request(scope["caller"])
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in _KNOWN else "other"
         self._service.metrics.requests.labels(path, str(status or 499)).inc()
         if scope["method"] == "POST" and path in _SCORING:
             self._service.metrics.request_seconds.observe(seconds)
         quiet = path in _QUIET and status < 400
         extra = {
-            "method": scope["method"],
+            "method": method,
             "path": scope["path"],
             "status": status or 499,
             "ms": round(seconds * 1e3, 2),

@@ -85,7 +85,7 @@ async def ask(bodies):
         while not app.state.service.ready:
             await asyncio.sleep(0.001)
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             headers = {"content-type": "application/json"}
             return [await client.post("/v1/score", content=body, headers=headers) for body in bodies]
 

@@ -5,8 +5,6 @@ Its clients send `prompt`, `image`, `condition_images`; its server template read
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
 from typing import Any
 
@@ -14,6 +12,7 @@ from services.common.errors import ApiError
 from services.common.intake import Parsed, read_json
 from services.common.legacy.items import HEAD_BYTES, check_column, check_count, check_shared, media_type_of, to_parsed
 from services.common.settings import ServiceSettings
+from wire.base64_text import first_bytes
 
 
 def parse_compute(reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings) -> Parsed:
@@ -66,8 +65,5 @@ def _refs(images: Any) -> Any:
 
 def _ref(image: Any) -> dict[str, Any]:
     """An image as the contract has it; what is not base64 text is refused there, with its place."""
-    head = b""
-    if isinstance(image, str):
-        with contextlib.suppress(ValueError):
-            head = base64.b64decode(image[: HEAD_BYTES * 4 // 3])
+    head = first_bytes(image, HEAD_BYTES) if isinstance(image, str) else b""
     return {"data": image, "media_type": media_type_of(head)}

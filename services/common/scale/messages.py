@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, TypeA
 
 from services.common.dispatch import Job, Outcome
 from services.common.scorer import Failure, Result, Score
+from wire.base64_text import decode_base64
 from wire.schema import ErrorCode, ImageRef, ScoreItem
 
 _ITEMS = TypeAdapter(list[ScoreItem])
@@ -81,9 +81,7 @@ def encode_job(job_id: bytes, front: str, job: Job, wait_ms: int) -> list[str | 
 
     def detached(ref: ImageRef) -> ImageRef:
         number = str(len(images) // 2)
-        images.extend(
-            (_PART + number, job.parts[ref.part] if ref.part is not None else base64.b64decode(ref.data or ""))
-        )
+        images.extend((_PART + number, job.parts[ref.part] if ref.part is not None else decode_base64(ref.data or "")))
         return ref.model_copy(update={"part": number, "data": None})
 
     def detached_all(refs: Sequence[ImageRef] | None) -> list[ImageRef] | None:

@@ -21,7 +21,7 @@ async def _running(scorer: Scorer, wait_ready: bool = True, **settings) -> Async
     app = create_app(scorer, "test", ServiceSettings(**settings))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             client.app = app
             while wait_ready and not app.state.service.ready:
                 assert app.state.service.failure is None, app.state.service.failure

@@ -264,7 +264,7 @@ def exchange(port, *pieces, pause=0.0, timeout=15):
 
 
 def head(*lines, path="/v1/score"):
-    lines = (f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *lines, "", "")
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "", "")
     return "\r\n".join(lines).encode()
 
 

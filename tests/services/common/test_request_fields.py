@@ -27,7 +27,23 @@ CASES = {
     "items not a list": ({"items": {}}, "items", "valid list"),
     "item not an object": ({"items": [1]}, "items.0", "valid dictionary"),
     "body not an object": ([], None, "valid dictionary"),
-    "unknown field": (with_item() | {"itemz": 1}, "itemz", "Extra inputs"),
+    "unknown field": (with_item() | {"itemz": 1}, "itemz", "no such field; did you mean `items`?"),
+    "unknown field of an item": (with_item(promtp="p"), "items.0.promtp", "did you mean `prompt`?"),
+    "the misspelt one of a missing field": (
+        {"items": [{"id": "a", "Promt": "p", "completion": "c"}]},
+        "items.0.Promt",
+        "no such field; did you mean `prompt`? (and 1 more)",
+    ),
+    "a field in another spelling": (with_item(groupId="g"), "items.0.groupId", "did you mean `group_id`?"),
+    "one image where images go": ({"items": [{"id": "a", "image": [PNG]}]}, "items.0.image", "did you mean `images`?"),
+    "unknown field of an image": (with_image(mediatype="x"), "items.0.images.0.mediatype", "mean `media_type`?"),
+    "unknown field of a source": (
+        with_item(source_images=[PNG | {"heigth": 4}]),
+        "items.0.source_images.0.heigth",
+        "did you mean `height`?",
+    ),
+    "a field like none": (with_item(zzz=1), "items.0.zzz", "no such field; there are: id, group_id, prompt, images"),
+    "a field of a megabyte": (with_item(**{"x" * (1 << 20): 1}), "items.0." + "x" * 64, "no such field; there are"),
     "id missing": ({"items": [{"prompt": "p", "completion": "c"}]}, "items.0.id", "Field required"),
     "id empty": (with_item(id=""), "items.0.id", "at least 1 character"),
     "id long": (with_item(id="x" * 257), "items.0.id", "at most 256 characters; got 257"),
@@ -50,6 +66,8 @@ CASES = {
     "data and part": (with_image(part="x"), "items.0.images.0", "exactly one of"),
     "neither data nor part": (with_image(data=None), "items.0.images.0", "exactly one of"),
     "part long": (with_image(data=None, part="x" * 257), "items.0.images.0.part", "at most 256"),
+    "width text": (with_image(width="4"), "items.0.images.0.width", "valid integer, a JSON number; this is text"),
+    "height true": (with_image(height=True), "items.0.images.0.height", "valid integer, a JSON number; this is true"),
     "width zero": (with_image(width=0), "items.0.images.0.width", "greater than or equal to 1"),
     "height huge": (with_image(height=65_537), "items.0.images.0.height", "less than or equal to 65536; got 65537"),
     "rgb8 without size": (with_image(media_type="image/x-rgb8"), "items.0.images.0", "give `width` and `height`"),
@@ -63,6 +81,10 @@ CASES = {
     "reward unknown": (with_item() | {"reward": "hps"}, "reward", "no reward 'hps' here; test serves: prompt_length"),
     "deadline zero": (with_item() | {"deadline_ms": 0}, "deadline_ms", "greater than or equal to 1; got 0"),
     "deadline text": (with_item() | {"deadline_ms": "soon"}, "deadline_ms", "valid integer"),
+    "deadline digits in quotes": (with_item() | {"deadline_ms": "5"}, "deadline_ms", "a JSON number; this is text"),
+    "deadline true": (with_item() | {"deadline_ms": True}, "deadline_ms", "a JSON number; this is true or false"),
+    "deadline false": (with_item() | {"deadline_ms": False}, "deadline_ms", "a JSON number; this is true or false"),
+    "deadline with a fraction": (with_item() | {"deadline_ms": 5.5}, "deadline_ms", "valid integer"),
     "deadline long": (with_item() | {"deadline_ms": 3_600_001}, "deadline_ms", "less than or equal to 3600000"),
     "request_id empty": (with_item() | {"request_id": ""}, "request_id", "at least 1 character"),
 }
@@ -97,6 +119,11 @@ async def test_broken_json_is_400(running, name):
         answer = await client.post("/v1/score", content=BROKEN_JSON[name], headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed"), answer.text
     assert "the body is not JSON" in answer.json()["error"]["message"]
+
+
+async def test_a_whole_number_with_a_point_is_a_whole_number(running):
+    async with running(PromptLengthScorer()) as client:
+        assert (await client.post("/v1/score", json=with_item() | {"deadline_ms": 5000.0})).status_code == 200
 
 
 @pytest.mark.parametrize("value", ["1e999", "[1, [-1e999]]", '{"deep": {"er": 1e400}}'])

@@ -108,7 +108,7 @@ HUGE = {
 @pytest.mark.parametrize("kind", HUGE)
 def test_body_of_one_gigabyte_is_refused_with_flat_memory(bounded, kind):
     length, chunk, count = HUGE[kind]
-    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + length + b"\r\n"
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + length + b"\r\n"
     with Watch(bounded.process.pid) as watch:
         answer = send_huge(bounded.port, head, chunk, count)
     assert watch.rise < 40 * MIB, f"memory rose by {watch.rise / MIB:.0f} MiB"
@@ -245,10 +245,10 @@ def test_headers_that_never_end_close_the_connection():
         with socket.create_connection(("127.0.0.1", port)) as silent:
             assert closed_after(silent) < 2
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
             assert closed_after(slow) < 2
         with socket.create_connection(("127.0.0.1", port)) as second:
-            second.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert second.recv(4096).startswith(b"HTTP/1.1 200")
             second.sendall(b"GET /health HTTP/1.1\r\nHo")
             assert closed_after(second) < 2
@@ -285,7 +285,7 @@ def test_headers_that_grow_without_end_are_refused(shared):
     with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client:
         answer = b""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100_000)
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 100_000)
         try:
             while data := client.recv(65_536):
                 answer += data
@@ -306,7 +306,7 @@ def test_client_that_hangs_up_frees_its_place(serving):
     with serving("--behaviour", "slow", "--latency-ms", "300", "--max-batch", "1") as server:
         server.wait_ready()
         body = json.dumps({"items": [ITEM | {"id": str(n), "prompt": "x" * n} for n in range(1, 21)]}).encode()
-        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(head % len(body) + body)
             time.sleep(0.2)

@@ -69,7 +69,7 @@ async def serving(behave: Any, **method: Any) -> AsyncIterator[tuple[httpx.Async
         app = create_app(scorer, "eval", EvalSettings())
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 while not app.state.service.ready:
                     assert app.state.service.failure is None, app.state.service.failure
                     await asyncio.sleep(0.001)
