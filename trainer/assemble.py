@@ -21,16 +21,18 @@ from trainer.checkpoint import Checkpoint, CheckpointError, find_resume
 from trainer.config import Config, RewardsConfig
 from trainer.config.deepspeed import check_accumulation
 from trainer.config.file import dump_config
-from trainer.data import PromptSampler, check_disjoint, load_train_prompts
+from trainer.data import Dataset, PromptSampler, load_train_prompts, without
 from trainer.distributed import World, world
 from trainer.ema import Ema
 from trainer.engine import Engine, build_engine
-from trainer.evaluation import Evaluator, Rounds, load_sets, trained_on
+from trainer.evaluation import EvaluationSet, Evaluator, Rounds, load_sets, trained_on
 from trainer.flight_recorder import FlightRecorder
 from trainer.hardware import Gauges
-from trainer.metrics import Recorder
+from trainer.metrics import Recorder, write_atomic
 from trainer.objectives import needs_reference
 from trainer.objectives.captions import caption_prompts
+from trainer.overlap import FILE as LEFT_OUT
+from trainer.overlap import Settled, settle
 from trainer.plan import picture_sizes
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
@@ -180,12 +182,8 @@ def assemble(config: Config) -> Iterator[Run]:
     Raises:
         ConfigError, DataError, CheckpointError, RewardServiceError: something does not fit; the message says what.
     """
-    train_prompts = load_train_prompts(config.data)
-    train_rows = [prompt for dataset in train_prompts for prompt in dataset.prompts]
-    sets = load_sets(config, train_rows)
-    heldout = [prompt for each in sets for prompt in each.prompts]
-    captions = [] if config.algorithm.sft is None else caption_prompts(config.algorithm.sft)
-    check_disjoint([*train_rows, *captions], heldout, may_share=config.evaluation.may_share)
+    data = _load_data(config)
+    train_rows = [prompt for dataset in data.train for prompt in dataset.prompts]
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
         check_accumulation(config, group.size)
@@ -194,7 +192,7 @@ def assemble(config: Config) -> Iterator[Run]:
         checkpoint, passed_over = find_start(config, group)
         torch.manual_seed(config.seed)
         policy = build_policy(config.policy, group.device, keep_reference=needs_reference(config.algorithm))
-        policy.check_prompts([*train_rows, *heldout])
+        policy.check_prompts([*train_rows, *(prompt for each in data.sets for prompt in each.prompts)])
         for height, width in picture_sizes(config):
             policy.check_size(height, width)
         recorder = stack.enter_context(
@@ -207,8 +205,9 @@ def assemble(config: Config) -> Iterator[Run]:
                 logging=config.logging,
             )
         )
+        _say_overlap(recorder, data)
         sampler = PromptSampler(
-            train_prompts,
+            data.train,
             prompts_per_step=config.sampling.prompts_per_step,
             seed=config.seed,
             rank=group.rank,
@@ -222,7 +221,7 @@ def assemble(config: Config) -> Iterator[Run]:
         saver = Saver(config, group)
         stack.callback(saver.close)
         ema = Ema(policy.trainable, config.optim.ema_decay)
-        rounds = Rounds(sets, config, policy, client, group, trained_on(train_rows))
+        rounds = Rounds(data.sets, config, policy, client, group, trained_on(train_rows))
         evaluator = Evaluator(rounds, config, ema.applied, group, recorder, executor)
         run = Run(
             config=config,
@@ -241,6 +240,8 @@ def assemble(config: Config) -> Iterator[Run]:
             spread=RunningSpread(len(config.rewards.columns)),
             saver=saver,
         )
+        if run.updater.sft is not None:
+            run.updater.sft.data.leave_out(data.overlap.texts())
         for sentence in passed_over:
             recorder.note(sentence)
         if checkpoint is None:
@@ -250,6 +251,39 @@ def assemble(config: Config) -> Iterator[Run]:
             recorder.note(f"Going on from {checkpoint.path} (step {run.step} of {config.max_steps})")
         with _stop_signals(run), run.flight.on_crash():
             yield run
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Training sets without what is left out of them, held-out sets, what the two had in common, and of how many rows."""
+
+    train: list[Dataset]
+    sets: list[EvaluationSet]
+    overlap: Settled
+    num_train: int
+
+
+def _load_data(config: Config) -> _Data:
+    """Read the prompts of a run. Raises DataError, ConfigError."""
+    train = load_train_prompts(config.data)
+    rows = [prompt for dataset in train for prompt in dataset.prompts]
+    sets = load_sets(config, rows)
+    heldout = [prompt for each in sets for prompt in each.prompts]
+    if config.algorithm.sft is not None:
+        rows += caption_prompts(config.algorithm.sft)
+    overlap = settle(config, rows, heldout)
+    return _Data(without(train, config.data, overlap.ids()), sets, overlap, len(rows))
+
+
+def _say_overlap(recorder: Recorder, data: _Data) -> None:
+    """Say which training prompts are also held out, and list those that are left out in the run's folder."""
+    listing = recorder.run_dir / LEFT_OUT
+    if recorder.is_main and data.overlap.left_out:
+        write_atomic(listing, data.overlap.listing())
+    elif recorder.is_main:
+        listing.unlink(missing_ok=True)
+    if sentence := data.overlap.sentence(data.num_train, listing if data.overlap.left_out else None):
+        recorder.note(sentence)
 
 
 def _last_whole_row(checkpoint: Checkpoint | None) -> int | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer.config import ConfigError, DataConfig
 from trainer.config.data import PromptFormat
+from trainer.overlap import check_disjoint
 from trainer.prompts import DataError, Split, read_prompt_file
 from trainer.seeds import sample_seed
 from trainer.types import Prompt
@@ -24,9 +24,8 @@ __all__ = [
     "fingerprint",
     "load_prompts",
     "load_train_prompts",
+    "without",
 ]
-
-_SHOWN_OVERLAPS = 3
 
 
 @dataclass(frozen=True)
@@ -77,42 +76,23 @@ def load_train_prompts(config: DataConfig) -> list[Dataset]:
     ]
 
 
-def check_disjoint(
-    train: Sequence[Prompt], heldout: Sequence[Prompt], *, may_share: Literal["nothing", "targets"] = "nothing"
-) -> None:
-    """Held-out prompts must be new: no id, no text (up to case, width and spaces), no set of targets of training.
-
-    Args:
-        may_share: `targets` admits equal targets in other prompts, for data whose words are meant to come again.
+def without(datasets: Sequence[Dataset], config: DataConfig, ids: Set[str]) -> list[Dataset]:
+    """The training sets without the prompts of these ids; with `sample_proportional` a set weighs less by them.
 
     Raises:
-        DataError: naming the first overlaps and their number.
+        DataError: nothing is left of a set.
     """
-    known = {key: prompt for prompt in train for key in _overlap_keys(prompt, may_share)}
-    found = []
-    for prompt in heldout:
-        key = next((key for key in _overlap_keys(prompt, may_share) if key in known), None)
-        if key is not None:
-            other = known[key]
-            found.append(f"{key[0]} {key[1]!r}: held-out {prompt.id!r}, {other.id!r} of data set {other.dataset!r}")
-    if found:
-        listed = "\n  ".join(found[:_SHOWN_OVERLAPS])
-        raise DataError(
-            f"{len(found)} of {len(heldout)} held-out prompts are also in the training data, so the evaluation would "
-            f"measure memory; take them out of one of the two files. The first:\n  {listed}"
-        )
-
-
-def _overlap_keys(prompt: Prompt, may_share: str) -> list[tuple[str, str]]:
-    edited = [Path(image).name for image in prompt.source_images]  # one instruction may be given for many images
-    keys = [("same id", prompt.id), ("same prompt", " | ".join([_normalised(prompt.text), *edited]))]
-    if prompt.targets and may_share != "targets":
-        keys.append(("same targets", " | ".join(sorted(_normalised(target) for target in prompt.targets))))
-    return keys
-
-
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    kept = []
+    for dataset, d in zip(datasets, config.train, strict=True):
+        prompts = tuple(prompt for prompt in dataset.prompts if prompt.id not in ids)
+        if not prompts:
+            raise DataError(
+                f"data set {dataset.name!r}: all of its {len(dataset.prompts)} prompts are held out, too, so nothing is left "
+                "to train on; evaluate on another file, or set `data.overlap: allow`"
+            )
+        weight = d.weight * len(prompts) if config.sampling_mode == "sample_proportional" else dataset.weight
+        kept.append(Dataset(dataset.name, weight, prompts))
+    return kept
 
 
 @dataclass

@@ -50,6 +50,12 @@ class DataConfig(Section):
         "weight_only",
         description="A set's share of the draws goes by its weight, or by its weight times its number of prompts.",
     )
+    overlap: Literal["auto", "drop", "refuse", "allow"] = Field(
+        "auto",
+        description="Training prompts that are also held out: drop leaves them out and says so, refuse ends the start, allow "
+        "trains on them. auto drops where one of the two files is another project's, and refuses between our own .txt and "
+        ".jsonl.",
+    )
     ignore_rewards: tuple[Name, ...] = Field(
         (), description="Rewards that data sets name and this run does without; said at the start."
     )
@@ -68,7 +74,8 @@ class DataConfig(Section):
                     raise ValueError(
                         f"data.dataset_config and data.{field} are both given; the file says both: keep one of them"
                     )
-            raw = {**raw, **read_dataset_yaml(raw["dataset_config"]), "dataset_config": None}
+            overlap = "drop" if raw.get("overlap", "auto") == "auto" else raw["overlap"]  # public sets overlap a little
+            raw = {**raw, **read_dataset_yaml(raw["dataset_config"]), "dataset_config": None, "overlap": overlap}
         return _without_ignored(raw)
 
     @model_validator(mode="after")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from trainer.config import Config, ConfigError
 from trainer.config.evaluation import JUDGE
-from trainer.data import DataError, PromptSampler, check_disjoint, load_train_prompts
+from trainer.data import DataError, PromptSampler, load_train_prompts, without
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
+from trainer.overlap import settle
 
 
 def check_names(config: Config) -> Iterator[Finding]:
@@ -67,8 +68,11 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         )
     try:
         captions = [] if config.algorithm.sft is None else caption_prompts(config.algorithm.sft)
-        check_disjoint([*rows, *captions], heldout, may_share=config.evaluation.may_share)
-        if heldout:
+        overlap = settle(config, [*rows, *captions], heldout)
+        train = without(train, config.data, overlap.ids())
+        if sentence := overlap.sentence(len(rows) + len(captions)):
+            yield Finding("data", "WARN", sentence, "nothing, if that is meant; or take them out of one of the files")
+        elif heldout:
             yield Finding("data", "OK", f"{len(heldout)} held-out prompts, none of them in the training data")
         sampling = config.sampling
         ranks = planned_ranks()

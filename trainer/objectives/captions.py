@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,16 @@ class CaptionData:
     def texts(self) -> list[str]:
         """All texts."""
         return [text for _, text in self.rows]
+
+    def leave_out(self, texts: Set[str]) -> None:
+        """Draw none of the entries with these texts from now on. Raises ConfigError where no other is left."""
+        kept = [row for row in self.rows if row[1] not in texts]
+        if not kept:
+            raise ConfigError(
+                f"algorithm.sft.path = {self.config.path}: all of its {len(self.rows)} texts are held-out prompts, too; give "
+                "another file, or set data.overlap: allow"
+            )
+        self.rows = kept
 
     def draw(self, update: int, places: Sequence[int]) -> Captioned:
         """The pictures of these places of update number `update`.

@@ -23,7 +23,7 @@ from trainer.prompts.checks import (
     MAX_SOURCE_IMAGES,
     DataError,
 )
-from trainer.prompts.file import PromptFile, Split, read_prompt_file
+from trainer.prompts.file import PromptFile, Split, is_own, read_prompt_file
 
 __all__ = [
     "MAX_ID_LENGTH",
@@ -33,5 +33,6 @@ __all__ = [
     "DataError",
     "PromptFile",
     "Split",
+    "is_own",
     "read_prompt_file",
 ]

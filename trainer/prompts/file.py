@@ -93,6 +93,11 @@ def read_prompt_file(
     return PromptFile(path, tuple(prompts.values()), tuple(lines.values()), len(repeats), tuple(skipped))
 
 
+def is_own(path: str | Path, format: PromptFormat, split: Split) -> bool:
+    """Whether a file is of a format of our own, with a prompt a line, rather than another project's. Raises DataError."""
+    return _resolve(Path(path), format, split)[1] in ("txt", "jsonl")
+
+
 def _resolve(path: Path, format: PromptFormat, split: Split) -> tuple[Path, PromptFormat]:
     """The file that is read and its format."""
     if format in _FOLDERS:
