@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from services.common.scorer import Failure, Item, Result, Score
 from services.ocr.engines import EngineOptions, Line, build_engine
+from services.ocr.layout import reading_orders
 from services.ocr.scoring import VARIANTS, Case, NoTargetError, TextScore, Variant, find_targets, score_text
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -62,7 +63,7 @@ class OcrScorer:
         """Components, means over the item's images: `exact` (1: read without a fault and nothing else was read),
         `extra_text` (share of the read characters beyond the targets' length) and `similarity_<i>` of each target.
 
-        Details: `targets`, and per image its `score` and its `lines` (text, confidence, box in pixels).
+        Details: `targets`, and per image its `score` and its `lines` (text, confidence, box in pixels) in reading order.
         """
         variant = cast(Variant, reward)  # the kit admits only names from `rewards`
         return [self._score_item(variant, item) for item in items]
@@ -86,23 +87,29 @@ class OcrScorer:
         try:
             targets = find_targets(variant, item.prompt, item.targets)
             readings = [self._read(image) for image in item.images]
-            scores = [score_text(variant, [line.text for line in lines], targets, self._case) for lines in readings]
+            scores = [self._score_reading(variant, orders, targets) for orders in readings]
         except NoTargetError as error:
             return Failure(ErrorCode.NOT_APPLICABLE, str(error))
         except _ReadError as error:
             return Failure(ErrorCode.INTERNAL, str(error))
         except ValueError as error:
             return Failure(ErrorCode.BAD_INPUT, str(error))
-        return _to_score(targets, readings, scores)
+        return _to_score(targets, [orders[0] for orders in readings], scores)
 
-    def _read(self, image: Image.Image) -> list[Line]:
+    def _score_reading(self, variant: Variant, orders: Sequence[Sequence[Line]], targets: Sequence[str]) -> TextScore:
+        lines, *others = ([line.text for line in order] for order in orders)
+        return score_text(variant, lines, targets, self._case, other_orders=others)
+
+    def _read(self, image: Image.Image) -> list[list[Line]]:
+        """The lines of an image in their plausible orders, the reading order first."""
         try:
             [lines] = self._engine.read([image])
         except Exception as error:  # engines raise their libraries' many types; each means this image was not read
             logger.exception("the engine failed on an image", extra={"width": image.width, "height": image.height})
             size = f"{image.width}x{image.height}"
             raise _ReadError(f"the OCR engine failed on a {size} image: {type(error).__name__}: {error}") from error
-        return lines
+        orders = reading_orders([line.box for line in lines])
+        return [[lines[place] for place in order] for order in orders]
 
 
 class _ReadError(RuntimeError):

@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def read(self, images: Sequence[Image.Image]) -> list[list[Line]]:
-        """Lines of each image, in reading order; an empty list where no text was found.
+        """Lines of each image, in any order (`services.ocr.layout` has it); an empty list where no text was found.
 
         Each image is read alone: its result does not depend on the others.
         """

@@ -71,7 +71,7 @@ class TesseractEngine:
             if row["level"] == "5" and row["text"].strip():
                 words.setdefault((row["block_num"], row["par_num"], row["line_num"]), []).append(row)
         lines = [_line(row) for row in words.values()]
-        return _in_reading_order([line for line in lines if line.confidence >= self._options.min_confidence])
+        return [line for line in lines if line.confidence >= self._options.min_confidence]
 
     def _run(self, arguments: list[str], data: bytes = b"") -> str:
         """Raises RuntimeError with the program's own words when it fails or takes too long."""
@@ -101,15 +101,3 @@ def _line(words: Sequence[Mapping[str, str]]) -> Line:
     bottom = max(int(word["top"]) + int(word["height"]) for word in words)
     confidence = sum(float(word["conf"]) for word in words) / len(words) / 100
     return Line(" ".join(word["text"] for word in words), confidence, rectangle(left, top, right, bottom))
-
-
-def _in_reading_order(lines: Sequence[Line]) -> list[Line]:
-    """By rows from the top, each from the left: sparse text comes in no particular order."""
-    rows: list[list[Line]] = []
-    for line in sorted(lines, key=lambda line: line.box[0][1]):
-        bottom = rows[-1][0].box[2][1] if rows else float("-inf")
-        if (line.box[0][1] + line.box[2][1]) / 2 < bottom:
-            rows[-1].append(line)
-        else:
-            rows.append([line])
-    return [line for row in rows for line in sorted(row, key=lambda line: line.box[0][0])]

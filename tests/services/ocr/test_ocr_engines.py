@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from services.ocr.engines import ENGINES, Engine, EngineOptions, EngineUnavailableError, Line, build_engine
 from services.ocr.engines import paddle as paddle_module
 from services.ocr.engines.line import line_strip
+from services.ocr.layout import reading_orders
 from trainer.words import draw_word
 from trainer.words import render as render_word
 
@@ -93,7 +94,7 @@ def test_line_mode_places_the_line_where_it_is(line_engine: Engine) -> None:
     assert 0.9 < whole.confidence <= 1
 
 
-def test_page_mode_finds_lines_in_reading_order_with_their_boxes(page_engine: Engine) -> None:
+def test_page_mode_finds_lines_with_their_boxes(page_engine: Engine) -> None:
     image = canvas("UPPER LINE", 512, 512, 48, at=(256, 120))
     ImageDraw.Draw(image).text((256, 400), "lower line", font=ImageFont.load_default(48), fill="black", anchor="mm")
     [lines] = page_engine.read([image])
@@ -226,12 +227,14 @@ def test_tesseract_reads(mode: Any) -> None:
 
 
 @needs_tesseract
-def test_tesseract_orders_sparse_text_by_rows() -> None:
+def test_sparse_text_of_tesseract_is_put_in_reading_order() -> None:
     image = canvas("left", 600, 300, 40, at=(90, 83))
     draw = ImageDraw.Draw(image)
     draw.text((500, 78), "right", font=ImageFont.load_default(40), fill="black", anchor="mm")
     draw.text((300, 220), "below", font=ImageFont.load_default(40), fill="black", anchor="mm")
-    assert texts(loaded("tesseract").read([image])[0]) == "left right below"
+    [lines] = loaded("tesseract").read([image])
+    [first, *_] = reading_orders([line.box for line in lines])
+    assert [lines[place].text for place in first] == ["left", "right", "below"]
 
 
 @needs_tesseract
