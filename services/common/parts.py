@@ -23,6 +23,11 @@ class Part:
         """Why nothing can be scored at present, or None."""
         return None
 
+    @property
+    def upstream_lost(self) -> str | None:
+        """Why the server behind the scorer cannot be asked at present, where there is one. Then this is `lost`, too."""
+        return None
+
     async def recover(self) -> None:
         """Try to come back after `lost`. Called now and then while it lasts."""
 

@@ -216,10 +216,25 @@ class Service:
             self._dispatcher.release(count)
         results = plan.results([item.id for item in wanted.items], outcomes)
         self._count(reward, parsed, results)
+        await self._check_upstream(results)
         if all(result.error is not None and result.error.code is ErrorCode.TIMEOUT for result in results):
             raise ApiError(504, f"none of {count} items had a result within {allowed * 1000:.0f} ms")
         request.scope["failed_items"] = sum(result.error is not None for result in results)
         return ScoreResponse(results=results, scorer=info, request_id=request_id)
+
+    async def _check_upstream(self, results: Sequence[ItemResult]) -> None:
+        """Raise ApiError 503 when nothing has a score because the server behind the scorer is lost.
+
+        Another replica may have one that is not, and a client goes there after a 503. One item that breaks each call
+        must not look like that, so it is asked whether the server works.
+        """
+        codes = {None if result.error is None else result.error.code for result in results}
+        if None in codes or ErrorCode.UPSTREAM not in codes:
+            return
+        for part in self._parts:
+            if part.upstream_lost is not None:
+                await part.recover()
+                self.check_ready()
 
     async def _decode(self, parsed: Parsed, info: ScorerInfo, hold: Hold) -> list[Decoded]:
         items = parsed.request.items

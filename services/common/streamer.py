@@ -57,7 +57,11 @@ class Streamer(Dispatcher):
 
     @property
     def lost(self) -> str | None:
-        """Why the server behind the scorer cannot be asked at present, where the scorer has a `failure`."""
+        return self.upstream_lost
+
+    @property
+    def upstream_lost(self) -> str | None:
+        """What the scorer says in its `failure`, where it has one."""
         reason: str | None = getattr(self._scorer, "failure", None)
         return reason
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from services.common.judge.client import Answer, JudgeClient, JudgeError
+from services.common.judge.answers import Answer, thinking_note
+from services.common.judge.client import JudgeClient, JudgeError
 from services.common.judge.content import ImageFormat, image_part, text_part
 from services.common.judge.metrics import JudgeMetrics
 from services.eval.parsing import ParseError, parse_reasons, parse_verdicts
@@ -18,7 +19,7 @@ from wire.schema import ErrorCode
 REWARD = "unigenbench"
 
 # What changes verdicts apart from the wording; a change of what is shown, of the parser or of retries changes it.
-REVISION = "3"
+REVISION = "4"
 # Greedy decoding would repeat the answer that could not be read, so retries are sampled, each with a seed of its own.
 RESAMPLE_TEMPERATURE = 0.7
 
@@ -98,12 +99,12 @@ async def judge_image(
 
 
 def read_answer(answer: Answer, count: int, *, resampled: bool = False) -> Judgement | Missing:
-    """The verdicts of an answer, or `parse_error`, or `truncated` where its end is missing."""
+    """The verdicts of an answer; `truncated` where its end is missing, whatever it holds; or `parse_error`."""
+    if answer.truncated:
+        message = f"the answer was cut at max_tokens after {answer.completion_tokens} tokens"
+        return Missing(ErrorCode.TRUNCATED, message, answer.text)
     try:
-        verdicts = parse_verdicts(answer.text, count, truncated=answer.truncated)
+        verdicts = parse_verdicts(answer.text, count)
     except ParseError as error:
-        if answer.truncated:
-            message = f"the answer was cut at max_tokens after {answer.completion_tokens} tokens: {error}"
-            return Missing(ErrorCode.TRUNCATED, message, answer.text)
-        return Missing(ErrorCode.PARSE_ERROR, str(error), answer.text)
+        return Missing(ErrorCode.PARSE_ERROR, f"{error}{thinking_note(answer.text)}", answer.text)
     return Judgement(verdicts, parse_reasons(answer.text, count), answer.text, resampled)

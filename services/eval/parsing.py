@@ -11,7 +11,8 @@ import re
 import unicodedata
 import warnings
 
-_THOUGHT_BEGINS, _THOUGHT_ENDS = (re.compile(tag, re.IGNORECASE) for tag in ("<think>", "</think>"))
+from services.common.judge.answers import after_thinking, to_ascii
+
 _SCORE = re.compile(r"<score>(.*?)</score>", re.DOTALL | re.IGNORECASE)
 _OPEN_SCORE = re.compile(r"<score>\s*([\[【［][^\]】］<]*[\]】］])\s*(?:</|```|$)", re.IGNORECASE)
 _ANALYSIS = re.compile(r"<analysis>(.*?)</analysis>", re.DOTALL | re.IGNORECASE)
@@ -25,16 +26,14 @@ class ParseError(ValueError):
     """The answer holds no verdicts; the message says why."""
 
 
-def parse_verdicts(answer: str, count: int, *, truncated: bool = False) -> tuple[int, ...]:
-    """The `count` verdicts of an answer, 0 or 1 each. Raises ParseError.
+def parse_verdicts(answer: str, count: int) -> tuple[int, ...]:
+    """The `count` verdicts of an answer that came to its own end, 0 or 1 each. Raises ParseError.
 
     Survives code fences, line breaks, quoted numbers, trailing commas, full-width characters, a bare value for one
-    point and, in an answer that came to its own end, a list whose tag was not closed.
+    point, and a list whose tag was not closed.
     """
-    text = _after_thinking(answer)
-    blocks = _SCORE.findall(text)
-    if not blocks and not truncated:
-        blocks = _OPEN_SCORE.findall(text)
+    text = after_thinking(to_ascii(answer))
+    blocks = _SCORE.findall(text) or _OPEN_SCORE.findall(text)
     if not blocks:
         raise ParseError("the answer has no <score>…</score>")
     readings = {_read_list(block, count) for block in blocks}
@@ -45,7 +44,7 @@ def parse_verdicts(answer: str, count: int, *, truncated: bool = False) -> tuple
 
 def parse_reasons(answer: str, count: int) -> tuple[str, ...]:
     """What the judge says for each of the `count` points; empty where that cannot be told apart."""
-    blocks = _ANALYSIS.findall(_after_thinking(answer))
+    blocks = _ANALYSIS.findall(after_thinking(answer))
     if not blocks:
         return ()
     text = _FENCE.sub("", blocks[0]).strip()
@@ -53,11 +52,6 @@ def parse_reasons(answer: str, count: int) -> tuple[str, ...]:
     if len(entries) != count and count == 1:
         entries = [text.strip("[]【】 \n")]
     return tuple(entry.strip() for entry in entries) if len(entries) == count else ()
-
-
-def _after_thinking(answer: str) -> str:
-    """What is said after the reasoning: that may have begun in the question, and may not have come to an end."""
-    return _THOUGHT_BEGINS.split(_THOUGHT_ENDS.split(answer)[-1])[0]
 
 
 def _read_list(block: str, count: int) -> tuple[int, ...]:

@@ -114,7 +114,9 @@ class _Judging:
         for place in places:  # shared by all workers
             result = await self._judge(place, self._prompts[place.index])
             if isinstance(result, Missing) and self._client.failure is not None:
-                raise JudgeError(ErrorCode.UPSTREAM, f"{self._client.failure}; the same command goes on from here")
+                await self._client.recover()  # an image that breaks every call is no dead judge
+                if (failure := self._client.failure) is not None:
+                    raise JudgeError(ErrorCode.UPSTREAM, f"{failure}; the same command goes on from here")
             record = Record.of(place, result)
             await asyncio.to_thread(self._log.append, record)
             self._counts["judged" if record.verdicts is not None else "failed"] += 1

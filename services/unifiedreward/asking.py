@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
+from services.common.judge.answers import thinking_note
 from services.common.judge.client import JudgeClient, JudgeError, Part
 from services.common.judge.content import ImageFormat, image_part, text_part
 from services.common.judge.metrics import JudgeMetrics
@@ -72,7 +73,8 @@ class Asker:
         try:
             reading = text.question.read(answer.text)
         except ParseError as error:
-            return self._failed(reward, ErrorCode.PARSE_ERROR, f"{error}; the judge said: {answer.text}")
+            reason = f"{error}{thinking_note(answer.text)}; the judge said: {answer.text}"
+            return self._failed(reward, ErrorCode.PARSE_ERROR, reason)
         return Said(reading, None, shorten(answer.text))
 
     def _failed(self, reward: str, code: ErrorCode, reason: str) -> Said[T]:

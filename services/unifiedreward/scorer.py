@@ -22,7 +22,7 @@ from services.unifiedreward.texts import Texts, template_sha256
 from wire.schema import ScorerInfo
 
 # What the judge is shown, how answers are read and scores are made; a change changes this and every cached score's key.
-REVISION = "3"
+REVISION = "4"
 
 
 class UnifiedRewardScorer:

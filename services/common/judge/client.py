@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 from pydantic_core import to_json
 
+from services.common.judge.answers import Answer, BrokenOffError, read_completion
 from services.common.judge.connections import Connections
+from services.common.judge.health import Health
 from services.common.judge.metrics import JudgeMetrics
 from wire.schema import ErrorCode
 
@@ -24,8 +26,8 @@ Part = Mapping[str, Any]  # a content part of a chat message: {"type": "text", .
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_LOST_AFTER = 3  # connections in a row that failed, before the server counts as lost
 _PROBE_S = 5.0
+MODELS, CHAT = "/v1/models", "/v1/chat/completions"
 _JSON = {"Content-Type": "application/json"}
 _KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s: close them first, or a call meets a closing one
 
@@ -43,17 +45,6 @@ class WrongJudgeError(JudgeError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the judge said. `truncated`: it stopped at `max_tokens`, so the end is missing."""
-
-    text: str
-    truncated: bool
-    attempts: int = 1
-    seconds: float = 0.0
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class JudgeEndpoint:
     """Where the judge is and how it is asked. `extra` goes into every request body (`chat_template_kwargs`, ...)."""
 
@@ -64,6 +55,13 @@ class JudgeEndpoint:
     call_timeout_s: float = 120.0
     key: str | None = None
     extra: Mapping[str, Any] | None = None
+
+
+def server_url(url: str) -> str:
+    """The server's address without `/v1`, with which addresses of OpenAI-compatible servers are often given."""
+    for end in ("/chat/completions", "/v1"):
+        url = url.rstrip("/").removesuffix(end)
+    return url.rstrip("/")
 
 
 def _log_waiting(reason: str) -> None:
@@ -77,11 +75,11 @@ class JudgeClient:
         self.endpoint = endpoint
         self._metrics = metrics
         self._slots = asyncio.Semaphore(endpoint.concurrency)
-        self._failed_in_a_row = 0
-        self._last_error = ""
+        self._url = server_url(endpoint.url)
+        self.health = Health(self._url)
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._http = httpx.AsyncClient(
-            base_url=endpoint.url.rstrip("/"),
+            base_url=self._url,
             headers=headers,
             transport=Connections(_KEEP_ALIVE_S),
             timeout=httpx.Timeout(endpoint.call_timeout_s, connect=10.0),
@@ -91,18 +89,16 @@ class JudgeClient:
     @property
     def failure(self) -> str | None:
         """A sentence while the server does not answer, else None."""
-        if self._failed_in_a_row < _LOST_AFTER:
-            return None
-        return self._last_error
+        return self.health.failure
 
     async def check(self) -> None:
         """Raise JudgeError with the remedy unless the server is up and serves the model.
 
         It is a WrongJudgeError when waiting would not help.
         """
-        url = self.endpoint.url
+        url = self._url
         try:
-            response = await self._http.get("/v1/models", timeout=_PROBE_S)
+            response = await self._http.get(MODELS, timeout=_PROBE_S)
             if response.status_code in (401, 403):
                 raise WrongJudgeError(
                     ErrorCode.UPSTREAM,
@@ -112,9 +108,9 @@ class JudgeClient:
             response.raise_for_status()
             served = [str(each["id"]) for each in response.json()["data"]]
         except httpx.HTTPError as error:
-            reason = f"{type(error).__name__}: {error}".rstrip(": ")
             raise JudgeError(
-                ErrorCode.UPSTREAM, f"no judge answers at {url}/v1/models ({reason}): start it, or correct the URL"
+                ErrorCode.UPSTREAM,
+                f"no judge answers at {url}/v1/models ({_reason(error)}): start it, or correct the URL",
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise JudgeError(ErrorCode.UPSTREAM, f"{url}/v1/models is not an OpenAI-compatible model list") from error
@@ -124,7 +120,7 @@ class JudgeClient:
                 f"the judge at {url} serves {', '.join(served) or 'no model'}, not {self.endpoint.model!r}: "
                 f"start it with --served-model-name {self.endpoint.model}, or give the served name with --model",
             )
-        self._failed_in_a_row = 0
+        self.health.note_contact()
 
     async def wait(self, timeout_s: float, say: Callable[[str], None] = _log_waiting) -> None:
         """Wait until `check` passes; `say` gets the reason when there is one and when it changes.
@@ -148,11 +144,14 @@ class JudgeClient:
                 await asyncio.sleep(1.0)
 
     async def recover(self) -> None:
-        """Look whether a lost server is back."""
+        """Look whether a lost server is back. One that broke every call is asked something: its list proves nothing."""
         try:
             await self.check()
         except JudgeError as error:
-            self._last_error = str(error)
+            self.health.note_lost(str(error))
+            return
+        if self.health.breaks:
+            await self._probe()
 
     async def ask(
         self,
@@ -191,7 +190,7 @@ class JudgeClient:
                     self._metrics.in_flight.dec()
         except TimeoutError as error:
             waited = time.monotonic() - started
-            last = f"; before that: {self._last_error}" if self._failed_in_a_row else ""
+            last = f"; before that: {self.health.last}" if self.health.unreached else ""
             raise JudgeError(ErrorCode.TIMEOUT, f"no answer within {waited:.1f} s, the deadline{last}") from error
         self._metrics.call_seconds.observe(answer.seconds)
         self._metrics.completion_tokens.inc(answer.completion_tokens)
@@ -216,39 +215,87 @@ class JudgeClient:
             tries += 1
             pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (tries - 1))
             try:
-                response = await self._http.post("/v1/chat/completions", content=to_json(body), headers=_JSON)
+                response = await self._http.post(CHAT, content=to_json(body), headers=_JSON)
             except httpx.DecodingError as error:
                 raise JudgeError(ErrorCode.UPSTREAM, f"the judge's answer cannot be read: {error}") from error
             except httpx.TransportError as error:
-                self._failed_in_a_row += 1
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                self._last_error = f"the judge at {self.endpoint.url} does not answer ({reason})"
                 if isinstance(error, httpx.ReadTimeout):  # it took the call and hangs: not for ever
                     refusals += 1
+                self.note_error(error)
                 if refusals >= self.endpoint.attempts:
-                    raise JudgeError(ErrorCode.TIMEOUT, f"no answer in {refusals} tries: {self._last_error}") from error
+                    silence = f"the judge at {self._url} does not answer ({_reason(error)})"
+                    raise JudgeError(ErrorCode.TIMEOUT, f"no answer in {refusals} tries: {silence}") from error
             else:
-                self._failed_in_a_row = 0
-                if response.status_code == 200:
-                    return _read_answer(response, tries, time.monotonic() - started)
+                answer = self._read(response, tries, time.monotonic() - started)
+                if isinstance(answer, Answer):
+                    return answer
                 refusals += 1
-                refusal = f"the judge answered {response.status_code}: {_message(response)}"
-                if response.status_code not in _RETRIED or refusals >= self.endpoint.attempts:
-                    raise JudgeError(ErrorCode.UPSTREAM, refusal)
+                if refusals >= self.endpoint.attempts:
+                    raise answer
                 pause = max(pause, _retry_after_s(response))
             self._metrics.retries.inc()
             await asyncio.sleep(pause)
 
+    def _read(self, response: httpx.Response, tries: int, seconds: float) -> Answer | JudgeError:
+        """The answer, or why to ask again. Raises JudgeError where asking again would not help."""
+        status = response.status_code
+        if status != 200:
+            refusal = JudgeError(ErrorCode.UPSTREAM, f"the judge answered {status}: {_message(response)}")
+            self.note_status(status)
+            if status not in _RETRIED:
+                raise refusal
+            return refusal
+        try:
+            answer = read_completion(response.json(), tries, seconds)
+        except BrokenOffError as error:
+            self.health.note_broken("an answer that it broke off")
+            return JudgeError(ErrorCode.UPSTREAM, str(error))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            self.health.note_contact()
+            raise JudgeError(ErrorCode.UPSTREAM, "the judge's answer is not a chat completion") from error
+        self.health.note_answer()
+        return answer
 
-def _read_answer(response: httpx.Response, attempts: int, seconds: float) -> Answer:
-    try:
-        tree = response.json()
-        choice = tree["choices"][0]
-        text = choice["message"]["content"] or ""
-        tokens = int((tree.get("usage") or {}).get("completion_tokens") or 0)
-        return Answer(str(text), choice.get("finish_reason") == "length", attempts, seconds, tokens)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise JudgeError(ErrorCode.UPSTREAM, "the judge's answer is not a chat completion") from error
+    async def _probe(self) -> None:
+        """Ask for one token. A refusal tells nothing of the engine, and then the next real call has to show it."""
+        body: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": [{"role": "user", "content": "Are you there?"}],
+            "temperature": 0,
+            **(self.endpoint.extra or {}),
+            "max_tokens": 1,
+        }
+        try:
+            response = await self._http.post(CHAT, content=to_json(body), headers=_JSON, timeout=_PROBE_S)
+            if response.status_code < 500:
+                if response.status_code == 200:
+                    read_completion(response.json())
+                self.health.note_answer()
+            else:
+                self.note_status(response.status_code)
+        except httpx.TransportError as error:
+            self.note_error(error)
+        except BrokenOffError:
+            self.health.note_broken("an answer that it broke off")
+        except (httpx.DecodingError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            self.health.note_broken("an answer that is no chat completion")
+
+    def note_error(self, error: httpx.TransportError) -> None:
+        """A server that takes a call and is silent is up; that it lists its models does not mean that it works."""
+        if isinstance(error, httpx.ReadTimeout):
+            self.health.note_broken("no answer in time")
+        else:
+            self.health.note_unreached(_reason(error))
+
+    def note_status(self, status: int) -> None:
+        if status >= 500:
+            self.health.note_broken(f"HTTP {status}")
+        else:
+            self.health.note_contact()
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def _message(response: httpx.Response) -> str:

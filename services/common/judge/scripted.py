@@ -25,12 +25,13 @@ from services.common.settings import Port, load_settings
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: a completion, or an error when `status` is not 200."""
+    """One answer: a completion, or an error when `status` is not 200. `reasoning` is sent apart from the text."""
 
-    text: str = ""
-    finish_reason: str = "stop"
+    text: str | None = ""
+    finish_reason: str | None = "stop"
     status: int = 200
     delay_s: float = 0.0
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ def _to_response(reply: Reply, model: str) -> Response:
     if reply.status != 200:
         return JSONResponse({"error": {"message": reply.text}}, status_code=reply.status)
     message = {"role": "assistant", "content": reply.text}
+    if reply.reasoning is not None:
+        message["reasoning_content"] = reply.reasoning
     choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
-    usage = {"prompt_tokens": 1, "completion_tokens": len(reply.text.split())}
+    usage = {"prompt_tokens": 1, "completion_tokens": len((reply.text or "").split())}
     return JSONResponse({"object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
 
 

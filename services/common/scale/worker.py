@@ -151,7 +151,7 @@ class Worker(Part):
 
     async def _turn(self) -> None:
         room = self._limits.room - len(self._held)
-        if room <= 0:
+        if room <= 0 or self._local.lost is not None:  # what cannot score here is left to others
             await self._until_freed()
             return
         if time.monotonic() >= self._next_claim:
@@ -303,9 +303,12 @@ class Worker(Part):
 
     async def _report(self) -> None:
         """Say that we live and what we work on; learn what nobody waits for any more, and leave that."""
+        takes_jobs = not self._left and self._local.lost is None
+        if not takes_jobs:
+            await self._claims.leave()
         running = [held for held in self._held.values() if held.task is not None and not held.task.done()]
         asked = [("SISMEMBER", self._keys.open_jobs(held.message.front), held.message.job_id) for held in running]
-        reports = self._claims.report(self._held, takes_jobs=not self._left)
+        reports = self._claims.report(self._held, takes_jobs=takes_jobs)
         awaited = (await self._connection.pipeline([*asked, *reports]))[: len(asked)]
         for held, is_open in zip(running, awaited, strict=True):
             if is_open == 0 and held.task is not None and not held.task.done():

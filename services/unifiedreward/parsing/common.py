@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from services.common.judge.answers import after_thinking, to_ascii
+
 TIE = 0.5
 
 # All patterns of the readers take time in proportion to the text, whatever a judge writes.
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 
-_THOUGHT_ENDS = re.compile(r"</think>", re.IGNORECASE)
 _COMMA_BEFORE_END = re.compile(r',(?=\s*[}\]])|("(?:[^"\\]|\\.)*"?)', re.DOTALL)
+_STRING = re.compile(r'("(?:[^"\\]|\\.)*"?)', re.DOTALL)
 
 
 class ParseError(ValueError):
@@ -39,9 +41,9 @@ class Judgement:
         return self.share == TIE
 
 
-def after_thinking(text: str) -> str:
-    """What follows the reasoning block, all of it when there is none."""
-    return _THOUGHT_ENDS.split(text)[-1]
+def spoken(text: str) -> str:
+    """What is said beside the reasoning, with full-width characters in their ASCII form."""
+    return after_thinking(to_ascii(text))
 
 
 def plain(text: str) -> str:
@@ -67,7 +69,9 @@ def read_object(text: str) -> dict[str, Any]:
 
     A comma before a closing bracket is forgiven: the example in a published template has one.
     """
-    text = after_thinking(text)
+    # Within strings full-width characters stay: a quote among them would end its string.
+    parts = _STRING.split(after_thinking(text))
+    text = "".join(part if part[:1] == '"' else to_ascii(part) for part in parts)
     start = text.find("{")
     before = text[:start] if start >= 0 else text
     if "[" in before:

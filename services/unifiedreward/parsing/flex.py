@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from services.common.judge.answers import to_ascii
 from services.unifiedreward.parsing.common import TIE, Judgement, ParseError, read_object
 
 CATEGORIES = ("A", "B", "C")  # every comparison has these three; what the judge adds does not count
@@ -43,12 +44,12 @@ def read_flex(text: str) -> Judgement:
 
 
 def _letter(name: object, place: int) -> str:
-    match = _LETTER.fullmatch(name) if isinstance(name, str) else None
+    match = _LETTER.fullmatch(to_ascii(name)) if isinstance(name, str) else None
     return match.group(1).upper() if match else chr(ord("A") + place)
 
 
 def _share(winner: object) -> float | None:
-    words = " ".join(winner.split()).strip(" .\"'*[]") if isinstance(winner, str) else ""
+    words = " ".join(to_ascii(winner).split()).strip(" .\"'*[]") if isinstance(winner, str) else ""
     if _EQUAL.fullmatch(words):
         return TIE
     match = _WINNER.fullmatch(words)

@@ -12,9 +12,9 @@ from services.unifiedreward.parsing.common import (
     TIE,
     Judgement,
     ParseError,
-    after_thinking,
     plain,
     read_object,
+    spoken,
     to_number,
 )
 
@@ -41,7 +41,7 @@ def read_final_score(text: str) -> Mapping[str, float]:
 
 def read_pair_scores(text: str) -> Judgement:
     """For each aspect `Image 1: X` and `Image 2: Y`, each 0 to 1, together 1. The share is the mean over the aspects."""
-    words = plain(after_thinking(text))
+    words = plain(spoken(text))
     parts: dict[str, float] = {}
     for aspect in ASPECTS:
         found = re.findall(_BLOCK.format(aspect=aspect), words, re.IGNORECASE)
@@ -73,7 +73,7 @@ read_edit_quality = partial(_read_points, names=("naturalness", "cleanness"))
 
 
 def _scored(text: str, label: str) -> float:
-    words = plain(after_thinking(text))
+    words = plain(spoken(text))
     found = re.findall(rf"(?<!\w){label} ?(?:\(1 ?[-–] ?5\))? ?:\s*{_VALUE}", words, re.IGNORECASE)
     value = _once(found, label).removesuffix("/5").rstrip(".")
     return to_number(value, f"the {label}", 1, 5)

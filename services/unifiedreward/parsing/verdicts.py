@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
+from services.common.judge.answers import to_ascii
 from services.unifiedreward.parsing.common import (
     NUMBER,
     TIE,
     Judgement,
     ParseError,
-    after_thinking,
     plain,
+    spoken,
     to_number,
 )
 
@@ -40,7 +41,7 @@ def read_think(text: str) -> Judgement:
     The totals written while thinking are compared with the answer: a winner with the lower total is flagged
     `totals_disagree`, and stays the winner.
     """
-    visible = after_thinking(text)
+    visible = spoken(text)
     answers = _OPENS.split(visible)[1:]
     if len(answers) > 1:
         raise ParseError(f"the answer has {len(answers)} <answer> tags")
@@ -49,7 +50,7 @@ def read_think(text: str) -> Judgement:
         raise ParseError("the answer has no complete <answer> tag")
     words = plain(answer).replace("\n", " ").strip(" .!\"'“”‘’[]")
     share = _whole_answer(words)
-    totals = {int(image): float(total) for image, total in _TOTAL.findall(plain(text))}
+    totals = {int(image): float(total) for image, total in _TOTAL.findall(plain(to_ascii(text)))}
     disagree = len(totals) == 2 and share != TIE and (totals[1] - totals[2]) * (share - TIE) < 0
     return Judgement(share, flags=("totals_disagree",) if disagree else ())
 
@@ -57,7 +58,7 @@ def read_think(text: str) -> Judgement:
 def read_rank(text: str) -> Judgement:
     """Free text with one statement such as `Image 1 is better.` or `Both images are equally good.`"""
     said: set[float] = set()
-    for sentence in _SENTENCE.split(plain(after_thinking(text))):
+    for sentence in _SENTENCE.split(plain(spoken(text))):
         for match in _STATEMENT.finditer(sentence):
             if not _doubted(sentence, match):
                 said.add(_winner(match.group(1), match.group(2)))
@@ -69,12 +70,12 @@ def read_rank(text: str) -> Judgement:
 
 def read_edit_rank(text: str) -> Judgement:
     """`Edited image 1 is better`, in an answer tag or in free text."""
-    return read_think(text) if _OPENS.search(after_thinking(text)) else read_rank(text)
+    return read_think(text) if _OPENS.search(spoken(text)) else read_rank(text)
 
 
 def read_edit_scores(text: str) -> Judgement:
     """A score for each edited image, whole or decimal, negative ones included; the higher one wins, equal is a tie."""
-    words = plain(after_thinking(text))
+    words = plain(spoken(text))
     bare = _TWO_NUMBERS.fullmatch(words)
     found = [("1", bare.group(1)), ("2", bare.group(2))] if bare else _SCORE.findall(words)
     scores: dict[str, float] = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.judge.client import Answer
-from services.eval.judge import Judgement, Missing, read_answer
+from services.common.judge.answers import Answer
+from services.eval.judge import Missing, read_answer
 from services.eval.parsing import ParseError, parse_reasons, parse_verdicts
 from wire.schema import ErrorCode
 
@@ -120,6 +120,6 @@ def test_a_cut_answer_is_told_apart_from_one_that_cannot_be_read() -> None:
     assert isinstance(wrong, Missing) and wrong.code is ErrorCode.PARSE_ERROR and wrong.answer == "I cannot tell."
 
 
-def test_verdicts_that_are_complete_before_the_cut_count() -> None:
+def test_an_answer_that_was_cut_holds_no_verdicts_whatever_it_says() -> None:
     result = read_answer(Answer("<score>[1, 0]</score>\n</descr", truncated=True), 2)
-    assert isinstance(result, Judgement) and result.verdicts == (1, 0)
+    assert isinstance(result, Missing) and result.code is ErrorCode.TRUNCATED

@@ -57,7 +57,9 @@ def check(read, answer, expected):
         case("quoted", THOUGHT + "<answer>'Image 2 is better'</answer>", SECOND),
         case("no reasoning, a server took it away", "<answer>Image 1 is better</answer>", FIRST),
         case("reasoning without its opening tag", "hm </think><answer>Image 2 is better</answer>", SECOND),
-        case("reasoning never closed", "<think> hm\n<answer>Image 2 is better</answer>", SECOND),
+        case("reasoning never closed", "<think> hm\n<answer>Image 2 is better</answer>", "no complete"),
+        case("an afterthought", "<answer>Image 2 is better</answer><think>or not", SECOND),
+        case("full-width", "＜answer＞Ｉｍａｇｅ　２ ｉｓ ｂｅｔｔｅｒ。＜／answer＞", SECOND),
         case("an answer tag inside the reasoning", "<think><answer>Image 1 is better</answer></think>", "no complete"),
         case(
             "the tag of the reasoning does not count",
@@ -122,6 +124,8 @@ def test_totals_that_contradict_the_answer_are_flagged_and_no_veto(answer, flags
         case("a winner and a tie", "Image 1 is better. Both images are equally good.", "its opposite"),
         case("nothing", "These are two fine pictures.", "does not say"),
         case("only in the reasoning", "<think>Image 1 is better.</think> Done.", "does not say"),
+        case("reasoning never closed", "<think>Image 1 is better.", "does not say"),
+        case("full-width full stops", "Image 1 has no dog。Image 2 is better。", SECOND),
         case("empty", "", "does not say"),
     ],
 )
@@ -154,6 +158,8 @@ def test_edit_rank(answer, expected):
         case("whole numbers", "Image 1: 3\nImage 2: 5", SECOND),
         case("scientific", "Image 1: 1e-3\nImage 2: -2.5e-4", FIRST),
         case("bare pair", "[-0.75, 1.5]", SECOND),
+        case("full-width colons", "Edited image 1：2.35\nEdited image 2：－１.90", FIRST),
+        case("reasoning never closed", "<think>Image 1: 2\nImage 2: 1", "no score for image 1 and 2"),
         case("bare lines", "1.5\n-0.75\n", FIRST),
         case("bold, in words", "**Edited Image 1's score** is 1.5 and **Edited Image 2's score** is -3", FIRST),
         case("equal", "Image 1: 2.0\nImage 2: 2", TIE),
@@ -192,6 +198,9 @@ BODY = json.dumps(flex(), indent=2)
         case("words around it", f"Here is the result:\n{BODY}\nI hope this helps.", FIRST),
         case("comma before the end", BODY.rstrip().removesuffix("}") + ",}", FIRST),
         case("second wins", json.dumps(flex("image 2")), SECOND),
+        case("full-width signs", BODY.replace(":", "：").replace(",", "，").replace("Image 1", "Image １"), FIRST),
+        case("full-width quotes in a string", json.dumps(flex(reason="＂a＂"), ensure_ascii=False), FIRST),
+        case("reasoning never closed", "<think>" + BODY, "no JSON object"),
         case("wins in words", json.dumps(flex(" Image 2 is better. ")), SECOND),
         case("tie", json.dumps(flex("Tie")), TIE),
         case("winner copied from the template", json.dumps(flex("Image 1/2")), "'Image 1/2', which names no image"),
@@ -220,6 +229,7 @@ def test_flex(answer, expected):
     [
         ["A. Semantic Alignment", "B. Quality", "C. Art"],
         ["A", "B", "C"],
+        ["A：Semantic", "Ｂ：Quality", "Category Ｃ"],
         ["**A: Semantic**", "B) Quality", "Category C - Art"],
         ["Alignment", "Better quality", "Aesthetics"],
         ["A. Semantic", "Quality", "C"],
@@ -253,6 +263,8 @@ VALUES = {"alignment": 2.694700002670288, "coherence": 4.0, "style": 3.5}
         case("fenced, bold, spaced", "```\n**" + ACS.replace(":", ":** ").replace("\n", "\n\n**") + "\n```", VALUES),
         case("lower case without the range", ACS.lower().replace(" (1-5)", ""), VALUES),
         case("out of five", ACS.replace(": 4", ": 4/5"), VALUES),
+        case("full-width", ACS.translate({ord(":"): "：", ord("("): "（", ord(")"): "）", ord("4"): "４"}), VALUES),
+        case("reasoning never closed", "<think>" + ACS, "no alignment score"),
         case("scientific", ACS.replace("3.5", "3.5e0"), VALUES),
         case("on one line", ACS.replace("\n", ", "), VALUES),
         case("said twice alike", ACS + "\n" + ACS, VALUES),
@@ -307,6 +319,11 @@ def shares(*pairs):
     [
         case(
             "as published", shares((0.75, 0.25), (0.5, 0.5), (1, 0)), {"alignment": 0.75, "coherence": 0.5, "style": 1}
+        ),
+        case(
+            "full-width colons",
+            shares((0.75, 0.25), (0.5, 0.5), (1, 0)).replace(":", "："),
+            {"alignment": 0.75, "coherence": 0.5, "style": 1},
         ),
         case("rounded", shares((0.34, 0.68), (0.5, 0.5), (0, 1.0)), {"alignment": 1 / 3, "coherence": 0.5, "style": 0}),
         case("sum is not 1", shares((0.9, 0.9), (0.5, 0.5), (0.5, 0.5)), "have the sum 1.8, not 1"),

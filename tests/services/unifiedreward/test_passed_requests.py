@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from services.common.app import create_app
-from services.unifiedreward.passthrough import PassThrough
+from services.common.judge.passthrough import PassThrough
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 

@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from PIL import Image
 
 from services.common.app import create_app
+from services.common.judge.passthrough import PassThrough
 from services.common.judge.scripted import Reply, brightness
-from services.unifiedreward.passthrough import PassThrough
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.unifiedreward.supervisor import Supervisor

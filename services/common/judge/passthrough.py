@@ -20,7 +20,9 @@ from starlette.types import Receive, Scope, Send
 from services.common.body import read_body
 from services.common.errors import ApiError, overloaded
 from services.common.intake import read_json
-from services.common.judge.client import JudgeClient
+from services.common.judge.answers import BrokenOffError
+from services.common.judge.client import CHAT, MODELS, JudgeClient
+from services.common.judge.endings import EventWatch, check_ending
 from services.common.service import Service
 
 _EVENTS = "text/event-stream"
@@ -38,13 +40,13 @@ class PassThrough:
         """The two routes. They are not in the service's OpenAPI document: their contract is OpenAI's."""
         service: Service = app.state.service
 
-        @app.get("/v1/models", include_in_schema=False)
+        @app.get(MODELS, include_in_schema=False)
         async def models() -> Response:
-            return _Passed(self, service, "/v1/models")
+            return _Passed(self, service, MODELS)
 
-        @app.post("/v1/chat/completions", include_in_schema=False)
+        @app.post(CHAT, include_in_schema=False)
         async def complete() -> Response:
-            return _Passed(self, service, "/v1/chat/completions")
+            return _Passed(self, service, CHAT)
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -58,8 +60,9 @@ class PassThrough:
             self._running -= 1
 
     async def relay(self, method: str, path: str, body: bytes | None, seconds: float, send: Send) -> None:
-        """Send the judge's answer as it comes. Raises ApiError when there is none."""
+        """Send the judge's answer as it comes. Raises ApiError when there is none, or none that is whole."""
         started = False
+        health = self._client.health
 
         async def start(upstream: httpx.Response, more: bytes, done: bool) -> None:
             nonlocal started
@@ -73,13 +76,25 @@ class PassThrough:
 
         try:
             async with asyncio.timeout(seconds), self._client.forward(method, path, body, seconds) as upstream:
+                if path == CHAT and upstream.status_code != 200:
+                    self._client.note_status(upstream.status_code)
                 if upstream.headers.get("content-type", "").startswith(_EVENTS):
+                    watch = EventWatch()
                     async for chunk in upstream.aiter_bytes():
-                        await start(upstream, chunk, False)
-                    await start(upstream, b"", True)
+                        if lines := watch.take(chunk):
+                            await start(upstream, lines, False)
+                    await start(upstream, watch.end(), True)
                 else:
-                    await start(upstream, await upstream.aread(), True)
-        except (TimeoutError, httpx.HTTPError) as error:
+                    whole = await upstream.aread()
+                    if path == CHAT and upstream.status_code == 200:
+                        await asyncio.to_thread(check_ending, whole)
+                        health.note_answer()
+                    await start(upstream, whole, True)
+        except (TimeoutError, httpx.HTTPError, BrokenOffError) as error:
+            if isinstance(error, BrokenOffError):
+                health.note_broken("an answer that it broke off")
+            elif isinstance(error, httpx.TransportError):
+                self._client.note_error(error)
             failure = _failure(error, seconds)
             if not started:
                 raise failure from error
@@ -135,6 +150,8 @@ def check_urls(body: bytes) -> None:
 def _failure(error: Exception, seconds: float) -> ApiError:
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return ApiError(504, f"the judge did not finish within {seconds:g} s")
+    if isinstance(error, BrokenOffError):
+        return ApiError(503, f"{error}: try again", headers={"Retry-After": "1"})
     return ApiError(503, f"the judge does not answer ({type(error).__name__}): try again", headers={"Retry-After": "1"})
 
 
