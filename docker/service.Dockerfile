@@ -26,12 +26,13 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/
 ENV ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
+COPY machine machine
 COPY wire wire
 COPY services/__init__.py services/
 COPY services/common services/common
 COPY services/${SERVICE} services/${SERVICE}
 COPY docker/ready.py docker/
-RUN python3 -m compileall -q wire services
+RUN python3 -m compileall -q machine wire services
 USER 10001:10001
 EXPOSE ${PORT}
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "docker/ready.py"]

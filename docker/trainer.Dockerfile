@@ -26,10 +26,11 @@ COPY scripts/setup_venv.sh scripts/
 COPY requirements/base.txt requirements/
 COPY assets assets
 COPY configs configs
+COPY machine machine
 COPY wire wire
 COPY services services
 COPY trainer trainer
-RUN python3 -m compileall -q wire services trainer \
+RUN python3 -m compileall -q machine wire services trainer \
     && install -d -o 10001 -g 10001 outputs
 USER 10001:10001
 VOLUME /app/outputs

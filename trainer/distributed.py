@@ -16,16 +16,37 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
+from machine.gpus import GpuError, check_torch_uses, shown, without_driver
 from trainer.config import ConfigError, DistributedConfig
+from trainer.config.base import say
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA when there is one. Raises ConfigError when CUDA was asked for and is missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("distributed.device = cuda, but torch sees no CUDA device; use auto or cpu")
-    if name == "cpu" or not torch.cuda.is_available():
+    """`auto` takes CUDA when there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is missing; the machine shows a GPU that torch cannot use; or this process is
+            one of more than there are GPUs.
+    """
+    if name == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if not torch.cuda.is_available():
+        try:
+            check_torch_uses(shown(), instead="distributed.device=cpu")
+        except GpuError as error:
+            raise ConfigError(str(error)) from error
+        if name == "cuda":
+            raise ConfigError("distributed.device = cuda, but torch sees no CUDA device; use auto or cpu")
+        if built_in := without_driver():
+            say(f"distributed.device = auto is the CPU: {built_in}")
+        return torch.device("cpu")
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= count:
+        raise ConfigError(
+            f"process {local} of this node (from 0) has no GPU of its own: torch sees {count}; set NGPUS={count}, or "
+            "distributed.device=cpu"
+        )
+    return torch.device("cuda", local)
 
 
 @dataclass(frozen=True)

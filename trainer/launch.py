@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine.gpus import GpuError, check_processes, check_torch_uses, shown
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.failure import LOST, USER_ERROR
@@ -52,7 +53,7 @@ class End:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        _check_recipe(args.command)
+        _check_recipe(args.command, args.nproc)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -90,13 +91,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_recipe(command: Sequence[str]) -> None:
-    """Raises ConfigError for a mistake in the recipe, once and at once: not by every process, and before torch is imported.
+def _check_recipe(command: Sequence[str], nproc: int) -> None:
+    """Raises ConfigError for a mistake in the recipe, once and at once: not by every process, and before torch is imported;
+    likewise for GPUs that are too few, or that torch cannot use.
 
     What a recipe has to say about its choices is left to rank 0."""
-    if command[:1] == ["train"] and len(command) > 1:
-        with contextlib.redirect_stderr(io.StringIO()):
-            load_config(command[1], Config, command[2:])
+    if command[:1] != ["train"] or len(command) < 2:
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        config = load_config(command[1], Config, command[2:])
+    if config.distributed.device == "cpu":
+        return
+    try:
+        gpus = shown()
+        check_processes(gpus, nproc)
+        check_torch_uses(gpus, instead="distributed.device=cpu")
+    except GpuError as error:
+        raise ConfigError(str(error)) from error
 
 
 def processes_left(nproc: int, args: argparse.Namespace, devices: int | None) -> int:

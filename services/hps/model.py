@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from machine.gpus import check_torch_uses, shown
 from services.hps.architecture import check_shapes
 from services.hps.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError
 from services.hps.convert import State, read_published, shapes_of, to_clip_state
@@ -56,9 +57,15 @@ class HpsModel:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises ValueError for a device that torch does not have."""
+    """`auto` is the first GPU where there is one.
+
+    Raises ValueError for a device that torch does not have, and for `auto` where the machine shows a GPU that torch cannot
+    use."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        check_torch_uses(shown(), instead="--device cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

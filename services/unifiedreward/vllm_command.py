@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from machine.gpus import shown
+
 # Serves Qwen3-VL, and takes --limit-mm-per-prompt as JSON. Flags that later versions removed, such as
 # --disable-log-requests (gone in 0.12, where requests are not logged anyway), are not used.
 OLDEST = (0, 11)
@@ -97,14 +99,11 @@ def installed_version(executable: str) -> str | None:
 
 
 def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """The GPUs vLLM would see: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
+    """The GPUs vLLM would see: those of CUDA_VISIBLE_DEVICES, else those that the machine shows."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60)
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    return shown(environment).here
 
 
 def _check_version(text: str | None) -> None:

@@ -26,7 +26,7 @@ SERVICES = sorted({service["build"]["args"]["SERVICE"] for service in own_servic
 DOCKERFILES = ("docker/service.Dockerfile", "docker/trainer.Dockerfile")
 # Engines and backends that a user adds to the image; the code says so when they are missing.
 OPTIONAL = {"paddleocr", "paddle", "pytesseract"}
-OURS = {"wire", "services", "trainer"}
+OURS = {"machine", "wire", "services", "trainer"}
 
 
 def lines(name: str) -> list[str]:

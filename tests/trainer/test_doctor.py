@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from tests.support.checkpoints import write_checkpoint
 from trainer.config import Config
@@ -23,7 +24,7 @@ from trainer.config.file import dump_config, load_config
 from trainer.data import PromptSampler, load_train_prompts
 from trainer.doctor import Finding, examine, run_doctor
 from trainer.doctor.findings import as_row, summary, to_json
-from trainer.doctor.machine import check_device, check_memory, check_ports
+from trainer.doctor.machine import GIB, check_device, check_memory, check_ports
 from trainer.doctor.packages import check_packages
 from trainer.doctor.prompts import check_base, check_names
 from trainer.doctor.run_folder import check_disk
@@ -41,7 +42,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     def write(url: str = NO_SERVICE, **changes: object) -> Path:
         (tmp_path / "train.jsonl").write_text("".join(f'{{"prompt": "red thing {i}"}}\n' for i in range(20)))
         (tmp_path / "heldout.txt").write_text("a new red thing\nanother\n")
-        (tmp_path / "base.safetensors").write_bytes(b"x" * 1000)
+        save_file({"weight": torch.zeros(100)}, tmp_path / "base.safetensors")
         config: dict[str, object] = {
             "run_name": "run",
             "max_steps": 10,
@@ -132,7 +133,8 @@ def test_a_reward_the_service_does_not_have_fails(small: Callable[..., Path], ru
 
 def test_a_canary_that_is_not_asked_for_is_not_called_good(small: Callable[..., Path], rules_url: str) -> None:
     findings = found(small(rules_url), "rewards.columns.color.canary=none")
-    assert any("reward color (color_match): revision" in f.message for f in findings)
+    finding = only(findings, "services", "NOT CHECKED")
+    assert "reward color (color_match): revision" in finding.message and "no canary" in finding.message
 
 
 @contextmanager
@@ -238,7 +240,17 @@ def test_the_folders_of_large_models_are_looked_for(
         ("FAIL", f"policy.pretrained: no file at {tmp_path / 'sd3'}")
     ]
     (tmp_path / "sd3").mkdir()
+    (finding,) = check_base(sd3)
+    assert finding.status == "FAIL" and "no model_index.json, config.json or weights" in finding.message
+    (tmp_path / "sd3/model_index.json").write_text('{"_class_name": "x", "vae": ["diffusers", "AutoencoderKL"]}')
+    (finding,) = check_base(sd3)
+    assert finding.status == "FAIL" and finding.message.endswith("lacks the parts vae")
+    (tmp_path / "sd3/vae").mkdir()
     assert [(f.status, f.message) for f in check_base(sd3)] == [("OK", "starts from sd3")]
+    (tmp_path / "sd3/vae/model.safetensors").write_bytes(b"cut off")
+    (finding,) = check_base(sd3)
+    assert finding.status == "FAIL" and "is no whole safetensors file" in finding.message
+    (tmp_path / "sd3/vae/model.safetensors").unlink()
     deepgen = load_config(small(policy={"type": "deepgen", "sd3_path": "sd3"}), Config)
     assert [(f.status, f.message) for f in check_base(deepgen)] == [
         ("OK", "starts from sd3"),
@@ -359,10 +371,13 @@ def test_disk(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
         return list(check_disk(config))
 
-    needed = 8 * 1000 * 3  # eight times the base, for the two that are kept and the one being written
+    size = (config.run_dir.parent.parent / "base.safetensors").stat().st_size
+    needed = 8 * size * 3  # eight times the base, for the two that are kept and the one being written
     assert free(needed - 1)[0].status == "FAIL"
     assert free(needed)[0].status == "WARN"
     assert free(1 << 40)[0].status == "OK"
+    unknown = config.model_copy(update={"policy": config.policy.model_copy(update={"checkpoint": None})})
+    assert [f.status for f in check_disk(unknown)] == ["NOT CHECKED"]
     size = sum(f.stat().st_size for f in checkpoint(config, 6).iterdir())
     assert free(3 * size - 1)[0].status == "FAIL"
     assert "the size of the newest" in free(1 << 40)[0].message
@@ -397,7 +412,18 @@ def test_device_and_memory(small: Callable[..., Path], monkeypatch: pytest.Monke
     assert finding.status == "FAIL" and "use auto or cpu" in finding.message
     local = ["rewards.launch=local", "rewards.services.rules={module: rules, args: {workers: 1000000}}"]
     (finding,) = check_memory(load_config(path, Config, local))
-    assert finding.status == "WARN" and "`workers`" in finding.remedy
+    assert finding.status == "FAIL" and "`workers`" in finding.remedy
+    for free, status in ((0.5, "WARN"), (100, "OK"), (None, "NOT CHECKED")):
+        told = (None, None) if free is None else (int(free * GIB), 100 * GIB)
+        monkeypatch.setattr("trainer.doctor.machine._memory", lambda told=told: told)
+        (finding,) = check_memory(load_config(path, Config))
+        assert finding.status == status
+    monkeypatch.setenv("NGPUS", "2")
+    alone, _ = check_device(load_config(path, Config))
+    assert alone.status == "WARN" and "2 processes on this node would train on the CPU" in alone.message
+    assert [f.status for f in check_device(load_config(path, Config, ["distributed.device=cpu"]))] == ["OK"]
+    monkeypatch.setenv("NNODES", "2")
+    assert check_device(load_config(path, Config, ["distributed.device=cpu"])).__next__().status == "NOT CHECKED"
 
 
 def test_ports_that_are_taken_fail(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,10 +442,15 @@ def test_ports_that_are_taken_fail(small: Callable[..., Path], monkeypatch: pyte
 def test_the_table_and_its_last_line() -> None:
     finding = Finding("disk", "FAIL", "one\ntwo", "free some space")
     assert as_row(finding, color=False).splitlines() == [
-        "FAIL  disk      one",
-        "                two",
-        "                -> free some space",
+        "FAIL         disk      one",
+        "                       two",
+        "                       -> free some space",
     ]
-    assert as_row(finding, color=True).startswith("\033[1;31mFAIL\033[0m")
+    assert as_row(finding, color=True).startswith("\033[1;31mFAIL       \033[0m")
     assert summary([finding]) == "1 to mend before this can run, 0 to know about"
     assert summary([Finding("a", "OK", "fine")]) == "ready to train"
+    unchecked = [Finding("a", "NOT CHECKED", "why")]
+    assert summary(unchecked) == "ready to train, 1 not checked"
+    assert json.loads(to_json(unchecked))["ok"] is False
+    warned = summary([Finding("a", "WARN", "look", "do"), *unchecked])
+    assert warned == "nothing found that stops a start, 1 to know about, 1 not checked"

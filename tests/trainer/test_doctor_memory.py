@@ -110,7 +110,7 @@ def test_what_is_offloaded_is_in_the_machines_memory(
     monkeypatch.setattr("trainer.doctor.machine.pick_device", lambda asked: torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 80 * GIB))
     monkeypatch.setattr("trainer.doctor.machine.sizes", lambda config: sd3)
-    monkeypatch.setattr("trainer.doctor.machine._free_memory", lambda: 50 * GIB)
+    monkeypatch.setattr("trainer.doctor.machine._memory", lambda: (50 * GIB, 64 * GIB))
     on_device, on_host = check_memory(loaded)
     assert (on_device.status, on_host.status) == (
         "OK",

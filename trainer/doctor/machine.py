@@ -9,40 +9,66 @@ from pathlib import Path
 
 import torch
 
+from machine.gpus import GpuError, check_processes, shown, without_driver
 from trainer.config import Config, ConfigError
 from trainer.distributed import pick_device
 from trainer.doctor.findings import Finding
-from trainer.doctor.weights import held_bytes, is_count, planned_ranks, process_count, sizes
+from trainer.doctor.weights import held_bytes, is_count, is_large, planned_ranks, process_count, sizes
 
 GIB = 1 << 30
 _TRAINER_BYTES = 1 * GIB  # torch, diffusers and a small policy
 _CROWDED = 0.8  # share of a device that weights and optimizer may take before it is said
+_LESS = "lower the services' `workers` or what DeepSpeed offloads"
+_SMALLER = (
+    "share it out with distributed.deepspeed=configs/deepspeed/zero2.json (or zero3, zero3_offload), train adapters "
+    "(policy.lora), or keep the encoders away (policy.offload_encoders)"
+)
 _WORKER_BYTES = GIB // 2  # a service or one of its worker processes
 
 
 def check_device(config: Config) -> Iterator[Finding]:
-    """Whether the device that is asked for is there, and the threads fit."""
+    """Whether the device that is asked for is there, for every process of this node, and the threads fit."""
+    processes = process_count("NGPUS")
     try:
+        if config.distributed.device != "cpu":
+            check_processes(shown(), processes)
         device = pick_device(config.distributed.device)
-    except ConfigError as error:
+    except (ConfigError, GpuError) as error:
         yield Finding("device", "FAIL", str(error))
         return
+    if process_count("NNODES") > 1:
+        yield Finding(
+            "device", "NOT CHECKED", "other nodes", "run the doctor on each, with NNODES and NGPUS as for training"
+        )
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        name = torch.cuda.get_device_name(device)
-        message = f"{torch.cuda.device_count()} x {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free on {device}"
-        if free < total / 2:
-            yield Finding("device", "WARN", message, "something else holds more than half of it: see nvidia-smi")
-        else:
-            yield Finding("device", "OK", message)
+        yield _gpu_finding(processes)
         return
+    if config.distributed.device == "auto" and processes > 1:
+        message = f"{processes} processes on this node would train on the CPU: no GPU is here"
+        yield Finding("device", "WARN", message, "if meant, say so with distributed.device=cpu")
+    if config.distributed.device == "auto" and (built_in := without_driver()):
+        yield Finding("device", "WARN", built_in, "install NVIDIA's driver, or give the container the GPU")
+    if is_large(config):
+        message = f"the policy {config.policy.type} would be trained on a CPU, where a step takes minutes to hours"
+        yield Finding("device", "WARN", message, "start where a GPU is; configs/quickstart.yaml is made for a CPU")
     cores = _cores()
     threads = config.distributed.num_threads or torch.get_num_threads()
     message = f"CPU with {cores} usable cores, {threads} torch threads per process"
     if threads > cores:
         yield Finding("device", "WARN", message, f"set distributed.num_threads to at most {cores}")
-    else:
+    elif not is_large(config):
         yield Finding("device", "OK", message)
+
+
+def _gpu_finding(processes: int) -> Finding:
+    """The GPUs of this node's processes: each must be nearly free."""
+    memory = [torch.cuda.mem_get_info(index) for index in range(processes)]
+    free, total = min(memory)
+    which = "on cuda:0" if processes == 1 else f"on the fullest of the {processes} used"
+    message = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free {which}"
+    if free < total / 2:
+        return Finding("device", "WARN", message, "something else holds more than half of it: see nvidia-smi")
+    return Finding("device", "OK", message)
 
 
 def check_memory(config: Config) -> Iterator[Finding]:
@@ -57,39 +83,49 @@ def check_memory(config: Config) -> Iterator[Finding]:
             yield Finding("memory", "FAIL", f"{name}={text} is no number of processes", "give a whole number from 1")
     here, found = process_count("NGPUS"), sizes(config)
     needed = float(here * _TRAINER_BYTES)
+    if found is None and is_large(config):
+        message = f"what the policy {config.policy.type} takes: the headers of its files cannot be read here"
+        yield Finding("memory", "NOT CHECKED", message, "name the model's files in the policy section, where they are")
+        return
     if found is not None:
         held = held_bytes(config, found, planned_ranks())
         needed += here * held.host
         if device.type == "cuda":
             yield _device_memory(config, held.device, torch.cuda.mem_get_info(device)[1])
         else:
-            yield Finding("memory", "OK", _held(config, held.device))
             needed += here * sum(held.device.values())
+            large = is_large(config)
+            yield Finding("memory", "WARN" if large else "OK", _held(config, held.device), _SMALLER if large else "")
     if config.rewards.launch == "local":
         for service in config.rewards.services.values():
             workers = service.args.get("workers", 1)
             needed += 0 if service.urls else _WORKER_BYTES * (workers if isinstance(workers, int) else 1)
-    free = _free_memory()
-    if free is None:
-        return
+    yield _machine_memory(needed)
+
+
+def _machine_memory(needed: float) -> Finding:
+    free, total = _memory()
+    if free is None or total is None:
+        message = f"about {needed / GIB:.1f} GiB are needed; the system does not say what it has"
+        return Finding("memory", "NOT CHECKED", message)
     message = f"{free / GIB:.1f} GiB of the machine's memory are free, about {needed / GIB:.1f} needed"
+    if total < needed:
+        return Finding(
+            "memory", "FAIL", f"{message}, and it has {total / GIB:.1f} in all", f"a larger machine, or {_LESS}"
+        )
     if free < needed:
-        remedy = "close other programs, or lower the services' `workers` or what DeepSpeed offloads"
-        yield Finding("memory", "WARN", message, remedy)
-    else:
-        yield Finding("memory", "OK", message)
+        return Finding("memory", "WARN", message, f"close other programs, or {_LESS}")
+    return Finding("memory", "OK", message)
 
 
 def _device_memory(config: Config, held: Mapping[str, float], total: int) -> Finding:
     message, share = f"{_held(config, held)}, of {total / GIB:.1f} GiB", sum(held.values()) / total
-    remedy = (
-        "share it out with distributed.deepspeed=configs/deepspeed/zero2.json (or zero3, zero3_offload), train adapters "
-        "(policy.lora), or keep the encoders away (policy.offload_encoders)"
-    )
     if share > 1:
-        return Finding("memory", "FAIL", message, remedy)
+        return Finding("memory", "FAIL", message, _SMALLER)
     if share > _CROWDED:
-        return Finding("memory", "WARN", f"{message}: little is left for activations", f"if it does not fit, {remedy}")
+        return Finding(
+            "memory", "WARN", f"{message}: little is left for activations", f"if it does not fit, {_SMALLER}"
+        )
     return Finding("memory", "OK", message)
 
 
@@ -127,11 +163,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _free_memory() -> int | None:
-    """Bytes that programs can still get; None where the system does not say."""
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes that programs can still get, and those that the machine has; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
+        return None, None
+    found = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if ":" in line}
+    return found.get("MemAvailable"), found.get("MemTotal")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from trainer.config import Config, ConfigError
 from trainer.config.evaluation import JUDGE
@@ -103,8 +106,45 @@ def check_base(config: Config) -> Iterator[Finding]:
             remedy = f"correct the path{made if config.policy.type == 'tiny' else ''}"
             yield Finding("policy", "FAIL", f"{field}: no file at {Path(path).absolute()}", remedy)
         else:
-            yield Finding("policy", "OK", f"starts from {path}{_size(Path(path))}")
+            yield _look_into(field, Path(path))
 
 
-def _size(path: Path) -> str:
-    return f" ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else ""
+def _look_into(field: str, path: Path) -> Finding:
+    """What is at the path, as far as its headers and lists of parts tell. Numbers of the weights are read at the start."""
+    return _header_finding(field, path) if path.is_file() else _folder_finding(field, path)
+
+
+def _folder_finding(field: str, path: Path) -> Finding:
+    listed = path / "model_index.json"
+    if not listed.is_file() and not (path / "config.json").is_file():
+        if files := [each for each in path.iterdir() if each.suffix in (".safetensors", ".pt", ".pth", ".bin")]:
+            return Finding(
+                "policy", "NOT CHECKED", f"{field}: {path} has {len(files)} files of weights, read at the start"
+            )
+        remedy = "name a folder that has one of them"
+        return Finding("policy", "FAIL", f"{field}: {path} has no model_index.json, config.json or weights", remedy)
+    try:
+        parts = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else {}
+    except ValueError as error:
+        return Finding("policy", "FAIL", f"{field}: {listed} is not JSON: {error}", "copy it again")
+    named = [name for name, kind in parts.items() if isinstance(kind, list) and len(kind) == 2 and kind[1]]
+    missing = [name for name in named if not (path / name).is_dir()]
+    if missing:
+        remedy = "copy the whole folder"
+        return Finding("policy", "FAIL", f"{field}: {path} lacks the parts {', '.join(missing)}", remedy)
+    for file in sorted(path.rglob("*.safetensors")):
+        finding = _header_finding(field, file)
+        if finding.status == "FAIL":
+            return finding
+    return Finding("policy", "OK", f"starts from {path}")
+
+
+def _header_finding(field: str, path: Path) -> Finding:
+    size = f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
+    if path.suffix != ".safetensors":
+        return Finding("policy", "NOT CHECKED", f"{field}: {size} is read at the start")
+    try:
+        with safe_open(path, framework="pt"):
+            return Finding("policy", "OK", f"starts from {size}")
+    except (SafetensorError, OSError) as error:  # cut off, not that format, or not to be read
+        return Finding("policy", "FAIL", f"{field}: {size} is no whole safetensors file: {error}", "copy it again")

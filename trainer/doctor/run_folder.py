@@ -15,8 +15,10 @@ from trainer.config import Config
 from trainer.config.file import dump_config
 from trainer.data import DataError, PromptSampler
 from trainer.doctor.findings import Finding
+from trainer.doctor.weights import sizes
 
 MIB = 1 << 20
+_BYTES_EACH = 16  # of a trained parameter: the weight, its average and AdamW's two moments, in 32 bit
 _LITTLE_BYTES = 1024 * MIB
 _MAY_CHANGE = ("max_steps", "resume", "logging", "checkpoint", "distributed")  # without making it another experiment
 
@@ -37,11 +39,14 @@ def check_disk(config: Config) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     size, how = _checkpoint_size(config)
     # One more than is kept exists while the newest is being written.
-    needed = size * (config.checkpoint.keep + 1)
+    needed = (size or 0) * (config.checkpoint.keep + 1)
     message = (
         f"{free / MIB:.0f} MiB free in {folder}; {config.checkpoint.keep} checkpoints need {needed / MIB:.0f} ({how})"
     )
-    if free < needed:
+    if size is None:
+        message = f"{free / MIB:.0f} MiB free in {folder}; {config.checkpoint.keep + 1} checkpoints must fit, of {how}"
+        yield Finding("disk", "NOT CHECKED", message)
+    elif free < needed:
         yield Finding("disk", "FAIL", message, "free some space, lower checkpoint.keep, or set output_dir")
     elif free < needed + _LITTLE_BYTES:
         yield Finding("disk", "WARN", message, "free some space: pictures, logs and curves need some, too")
@@ -132,13 +137,15 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _checkpoint_size(config: Config) -> tuple[int, str]:
-    """Bytes of one checkpoint, and how that is known."""
+def _checkpoint_size(config: Config) -> tuple[int | None, str]:
+    """Bytes of one checkpoint, None where they are not known, and how they are known."""
     existing = list_checkpoints(config.run_dir / "checkpoints")
     if existing:
         return sum(file.stat().st_size for file in existing[-1].iterdir()), "the size of the newest"
+    found = sizes(config)
+    if found is not None:
+        return _BYTES_EACH * found.trained, "estimated from what is trained"
     base = getattr(config.policy, "checkpoint", None)
-    if base is not None and Path(base).is_file():
-        # Weights, their average and AdamW's two moments in 32 bit, from a file that may be in 16 bit.
-        return 8 * Path(base).stat().st_size, "estimated from the base"
-    return 0, "size unknown before the first"
+    if config.policy.type == "tiny" and base is not None and Path(base).is_file():
+        return _BYTES_EACH // 2 * Path(base).stat().st_size, "estimated from the base"  # which may be in 16 bit
+    return None, "a size that is known after the first"

@@ -108,13 +108,13 @@ async def _check_one(
     yield Finding("services", "OK", f"{name} at {', '.join(urls)}: ready, checked in {took_s:.1f} s")
     unsure = {event.subject for event in events if event.kind == "warning"}
     for key, column in columns.items():
-        scored = rewards.canary and column.canary != "none" and key not in unsure
+        scored = key not in unsure if rewards.canary and column.canary != "none" else None
         yield _revision(
             f"reward {key} ({column.reward or 'the default'})", now[key].revision, revisions.get(key), scored=scored
         )
 
 
-def _revision(reward: str, revision: str, before: str | None, *, scored: bool) -> Finding:
+def _revision(reward: str, revision: str, before: str | None, *, scored: bool | None) -> Finding:
     if before is not None and before != revision:
         return Finding(
             "services",
@@ -122,5 +122,7 @@ def _revision(reward: str, revision: str, before: str | None, *, scored: bool) -
             f"{reward} has the revision {revision}; the run was trained against {before}, so scores may not be comparable",
             "start the old revision again, or choose another run_name",
         )
+    if scored is None:
+        return Finding("services", "NOT CHECKED", f"{reward}: revision {revision}; no canary was asked for a score")
     canary = "canary scored as it should, " if scored else ""
     return Finding("services", "OK", f"{reward}: {canary}revision {revision}")

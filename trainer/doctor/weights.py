@@ -18,6 +18,7 @@ from trainer.objectives import needs_reference
 from trainer.policies.lora import ATTENTION_PROJECTIONS
 
 _FP32 = 4
+_LARGE = 100e6  # parameters, frozen ones included, above which a CPU takes minutes or more for a step
 _POSITIONS = "pos_embed.pos_embed"  # SD3's table: stored beside the weights, and never trained nor shared out
 _MAIN_FILE = re.compile(r"[^.]+\.safetensors")  # not a variant such as model.fp16.safetensors
 
@@ -83,6 +84,15 @@ def sizes(config: Config) -> Sizes | None:
     targets = policy.lora.target_modules or ATTENTION_PROJECTIONS
     trained = policy.lora.rank * _adapted(network, targets)
     return Sizes(trained, bytes_each * _count(network), others, bytes_each * positions)
+
+
+def is_large(config: Config) -> bool:
+    """Whether the policy has more than _LARGE parameters; a policy other than `tiny` of unknown size counts as large."""
+    found = sizes(config)
+    if found is None:
+        return config.policy.type != "tiny"
+    bytes_each = 2 if getattr(config.policy, "dtype", "") == "bfloat16" else 4
+    return found.trained + (found.network + found.others) / bytes_each > _LARGE
 
 
 @dataclass

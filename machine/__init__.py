@@ -1,0 +1,1 @@
+"""What trainer and services both ask of the machine they run on."""
