@@ -44,13 +44,26 @@ def load_prompts(
     weights: Mapping[str, float] | None = None,
     format: PromptFormat = "auto",
     split: Split = "train",
+    prompt_column: str | None = None,
+    image_dir: str | None = None,
+    delimiter: str | None = None,
 ) -> list[Prompt]:
     """The prompts of a file, in its order, as members of `dataset` with its reward `weights`.
 
     Raises:
         DataError: see `read_prompt_file`.
     """
-    return list(read_prompt_file(path, dataset=dataset, weights=weights, format=format, split=split).prompts)
+    file = read_prompt_file(
+        path,
+        dataset=dataset,
+        weights=weights,
+        format=format,
+        split=split,
+        prompt_column=prompt_column,
+        image_dir=image_dir,
+        delimiter=delimiter,
+    )
+    return list(file.prompts)
 
 
 def load_train_prompts(config: DataConfig) -> list[Dataset]:
@@ -58,7 +71,18 @@ def load_train_prompts(config: DataConfig) -> list[Dataset]:
 
     With `sampling_mode: sample_proportional` a set of N prompts weighs N times its `weight`, as in DeepGen-RL.
     """
-    files = [read_prompt_file(d.path, dataset=d.dataset_name, weights=d.rewards, format=d.format) for d in config.train]
+    files = [
+        read_prompt_file(
+            d.path,
+            dataset=d.dataset_name,
+            weights=d.rewards,
+            format=d.format,
+            prompt_column=d.prompt_column,
+            image_dir=d.image_dir,
+            delimiter=d.delimiter,
+        )
+        for d in config.train
+    ]
     seen: dict[str, str] = {}
     for file in files:
         for prompt, line in zip(file.prompts, file.lines, strict=True):
@@ -248,9 +272,14 @@ def _shares(datasets: Sequence[Dataset], prompts_per_step: int) -> list[float]:
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of ids, texts, targets, metadata and names of source images; the order of the prompts does not matter."""
+    """SHA-256 of ids, texts, negative prompts, targets, metadata and names of source images; the order of the prompts
+    does not matter."""
     rows = [
-        [p.id, p.text, p.targets, p.metadata, *(Path(image).name for image in p.source_images)]
+        [p.id, p.text, p.targets, p.metadata, *(Path(image).name for image in p.source_images), *_negative(p)]
         for p in sorted(prompts, key=lambda p: p.id)
     ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _negative(prompt: Prompt) -> list[dict[str, str]]:
+    return [] if prompt.negative_prompt is None else [{"negative_prompt": prompt.negative_prompt}]

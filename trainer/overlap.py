@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.config import Config, RewardsConfig
-from trainer.prompts import DataError, is_own
+from trainer.config.data import PromptFileConfig
+from trainer.prompts import DataError, Split, is_own
 from trainer.types import Prompt
 
 MayShare = Literal["nothing", "targets"]
@@ -185,11 +186,15 @@ def _own_sets(config: Config) -> tuple[set[str], set[str]]:
     """Names of the training sets, that of a supervised loss among them, and of the held-out sets whose files are of our own
     formats. The sets of DeepGen-RL's evaluation file are not among them."""
     evaluation = config.evaluation
-    train = {SUPERVISED} | {each.dataset_name for each in config.data.train if is_own(each.path, each.format, "train")}
-    heldout = {each.name for each in evaluation.sets if is_own(each.path, each.format, "test")}
-    if evaluation.path is not None and is_own(evaluation.path, "auto", "test"):
+    train = {SUPERVISED} | {each.dataset_name for each in config.data.train if _is_own(each, each.path, "train")}
+    heldout = {each.name for each in evaluation.sets if _is_own(each, each.path, "test")}
+    if evaluation.path is not None and is_own(evaluation.path, "test"):
         heldout.add(Path(evaluation.path).stem)
     return train, heldout
+
+
+def _is_own(how: PromptFileConfig, path: str, split: Split) -> bool:
+    return is_own(path, split, format=how.format, prompt_column=how.prompt_column, delimiter=how.delimiter)
 
 
 def readers_of_targets(rewards: RewardsConfig) -> frozenset[str]:

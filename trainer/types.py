@@ -21,7 +21,8 @@ class Prompt:
     """One row of a prompt file.
 
     `weights` maps reward names to the weights of the row's data set; a reward that is not in it is never asked for.
-    `source_images` are the files an edit starts from, in order; none for text-to-image.
+    `source_images` are the files an edit starts from, in order; none for text-to-image. Classifier-free guidance leads
+    away from `negative_prompt`; None is the empty text.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Prompt:
     targets: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source_images: tuple[str, ...] = ()
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, say
 
 # What a prompt file is; trainer/prompts says what each holds.
-PromptFormat = Literal["auto", "txt", "jsonl", "rows", "csv", "parquet", "flow_grpo_text", "flow_grpo_metadata"]
+PromptFormat = Literal[
+    "auto", "txt", "jsonl", "rows", "csv", "parquet", "flow_grpo_text", "flow_grpo_metadata", "json", "txt_folder"
+]
+Delimiter = Annotated[str, Field(pattern=r"^(tab|[^\w\s\"']|\t)$")]
 
 
-class DatasetConfig(Section):
+class PromptFileConfig(Section):
+    """How a prompt file is read."""
+
+    format: PromptFormat = Field(
+        "auto", description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl."
+    )
+    prompt_column: FilePath | None = Field(
+        None,
+        description="The column or field of the prompts; null: the one whose name is known, such as prompt or text.",
+    )
+    image_dir: FilePath | None = Field(
+        None, description="Folder that names of pictures count from; null: the prompt file's, or `images` in it."
+    )
+    delimiter: Delimiter | None = Field(
+        None,
+        description="What stands between the columns of a table: a character, or tab; null: what its header shows.",
+    )
+
+
+class DatasetConfig(PromptFileConfig):
     """One prompt file with its mixture of rewards."""
 
     path: FilePath = Field(
-        description="A .txt file (a prompt a line), .jsonl (id, prompt, targets, metadata, source_images), .csv, .parquet, "
-        "or a folder of flow_grpo's."
-    )
-    format: PromptFormat = Field(
-        "auto", description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl."
+        description="A .txt file (a prompt a line), .jsonl (id, prompt, targets, metadata, source_images), .json, .csv, .tsv, "
+        ".parquet, or a folder with a split's file or with text files."
     )
     name: Name | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
     rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")

@@ -8,19 +8,18 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section
-from trainer.config.data import PromptFormat
+from trainer.config.data import PromptFileConfig
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
 JUDGE = "unigenbench"  # the judge service's reward
 _TAKEN = ("heldout", "step")  # the folder of `evaluation.path`, and the key eval/step
 
 
-class EvaluationSetConfig(Section):
+class EvaluationSetConfig(PromptFileConfig):
     """One set of held-out prompts, recorded under its own name."""
 
     name: Name = Field(description="Its numbers are eval/<name>/<reward>, its files are in eval/step_NNNNNN/<name>.")
     path: FilePath = Field(description="Prompt file.")
-    format: PromptFormat = Field("auto", description="What the file is, as in data.train.")
     duplicates: int = Field(1, ge=1, le=64, description="Pictures per prompt, each from its own fixed noise.")
     num_inference_steps: int | None = Field(
         None, ge=1, le=1000, description="ODE steps; null is evaluation.num_inference_steps."

@@ -77,7 +77,16 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
         if each.scoring is not None:
             judge = judge_column(each.rewards, {key: column.reward for key, column in config.rewards.columns.items()})
         dataset = name or Path(each.path).stem
-        prompts = _spread(load_prompts(each.path, dataset=dataset, format=each.format, split="test"), each.max_prompts)
+        read = load_prompts(
+            each.path,
+            dataset=dataset,
+            format=each.format,
+            split="test",
+            prompt_column=each.prompt_column,
+            image_dir=each.image_dir,
+            delimiter=each.delimiter,
+        )
+        prompts = _spread(read, each.max_prompts)
         if each.scoring is not None:
             _check_points(each.path, prompts, each.scoring)
         sets.append(

@@ -250,7 +250,7 @@ class FlowPolicy:
         if plan.guidance_scale == 1.0:
             sigma_B = torch.full((len(x),), sigma, device=x.device)
             return self.model.velocity(network, x, sigma_B, self._encode(prompts_B))
-        conditioning = self._encode([*prompts_B, *(replace(prompt, text="") for prompt in prompts_B)])
+        conditioning = self._encode([*prompts_B, *(_away_from(prompt) for prompt in prompts_B)])
         sigma_2B = torch.full((2 * len(x),), sigma, device=x.device)
         both = self.model.velocity(network, torch.cat([x, x]), sigma_2B, conditioning)
         conditional, unconditional = both.chunk(2)
@@ -350,6 +350,11 @@ class _Euler:
 
     def step(self, x: Tensor, v: Tensor, sigma: float, sigma_next: float) -> Tensor:
         return ode_step(x, v, sigma, sigma_next)
+
+
+def _away_from(prompt: Prompt) -> Prompt:
+    """What guidance leads away from: the prompt's negative one, or no text, with the same source pictures."""
+    return replace(prompt, text=prompt.negative_prompt or "")
 
 
 def _solver(name: Solver) -> _Euler | Dpm2m:

@@ -45,6 +45,7 @@ class TinyFlow:
         for prompt in prompts:
             try:
                 tokenize(prompt.text)
+                tokenize(prompt.negative_prompt or prompt.text)
             except ValueError as error:
                 raise ConfigError(f"prompt {prompt.id!r} of data set {prompt.dataset!r}: {error}") from error
 

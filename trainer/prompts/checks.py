@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,30 +81,37 @@ def _check_json(where: str, value: Any, depth: int) -> None:
         )
 
 
-def check_images(where: str, value: Any, folder: Path) -> tuple[str, ...]:
-    """The paths of an edit's source images, which are there; relative ones count from `folder`."""
+def check_images(where: str, value: Any, folders: Sequence[Path]) -> tuple[str, ...]:
+    """The paths of an edit's source images, which are there; relative ones count from the first of `folders` with them."""
     if value is None:
         return ()
     if not isinstance(value, list) or not value:
         raise DataError(f'{where}: {shown(value)} is not a list of paths like ["cat.png"]; leave it out for none')
     if len(value) > MAX_SOURCE_IMAGES:
         raise DataError(f"{where}: {len(value)} images are more than {MAX_SOURCE_IMAGES}; leave some out")
-    return tuple(_check_image(f"{where}[{i}]", name, folder) for i, name in enumerate(value))
+    return tuple(_check_image(f"{where}[{i}]", name, folders) for i, name in enumerate(value))
 
 
-def _check_image(where: str, name: Any, folder: Path) -> str:
-    path = folder / check_text(where, name)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+def _check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
+    text = check_text(where, name)
+    if Path(text).suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"{where}: {shown(name)} ends in none of {', '.join(IMAGE_SUFFIXES)}")
-    try:
-        size = path.stat().st_size if path.is_file() else None
-    except OSError as error:
-        raise DataError(f"{where}: {path.absolute()} cannot be read: {error.strerror}") from error
-    if size is None:
-        raise DataError(f"{where}: no image at {path.absolute()}; relative paths count from the prompt file's folder")
-    if not 0 < size <= MAX_IMAGE_BYTES:
-        raise DataError(f"{where}: {path} has {size} bytes; it must have 1 to {MAX_IMAGE_BYTES}")
-    return str(path)
+    tried = list(dict.fromkeys(folder / text for folder in folders))
+    for path in tried:
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise DataError(f"{where}: {path.absolute()} cannot be read: {error.strerror}") from error
+        if size is None:
+            continue
+        if not 0 < size <= MAX_IMAGE_BYTES:
+            raise DataError(f"{where}: {path} has {size} bytes; it must have 1 to {MAX_IMAGE_BYTES}")
+        return str(path)
+    places = " or ".join(str(path.absolute()) for path in tried)
+    raise DataError(
+        f"{where}: no image at {places}; relative paths count from the prompt file's folder or `images` in it, or from the "
+        "data set's `image_dir`"
+    )
 
 
 def shown(value: Any) -> str:

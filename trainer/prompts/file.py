@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer.config.data import PromptFormat
 from trainer.prompts.checks import (
@@ -19,16 +19,14 @@ from trainer.prompts.checks import (
     check_targets,
     check_text,
 )
-from trainer.prompts.lines import Rows, is_foreign, read_jsonl, read_quoting_txt, read_rows, read_txt
+from trainer.prompts.detect import Found, Split, detect
+from trainer.prompts.lines import Rows, read_json, read_jsonl, read_quoting_txt, read_rows, read_txt
 from trainer.prompts.tables import read_csv, read_parquet
 from trainer.types import Prompt
-
-Split = Literal["train", "test"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN_WARNINGS = 3
-_FOLDERS: dict[PromptFormat, str] = {"flow_grpo_text": "{}.txt", "flow_grpo_metadata": "{}_metadata.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,9 @@ def read_prompt_file(
     weights: Mapping[str, float] | None = None,
     format: PromptFormat = "auto",
     split: Split = "train",
+    prompt_column: str | None = None,
+    image_dir: str | None = None,
+    delimiter: str | None = None,
 ) -> PromptFile:
     """Read and check a whole prompt file; what the formats hold is said in trainer/prompts/__init__.py.
 
@@ -65,93 +66,99 @@ def read_prompt_file(
 
     Args:
         split: which file of a folder.
+        prompt_column: the field or column of the prompts, where it has another name than the known ones.
+        image_dir: where relative names of pictures count from; None: the file's folder, or `images` in it.
+        delimiter: what stands between the columns of a table; None: what its header shows.
 
     Raises:
         DataError: no such file, of no known format, not UTF-8, without a prompt, a row that is not what it should be, a
             value of the wrong type, a control character, an image that is not there, or an id that comes twice.
     """
-    path, format = _resolve(Path(path), format, split)
+    found = detect(Path(path), format, split, prompt_column=prompt_column, delimiter=delimiter)
     skipped: list[str] = []
     prompts: dict[str, Prompt] = {}
-    lines: dict[str, int] = {}
+    places: dict[str, tuple[Path, int]] = {}
     repeats: list[str] = []
-    for line, row in _rows(path, format, dataset, skipped):
-        prompt = _make_prompt(f"{path}:{line}", row, path.parent, dataset, weights or {}, closed=format == "jsonl")
+    for file, line, row in _rows(found, dataset, prompt_column, skipped):
+        folders = (Path(image_dir),) if image_dir is not None else (file.parent, file.parent / "images")
+        closed = found.format == "jsonl"
+        prompt = _make_prompt(f"{file}:{line}", row, folders, dataset, weights or {}, closed=closed)
         if prompt.id not in prompts:
-            prompts[prompt.id], lines[prompt.id] = prompt, line
-        elif format == "jsonl":
-            raise _twice(f"{path}:{line}", lines[prompt.id], prompt.id, explicit=row.get("id") is not None)
-        else:
-            repeats.append(f"{path}:{line}: the prompt of line {lines[prompt.id]} again; it is drawn once an epoch")
+            prompts[prompt.id], places[prompt.id] = prompt, (file, line)
+            continue
+        first_file, first = places[prompt.id]
+        if closed:
+            raise _twice(f"{file}:{line}", first, prompt.id, explicit=row.get("id") is not None)
+        of = "" if first_file == file else f" of {first_file.name}"
+        repeats.append(f"{file}:{line}: the prompt of line {first}{of} again; it is drawn once an epoch")
     _warn(repeats)
     _warn([f"{problem}; the row is left out" for problem in skipped])
     if not prompts:
-        first = (
-            f"; its {len(skipped)} rows cannot be used, the first: {skipped[0]}" if skipped else ": write one a line"
-        )
-        raise DataError(f"{path} holds no prompt{first}")
-    return PromptFile(path, tuple(prompts.values()), tuple(lines.values()), len(repeats), tuple(skipped))
+        what = f"; its {len(skipped)} rows cannot be used, the first: {skipped[0]}" if skipped else ": write one a line"
+        raise DataError(f"{found.path} holds no prompt{what}")
+    lines = tuple(line for _, line in places.values())
+    return PromptFile(found.path, tuple(prompts.values()), lines, len(repeats), tuple(skipped))
 
 
-def is_own(path: str | Path, format: PromptFormat, split: Split) -> bool:
+def is_own(
+    path: str | Path,
+    split: Split,
+    *,
+    format: PromptFormat = "auto",
+    prompt_column: str | None = None,
+    delimiter: str | None = None,
+) -> bool:
     """Whether a file is of a format of our own, with a prompt a line, rather than another project's. Raises DataError."""
-    return _resolve(Path(path), format, split)[1] in ("txt", "jsonl")
+    found = detect(Path(path), format, split, prompt_column=prompt_column, delimiter=delimiter)
+    return found.format in ("txt", "jsonl")
 
 
-def _resolve(path: Path, format: PromptFormat, split: Split) -> tuple[Path, PromptFormat]:
-    """The file that is read and its format."""
-    if format in _FOLDERS:
-        return path / _FOLDERS[format].format(split), format
-    if format != "auto":
-        return path, format
-    by_suffix: dict[str, PromptFormat] = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-    known = by_suffix.get(path.suffix.lower())
-    if known is None and path.is_dir():
-        found = [name for name, pattern in _FOLDERS.items() if (path / pattern.format(split)).is_file()]
-        if len(found) != 1:
-            files = " or ".join(pattern.format(split) for pattern in _FOLDERS.values())
-            both = "; it holds both: choose one by `format`" if found else ""
-            raise DataError(f"{path.absolute()} is a folder, and a folder of prompts holds {files}{both}")
-        return path / _FOLDERS[found[0]].format(split), found[0]
-    if known is None:
-        raise DataError(
-            f"{path}: a prompt file ends in .txt (a prompt a line), .jsonl (a JSON object a line), .csv or .parquet; if "
-            "it is one of these, say so by `format`"
-        )
-    return path, "rows" if known == "jsonl" and is_foreign(path) else known
-
-
-def _rows(path: Path, format: PromptFormat, dataset: str, skipped: list[str]) -> Rows:
-    if format == "csv":
-        return read_csv(path, dataset, skipped)
-    readers = {
+def _rows(
+    found: Found, dataset: str, prompt_column: str | None, skipped: list[str]
+) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
+    """The unchecked rows of all files, each with its file and line."""
+    readers: dict[PromptFormat, Callable[[Path], Rows]] = {
         "txt": read_txt,
+        "txt_folder": read_txt,
         "jsonl": read_jsonl,
-        "rows": read_rows,
-        "parquet": read_parquet,
+        "rows": lambda path: read_rows(path, prompt_column),
+        "json": lambda path: read_json(path, prompt_column),
+        "csv": lambda path: read_csv(path, dataset, skipped, delimiter=found.delimiter, prompt_column=prompt_column),
+        "parquet": lambda path: read_parquet(path, prompt_column),
         "flow_grpo_text": read_quoting_txt,
-        "flow_grpo_metadata": read_rows,
+        "flow_grpo_metadata": lambda path: read_rows(path, prompt_column),
     }
-    return readers[format](path)
+    for file in found.files:
+        for line, row in readers[found.format](file):
+            yield file, line, row
 
 
 def _make_prompt(
-    where: str, row: Mapping[str, Any], folder: Path, dataset: str, weights: Mapping[str, float], *, closed: bool
+    where: str,
+    row: Mapping[str, Any],
+    folders: Sequence[Path],
+    dataset: str,
+    weights: Mapping[str, float],
+    *,
+    closed: bool,
 ) -> Prompt:
     """A checked row as a prompt. In a closed format, equal texts are the same prompt whatever their metadata says."""
     if row.get("prompt") is None:
         raise DataError(f"{where}: prompt: missing; every row needs one")
     text = check_text(f"{where}: prompt", row["prompt"])
-    images = check_images(f"{where}: source_images", row.get("source_images"), folder)
+    images = check_images(f"{where}: source_images", row.get("source_images"), folders)
     metadata = check_metadata(f"{where}: metadata", row.get("metadata"))
+    negative = None
+    if row.get("negative_prompt") is not None:
+        negative = check_text(f"{where}: negative_prompt", row["negative_prompt"])
     if row.get("id") is not None:
         name = check_text(f"{where}: id", row["id"], MAX_ID_LENGTH)
     else:
-        more = [row.get("source_images") or [], {} if closed else metadata]
+        more = [row.get("source_images") or [], {} if closed else metadata, *([negative] if negative else [])]
         whole = json.dumps([text, *more], sort_keys=True) if any(more) else text
         name = f"{dataset}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
     targets = check_targets(f"{where}: targets", row.get("targets"))
-    return Prompt(name, text, dataset, weights, targets, metadata, images)
+    return Prompt(name, text, dataset, weights, targets, metadata, images, negative)
 
 
 def _twice(where: str, first: int, name: str, *, explicit: bool) -> DataError:

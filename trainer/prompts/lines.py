@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.prompts.checks import DataError, shown
+from trainer.prompts.fields import TEXTS, is_input, split_row, text_column
 from wire.quotes import quoted_texts
 
-FIELDS = ("prompt", "id", "targets", "metadata", "source_images")
-_FOREIGN_SHAPES = ({"caption"}, {"key"}, {"image"}, {"tag", "include"})  # fields of others that are no slip in ours
+FIELDS = ("prompt", "id", "targets", "metadata", "source_images", "negative_prompt")
+_FOREIGN_SHAPES = ({"caption"}, {"key"}, {"tag", "include"})  # fields of others that are no slip in ours
+_OTHER_TEXTS = ("Prompt", "PROMPT", *TEXTS[0][1:], *TEXTS[1])
+_LIKE = '{"prompt": "..."}'
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]  # line and unchecked values, under the names of FIELDS
 
@@ -40,6 +43,11 @@ def read_text(path: Path) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers. Only a line feed ends one."""
     return ((n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1) if line.strip())
+
+
+def first_line(path: Path) -> str:
+    """The first line that is not blank; empty without one."""
+    return next((line for _, line in _lines(path)), "")
 
 
 def read_txt(path: Path) -> Rows:
@@ -71,29 +79,73 @@ def read_jsonl(path: Path) -> Rows:
         yield number, row
 
 
-def read_rows(path: Path) -> Rows:
-    """Other trainers' rows: `prompt` or `caption`, `image` (what an edit starts from); everything else is metadata."""
+def read_rows(path: Path, prompt_column: str | None = None) -> Rows:
+    """Other projects' rows, a JSON object a line."""
     for number, line in _lines(path):
         row = _parse_object(f"{path}:{number}", line)
-        yield number, split_row(row)
+        yield number, split_at(f"{path}:{number}", row, prompt_column)
 
 
-def split_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Another trainer's row under our names: the text, the image of an edit, and all the rest as metadata."""
-    text = "prompt" if row.get("prompt") is not None else "caption"
-    image = row.get("image")
-    rest = {key: value for key, value in row.items() if key not in ("prompt", "caption", "image")}
-    return {"prompt": row.get(text), "metadata": rest, "source_images": None if image is None else [image]}
+def read_json(path: Path, prompt_column: str | None = None) -> Rows:
+    """A JSON list of prompts or of objects, an object of either by name, or an object with one such list.
+
+    Rows are numbered from 1. A file with an object a line is read as `rows`.
+    """
+    text = read_text(path)
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("{") and len(text.strip().splitlines()) > 1:
+            yield from read_rows(path, prompt_column)
+            return
+        raise DataError(
+            f"{path}: not JSON ({error}); it holds a list of prompts, or of objects like {_LIKE}"
+        ) from error
+    for number, entry in enumerate(_entries(path, tree), start=1):
+        if isinstance(entry, dict):
+            yield number, split_at(f"{path}:{number}", entry, prompt_column)
+        else:
+            yield number, {"prompt": entry}
+
+
+def _entries(path: Path, tree: Any) -> list[Any]:
+    """The prompts of a parsed file, each a text or an object."""
+    if isinstance(tree, dict):
+        values = list(tree.values())
+        lists = [value for value in values if isinstance(value, list)]
+        by_name = all(isinstance(value, dict) for value in values) or all(isinstance(value, str) for value in values)
+        if text_column(tree) is not None and not lists:
+            tree = [tree]
+        elif len(lists) == 1:
+            tree = lists[0]
+        elif values and by_name:
+            tree = values
+    if not isinstance(tree, list) or not all(isinstance(entry, str | dict) for entry in tree):
+        raise DataError(
+            f"{path}: holds no list of prompts, or of objects like {_LIKE}; format: jsonl reads an object a line"
+        )
+    return tree
+
+
+def split_at(where: str, row: Mapping[str, Any], prompt_column: str | None) -> dict[str, Any]:
+    """`split_row`, its errors with the row's place."""
+    try:
+        return split_row(row, prompt_column)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether the first row of a .jsonl file has the shape of another trainer's rather than a slip in one of ours."""
-    _, line = next(_lines(path), (0, "{}"))
+    """Whether the first row of a .jsonl file has the shape of another project's rather than a slip in one of ours."""
     try:
-        row = json.loads(line)
+        row = json.loads(first_line(path) or "{}")
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and any(shape <= row.keys() for shape in _FOREIGN_SHAPES)
+    if not isinstance(row, dict):
+        return False
+    by_other_name = "prompt" not in row and any(name in row for name in _OTHER_TEXTS)
+    with_inputs = any(is_input(name) for name in row if name not in FIELDS)
+    return by_other_name or with_inputs or any(shape <= row.keys() for shape in _FOREIGN_SHAPES)
 
 
 def _parse_object(where: str, line: str) -> dict[str, Any]:

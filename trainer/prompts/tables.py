@@ -15,33 +15,65 @@ from pathlib import Path
 from typing import Any
 
 from trainer.prompts.checks import DataError, check_text, shown
-from trainer.prompts.lines import Rows, read_text, split_row
+from trainer.prompts.fields import TEXTS, split_row, text_column
+from trainer.prompts.lines import Rows, read_text, split_at
 
-_PROMPT_COLUMNS = ("prompt", "prompt_en", "prompt_zh", "caption")
+_DELIMITERS = (",", "\t", ";", "|")
 _DIMS_COLUMNS = ("sub_dims", "sub_dims_en", "sub_dims_zh")
 _DIMS_KEYS = (("Testpoints", "Testpoint Description"), ("考点", "考点对应描述"))
 _MORE = "\0more"  # a column name no file has
 
 
-def read_csv(path: Path, dataset: str, problems: list[str]) -> Rows:
+def find_delimiter(path: Path, prompt_column: str | None) -> str:
+    """The character between the columns: the first that makes one of the header's names known as that of prompts.
+
+    A comma where none does. Raises DataError: not UTF-8, or two columns could be the prompts.
+    """
+    header = next((line for line in read_text(path).split("\n") if line.strip()), "").strip("\r")
+    for delimiter in _DELIMITERS:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        if prompt_column in names if prompt_column is not None else _column(path, names) is not None:
+            return delimiter
+    return ","
+
+
+def _column(path: Path, names: Sequence[str]) -> str | None:
+    try:
+        return text_column(names)
+    except DataError as error:
+        raise DataError(f"{path}: the columns are {', '.join(names)}: {error}") from error
+
+
+def read_csv(
+    path: Path, dataset: str, problems: list[str], *, delimiter: str = ",", prompt_column: str | None = None
+) -> Rows:
     """Rows by the line they begin on. `index` makes the id, `sub_dims` the metadata `testpoints` and `descriptions`.
 
-    Every other column is metadata. What is wrong with a row is added to `problems`, a sentence each.
+    Pictures of an edit and a negative prompt are known by their columns' names; every other column is metadata. What is
+    wrong with a row is added to `problems`, a sentence each.
 
     Raises:
         DataError: not UTF-8, not CSV, no column of prompts or several.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restkey=_MORE)
+    text = read_text(path)
     try:
-        column = _prompt_column(path, reader.fieldnames or [])
+        header, rows = _tabbed(text) if delimiter == "\t" else _quoted(text, delimiter)
+        column = _prompt_column(path, header, delimiter, prompt_column)
         seen: dict[str, int] = {}
-        for line, row in _numbered(reader):
+        for line, row in rows:
             try:
                 yield line, _read_row(row, column, dataset, line, seen)
             except DataError as error:
                 problems.append(f"{path}:{line}: {error}")
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({error}); is a quote missing?") from error
+        raise DataError(f"{path}: not CSV ({error}); is a quote missing?") from error
+
+
+def _quoted(text: str, delimiter: str) -> tuple[Sequence[str], Iterator[tuple[int, dict[str, Any]]]]:
+    """Header and numbered rows of a table whose fields may be in quotes."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_MORE, delimiter=delimiter)
+    header = reader.fieldnames or []
+    return header, _numbered(reader)
 
 
 def _numbered(reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -51,12 +83,40 @@ def _numbered(reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, Any]
         line = reader.line_num + 1
 
 
-def _prompt_column(path: Path, header: Sequence[str]) -> str:
-    found = [name for name in _PROMPT_COLUMNS if name in header]
-    if len(found) != 1:
-        columns = ", ".join(header) or "(none)"
-        raise DataError(f"{path}: the columns are {columns}; exactly one must be {' or '.join(_PROMPT_COLUMNS)}")
-    return found[0]
+def _tabbed(text: str) -> tuple[Sequence[str], Iterator[tuple[int, dict[str, Any]]]]:
+    """Header and numbered rows of a table with tabs, where a quote is mostly but a character of the text.
+
+    Published ones are not written as CSV: a prompt may begin with a quote that nothing closes. Only where lines do not
+    have the header's fields are quotes read as CSV has them.
+    """
+    lines = [(n, line.rstrip("\r").split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    header = [_unquoted(name) for name in lines[0][1]] if lines else []
+    if any(len(fields) != len(header) for _, fields in lines):
+        return _quoted(text, "\t")
+    return header, ((n, dict(zip(header, map(_unquoted, fields), strict=True))) for n, fields in lines[1:])
+
+
+def _unquoted(field: str) -> str:
+    """A field without the quotes that CSV puts around it."""
+    inner = field[1:-1]
+    whole = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if whole else field
+
+
+def _prompt_column(path: Path, header: Sequence[str], delimiter: str, asked: str | None) -> str:
+    columns = ", ".join(header) or "(none)"
+    if asked is not None:
+        if asked not in header:
+            raise DataError(f"{path}: prompt_column = {asked}, but the columns are {columns}")
+        return asked
+    found = _column(path, header)
+    if found is None:
+        apart = {",": "commas", "\t": "tabs"}.get(delimiter, delimiter)
+        raise DataError(
+            f"{path}: the columns are {columns}, with {apart} between them; exactly one must be {' or '.join(TEXTS[0])}: name "
+            "it by `prompt_column`, and what stands between columns by `delimiter`"
+        )
+    return found
 
 
 def _read_row(row: Mapping[str, Any], column: str, dataset: str, line: int, seen: dict[str, int]) -> Mapping[str, Any]:
@@ -65,16 +125,16 @@ def _read_row(row: Mapping[str, Any], column: str, dataset: str, line: int, seen
     if not (row[column] or "").strip():
         raise DataError(f"{column}: empty")
     text = check_text(column, row[column])
-    metadata = {key: value for key, value in row.items() if key not in (column, "index", *_DIMS_COLUMNS)}
+    parts = split_row({key: value for key, value in row.items() if key not in ("index", *_DIMS_COLUMNS)}, column)
     for dims in (row[name] for name in _DIMS_COLUMNS if name in row):
-        metadata |= _read_dims(dims)
+        parts["metadata"] |= _read_dims(dims)
     index = (row.get("index") or "").strip()
     if not index:
-        return {"prompt": text, "metadata": metadata}
+        return {**parts, "prompt": text}
     if index in seen:
         raise DataError(f"index: {index} is already on line {seen[index]}, whose row is kept")
     seen[index] = line
-    return {"id": f"{dataset}-{index}", "prompt": text, "metadata": metadata}
+    return {**parts, "id": f"{dataset}-{index}", "prompt": text}
 
 
 def _read_dims(text: str | None) -> dict[str, Any]:
@@ -95,7 +155,7 @@ def _read_dims(text: str | None) -> dict[str, Any]:
     raise DataError(f"sub_dims: {shown(tree)} has no list of test points")
 
 
-def read_parquet(path: Path) -> Rows:
+def read_parquet(path: Path, prompt_column: str | None = None) -> Rows:
     """Rows by number, from 1. Raises DataError: pyarrow is not installed, no Parquet file, no column of prompts."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -109,4 +169,4 @@ def read_parquet(path: Path) -> Rows:
         raise DataError(f"no prompt file at {path.absolute()}; correct `path`") from error
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise DataError(f"{path}: not Parquet ({error})") from error
-    return ((number, split_row(row)) for number, row in enumerate(rows, start=1))
+    return ((n, split_at(f"{path}:{n}", row, prompt_column)) for n, row in enumerate(rows, start=1))

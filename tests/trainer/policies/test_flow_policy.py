@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TinyConfig
+from trainer.config import ConfigError, TinyConfig
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import Conditioning, FlowPolicy
 from trainer.policies.tiny import TinyFlow
@@ -132,3 +134,26 @@ def test_predict_is_the_networks_velocity_and_the_reference_stays() -> None:
         policy.trainable.proj_out.weight.add_(0.01)  # type: ignore[union-attr, operator]
     assert torch.equal(policy.predict(rollout, x, sigma_B, reference=True), before)
     assert not torch.equal(policy.predict(rollout, x, sigma_B).detach(), before)
+
+
+@torch.no_grad()
+def test_guidance_leads_away_from_each_prompts_own_negative_one() -> None:
+    """v = v(negative) + w (v(prompt) - v(negative)) (arXiv 2207.12598, equation 6); without one it is the empty text."""
+    policy = make_policy()
+    prompts = [replace(PROMPTS[0], negative_prompt=PROMPTS[1].text), PROMPTS[1]]
+    plan = SamplingPlan(num_inference_steps=1, micro_batch_size=2, guidance_scale=3.0, keep_final=True)
+    (rollout,) = policy.sample(prompts, 1, [5, 6], plan)
+    x = torch.stack(
+        [torch.randn(rollout.state["x0"].shape[1:], generator=torch.Generator().manual_seed(s)) for s in (5, 6)]
+    )
+    model, ones = policy.model, torch.ones(2)
+    away = [replace(PROMPTS[1]), Prompt("", "")]
+    conditional, unconditional = (
+        model.velocity(model.network, x, ones, model.encode(each)) for each in (PROMPTS, away)
+    )
+    torch.testing.assert_close(policy.clean(rollout), x - (unconditional + 3.0 * (conditional - unconditional)))
+
+
+def test_a_negative_prompt_must_be_drawable_too() -> None:
+    with pytest.raises(ConfigError, match="prompt 'a'"):
+        make_policy().check_prompts([replace(PROMPTS[0], negative_prompt="Ω")])

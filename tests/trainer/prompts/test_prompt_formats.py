@@ -199,8 +199,8 @@ def test_a_damaged_row_is_left_out_by_name_as_the_judge_service_does(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("index,text\n1,a\n", ["the columns are index, text", "exactly one must be prompt"]),
-        ("prompt_en,prompt_zh\na,b\n", ["the columns are prompt_en, prompt_zh", "exactly one"]),
+        ("index,words\n1,a\n", ["the columns are index, words", "exactly one must be prompt", "`prompt_column`"]),
+        ("prompt_en,prompt_zh\na,b\n", ["the columns are prompt_en, prompt_zh", "`prompt_column`"]),
         ("", ["the columns are (none)"]),
         ("prompt\n", ["holds no prompt"]),
         (

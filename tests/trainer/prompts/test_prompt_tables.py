@@ -1,0 +1,205 @@
+"""Prompt files as they are published: tables of every delimiter, JSON lists, folders; and options where names are others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.config import Config
+from trainer.data import fingerprint, load_train_prompts
+from trainer.evaluation import load_sets
+from trainer.prompts import DataError, PromptFile, read_prompt_file
+from trainer.prompts.detect import Split
+from trainer.types import Prompt
+
+# As google-research/parti publishes them: a name in capitals, tabs, quotes as characters, numbers that are prompts.
+PARTI = (
+    "Prompt\tCategory\tChallenge\tNote\n0\tAbstract\tBasic\t\n"
+    'The words "Fly an airplane", on a wall\tOutdoor Scenes\tComplex\t\n"bonez" on a chalkboard\tAnimals\tComplex\tsays "b\n'
+    '"a quoted ""field"", whole"\tArts\tBasic\t\n'
+)
+PARTI_TEXTS = ["0", 'The words "Fly an airplane", on a wall', '"bonez" on a chalkboard', 'a quoted "field", whole']
+
+
+def read(folder: Path, name: str, content: str, split: Split = "train", **options: Any) -> PromptFile:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode())
+    return read_prompt_file(path, dataset="set", split=split, **options)
+
+
+def texts(file: PromptFile) -> list[str]:
+    return [prompt.text for prompt in file.prompts]
+
+
+@pytest.mark.parametrize("name", ["PartiPrompts.tsv", "parti.csv", "parti.txt"])
+def test_partiprompts_under_any_name(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        file = read(tmp_path, name, PARTI.replace("\n", "\r\n"))
+    assert texts(file) == PARTI_TEXTS
+    assert file.prompts[2].metadata == {"Category": "Animals", "Challenge": "Complex", "Note": 'says "b'}
+    assert file.lines == (2, 3, 4, 5)
+    assert ("is a table, its columns set apart by tabs" in caplog.text) == name.endswith(".txt")
+
+
+def test_a_table_called_txt_can_be_taken_line_by_line(tmp_path: Path) -> None:
+    assert len(texts(read(tmp_path, "a.txt", PARTI, format="txt"))) == 5
+
+
+def test_tabs_without_a_known_column_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"its first line has tabs.*`prompt_column`.*`format: txt`"):
+        read(tmp_path, "a.txt", "a cat\tanimals\na dog\tanimals\n")
+    file = read(tmp_path, "a.txt", "What\tKind\na dog\tanimals\n", prompt_column="What")
+    assert texts(file) == ["a dog"] and file.prompts[0].metadata == {"Kind": "animals"}
+
+
+def test_json_called_txt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"its first line is a JSON object, not a prompt; say `format: rows`"):
+        read(tmp_path, "a.txt", '{"prompt": "a cat"}\n')
+    assert texts(read(tmp_path, "b.txt", "{a cat} in braces\n")) == ["{a cat} in braces"]
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [
+        ("Prompt", "Prompt"),
+        ("PROMPT", "PROMPT"),
+        ("text", "text"),
+        ("Caption", "Caption"),
+        ("Prompts", "Prompts"),
+        ("instruction", "instruction"),
+    ],
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_columns_by_their_known_names_between_any_delimiter(
+    tmp_path: Path, header: str, column: str, delimiter: str
+) -> None:
+    file = read(tmp_path, "a.csv", f'id{delimiter}{header}\n1{delimiter}"a cat, a dog; a ""cow"""\n')
+    assert [(p.text, p.metadata) for p in file.prompts] == [('a cat, a dog; a "cow"', {"id": "1"})]
+
+
+def test_prompt_comes_before_text_and_two_of_a_kind_are_refused(tmp_path: Path) -> None:
+    file = read(tmp_path, "a.csv", "text,prompt\nx,a cat\n")
+    assert texts(file) == ["a cat"] and file.prompts[0].metadata == {"text": "x"}
+    with pytest.raises(DataError, match="text and instruction could both be the prompts; name one by `prompt_column`"):
+        read(tmp_path, "b.csv", "text,instruction\nx,y\n")
+    assert texts(read(tmp_path, "b.csv", "text,instruction\nx,y\n", prompt_column="instruction")) == ["y"]
+
+
+def test_a_named_column_or_delimiter_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="prompt_column = words, but the columns are id, prompt"):
+        read(tmp_path, "a.csv", "id,prompt\n1,a\n", prompt_column="words")
+    assert texts(read(tmp_path, "b.csv", "id;Die Worte\n1;eins, zwei\n", prompt_column="Die Worte")) == ["eins, zwei"]
+    assert texts(read(tmp_path, "c.csv", "id#prompt\n1#a\n", delimiter="#")) == ["a"]
+    assert texts(read(tmp_path, "d.csv", "id\tprompt\n1\ta\n", delimiter="tab")) == ["a"]
+    with pytest.raises(DataError, match="`delimiter` is for tables, and this is jsonl"):
+        read(tmp_path, "a.jsonl", '{"prompt": "a"}\n', delimiter=";")
+    with pytest.raises(DataError, match="`prompt_column` = a, but flow_grpo_text has a prompt a line"):
+        read(tmp_path, "train.txt", "a\n", format="flow_grpo_text", prompt_column="a")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (["a cat", "a dog"], [("a cat", {}), ("a dog", {})]),
+        ([{"prompt": "a cat", "n": 1}, {"prompt": "a dog"}], [("a cat", {"n": 1}), ("a dog", {})]),
+        ([{"Prompt": "a cat"}, {"text": "a dog"}], [("a cat", {}), ("a dog", {})]),
+        ({"prompts": ["a cat", "a dog"]}, [("a cat", {}), ("a dog", {})]),
+        ({"info": "v1", "data": [{"caption": "a cat"}]}, [("a cat", {})]),
+        ({"00": {"prompt": "a cat"}, "01": {"prompt": "a dog"}}, [("a cat", {}), ("a dog", {})]),
+        ({"00": "a cat", "01": "a dog"}, [("a cat", {}), ("a dog", {})]),
+        ({"prompt": "a cat", "n": 1}, [("a cat", {"n": 1})]),
+    ],
+)
+def test_json_lists(tmp_path: Path, content: Any, expected: list[Any]) -> None:
+    file = read(tmp_path, "a.json", json.dumps(content, indent=1))
+    assert [(p.text, p.metadata) for p in file.prompts] == expected
+
+
+def test_json_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert texts(read(tmp_path, "a.json", '{"prompt": "a"}\n{"prompt": "b"}\n')) == ["a", "b"], "an object a line"
+    for content, words in (("[1, 2]", "holds no list of prompts"), ("{", "not JSON"), ('{"a": 1}', "holds no list")):
+        with pytest.raises(DataError, match=words):
+            read(tmp_path, "b.json", content)
+    with pytest.raises(DataError, match=r"c\.json:2: prompt: missing"):
+        read(tmp_path, "c.json", '[{"prompt": "a"}, {"n": 1}]')
+
+
+def test_rows_by_another_name(tmp_path: Path) -> None:
+    assert texts(read(tmp_path, "a.jsonl", '{"text": "a cat"}\n')) == ["a cat"]
+    file = read(tmp_path, "b.jsonl", '{"prompt": "short", "long": "a long one"}\n', prompt_column="long")
+    assert texts(file) == ["a long one"] and file.prompts[0].metadata == {"prompt": "short"}
+    with pytest.raises(
+        DataError, match=r"b\.jsonl:1: prompt_column = wide: the row has no such field, but prompt, long"
+    ):
+        read(tmp_path, "b.jsonl", '{"prompt": "short", "long": "x"}\n', prompt_column="wide")
+
+
+def test_a_folder_of_text_files(tmp_path: Path) -> None:
+    for name, text in (("b.txt", "a dog\n"), ("a.txt", "a cat\n\na cow\n"), ("notes.md", "no prompt")):
+        (tmp_path / name).write_text(text)
+    file = read_prompt_file(tmp_path, dataset="set")
+    assert texts(file) == ["a cat", "a cow", "a dog"] and file.lines == (1, 3, 1)
+    (tmp_path / "c.txt").write_text("bad \x00\n")
+    with pytest.raises(DataError, match=r"c\.txt:1: prompt: the character"):
+        read_prompt_file(tmp_path, dataset="set")
+
+
+def test_text_files_of_splits(tmp_path: Path) -> None:
+    for name in ("color_train", "shape_train", "color_val"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    assert texts(read_prompt_file(tmp_path, dataset="set")) == ["color_train", "shape_train"]
+    assert texts(read_prompt_file(tmp_path, dataset="set", split="test")) == ["color_val"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
+def test_a_folder_with_a_file_per_split(tmp_path: Path, suffix: str) -> None:
+    content = {
+        ".jsonl": '{{"prompt": "{0}"}}\n',
+        ".json": '["{0}"]',
+        ".csv": "Prompt\n{0}\n",
+        ".tsv": "Prompt\tNote\n{0}\t\n",
+    }[suffix]
+    (tmp_path / f"train{suffix}").write_text(content.format("a cat"))
+    with pytest.raises(DataError, match="this one has but the prompts of train: name a file as `path`"):
+        read_prompt_file(tmp_path, dataset="set", split="test")
+    (tmp_path / f"validation{suffix}").write_text(content.format("a dog"))
+    assert texts(read_prompt_file(tmp_path, dataset="set")) == ["a cat"]
+    assert texts(read_prompt_file(tmp_path, dataset="set", split="test")) == ["a dog"]
+
+
+def test_a_folder_with_two_files_for_a_split_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a\n")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "b"}\n')
+    with pytest.raises(DataError, match=r"train\.txt and train\.jsonl; it holds both: .*give the file as `path`"):
+        read_prompt_file(tmp_path, dataset="set")
+
+
+def test_training_and_evaluation_take_the_options(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("Worte;n\neins;1\nzwei;2\n")
+    (tmp_path / "held.csv").write_text("Worte;n\ndrei;3\n")
+    how = {"prompt_column": "Worte", "delimiter": ";"}
+    config = Config.model_validate(
+        {
+            "run_name": "run",
+            "max_steps": 1,
+            "rewards": {
+                "services": {"rules": {"urls": ["http://127.0.0.1:9"]}},
+                "columns": {"c": {"service": "rules"}},
+            },
+            "data": {"train": [{"path": str(tmp_path / "train.csv"), "rewards": {"c": 1.0}, **how}]},
+            "evaluation": {"sets": [{"name": "held", "path": str(tmp_path / "held.csv"), **how}]},
+        }
+    )
+    (train,) = load_train_prompts(config.data)
+    (held,) = load_sets(config, train.prompts)
+    assert [p.text for p in (*train.prompts, *held.prompts)] == ["eins", "zwei", "drei"]
+
+
+def test_a_negative_prompt_is_part_of_what_a_prompt_says() -> None:
+    plain, other = Prompt("a", "a cat"), Prompt("a", "a cat", negative_prompt="blurry")
+    assert fingerprint([plain]) != fingerprint([other])
