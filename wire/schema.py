@@ -188,6 +188,10 @@ class ServiceInfo(_Wire):
     rewards: list[ScorerInfo]
     default_reward: str
     limits: dict[str, float]
+    about: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="What else the service says of itself, such as the scripts an OCR model writes.",
+    )
 
 
 class RequestError(_Wire):

@@ -100,7 +100,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/info", summary="Rewards and limits", responses=answers(401))
     async def info() -> ServiceInfo:
-        return service.info()
+        return await service.info()
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=answers(401))
     async def metrics() -> Response:

@@ -53,7 +53,9 @@ Result = Score | Failure
 class Scorer(Protocol):
     """One loaded model (or function set) that serves one or more named rewards.
 
-    `load` and `score` run off the event loop, one call at a time, and may block. Heavy imports belong in `load`.
+    `load` and `score` run off the event loop, one call at a time, and may block. Heavy imports belong in `load`. What
+    else is to be known of it, as JSON, may be in an attribute `about`, which /v1/info shows; it is asked for off the
+    event loop, too, before `load` or after.
     """
 
     @property

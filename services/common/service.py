@@ -7,11 +7,12 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
 
 from fastapi import Request
+from pydantic import JsonValue
 from starlette.requests import ClientDisconnect
 
 from services.common.audit import AuditLog, prompts_sha256
@@ -56,6 +57,7 @@ class Service:
         self.audit = AuditLog(settings.audit_log, name, self.metrics.audit_failures) if settings.audit_log else None
         self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
         self.default_reward = next(iter(self.rewards))
+        self._about: Callable[[], Mapping[str, JsonValue]] = lambda: getattr(scorer, "about", {})
         self.draining = False
         self.failure: str | None = None
         self._ready = False
@@ -150,7 +152,7 @@ class Service:
         self.metrics.worker_restarts.set(sum(part.restarts for part in self._parts))
         return self.metrics.render()
 
-    def info(self) -> ServiceInfo:
+    async def info(self) -> ServiceInfo:
         limits = {
             name: float(getattr(self.settings, name))
             for name in (
@@ -163,7 +165,11 @@ class Service:
             )
         }
         return ServiceInfo(
-            service=self.name, rewards=list(self.rewards.values()), default_reward=self.default_reward, limits=limits
+            service=self.name,
+            rewards=list(self.rewards.values()),
+            default_reward=self.default_reward,
+            limits=limits,
+            about=dict(await asyncio.to_thread(self._about)),
         )
 
     async def score(self, request: Request, arrived: float, parse: Parse = parse_request) -> ScoreResponse:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 
+from pydantic import JsonValue
+
 from services.common.isolation import score_isolated
 from services.common.scorer import Failure, Item, Result, Scorer
 from services.common.transport import receive, send, send_stop
@@ -91,6 +93,12 @@ class ProcessPool:
     @property
     def max_batch(self) -> int:
         return self._front.max_batch
+
+    @property
+    def about(self) -> Mapping[str, JsonValue]:
+        """What the scorer says of itself."""
+        about: Mapping[str, JsonValue] = getattr(self._front, "about", {})
+        return about
 
     def warmup(self) -> Sequence[tuple[str, Item]]:
         return self._front.warmup()

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import JsonValue
 
 from services.common.scorer import Failure, Item, Result, Score
+from services.ocr.alphabet import Alphabet, refusal
 from services.ocr.engines import EngineOptions, Line, build_engine
 from services.ocr.layout import reading_orders
-from services.ocr.scoring import VARIANTS, Case, NoTargetError, TextScore, Variant, find_targets, score_text
+from services.ocr.scoring import (
+    VARIANTS,
+    Case,
+    NoTargetError,
+    TextScore,
+    Variant,
+    find_targets,
+    folds_case,
+    score_text,
+)
 from wire.schema import ErrorCode, ScorerInfo
 
 logger = logging.getLogger("services.ocr")
@@ -30,7 +41,8 @@ class OcrScorer:
 
     `multi` is the default: it scores every quoted text, in any script, and does not take a part of another word for
     the text. Several images of one item are scored each for itself and the item gets their mean. An item without a
-    text to look for is `not_applicable`, one whose image cannot be read by the engine is `internal`.
+    text to look for, or with one in letters that the engine cannot write, is `not_applicable`; one whose image cannot be
+    read by the engine is `internal`.
     Raises ValueError or EngineUnavailableError, with the remedy, when the engine cannot be built.
     """
 
@@ -52,12 +64,20 @@ class OcrScorer:
     def rewards(self) -> Mapping[str, ScorerInfo]:
         return self._rewards
 
+    @cached_property
+    def about(self) -> Mapping[str, JsonValue]:
+        """For /v1/info: `scripts` (letters of each that the engine writes), `characters` (code points); null: unknown."""
+        if self._alphabet is None:
+            return {"scripts": None, "characters": None}
+        return {"scripts": dict(self._alphabet.scripts()), "characters": self._alphabet.ranges()}
+
     @property
     def max_batch(self) -> int:
         return _BATCH[self._options.mode]
 
     def load(self) -> None:
         self._engine.load()
+        _ = self._alphabet  # read once, before the first item
 
     def score(self, reward: str, items: Sequence[Item]) -> Sequence[Result]:
         """Components, means over the item's images: `exact` (1: read without a fault and nothing else was read),
@@ -86,6 +106,7 @@ class OcrScorer:
             return Failure(ErrorCode.BAD_INPUT, "OCR needs an image: `images` is empty")
         try:
             targets = find_targets(variant, item.prompt, item.targets)
+            self._check_writable(variant, targets)
             readings = [self._read(image) for image in item.images]
             scores = [self._score_reading(variant, orders, targets) for orders in readings]
         except NoTargetError as error:
@@ -95,6 +116,19 @@ class OcrScorer:
         except ValueError as error:
             return Failure(ErrorCode.BAD_INPUT, str(error))
         return _to_score(targets, [orders[0] for orders in readings], scores)
+
+    @cached_property
+    def _alphabet(self) -> Alphabet | None:
+        characters = self._engine.characters
+        return None if characters is None else Alphabet(characters)
+
+    def _check_writable(self, variant: Variant, targets: Sequence[str]) -> None:
+        """Raises NoTargetError for a text that the engine could not write if it saw it."""
+        if self._alphabet is None:
+            return
+        for target in targets:
+            if missing := self._alphabet.missing(target, fold_case=folds_case(variant, self._case)):
+                raise NoTargetError(refusal(target, missing, self._alphabet.scripts()))
 
     def _score_reading(self, variant: Variant, orders: Sequence[Sequence[Line]], targets: Sequence[str]) -> TextScore:
         lines, *others = ([line.text for line in order] for order in orders)

@@ -89,6 +89,11 @@ def find_targets(variant: Variant, prompt: str, targets: Sequence[str] | None) -
     return found
 
 
+def folds_case(variant: Variant, case: Case) -> bool:
+    """Whether a variant under this setting takes a letter for the same in both cases."""
+    return case == "insensitive" or (case == "variant" and variant == "flow_grpo")
+
+
 def score_text(
     variant: Variant,
     lines: Reading,

@@ -45,6 +45,9 @@ class OcrSettings(ServiceSettings):
     device: str = Field(default="cpu", description="paddleocr: cpu, gpu, gpu:1, ...")
     det_model_dir: Path | None = Field(default=None, description="paddleocr: folder of the detection model.")
     rec_model_dir: Path | None = Field(default=None, description="paddleocr: folder of the recognition model.")
+    rec_model: Path | None = Field(
+        default=None, description="rapidocr: ONNX file of a recognition model of another script, exported for RapidOCR."
+    )
     language: str = Field(
         default="eng", pattern=r"^\w+(\+\w+)*$", description="tesseract: language names, joined by +."
     )
@@ -62,6 +65,7 @@ class OcrSettings(ServiceSettings):
             device=self.device,
             det_model_dir=_text(self.det_model_dir),
             rec_model_dir=_text(self.rec_model_dir),
+            rec_model=_text(self.rec_model),
             language=self.language,
         )
 

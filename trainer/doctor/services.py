@@ -11,9 +11,10 @@ from pathlib import Path
 
 from trainer.config import Config, RewardsConfig, ServiceConfig
 from trainer.doctor.findings import Finding
+from trainer.doctor.texts import check_texts
 from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
 from trainer.rewards.answers import RewardEvent
-from trainer.rewards.startup import check_service
+from trainer.rewards.startup import check_service, read_info
 from trainer.rewards.tape import TapePlayer
 from trainer.rewards.transport import ServiceCaller
 
@@ -98,6 +99,7 @@ async def _check_one(
     started = time.monotonic()
     try:
         now = await check_service(caller, columns, patience_s, rewards.canary, events.append)
+        about = (await read_info(caller, urls[0])).about
     finally:
         await caller.aclose()
     for event in events:
@@ -112,6 +114,8 @@ async def _check_one(
         yield _revision(
             f"reward {key} ({column.reward or 'the default'})", now[key].revision, revisions.get(key), scored=scored
         )
+    for finding in check_texts(config, name, columns, about):
+        yield finding
 
 
 def _revision(reward: str, revision: str, before: str | None, *, scored: bool | None) -> Finding:

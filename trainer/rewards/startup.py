@@ -96,7 +96,7 @@ async def _check_url(
     """What scores each column at this URL."""
     url = endpoint.url
     await wait_ready(caller, url, deadline - time.monotonic())
-    info = await _info(caller, url)
+    info = await read_info(caller, url)
     known = {reward.name: reward for reward in info.rewards}
     scorers = {}
     for name, column in columns.items():
@@ -134,7 +134,8 @@ async def check_canary(
         on_event(RewardEvent("warning", name, f"{where}: {unsure}"))
 
 
-async def _info(caller: ServiceCaller, url: str) -> ServiceInfo:
+async def read_info(caller: ServiceCaller, url: str) -> ServiceInfo:
+    """What a service says of itself. Raises RewardServiceError when it is none, or of another version."""
     where = f"service {caller.name} at {url}"
     try:
         response = await caller.get(url, "/v1/info", _PROBE_TIMEOUT_S)

@@ -41,6 +41,7 @@ class EngineOptions:
     device: str = "cpu"
     det_model_dir: str | None = None
     rec_model_dir: str | None = None
+    rec_model: str | None = None
     language: str = "eng"
 
 
@@ -50,6 +51,11 @@ class Engine(Protocol):
     @property
     def revision(self) -> str:
         """Engine, package version, models and the options that can change a reading. Known before `load`."""
+        ...
+
+    @property
+    def characters(self) -> frozenset[str] | None:
+        """What its model can write, from the model's own list; None where it has none. Known before `load`."""
         ...
 
     def load(self) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ class DdddEngine:
         if options.mode != "line":
             raise ValueError("engine ddddocr reads single lines only: add --mode line, or choose another engine")
         self._ocr: Any = None
+
+    @cached_property
+    def characters(self) -> frozenset[str]:
+        # Its module of characters alone: the package's own import takes seconds.
+        package = find_spec("ddddocr")
+        assert package is not None and package.origin is not None, "pinned in the requirements"
+        spec = spec_from_file_location("ddddocr_charsets", Path(package.origin).with_name("charsets.py"))
+        assert spec is not None and spec.loader is not None
+        charsets = module_from_spec(spec)
+        spec.loader.exec_module(charsets)
+        return frozenset(charsets.CHARSET_OLD)
 
     @property
     def revision(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ class PaddleEngine:
             raise EngineUnavailableError(f"the package paddleocr is not installed: {remedy}") from error
         self._rec = _model_folder("rec_model_dir", options.rec_model_dir)
         self._det = _model_folder("det_model_dir", options.det_model_dir) if options.mode == "page" else None
+
+    @cached_property
+    def characters(self) -> frozenset[str] | None:
+        config = yaml.safe_load((Path(self._rec[0]) / "inference.yml").read_text("utf-8"))
+        listed = (config.get("PostProcess") or {}).get("character_dict")
+        return frozenset(str(each) for each in listed) if listed else None
 
     @property
     def revision(self) -> str:

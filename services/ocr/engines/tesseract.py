@@ -6,8 +6,11 @@ import csv
 import io
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
 
@@ -20,6 +23,9 @@ _TIMEOUT_S = 30.0
 # Tesseract reads capitals of about 30 pixels best; line images below this height are scaled up to it.
 _LINE_HEIGHT = 64
 _SPARSE_TEXT, _SINGLE_LINE = "11", "7"
+# Places of components in a data file, and entries of a character set that are no characters.
+_UNICHARSET, _LSTM_UNICHARSET = 1, 21
+_PLACEHOLDERS = {"NULL", "Joined", "|Broken|0|1"}
 
 
 class TesseractEngine:
@@ -35,6 +41,15 @@ class TesseractEngine:
             raise EngineUnavailableError(f"the program `tesseract` is not on PATH: {_INSTALL}")
         self._program = program
         self._version = self._run(["--version"]).split()[1]
+
+    @cached_property
+    def characters(self) -> frozenset[str] | None:
+        """From the character sets in the languages' data files; None where one is missing or of another format."""
+        # The list begins: List of available languages in "/usr/share/tesseract-ocr/5/tessdata/" (2):
+        _, _, folder = self._run(["--list-langs"]).split("\n")[0].partition('"')
+        files = [Path(folder.rpartition('"')[0]) / f"{name}.traineddata" for name in self._options.language.split("+")]
+        found = [_character_set(file) for file in files]
+        return frozenset().union(*(each for each in found if each)) if all(found) else None
 
     @property
     def revision(self) -> str:
@@ -91,6 +106,21 @@ class TesseractEngine:
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"tesseract took more than {_TIMEOUT_S:g} s") from error
         return done.stdout.decode("utf-8")
+
+
+def _character_set(file: Path) -> frozenset[str]:
+    """Characters of a `.traineddata` file: a count, that many offsets of its components, the components."""
+    try:
+        data = file.read_bytes()
+        count = int.from_bytes(data[:4], "little")
+        offsets = struct.unpack_from(f"<{count}q", data, 4)
+        begin = next(offsets[n] for n in (_LSTM_UNICHARSET, _UNICHARSET) if offsets[n] >= 0)
+        end = min(offset for offset in (*offsets, len(data)) if offset > begin)
+        _, *lines = data[begin:end].decode("utf-8").splitlines()
+    except (OSError, ValueError, struct.error, LookupError, StopIteration):
+        return frozenset()
+    units = (line.partition(" ")[0] for line in lines)
+    return frozenset(character for unit in units if unit not in _PLACEHOLDERS for character in unit)
 
 
 def _line(words: Sequence[Mapping[str, str]]) -> Line:

@@ -117,6 +117,7 @@ class _FailsOnSquares:
 
     def __init__(self, options: EngineOptions) -> None:
         self.revision = "fails-on-squares-1"
+        self.characters = None
 
     def load(self) -> None:
         pass

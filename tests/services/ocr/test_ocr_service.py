@@ -128,6 +128,8 @@ def test_info_names_the_rewards_and_the_engine(service: str) -> None:
     assert info["default_reward"] == "multi"
     assert sorted(reward["name"] for reward in info["rewards"]) == ["flow_grpo", "multi", "strict"]
     assert all("rapidocr-" in reward["revision"] for reward in info["rewards"])
+    assert list(info["about"]["scripts"]) == ["Han", "Latin", "Katakana", "Hiragana", "Greek"]
+    assert info["about"]["characters"].startswith("20-7e ")
 
 
 def test_nothing_is_recorded_about_the_user(service: str, home: Path) -> None:
@@ -146,6 +148,7 @@ def test_nothing_is_recorded_about_the_user(service: str, home: Path) -> None:
         (["--engine", "easyocr"], "rapidocr"),
         (["--det-side", "8"], "--det-side"),
         (["--min-confidence", "1.5"], "--min-confidence"),
+        (["--rec-model", "none.onnx"], "--rec-model none.onnx: no such file"),
         (["--language", "eng; rm"], "--language"),
     ],
 )
