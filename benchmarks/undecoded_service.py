@@ -9,13 +9,13 @@ import sys
 
 from PIL import Image
 
-from services.common import fakes, intake
+from services.common import decoding, fakes
 from services.common.run import serve
 from services.common.settings import load_settings
+from wire.images import Picture
 
 if __name__ == "__main__":
     _image = Image.new("RGB", (512, 512))
-    intake.open_header = lambda *_args, **_kwargs: _image
-    intake.load = lambda image: image
+    decoding.open_header = lambda *_args, **_kwargs: Picture(512, 512, 3, lambda: _image)
     _settings = load_settings(fakes.FakeSettings, sys.argv[1:], prog="python -m benchmarks.undecoded_service")
     serve(lambda: fakes.make_fake(_settings), _settings, "fake")

@@ -1,24 +1,44 @@
-"""Bytes to Pillow images and back. Sizes are checked from the header, before any pixel is decoded."""
+"""Bytes to Pillow images and back. Sizes are checked from the header, before any pixel is decoded.
+
+`wire.containers` reads what surrounds the pixels; a decoder sees nothing else of a file than its pixels.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from wire.base64_text import base64_length, decode_base64
+from wire.containers import Container, ContainerError, media_type_of, png_data_is_whole, read_container
 from wire.schema import ImageRef, MediaType
 
 _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
-# Each scan of a progressive JPEG is a pass over all pixels, in as little as 20 bytes. Encoders write about ten; the
-# marker can only be in another place inside an embedded preview.
-MAX_JPEG_SCANS = 64
-_SCAN = b"\xff\xda"
-_BEGINNINGS = {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
-_MEDIA_TYPES = {name: media_type for media_type, name in _FORMATS.items()}
+_MAX_PASSES = 16  # scans of the largest picture; smaller ones may have more
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_OTHERS = {
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"\0\0\0 ftypavif": "an AVIF",
+    b"\0\0\0\x1cftypavif": "an AVIF",
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+}
 
 
 class BadImageError(ValueError):
@@ -31,6 +51,30 @@ class ImageLimits:
 
     max_bytes: int = 32 * 1024 * 1024
     max_pixels: int = 16 * 1024 * 1024
+
+
+_NO_LIMITS = ImageLimits(max_bytes=1 << 40, max_pixels=Image.MAX_IMAGE_PIXELS or 1 << 27)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image whose size is known and within the limits, and whose pixels are not decoded yet: `load` does."""
+
+    width: int
+    height: int
+    depth: int
+    decode: Callable[[], Image.Image]
+    work: int = 0  # bytes for each pixel that the decoder needs beside
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the decoded pixels."""
+        return self.width * self.height * self.depth
+
+    @property
+    def peak(self) -> int:
+        """Bytes while they are decoded, and before they are turned upright."""
+        return self.width * self.height * (self.depth + self.work)
 
 
 def encode(image: Image.Image, media_type: MediaType, quality: int = 95) -> bytes:
@@ -60,7 +104,7 @@ def decode(
 ) -> Image.Image:
     """Decode one image into a loaded Pillow image in the file's own mode, upright (first frame of an animation).
 
-    Raises BadImageError when the bytes exceed the limits, are not of `media_type`, or are damaged.
+    Raises BadImageError when the bytes exceed the limits, are no such image, are damaged, or end early.
     """
     return load(open_header(data, media_type, width=width, height=height, limits=limits))
 
@@ -80,23 +124,33 @@ def open_header(
     width: int | None = None,
     height: int | None = None,
     limits: ImageLimits | None = None,
-) -> Image.Image:
-    """Read the size and mode and check the limits; pixels are decoded by `load`. Raises BadImageError."""
+) -> Picture:
+    """Read the size and check the limits; pixels are decoded by `load`. Raises BadImageError.
+
+    What the first bytes say counts, not `media_type`: files are renamed more often than they are converted. Raw RGB8 has
+    no first bytes that say anything.
+    """
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise BadImageError(f"image of {len(data)} bytes; the limit is {limits.max_bytes}")
     if media_type == "image/x-rgb8":
-        return _decode_rgb8(data, width, height, limits)
-    if media_type == "image/jpeg" and (scans := bytes(data).count(_SCAN)) > MAX_JPEG_SCANS:
-        raise BadImageError(f"JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}")
+        return _open_rgb8(data, width, height, limits)
+    found = media_type_of(data)
+    if found is None:
+        raise _unreadable(media_type, _what_is_wrong(data))
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=[_FORMATS[media_type]])
-    except UnidentifiedImageError as error:
-        raise _unreadable(media_type, _what_is_wrong(data, media_type)) from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
-        raise _unreadable(media_type, error) from error
-    _check_pixels(image.width, image.height, limits)
-    return image
+        container = read_container(bytes(data), found)
+    except ContainerError as error:
+        raise _unreadable(found, error) from error
+    if container.width * container.height > limits.max_pixels:
+        raise _too_large(container.width, container.height, limits)
+    size = container.width, container.height
+    if container.scans * container.width * container.height > _MAX_PASSES * limits.max_pixels:
+        raise BadImageError(
+            f"JPEG of {container.scans} scans over {container.width}x{container.height} pixels; the limit is "
+            f"{_MAX_PASSES} times {limits.max_pixels}"
+        )
+    return Picture(*size, container.depth, partial(_decode_file, container), _work(container))
 
 
 def ref_bytes(
@@ -119,28 +173,29 @@ def ref_bytes(
         raise BadImageError(f"`data` is {error}") from error
 
 
-def load(image: Image.Image) -> Image.Image:
-    """Decode the pixels of an opened image and turn them the way up that its EXIF orientation says.
+def load(picture: Picture) -> Image.Image:
+    """Decode the pixels and turn them the way up that Exif's orientation says, but for WebP: browsers show it as it is.
 
-    A damaged EXIF block says nothing. WebP is left as it is stored: so browsers show it. Raises BadImageError when the
-    image's data is damaged.
+    A damaged Exif block says nothing. Raises BadImageError when the image's data is damaged or ends early.
     """
-    try:
-        image.load()
-    except Exception as error:  # as above
-        raise _unreadable(_MEDIA_TYPES.get(image.format or "", "image"), error) from error
-    if image.format != "WEBP":
-        _turn_upright(image)
-    return image
+    return picture.decode()
 
 
-def _turn_upright(image: Image.Image) -> None:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # as above; how the camera was held is not known then
-        return
+def read_picture(source: bytes | Path) -> Image.Image:
+    """An upright picture from a PNG, JPEG or WebP file or its bytes, whatever the file is called.
+
+    A file that is cut off is an error, never a picture that is black below. Raises OSError when the file cannot be read
+    and BadImageError when it is no such picture.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    return decode(data, media_type_of(data) or "image/png", limits=_NO_LIMITS)
+
+
+def shared(image: Image.Image) -> Image.Image:
+    """Another image of the same pixels, which are copied as soon as someone writes to it."""
+    other = image._new(image.im)
+    other.readonly = 1
+    return other
 
 
 def to_ref(image: Image.Image, media_type: MediaType, quality: int = 95) -> ImageRef:
@@ -153,29 +208,74 @@ def to_ref(image: Image.Image, media_type: MediaType, quality: int = 95) -> Imag
     )
 
 
-def _decode_rgb8(data: bytes | memoryview, width: int | None, height: int | None, limits: ImageLimits) -> Image.Image:
+def _open_rgb8(data: bytes | memoryview, width: int | None, height: int | None, limits: ImageLimits) -> Picture:
     if width is None or height is None:
         raise BadImageError("image/x-rgb8 carries no header: give `width` and `height`")
-    _check_pixels(width, height, limits)
+    if width * height > limits.max_pixels:
+        raise _too_large(width, height, limits)
     if len(data) != width * height * 3:
         raise BadImageError(f"image/x-rgb8 of {width}x{height} needs {width * height * 3} bytes; got {len(data)}")
-    return Image.frombytes("RGB", (width, height), data)
+    return Picture(width, height, 3, lambda: Image.frombytes("RGB", (width, height), data))
+
+
+def _work(container: Container) -> int:
+    """Bytes a pixel that decoding needs beside the pixels themselves."""
+    if container.media_type == "image/webp":
+        return 12  # two canvases and a copy, four bytes each
+    again = 4 * container.depth if container.probe is not None else 0  # coefficients of two bytes, decoded twice
+    return again + (container.depth if container.orientation != 1 else 0)
+
+
+def _decode_file(container: Container) -> Image.Image:
+    """The pixels of a PNG, JPEG or WebP file, upright."""
+    image = _pixels(container.pixels, container)
+    if container.media_type == "image/png":
+        is_whole = _png_reaches_its_last_row(image, container) or png_data_is_whole(container.pixels)
+    elif container.probe is not None:
+        is_whole = _pixels(container.probe, container).tobytes() == image.tobytes()
+    else:
+        is_whole = True  # the decoder would have raised
+    if not is_whole:
+        raise _unreadable(container.media_type, "its data ends before its last row")
+    turn = _TURNS.get(container.orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _pixels(data: bytes, container: Container) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=[_FORMATS[container.media_type]])
+        if image.size != (container.width, container.height):
+            raise ValueError(f"it has {image.width}x{image.height} pixels, not {container.width}x{container.height}")
+        image.load()
+    except UnidentifiedImageError as error:  # its own words give an address in memory
+        raise _unreadable(container.media_type, "its header is damaged") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
+        raise _unreadable(container.media_type, error) from error
+    plain = image._new(image.im)  # without the decoder, which may hold as much memory as the pixels do
+    plain.info = {key: value for key, value in plain.info.items() if key == "transparency"}
+    if container.exif:
+        plain.info["exif"] = container.exif
+    return plain
+
+
+def _png_reaches_its_last_row(image: Image.Image, container: Container) -> bool:
+    """Rows come in order, and those that never came are zeros. That is the cheap proof; a last row of zeros is none."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return not container.interlaced and any(last.tobytes())
 
 
 def _unreadable(media_type: str, reason: object) -> BadImageError:
     return BadImageError(f"not a readable {media_type}: {str(reason) or type(reason).__name__}")
 
 
-def _what_is_wrong(data: bytes | memoryview, said: MediaType) -> str:
-    """Why Pillow could not identify the bytes as `said`: its own words give an address in memory."""
+def _what_is_wrong(data: bytes | memoryview) -> str:
     if not data:
         return "it has no bytes"
-    for media_type, beginning in _BEGINNINGS.items():
-        if bytes(data[: len(beginning)]) == beginning:
-            return "its header is damaged" if media_type == said else f"it begins as {media_type} does"
+    kind = next((name for mark, name in _OTHERS.items() if bytes(data[:16]).startswith(mark)), None)
+    if kind is not None:
+        return f"it begins as {kind} does; PNG, JPEG and WebP are taken"
     return f"its {len(data)} bytes do not begin as an image does"
 
 
-def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
-    if width * height > limits.max_pixels:
-        raise BadImageError(f"image of {width}x{height} = {width * height} pixels; the limit is {limits.max_pixels}")
+def _too_large(width: int, height: int, limits: ImageLimits) -> BadImageError:
+    return BadImageError(f"image of {width}x{height} = {width * height} pixels; the limit is {limits.max_pixels}")

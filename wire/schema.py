@@ -10,13 +10,27 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 SCHEMA_VERSION = "1"
 MAX_ID_LENGTH = 256
+MAX_PROMPT_LENGTH = 65_536
+MAX_TEXT_LENGTH = 1 << 20  # of a completion, and of a text in the metadata
+MAX_TARGETS = 256
+MAX_TARGET_LENGTH = 4096
+MAX_MESSAGE_LENGTH = 2000
 
 MediaType = Literal["image/png", "image/webp", "image/jpeg", "image/x-rgb8"]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+Target = Annotated[str, Field(max_length=MAX_TARGET_LENGTH)]
+
+
+def _cut(text: str) -> str:
+    """A message is cut, never a reason to lose the answer it is in."""
+    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[: MAX_MESSAGE_LENGTH - 1]}…"
+
+
+Message = Annotated[str, AfterValidator(_cut)]
 
 
 class ErrorCode(StrEnum):
@@ -77,25 +91,32 @@ class ScoreItem(_Wire):
     group_id: Id | None = Field(
         default=None, description="Rollouts of one prompt share it; pairwise scorers compare within."
     )
-    prompt: str = Field(max_length=65_536, description="What was asked for.")
+    prompt: str = Field(max_length=MAX_PROMPT_LENGTH, description="What was asked for.")
     images: list[ImageRef] = Field(default_factory=list, description="The images to score.")
-    completion: str | None = Field(default=None, max_length=1 << 20, description="The text to score (text policies).")
+    completion: str | None = Field(
+        default=None, max_length=MAX_TEXT_LENGTH, description="The text to score (text policies)."
+    )
     source_images: list[ImageRef] | None = Field(default=None, description="What an edit started from.")
-    targets: list[str] | None = Field(
-        default=None, description="Texts OCR looks for; they win over quotes in the prompt."
+    targets: list[Target] | None = Field(
+        default=None,
+        max_length=MAX_TARGETS,
+        description="Texts OCR looks for; they win over quotes in the prompt.",
     )
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="Anything a reward's documentation names.")
 
     @field_validator("metadata")
     @classmethod
-    def _finite(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _finite_and_bounded(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
         todo: list[JsonValue] = [metadata] if metadata else []
         while todo:
             value = todo.pop()
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"numbers must be finite; got {value}")
+            if isinstance(value, str) and len(value) > MAX_TEXT_LENGTH:
+                raise ValueError(f"a text of {len(value)} characters; the limit is {MAX_TEXT_LENGTH}")
             if isinstance(value, dict):
                 todo.extend(value.values())
+                todo.extend(value)
             elif isinstance(value, list):
                 todo.extend(value)
         return metadata
@@ -131,7 +152,7 @@ class ScoreRequest(_Wire):
 
 class ItemError(_Wire):
     code: ErrorCode
-    message: str
+    message: Message = Field(description=f"Why; cut after {MAX_MESSAGE_LENGTH} characters.")
 
 
 class ItemResult(_Wire):
@@ -196,8 +217,8 @@ class ServiceInfo(_Wire):
 
 class RequestError(_Wire):
     code: str
-    message: str
-    field: str | None = None
+    message: Message
+    field: Message | None = None
 
 
 class ErrorBody(_Wire):

@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from services.common.cache import ScoreCache
 from services.common.dispatch import Dispatcher, Entry, Outcome, StartError, check_warmup
-from services.common.isolation import score_isolated
+from services.common.isolation import NOT_AWAITED, score_isolated
 from services.common.lanes import Lane
 from services.common.metrics import Metrics
 from services.common.scorer import Failure, Result, Scorer
@@ -160,7 +160,8 @@ class Batcher(Dispatcher):
     def _run(self, lane: Lane, reward: str, batch: list[Entry]) -> None:
         started = time.monotonic()
         items = [item for entry in batch for item in entry.job.items]
-        future = lane.run(lambda: score_isolated(self._scorer, reward, items))
+        awaited = [entry.is_awaited for entry in batch for _ in entry.job.items]
+        future = lane.run(lambda: score_isolated(self._scorer, reward, items, awaited))
         self._metrics.batch_items.labels(reward).observe(len(items))
 
         def on_done(done: asyncio.Future[list[Result]]) -> None:
@@ -175,7 +176,11 @@ class Batcher(Dispatcher):
             self._measure_rate(len(items), took, self._concurrency)
             rest = iter(results)
             for entry in batch:
-                self._settle(entry, [next(rest) for _ in entry.job.items], started, took)
+                own = [next(rest) for _ in entry.job.items]
+                if NOT_AWAITED in own and entry.is_awaited():  # someone joined when it had been dropped
+                    self._queues[reward][entry] = None
+                else:
+                    self._settle(entry, own, started, took)
             if not self._stopped:
                 self._idle.append(lane)
                 self._pump()

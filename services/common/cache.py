@@ -14,8 +14,8 @@ from wire.schema import ScoreItem, ScorerInfo
 def cache_key(info: ScorerInfo, item: ScoreItem, encoded: Sequence[bytes | memoryview]) -> bytes:
     """A hash over all that may change the score: reward, revision, template, texts, metadata and pictures.
 
-    `encoded` are the bytes of the item's images, then of its source images. They stand for the pixels, of which there
-    are many more: two encodings of the same pixels are scored twice. The item's id and group do not enter: they name
+    `encoded` are the bytes of the item's images, then of its source images, or hashes of them. They stand for the pixels,
+    of which there are many more: two encodings of the same pixels are scored twice. The item's id and group do not enter: they name
     the item, they are not scored.
     """
     refs = [*item.images, *(item.source_images or [])]

@@ -86,6 +86,11 @@ class Entry:
     def deadline(self) -> float:
         return max(waiter.deadline for waiter in self.waiters)
 
+    def is_awaited(self) -> bool:
+        """Whether anyone waits for the job still, and may have the answer in time. May be called from any thread."""
+        now = time.monotonic()
+        return any(not waiter.future.done() and waiter.deadline > now for waiter in list(self.waiters))
+
 
 class Dispatcher(Part, ABC):
     """Accepts jobs and settles them. A subclass says where they are scored."""

@@ -1,25 +1,24 @@
-"""From a request's bytes to decoded items. Limits are checked before anything is decoded. Runs in threads."""
+"""From a request's bytes to its items. Limits are checked before anything is built. Runs in threads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from PIL import Image
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from services.common.cache import cache_key
 from services.common.errors import ApiError, invalid
 from services.common.memory import Hold
 from services.common.multipart import parse_multipart
-from services.common.scorer import Failure, Item
+from services.common.scorer import Failure
 from services.common.settings import ServiceSettings
-from wire.images import BadImageError, ImageLimits, load, open_header, ref_bytes
-from wire.schema import ErrorCode, ImageRef, ScoreItem, ScoreRequest, ScorerInfo
+from wire.schema import ScoreRequest
 
 REQUEST_PART = "request"
 MAX_JSON_VALUES = 1_000_000
+# Of one value, at most, while it is read and checked: an object of one number takes 184 bytes, and there are two of it.
+_VALUE_BYTES = 220
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,8 @@ class Parsed:
     failed: Mapping[int, Failure] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """An item ready to score, with its cache key; or why it cannot be scored. `sent` is the item as it came."""
-
-    item: Item | Failure
-    sent: ScoreItem
-    key: bytes | None = None
-
-
-def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> Parsed:
-    """Parse and validate a body. Raises ApiError 400, 413, 415 or 422."""
+def parse_request(body: bytes, content_type: str, settings: ServiceSettings, hold: Hold | None = None) -> Parsed:
+    """Parse and validate a body. `hold` is charged with what becomes of it. Raises ApiError 400, 413, 415, 422 or 429."""
     kind = content_type.partition(";")[0].strip().lower()
     parts: dict[str, memoryview] = {}
     if kind == "multipart/form-data":
@@ -55,7 +45,7 @@ def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> 
             f"content type {kind or '(none)'} is not served: send application/json or multipart/form-data",
             field="content-type",
         )
-    tree = read_json(body)
+    tree = read_json(body, hold)
     check_counts(tree, settings)
     try:
         request = ScoreRequest.model_validate(tree)
@@ -67,62 +57,31 @@ def parse_request(body: bytes, content_type: str, settings: ServiceSettings) -> 
     return Parsed(request, parts)
 
 
-def read_json(body: bytes | bytearray) -> object:
-    """The value of a JSON body. Raises ApiError: 400 not JSON, 413 too many values.
+def read_json(body: bytes | bytearray, hold: Hold | None = None) -> object:
+    """The value of a JSON body. Raises ApiError: 400 not JSON, 413 too many values or too much memory, 429.
 
-    Values are counted before they are built: three bytes, such as `[],`, become a list of 56 bytes or more.
+    Values are counted before they are built, and `hold` is charged with them: three bytes, such as `[],`, become a list
+    of 56 bytes or more.
     """
-    if len(body) > MAX_JSON_VALUES and sum(body.count(sign) for sign in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+    values = sum(body.count(sign) for sign in (b",", b"[", b"{"))
+    if values > MAX_JSON_VALUES:
         raise ApiError(
             413, f"JSON with more than {MAX_JSON_VALUES} commas and brackets: send fewer items in one request"
         )
+    if hold is not None:
+        hold.take(values * _VALUE_BYTES + len(body) * _widest(body))
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
 
 
-def decode_item(
-    item: ScoreItem, parts: dict[str, memoryview], limits: ImageLimits, hold: Hold, info: ScorerInfo | None
-) -> Decoded:
-    """Decode one item's images and compute its cache key (`info` None: no key). A bad image is this item's failure.
-
-    Raises ApiError 413 or 429 when the decoded images would not fit in memory beside all others.
-    """
-    try:
-        images = _decode_all("images", item.images, parts, limits, hold)
-        source_images = _decode_all("source_images", item.source_images or [], parts, limits, hold)
-    except BadImageError as error:
-        return Decoded(Failure(ErrorCode.BAD_INPUT, str(error)), item)
-    decoded = Item(
-        id=item.id,
-        prompt=item.prompt,
-        images=tuple(image for image, _ in images),
-        group_id=item.group_id,
-        completion=item.completion,
-        source_images=tuple(image for image, _ in source_images),
-        targets=None if item.targets is None else tuple(item.targets),
-        metadata=item.metadata,
-    )
-    if info is None:
-        return Decoded(decoded, item)
-    return Decoded(decoded, item, cache_key(info, item, [data for _, data in (*images, *source_images)]))
-
-
-def _decode_all(
-    field: str, refs: list[ImageRef], parts: dict[str, memoryview], limits: ImageLimits, hold: Hold
-) -> list[tuple[Image.Image, bytes | memoryview]]:
-    """Each image decoded, and its bytes as they came."""
-    images: list[tuple[Image.Image, bytes | memoryview]] = []
-    for number, ref in enumerate(refs):
-        try:
-            data = ref_bytes(ref, parts, limits)
-            image = open_header(data, ref.media_type, width=ref.width, height=ref.height, limits=limits)
-            hold.take(image.width * image.height * len(image.getbands()))
-            images.append((load(image), data))
-        except BadImageError as error:
-            raise BadImageError(f"{field}.{number}: {error}") from error
-    return images
+def _widest(body: bytes | bytearray) -> int:
+    """Bytes that Python may take for one byte of text: its strings are as wide as the widest of their characters."""
+    if body.isascii():
+        escaped = b"\\u" in body
+        return 4 if escaped and (b"\\ud" in body or b"\\uD" in body) else 2 if escaped else 1
+    return 4 if any(bytes((lead,)) in body for lead in range(0xF0, 0xF5)) or b"\\u" in body else 2
 
 
 def check_counts(tree: object, settings: ServiceSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import JsonValue
 
@@ -15,21 +15,36 @@ from wire.schema import ErrorCode
 logger = logging.getLogger("services.isolation")
 
 _MAX_MESSAGE = 500
+_MAX_DETAILS = 1 << 20  # characters of JSON
+_MAX_COMPONENTS = 256
+NOT_AWAITED = Failure(ErrorCode.TIMEOUT, "nobody waited for the answer any more")
 
 
-def score_isolated(scorer: Scorer, reward: str, items: Sequence[Item]) -> list[Result]:
+def score_isolated(
+    scorer: Scorer, reward: str, items: Sequence[Item], awaited: Sequence[Callable[[], bool]] = ()
+) -> list[Result]:
     """Score a batch. If it raises, score its items one by one, so that only the guilty ones fail.
 
-    A group of a reward that compares cannot be taken apart: all of it fails.
+    A group of a reward that compares cannot be taken apart: all of it fails. `awaited`, one for each item, says whether
+    anyone still waits for it: an item of nobody is not tried again, and a scorer with a method `score_awaited` may drop
+    it while it is being scored. What was dropped is NOT_AWAITED.
     """
+    score_awaited = getattr(scorer, "score_awaited", None) if awaited else None
     try:
-        results = scorer.score(reward, items)
+        results = scorer.score(reward, items) if score_awaited is None else score_awaited(reward, items, awaited)
     except Exception as error:
         logger.exception("score raised", extra={"reward": reward, "items": len(items)})
         if len(items) == 1 or scorer.rewards[reward].grouped:
             return _raised(error, len(items))
-        return [result for item in items for result in score_isolated(scorer, reward, [item])]
+        return [_tried_again(scorer, reward, item, awaited[place : place + 1]) for place, item in enumerate(items)]
     return _all_checked(results, reward, len(items))
+
+
+def _tried_again(scorer: Scorer, reward: str, item: Item, awaited: Sequence[Callable[[], bool]]) -> Result:
+    if not all(wanted() for wanted in awaited):
+        return NOT_AWAITED
+    [result] = score_isolated(scorer, reward, [item], awaited)
+    return result
 
 
 async def score_isolated_async(
@@ -66,8 +81,10 @@ def _checked(result: object) -> Result:
         value = float(result.value)
         components = {_utf8(str(name)): float(part) for name, part in result.components.items()}
         details = _as_json(result.details) if result.details else {}
+        if len(components) > _MAX_COMPONENTS:
+            raise ValueError(f"{len(components)} components; the limit is {_MAX_COMPONENTS}")
     except (TypeError, ValueError, RecursionError) as error:
-        return Failure(ErrorCode.INTERNAL, f"the scorer returned what JSON cannot carry: {_utf8(str(error))}")
+        return Failure(ErrorCode.INTERNAL, f"the scorer returned what an answer cannot carry: {_utf8(str(error))}")
     for name, part in {"score": value, **components}.items():
         if not math.isfinite(part):
             return Failure(ErrorCode.NON_FINITE, f"{name} is {part}")
@@ -75,8 +92,11 @@ def _checked(result: object) -> Result:
 
 
 def _as_json(details: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """The details as they will be on the wire: tuples are lists. Raises when they are not JSON."""
+    """The details as they will be on the wire: tuples are lists, and too many are left out. Raises when not JSON."""
     text = json.dumps(dict(details), allow_nan=False, ensure_ascii=False)
+    if len(text) > _MAX_DETAILS:
+        logger.warning("details left out", extra={"characters": len(text), "limit": _MAX_DETAILS})
+        return {"left_out": f"details of {len(text)} characters of JSON; the limit is {_MAX_DETAILS}"}
     tree: dict[str, JsonValue] = json.loads(text.encode("utf-8"))
     return tree
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common.cache import group_key
+from services.common.decoding import Decoded
 from services.common.dispatch import Job, Outcome
-from services.common.intake import Decoded
 from services.common.scorer import Failure, Item, Score
 from wire.schema import ErrorCode, ItemError, ItemResult, ScorerInfo
 

@@ -60,6 +60,13 @@ class Hold:
                 )
             self._held += count
 
+    def give_back(self, count: int) -> None:
+        """Hold `count` bytes less: what was needed for a moment."""
+        with self._lock:
+            if count and not self._released:
+                self._budget._change(-count)
+                self._held -= count
+
     def release(self) -> None:
         with self._lock:
             self._budget._change(-self._held)

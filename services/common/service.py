@@ -7,9 +7,9 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -19,12 +19,14 @@ from services.common.audit import AuditLog, prompts_sha256
 from services.common.auth import Tokens
 from services.common.body import read_body
 from services.common.cache import ScoreCache
+from services.common.caller import Caller, NotAwaited
+from services.common.decoding import Decoded, Decoding
 from services.common.dispatch import Job, Outcome, QueueFull, StartError
 from services.common.dispatchers import make_parts
 from services.common.errors import ApiError, overloaded
 from services.common.fetch import ImageFetcher
 from services.common.image_hosts import ImageHosts
-from services.common.intake import Decoded, Parsed, decode_item, parse_request
+from services.common.intake import Parsed, parse_request
 from services.common.jobs import make_plan
 from services.common.limits import RateLimits
 from services.common.memory import Hold, MemoryBudget
@@ -36,11 +38,11 @@ from wire.schema import ErrorCode, ItemResult, ScoreResponse, ScorerInfo, Servic
 
 logger = logging.getLogger("services.service")
 
-_DECODE_CHUNK = 4  # items decoded in one go: requests of more use several threads
+_DECODERS = 4
 _WATCH_S = 0.5
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-Parse = Callable[[bytes, str, ServiceSettings], Parsed]  # body, content type
+Parse = Callable[[bytes, str, ServiceSettings, Hold], Parsed]  # body, content type, ..., charged with its memory
 
 
 class Service:
@@ -65,7 +67,8 @@ class Service:
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._fetcher = _make_fetcher(settings)
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")  # so that no body waits for pictures
         self._parts, self._dispatcher = make_parts(scorer, name, settings, self._cache, self.metrics, self.hold)
         self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._dispatcher.retry_after_s)
 
@@ -110,7 +113,8 @@ class Service:
             await part.stop()
         if self.audit is not None:
             self.audit.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def hold(self) -> Hold:
         """A share of the memory for one request; empty at first, to be released by who took it."""
@@ -181,16 +185,22 @@ class Service:
             raise ApiError(503, f"this {self.name} is a worker, which takes its jobs from Redis: ask a front")
         self.check_ready()
         settings, hold = self.settings, self.hold()
+        gone: asyncio.Future[None] | None = None
         try:
             body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
+            gone = asyncio.ensure_future(_until_disconnect(request))
             kind = request.headers.get("content-type", "")
-            parsed = await self._in_thread(parse, body, kind, settings)
+            parsed = await self._read(parse, body, kind, settings, hold)
             del body
-            return await self._score(request, parsed, arrived, hold)
+            return await self._score(request, parsed, arrived, hold, gone)
         finally:
+            if gone is not None:
+                gone.cancel()
             hold.release()
 
-    async def _score(self, request: Request, parsed: Parsed, arrived: float, hold: Hold) -> ScoreResponse:
+    async def _score(
+        self, request: Request, parsed: Parsed, arrived: float, hold: Hold, gone: asyncio.Future[None]
+    ) -> ScoreResponse:
         wanted = parsed.request
         reward = wanted.reward or self.default_reward
         info = self.rewards.get(reward)
@@ -201,13 +211,11 @@ class Service:
         count = len(wanted.items)
         request.scope.update(request_id=request_id, reward=reward, items=count)
         if self.audit is not None:
-            request.scope["prompts_sha256"] = await self._in_thread(
-                prompts_sha256, [item.prompt for item in wanted.items]
-            )
+            request.scope["prompts_sha256"] = await self._read(prompts_sha256, [item.prompt for item in wanted.items])
         allowed = self.settings.request_timeout_s
         if wanted.deadline_ms is not None:
             allowed = min(allowed, wanted.deadline_ms / 1000)
-        deadline = arrived + allowed
+        caller = Caller(arrived + allowed)
         try:
             self._dispatcher.reserve(count)
         except QueueFull as error:
@@ -215,10 +223,12 @@ class Service:
         try:
             self.rate_limits.take_items(request.scope.get("caller"), count)
             if self._fetcher is not None:
-                parsed = await self._fetcher.fill(parsed, deadline, hold)
-            plan = make_plan(await self._decode(parsed, info, hold), parsed.parts, info)
-            outcomes = await self._outcomes(request, reward, plan.jobs, deadline)
+                filled = self._fetcher.fill(parsed, caller.deadline, hold)
+                parsed = await caller.wait_for(filled, gone, late=True)
+            plan = make_plan(await self._decode(parsed, info, hold, caller, gone), parsed.parts, info)
+            outcomes = await self._outcomes(reward, plan.jobs, caller, gone)
         finally:
+            caller.leave()
             self._dispatcher.release(count)
         results = plan.results([item.id for item in wanted.items], outcomes)
         self._count(reward, parsed, results)
@@ -242,36 +252,40 @@ class Service:
                 await part.recover()
                 self.check_ready()
 
-    async def _decode(self, parsed: Parsed, info: ScorerInfo, hold: Hold) -> list[Decoded]:
-        items = parsed.request.items
-        keyed = info if self._cache.enabled else None
+    async def _decode(
+        self, parsed: Parsed, info: ScorerInfo, hold: Hold, caller: Caller, gone: asyncio.Future[None]
+    ) -> Sequence[Decoded]:
+        """Decode a request's pictures, several at a time, until the deadline or the client's leaving."""
+        items, keyed = parsed.request.items, info if self._cache.enabled else None
+        decoding = Decoding(items, parsed.parts, self._limits, hold, caller, info=keyed, failed=parsed.failed)
 
-        def decode(start: int) -> list[Decoded]:
-            return [
-                Decoded(parsed.failed[place], item)
-                if place in parsed.failed
-                else decode_item(item, parsed.parts, self._limits, hold, keyed)
-                for place, item in enumerate(items[start : start + _DECODE_CHUNK], start)
-            ]
+        async def strand() -> list[Decoded] | bool:
+            while (result := await self._in_thread(decoding.turn)) is True:
+                pass
+            return result
 
-        chunks = await asyncio.gather(
-            *(self._in_thread(decode, start) for start in range(0, len(items), _DECODE_CHUNK))
-        )
-        return [decoded for chunk in chunks for decoded in chunk]
+        strands = decoding.split(_DECODERS)
+        work: Awaitable[Sequence[list[Decoded] | bool]] = asyncio.gather(*(strand() for _ in range(strands)))
+        try:
+            ended = await caller.wait_for(work, gone)
+        except (TimeoutError, NotAwaited):
+            late = Failure(ErrorCode.TIMEOUT, "the deadline passed before the item's images were decoded")
+            return [Decoded(parsed.failed.get(place, late), item) for place, item in enumerate(items)]
+        return next(result for result in ended if isinstance(result, list))
 
-    async def _outcomes(self, request: Request, reward: str, jobs: Sequence[Job], deadline: float) -> list[Outcome]:
+    async def _outcomes(
+        self, reward: str, jobs: Sequence[Job], caller: Caller, gone: asyncio.Future[None]
+    ) -> list[Outcome]:
         """Submit the jobs and wait for all of them, the deadline, or the client's leaving."""
         await self._dispatcher.prefetch(jobs)
-        futures = [self._dispatcher.submit(reward, job, deadline) for job in jobs]
+        futures = [self._dispatcher.submit(reward, job, caller.deadline) for job in jobs]
         finished = _all_done(futures)
-        gone: asyncio.Future[Any] = asyncio.ensure_future(_until_disconnect(request))
         try:
-            left = max(0.0, deadline - time.monotonic())
+            left = max(0.0, caller.deadline - time.monotonic())
             await asyncio.wait({finished, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if gone.done() and not finished.done():
                 raise ClientDisconnect
         finally:
-            gone.cancel()
             for future in futures:
                 future.cancel()  # of no effect on those that are done
         late = Failure(ErrorCode.TIMEOUT, "the deadline passed before the item had a result")
@@ -279,6 +293,9 @@ class Service:
             Outcome((late,) * len(job.items)) if future.cancelled() else future.result()
             for job, future in zip(jobs, futures, strict=True)
         ]
+
+    async def _read(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call, *args)
 
     async def _in_thread(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)

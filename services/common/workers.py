@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection, wait
 
 from pydantic import JsonValue
 
-from services.common.isolation import score_isolated
+from services.common.isolation import NOT_AWAITED, score_isolated
+from services.common.patience import Backoff, NobodyWaits, Patience, StartFailed, WorkerDied, always
 from services.common.scorer import Failure, Item, Result, Scorer
 from services.common.transport import receive, send, send_stop
 from wire.schema import ErrorCode, ScorerInfo
@@ -36,16 +37,7 @@ THREAD_VARIABLES = (
 )
 _STOP_S = 3.0
 _LOADED = "loaded"
-_MIN_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
 _spawning = threading.Lock()
-
-
-class WorkerDied(RuntimeError):
-    """The process ended, or did not answer in time, while it had work."""
-
-
-class StartFailed(RuntimeError):
-    """A process did not come up; the message says why."""
 
 
 class ProcessPool:
@@ -63,8 +55,12 @@ class ProcessPool:
         recycle_after: int | None = None,
         batch_timeout_s: float = 120.0,
         load_timeout_s: float = 300.0,
+        abandoned_s: float = 5.0,
     ) -> None:
-        """`recycle_after`: a process is replaced after that many items, for engines that leak memory."""
+        """`recycle_after`: a process is replaced after that many items, for engines that leak memory.
+
+        `abandoned_s`: how long a process may go on with a batch that nobody waits for any more.
+        """
         if workers < 1:
             raise ValueError(f"workers is {workers}; a pool needs at least 1")
         self._factory = factory
@@ -73,12 +69,13 @@ class ProcessPool:
         self._recycle_after = recycle_after
         self._batch_timeout_s = batch_timeout_s
         self._load_timeout_s = load_timeout_s
+        self._abandoned_s = abandoned_s
         self._idle: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots: list[_Slot] = []
         self._started: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
-        self._retry = _Backoff()
+        self._retry = Backoff()
         self.restarts = 0
 
     @property
@@ -143,13 +140,26 @@ class ProcessPool:
             self._idle.put(slot)
 
     def score(self, reward: str, items: Sequence[Item]) -> Sequence[Result]:
+        return self.score_awaited(reward, items, [always] * len(items))
+
+    def score_awaited(
+        self, reward: str, items: Sequence[Item], awaited: Sequence[Callable[[], bool]]
+    ) -> Sequence[Result]:
+        """Score items as long as anyone waits for them; `awaited`, one for each, says so.
+
+        A process that goes on for a few seconds with a batch of nobody is ended. Such items are not tried again: they
+        are NOT_AWAITED.
+        """
         slot = self._idle.get()
         try:
             try:
-                return self._attempt(slot, reward, items)
+                return self._attempt(slot, reward, items, awaited)
+            except NobodyWaits as error:
+                logger.warning("a worker was busy for nobody and is replaced", extra={"reason": str(error)})
+                return [NOT_AWAITED] * len(items)
             except WorkerDied as error:
                 logger.warning("worker died; trying its items one by one", extra={"reason": str(error)})
-            return [self._second_attempt(slot, reward, item) for item in items]
+            return [self._second_attempt(slot, reward, *each) for each in zip(items, awaited, strict=True)]
         except StartFailed as error:
             logger.error("worker cannot be replaced", extra={"reason": str(error)})
             return [Failure(ErrorCode.INTERNAL, f"no worker process: {error}")] * len(items)
@@ -168,16 +178,23 @@ class ProcessPool:
             worker.stop(max(0.0, until - time.monotonic()))
         atexit.unregister(self.close)
 
-    def _second_attempt(self, slot: _Slot, reward: str, item: Item) -> Result:
+    def _second_attempt(self, slot: _Slot, reward: str, item: Item, is_awaited: Callable[[], bool]) -> Result:
+        if not is_awaited():
+            return NOT_AWAITED
         try:
-            return self._attempt(slot, reward, [item])[0]
+            return self._attempt(slot, reward, [item], [is_awaited])[0]
+        except NobodyWaits:
+            return NOT_AWAITED
         except WorkerDied as error:
             return Failure(ErrorCode.INTERNAL, f"a worker process failed twice on this item: {error}")
 
-    def _attempt(self, slot: _Slot, reward: str, items: Sequence[Item]) -> list[Result]:
+    def _attempt(
+        self, slot: _Slot, reward: str, items: Sequence[Item], awaited: Sequence[Callable[[], bool]]
+    ) -> list[Result]:
         worker = self._checked_out(slot)
+        patience = Patience(awaited, self._batch_timeout_s, self._abandoned_s)
         try:
-            results = worker.score(reward, items, self._batch_timeout_s)
+            results = worker.score(reward, items, patience)
         except WorkerDied:
             slot.worker = None
             self._retire(worker, 0.0)
@@ -248,38 +265,6 @@ class ProcessPool:
         worker.stop(timeout_s)
 
 
-class _Backoff:
-    """Pauses between failed starts: 1 s at first, doubled each time up to 60 s. Without, every batch would load."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self._pause_s = 0.0
-        self._until = 0.0
-        self._lock = threading.Lock()
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the next start is allowed."""
-        return max(0.0, self._until - time.monotonic())
-
-    def check(self) -> None:
-        """Raise StartFailed while the pause lasts."""
-        with self._lock:
-            if self.left_s > 0:
-                raise StartFailed(f"{self.reason} (next try in {self.left_s:.0f} s)")
-
-    def failed(self, reason: str) -> None:
-        with self._lock:
-            self.reason = reason
-            if self.left_s == 0:  # workers that fail together count once
-                self._pause_s = min(_MAX_PAUSE_S, max(_MIN_PAUSE_S, 2 * self._pause_s))
-                self._until = time.monotonic() + self._pause_s
-
-    def succeeded(self) -> None:
-        with self._lock:
-            self.reason, self._pause_s, self._until = None, 0.0, 0.0
-
-
 class _Slot:
     """One place in the pool, held by one `score` call at a time."""
 
@@ -316,18 +301,18 @@ class _Worker:
 
     def wait_loaded(self, timeout_s: float) -> None:
         try:
-            message = self._receive(timeout_s)
+            message = self._receive(Patience([always], timeout_s, timeout_s))
         except WorkerDied as error:
             raise StartFailed(f"a worker process did not load: {error}") from error
         if message != _LOADED:
             raise StartFailed(f"a worker process did not load: {message}")
 
-    def score(self, reward: str, items: Sequence[Item], timeout_s: float) -> list[Result]:
+    def score(self, reward: str, items: Sequence[Item], patience: Patience) -> list[Result]:
         try:
             send(self._pipe, (reward, list(items)))
         except OSError as error:
             raise WorkerDied(f"worker {self.pid} is gone ({error})") from error
-        results: list[Result] = self._receive(timeout_s)  # type: ignore[assignment]
+        results: list[Result] = self._receive(patience)  # type: ignore[assignment]
         return results
 
     def ask_to_stop(self) -> None:
@@ -342,10 +327,11 @@ class _Worker:
             self._process.join()
         self._pipe.close()
 
-    def _receive(self, timeout_s: float) -> object:
+    def _receive(self, patience: Patience) -> object:
         try:
-            if not self._pipe.poll(timeout_s):
-                raise WorkerDied(f"worker {self.pid} did not answer within {timeout_s:g} s")
+            while not self._pipe.poll(left_s := patience.left_s()):
+                if left_s == 0:
+                    raise WorkerDied(f"worker {self.pid} did not answer within {patience.timeout_s:g} s")
             return receive(self._pipe)
         except (EOFError, OSError) as error:
             self._process.join(1.0)

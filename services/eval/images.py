@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from wire.images import load
+from wire.images import read_picture
 
 _NAME = re.compile(r"(\d+)[_.](\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
-_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 class ImageFolderError(ValueError):
@@ -64,8 +62,4 @@ def hash_file(path: Path) -> str:
 
 def open_image(data: bytes) -> Image.Image:
     """Decode a PNG, JPEG or WebP image, upright as a service sees it. Raises ValueError when it is none or damaged."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # Pillow's decoders raise many types on damaged input; all mean one thing here
-        raise ValueError(f"not a readable PNG, JPEG or WebP image: {error or type(error).__name__}") from error
-    return load(image)
+    return read_picture(data)

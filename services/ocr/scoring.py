@@ -41,7 +41,9 @@ Case = Literal["variant", "sensitive", "insensitive"]
 Reading = Sequence[str]  # the recognised lines, in one order
 
 MAX_TARGETS = 64
-MAX_TARGET_CHARS = 4096  # of all targets together: the work on a reading is at most this times its length
+MAX_TARGET_CHARS = (
+    4096  # of all targets together, as NFKC writes them: the work on a reading is at most this times its length
+)
 
 _LOOK_ALIKES = ("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il")
 # Han, Hiragana and Katakana are written without spaces between words; 々 and ー belong to what they follow.
@@ -70,7 +72,8 @@ class TextScore:
 def find_targets(variant: Variant, prompt: str, targets: Sequence[str] | None) -> list[str]:
     """The texts `variant` scores: explicit `targets` where given, otherwise the prompt's quotations.
 
-    `flow_grpo` uses one. Raises NoTargetError when nothing is left to look for, ValueError for too many.
+    `flow_grpo` uses one. Raises NoTargetError when nothing is left to look for, ValueError for too many or
+    too long ones.
     """
     if targets is not None:
         found = [text for text in targets if text.strip()]
@@ -84,7 +87,7 @@ def find_targets(variant: Variant, prompt: str, targets: Sequence[str] | None) -
         found = found[:1]
     if len(found) > MAX_TARGETS:
         raise ValueError(f"{len(found)} texts to look for; the limit is {MAX_TARGETS}")
-    if (chars := sum(map(len, found))) > MAX_TARGET_CHARS:
+    if (chars := _length(found)) > MAX_TARGET_CHARS:
         raise ValueError(f"the texts to look for have {chars} characters; the limit is {MAX_TARGET_CHARS}")
     return found
 
@@ -108,6 +111,12 @@ def score_text(
     NoTargetError when no target survives normalisation.
     """
     return VARIANTS[variant]([lines, *other_orders], targets, case)
+
+
+def _length(texts: Sequence[str]) -> int:
+    """Characters of texts as NFKC writes them, which may be 18 for one; as they are, where that is too many already."""
+    as_sent = sum(map(len, texts))
+    return as_sent if as_sent > MAX_TARGET_CHARS else sum(len(unicodedata.normalize("NFKC", text)) for text in texts)
 
 
 def _first_straight(prompt: str) -> list[str]:

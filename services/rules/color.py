@@ -61,8 +61,9 @@ ALIASES: Final[dict[str, str]] = {
 NAMES: Final[tuple[str, ...]] = tuple(PALETTE)
 
 # A quoted text is what the picture should say, so `the word "RED" in blue` asks for blue. A straight single quote
-# counts only at a word's edge: the one in "don't" is an apostrophe.
-_QUOTED = re.compile(r'"[^"]*"|“[^”]*”|‘[^’]*’|「[^」]*」|『[^』]*』|«[^»]*»' + r"|(?<!\w)'[^']*'(?!\w)")
+# counts only at a word's edge: the one in "don't" is an apostrophe. No opening mark occurs inside its own pair, or a
+# prompt of opening marks alone would take a scan to its end for each.
+_QUOTED = re.compile(r'"[^"]*"|“[^“”]*”|‘[^‘’]*’|「[^「」]*」|『[^『』]*』|«[^«»]*»' + r"|(?<!\w)'[^']*'(?!\w)")
 _COLOR_WORD = re.compile(r"\b(" + "|".join([*NAMES, *ALIASES]) + r")\b", re.IGNORECASE)
 
 Array = npt.NDArray[np.float64]

@@ -127,15 +127,21 @@ def test_truncated_image_is_refused(media_type):
         decode(whole[: len(whole) // 2], media_type)
 
 
-def test_media_type_must_be_true():
-    with pytest.raises(BadImageError, match=r"^not a readable image/webp: it begins as image/png does$"):
-        decode(encode(Image.new("RGB", (4, 4)), "image/png"), "image/webp")
+@pytest.mark.parametrize("said", ["image/png", "image/jpeg", "image/webp"])
+@pytest.mark.parametrize("is_so", ["image/png", "image/jpeg", "image/webp"])
+def test_the_first_bytes_say_what_a_file_is(said, is_so):
+    assert decode(encode(Image.new("RGB", (5, 4)), is_so), said).size == (5, 4)
+
+
+def test_what_is_no_image_is_named():
     with pytest.raises(BadImageError, match=r"^not a readable image/png: its 5 bytes do not begin as an image does$"):
         decode(b"hello", "image/png")
     with pytest.raises(BadImageError, match=r"^not a readable image/png: its header is damaged$"):
         decode(b"\x89PNG and then nothing", "image/png")
     with pytest.raises(BadImageError, match=r"^not a readable image/png: it has no bytes$"):
         decode(b"", "image/png")
+    with pytest.raises(BadImageError, match=r"^not a readable image/jpeg: it begins as a GIF does; PNG, JPEG and WebP"):
+        decode(b"GIF89a" + bytes(30), "image/jpeg")
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,23 @@ from typing import Any
 
 from services.common.errors import ApiError
 from services.common.intake import Parsed, read_json
-from services.common.legacy.items import HEAD_BYTES, check_column, check_count, check_shared, media_type_of, to_parsed
+from services.common.legacy.items import check_column, check_count, check_shared, to_parsed
+from services.common.memory import Hold
 from services.common.settings import ServiceSettings
 from wire.base64_text import first_bytes
+from wire.containers import media_type_of
+
+_HEAD_BYTES = 12  # of an image, to tell what it is
 
 
-def parse_compute(reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings) -> Parsed:
+def parse_compute(
+    reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings, hold: Hold | None = None
+) -> Parsed:
     """Read a request. `condition_images` (a list per item) are what an edit started from. Raises ApiError.
 
     `kwargs`, which older clients send, becomes metadata: a list with one entry per item is dealt out to the items.
     """
-    tree = read_json(body)
+    tree = read_json(body, hold)
     if not isinstance(tree, dict):
         raise ApiError(422, "an object with `prompt` and `image` is needed")
     if _either(tree, "video", "videos") or tree.get("condition_videos"):
@@ -65,5 +71,5 @@ def _refs(images: Any) -> Any:
 
 def _ref(image: Any) -> dict[str, Any]:
     """An image as the contract has it; what is not base64 text is refused there, with its place."""
-    head = first_bytes(image, HEAD_BYTES) if isinstance(image, str) else b""
-    return {"data": image, "media_type": media_type_of(head)}
+    head = first_bytes(image, _HEAD_BYTES) if isinstance(image, str) else b""
+    return {"data": image, "media_type": media_type_of(head) or "image/jpeg"}

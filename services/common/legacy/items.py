@@ -12,12 +12,11 @@ from pydantic import ValidationError
 from services.common.errors import ApiError, invalid
 from services.common.intake import Parsed, check_counts
 from services.common.settings import MIB, ServiceSettings
-from wire.schema import ErrorCode, MediaType, ScoreRequest, ScoreResponse, ScorerInfo
+from wire.schema import ErrorCode, ScoreRequest, ScoreResponse, ScorerInfo
 
 # A second try may succeed. All other codes would fail again, and some of these clients retry for hours.
 _PASSING = frozenset({ErrorCode.TIMEOUT, ErrorCode.OVERLOADED, ErrorCode.UPSTREAM})
 _RETRY_AFTER_S = 5
-HEAD_BYTES = 12  # of an image, to tell what it is
 _DESCRIBED = 3  # failed items in a message
 _MAX_SHARED = 4 * MIB  # characters
 
@@ -61,13 +60,6 @@ def check_shared(field: str, value: object, count: int) -> None:
         raise ApiError(
             413, f"{size} characters of JSON when dealt out to {count} items; the limit is {_MAX_SHARED}", field=field
         )
-
-
-def media_type_of(head: bytes) -> MediaType:
-    """The media type of an encoded image from its first bytes. What is none of ours is refused later, as a bad JPEG."""
-    if head.startswith(b"\x89PNG"):
-        return "image/png"
-    return "image/webp" if head[8:12] == b"WEBP" else "image/jpeg"
 
 
 def to_parsed(

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from services.common.errors import ApiError
 from services.common.intake import Parsed
-from services.common.legacy.items import HEAD_BYTES, check_column, check_count, check_shared, media_type_of, to_parsed
+from services.common.legacy.items import check_column, check_count, check_shared, to_parsed
 from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, dump_plain, load_plain
+from services.common.memory import Hold
 from services.common.settings import ServiceSettings
+from wire.containers import media_type_of
 
 
-def parse_pickled(reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings) -> Parsed:
-    """Read a pickled request. Raises ApiError 400, 413 or 422.
+def parse_pickled(
+    reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings, hold: Hold | None = None
+) -> Parsed:
+    """Read a pickled request. `hold` is charged with what becomes of it. Raises ApiError 400, 413, 422 or 429.
 
     `images` may be `{"source": [...], "edited": [...]}` for edits. `prompts` may be missing (flow_grpo sends none to
     quality scorers). `metadata` is one dict for all items, or a list of one per item.
     """
     try:
-        tree = load_plain(body)
+        tree = load_plain(body, charge=None if hold is None else hold.take)
     except PickleTooLarge as error:
         raise ApiError(413, str(error)) from error
     except PickleError as error:
@@ -52,13 +56,18 @@ def dump_scores(scores: list[float]) -> bytes:
 
 
 def _refs(field: str, images: list[object], parts: dict[str, memoryview]) -> list[list[dict[str, str]]]:
-    """One item's images each, as references to `parts`, to which the bytes are added."""
+    """One item's images each, as references to `parts`, to which the bytes are added.
+
+    A pickle holds once what occurs many times, and so does the request: it is decoded once.
+    """
     refs = []
+    names = {id(image): name for name, image in parts.items()}
     for number, image in enumerate(images):
         name = f"{field}.{number}"
         if not isinstance(image, memoryview):
             kind = type(image).__name__
             raise ApiError(422, f"an image is sent as the bytes of a JPEG, PNG or WebP file, not as {kind}", field=name)
+        name = names.setdefault(id(image), name)
         parts[name] = image
-        refs.append([{"part": name, "media_type": media_type_of(bytes(image[:HEAD_BYTES]))}])
+        refs.append([{"part": name, "media_type": media_type_of(image) or "image/jpeg"}])
     return refs

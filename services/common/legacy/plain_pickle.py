@@ -22,6 +22,8 @@ Writable: TypeAlias = Union[bool, int, float, str, bytes, "Sequence[Writable]", 
 Container = TypeVar("Container", list[Plain], dict[str, Plain])
 
 _PROTOCOL = 4  # every Python 3 that these clients run on reads it
+_CHARGED = 4096  # steps at a time
+_STEP_BYTES = 220  # of one value, at most: an object of one number takes 184
 _QUOTED = 80  # how much of a refused name is repeated
 
 
@@ -41,9 +43,14 @@ class PickleLimits:
     max_depth: int = 24
 
 
-def load_plain(data: bytes | bytearray, limits: PickleLimits | None = None) -> Plain:
-    """The value of a pickle of protocol 3, 4 or 5. Raises PickleError, and PickleTooLarge above the limits."""
-    return _Machine(memoryview(data), limits or PickleLimits()).run()
+def load_plain(
+    data: bytes | bytearray, limits: PickleLimits | None = None, charge: Callable[[int], None] | None = None
+) -> Plain:
+    """The value of a pickle of protocol 3, 4 or 5. Raises PickleError, and PickleTooLarge above the limits.
+
+    `charge` is told of the memory that is about to be taken, in bytes, and may raise to forbid it.
+    """
+    return _Machine(memoryview(data), limits or PickleLimits(), charge or (lambda _count: None)).run()
 
 
 def dump_plain(value: Writable) -> bytes:
@@ -59,9 +66,10 @@ _MARK = _Mark()
 
 
 class _Machine:
-    def __init__(self, data: memoryview, limits: PickleLimits) -> None:
+    def __init__(self, data: memoryview, limits: PickleLimits, charge: Callable[[int], None]) -> None:
         self._data = data
         self._limits = limits
+        self._charge = charge
         self._at = 0
         self._steps = 0
         self._stack: list[Plain | _Mark] = []
@@ -84,6 +92,8 @@ class _Machine:
         return value
 
     def _count(self, steps: int) -> None:
+        if (self._steps + steps) // _CHARGED > self._steps // _CHARGED:
+            self._charge(max(steps, _CHARGED) * _STEP_BYTES)
         self._steps += steps
         if self._steps > self._limits.max_steps:
             raise PickleTooLarge(f"the pickle takes more than {self._limits.max_steps} steps: send fewer items in one")
@@ -159,6 +169,7 @@ class _Machine:
     def text(self, width: int) -> None:
         data = self._take(self._uint(width))
         try:
+            self._charge(4 * len(data))  # a string is as wide as the widest of its characters
             self.push(str(data, "utf-8"))
         except UnicodeDecodeError as error:
             raise PickleError(f"a text of the pickle is not valid Unicode: {error.reason}") from error

@@ -74,14 +74,22 @@ class Answer:
 
 
 def encode_job(job_id: bytes, front: str, job: Job, wait_ms: int) -> list[str | bytes | memoryview | int]:
-    """Field names and values for XADD. Images travel as the bytes they came in, without base64."""
+    """Field names and values for XADD. Images travel as the bytes they came in, without base64; one that several items
+    name travels once.
+    """
     fields: list[str | bytes | memoryview | int] = ["job", job_id, "front", front, "wait_ms", wait_ms]
     fields += ["key", job.key or b""]
     images: list[str | bytes | memoryview] = []
+    numbers: dict[str, str] = {}
 
     def detached(ref: ImageRef) -> ImageRef:
         number = str(len(images) // 2)
-        images.extend((_PART + number, job.parts[ref.part] if ref.part is not None else decode_base64(ref.data or "")))
+        if ref.part is not None:
+            number = numbers.setdefault(ref.part, number)
+        if number == str(len(images) // 2):
+            images.extend(
+                (_PART + number, job.parts[ref.part] if ref.part is not None else decode_base64(ref.data or ""))
+            )
         return ref.model_copy(update={"part": number, "data": None})
 
     def detached_all(refs: Sequence[ImageRef] | None) -> list[ImageRef] | None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from services.common.caller import Caller, NotAwaited
+from services.common.decoding import Decoding
 from services.common.dispatch import Dispatcher, Job, Outcome
 from services.common.errors import ApiError
-from services.common.intake import decode_item
 from services.common.memory import Hold
 from services.common.parts import Part
 from services.common.scale import scripts
@@ -26,7 +27,7 @@ from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from services.common.scorer import Failure, Item, Score
 from wire.images import ImageLimits
-from wire.schema import ErrorCode, ScorerInfo
+from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.worker")
 
@@ -236,27 +237,29 @@ class Worker(Part):
         deadline = time.monotonic() + (delivery.sent_ms + message.wait_ms - self._watch.now_ms()) / 1000
         if deadline <= time.monotonic():
             return _failed(held, ErrorCode.TIMEOUT, "the deadline passed while the job was queued", expired=True)
-        hold = self._hold()
+        hold, caller = self._hold(), Caller(deadline)
         try:
-            job = await asyncio.to_thread(self._decode, message, self._rewards[delivery.reward], hold)
+            job = await asyncio.to_thread(self._decode, message, hold, caller)
             if isinstance(job, Failure):
                 return _failed(held, job.code, job.message)
             outcome = await self._local.submit(delivery.reward, job, deadline, counted=False)
+        except NotAwaited:
+            return _failed(held, ErrorCode.TIMEOUT, "the deadline passed before the images were decoded", expired=True)
         finally:
+            caller.leave()
             hold.release()
         late = all(isinstance(each, Failure) and each.code is ErrorCode.TIMEOUT for each in outcome.results)
         return Answer(outcome, expired=late and time.monotonic() >= deadline)
 
-    def _decode(self, message: JobMessage, info: ScorerInfo, hold: Hold) -> Job | Failure:
-        """The job as a front's own request would have made it; the key is the front's."""
+    def _decode(self, message: JobMessage, hold: Hold, caller: Caller) -> Job | Failure:
+        """The job as a front's own request would have made it; the key is the front's. Raises NotAwaited."""
         items: list[Item] = []
         try:
             hold.take(sum(len(part) for part in message.parts.values()))
-            for sent in message.items:
-                item = decode_item(sent, message.parts, self._limits.images, hold, None).item
-                if isinstance(item, Failure):
-                    return item
-                items.append(item)
+            for each in Decoding(message.items, message.parts, self._limits.images, hold, caller).run():
+                if isinstance(each.item, Failure):
+                    return each.item
+                items.append(each.item)
         except ApiError as error:
             return Failure(ErrorCode.OVERLOADED, f"the worker has no memory for the job: {error.message}")
         return Job(tuple(items), message.key)

@@ -13,7 +13,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from services.common import intake
+from services.common import decoding
 from services.common.fakes import (
     ConstantScorer,
     FailEveryNthScorer,
@@ -117,7 +117,7 @@ BAD_IMAGES = {
     ),
     "not_base64": ({"data": "@@@@", "media_type": "image/png"}, "not base64"),
     "empty": ({"data": "", "media_type": "image/png"}, "not a readable image/png"),
-    "other_type": ({"data": b64(GOOD_PNG), "media_type": "image/jpeg"}, "not a readable image/jpeg"),
+    "other_type": ({"data": b64(b"GIF89a" + bytes(20)), "media_type": "image/png"}, "it begins as a GIF does"),
     "rgb8_short": (
         {"data": b64(b"abc"), "media_type": "image/x-rgb8", "width": 2, "height": 2},
         "needs 12 bytes; got 3",
@@ -363,13 +363,13 @@ async def test_animated_and_large_mode_images_do_not_hurt(running):
 
 async def test_images_are_decoded_off_the_event_loop(running, monkeypatch):
     threads = set()
-    real = intake.load
+    real = decoding.load
 
     def watched(image):
         threads.add(threading.get_ident())
         return real(image)
 
-    monkeypatch.setattr(intake, "load", watched)
+    monkeypatch.setattr(decoding, "load", watched)
     async with running(PromptLengthScorer()) as client:
         results_of(await post(client, [item(n, images=[ref()]) for n in range(1, 40)]))
     assert threads and threading.get_ident() not in threads

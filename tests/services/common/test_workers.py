@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from services.common.fakes import PromptLengthScorer, RaisingScorer
+from services.common.patience import Backoff, StartFailed
 from services.common.scorer import Failure, Item, Score
-from services.common.workers import THREAD_VARIABLES, ProcessPool, StartFailed, _Backoff
+from services.common.workers import THREAD_VARIABLES, ProcessPool
 from wire.images import decode, encode
 from wire.schema import ErrorCode
 
@@ -221,7 +222,7 @@ def test_replacement_that_does_not_load_is_a_failure_not_a_hang(tmp_path):
 def test_pauses_between_failed_starts_grow_to_a_minute_and_end_with_a_success(monkeypatch):
     now = 0.0
     monkeypatch.setattr("services.common.workers.time.monotonic", lambda: now)
-    backoff, pauses = _Backoff(), []
+    backoff, pauses = Backoff(), []
     for _ in range(8):
         backoff.failed("no weights")
         backoff.failed("no weights, says the worker beside it")
