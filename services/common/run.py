@@ -15,12 +15,14 @@ from fastapi import FastAPI
 
 from services.common.app import create_app
 from services.common.logs import configure_logs
-from services.common.protocol import protocol_with
+from services.common.protocol import MAX_HEAD_BYTES, protocol_with, sweep
 from services.common.scorer import AsyncScorer, Scorer
 from services.common.service import Service
 from services.common.settings import ServiceSettings
 
 logger = logging.getLogger("services.run")
+
+_SWEEP_TICKS = 10  # of the server, which ticks ten times a second
 
 
 def serve(
@@ -65,7 +67,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app,
-                http=protocol_with(settings.max_connections),
+                http=protocol_with(settings.max_connections, settings.max_connections_per_address),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -74,7 +76,7 @@ class _Server(uvicorn.Server):
                 forwarded_allow_ips=settings.trusted_proxies or "",
                 timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=5,
-                h11_max_incomplete_event_size=64 * 1024,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
 
@@ -85,6 +87,11 @@ class _Server(uvicorn.Server):
         announcing = asyncio.create_task(self._announce())
         await self.serve(sockets=[sock])
         announcing.cancel()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _SWEEP_TICKS == 0:
+            sweep(list(self.server_state.connections), asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

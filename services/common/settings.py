@@ -59,6 +59,13 @@ class ServiceSettings(BaseSettings):
     max_connections: int = Field(
         default=512, ge=1, le=65_536, description="Most open connections; more are answered 503 and closed."
     )
+    max_connections_per_address: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Most connections of one address on which no request was admitted yet; unset: half of all, and any "
+        "number from this machine.",
+    )
     keep_alive_s: int = Field(
         default=75,
         ge=1,

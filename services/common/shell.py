@@ -88,8 +88,15 @@ class Shell:
                 field="transfer-encoding",
             )
         self._hosts.check(scope["path"], headers.get("host"), headers.get("origin"))
-        if not self._service.tokens or (scope["method"], scope["path"]) in OPEN_ROUTES:
+        if (scope["method"], scope["path"]) in OPEN_ROUTES:
             return
+        if self._service.tokens:
+            self._identify(headers, scope)
+        on_admitted = scope.get("state", {}).get("on_admitted")
+        if on_admitted is not None:
+            on_admitted()
+
+    def _identify(self, headers: Headers, scope: Scope) -> None:
         authorization = headers.get("authorization")
         scope["caller"] = self._service.tokens.name_of(
             authorization.encode("latin-1") if authorization else None,

@@ -262,22 +262,31 @@ def test_headers_that_never_end_close_the_connection():
         process.stdout.close()
 
 
+def read_all(client):
+    answer = b""
+    while data := client.recv(65_536):
+        answer += data
+    return answer
+
+
 def test_connections_above_the_limit_get_the_error_body_and_the_others_are_served(serving):
-    with serving("--max-connections", "3") as server:
+    body = json.dumps({"items": [ITEM]}).encode()
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving("--max-connections", "3") as server, contextlib.ExitStack() as stack:
         server.wait_ready()
         address = ("127.0.0.1", server.port)
-        with httpx.Client(base_url=server.url) as first:
-            first.get("/health").raise_for_status()
-            idle = [socket.create_connection(address) for _ in range(2)]
-            with socket.create_connection(address, timeout=5) as fourth:
-                answer = b""
-                while data := fourth.recv(65_536):
-                    answer += data
-            assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in answer
-            assert b'"overloaded"' in answer and b"more than 3 connections" in answer
-            assert first.post("/v1/score", json={"items": [ITEM]}).json()["results"][0]["score"] == 3
-            for connection in idle:
-                connection.close()
+        busy = [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(3)]
+        for client in busy:
+            client.sendall(head)
+            assert client.recv(4096).startswith(b"HTTP/1.1 100 "), "its body is waited for"
+        with socket.create_connection(address, timeout=5) as fourth:
+            answer = read_all(fourth)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in answer
+        assert b'"overloaded"' in answer and b"more than 3 connections" in answer
+        for client in busy:
+            client.sendall(body)
+            assert b'"score":3.0' in read_all(client)
         server.wait_ready()
 
 
