@@ -31,10 +31,21 @@ _ACTS_WITH: Mapping[str, tuple[str, ...]] = {
 _ACTS_WITH_SFT = ("timestep_distribution", "timestep_shift")
 
 
+class SftSetConfig(Section):
+    """One of several files of pictures and texts."""
+
+    path: FilePath = Field(description="A JSON array or JSON lines of {image_path, txt}.")
+    image_folder: FilePath | None = Field(
+        None, description="Where the image paths start; null is that of algorithm.sft, or the folder of `path`."
+    )
+    weight: Positive = Field(1.0, description="How often an entry is drawn, relative to those of the other files.")
+
+
 class SftLossConfig(Section):
     """Flow matching on pictures and their texts, beside the objective: (1 - coef) * RL + coef * SFT."""
 
-    path: FilePath = Field(description="A JSON array or JSON lines of {image_path, txt}.")
+    path: FilePath | None = Field(None, description="A JSON array or JSON lines of {image_path, txt}.")
+    sets: tuple[SftSetConfig, ...] = Field((), description="Several such files with weights, in place of path.")
     image_folder: FilePath | None = Field(
         None, description="Where the image paths start; null is the folder of `path`."
     )
@@ -46,6 +57,17 @@ class SftLossConfig(Section):
         None, description="[height, width]: pictures are scaled to cover it and cut; null takes them as they are."
     )
     prompt_dropout: Share = Field(0.1, description="Share of the texts that are left empty, for guidance.")
+
+    @model_validator(mode="after")
+    def _has_files(self) -> SftLossConfig:
+        if (self.path is None) == (not self.sets):
+            raise ValueError("give `path`, a file of pictures and texts, or several files as `sets`: one of the two")
+        return self
+
+    @property
+    def files(self) -> tuple[SftSetConfig, ...]:
+        """`sets`, or `path` as the only one."""
+        return self.sets if self.path is None else (SftSetConfig(path=self.path),)
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> SftLossConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,13 +31,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default = "" if flag.default is None else f" (default there: {flag.default})"
         choices: dict[str, Any] = {"choices": flag.choices} if flag.choices else {}
         text = f"becomes {ours}{f'; {flag.remark}' if flag.remark else ''}{default}".replace("%", "%%")
-        parser.add_argument(f"--{name}", default=flag.default, help=text, **choices, **kinds[flag.kind])
+        # Only what is typed is in the namespace; `from_deepgen` adds the rest.
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **choices, **kinds[flag.kind])
     for name in REMOVED:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
 
 
 def from_deepgen(args: argparse.Namespace) -> str:
-    """The recipe, as YAML with comments.
+    """The recipe, as YAML with comments. What was given and does not act is said there and on stderr.
 
     Raises:
         ConfigError: a flag that DeepGen-RL refuses as well, batch sizes that do not divide, a value we have nothing for.
@@ -44,7 +46,13 @@ def from_deepgen(args: argparse.Namespace) -> str:
     for name, other in REMOVED.items():
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} was removed from DeepGen-RL; use --{other.replace(' or ', ' or --')}")
-    return render(translate(args))
+    args.given = frozenset(FLAGS) & set(vars(args))
+    for name, flag in FLAGS.items():
+        setattr(args, name, getattr(args, name, flag.default))
+    lines, said = translate(args)
+    for sentence in said:
+        print(f"from-deepgen: {sentence}", file=sys.stderr)
+    return render(lines, said)
 
 
 def _world_size() -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from typing import Any
 
 from trainer.config.base import ConfigError
@@ -54,11 +55,11 @@ def _with_reward_funcs(args: argparse.Namespace) -> tuple[list[str], dict[str, L
 
 
 def _prompts_file(args: argparse.Namespace) -> dict[str, Any]:
-    return {"path": args.prompts_file, **prompt_format(args.prompts_file)}
+    return {"path": os.path.abspath(args.prompts_file), **prompt_format(args.prompts_file)}
 
 
 def _with_dataset_config(args: argparse.Namespace) -> tuple[list[str], dict[str, Line]]:
-    lines = {"data.dataset_config": Line(args.dataset_config)}
+    lines = {"data.dataset_config": Line(os.path.abspath(args.dataset_config))}
     sets = read_dataset_yaml(args.dataset_config)["train"]
     for i, each in enumerate(sets):
         for name in each["rewards"]:

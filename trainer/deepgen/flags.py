@@ -29,7 +29,9 @@ class Flag:
 
 
 _ALWAYS_ON = "there it cannot be turned off; here it can"
-_OUR_LOGS = "every step is logged, by one pass"
+_MFU = "perf/mfu_rollout and perf/mfu_update are metrics; there it never appears"
+_NO_COMPONENTS = "no such numbers: they cost a second backward pass there"
+_OUR_LOGS = "every step is logged"
 
 FLAGS: dict[str, Flag] = {
     # Model, output, length
@@ -128,8 +130,8 @@ FLAGS: dict[str, Flag] = {
     # Supervised loss beside it
     "sftaux_dataset_config": Flag(
         "deepgen_rl/sft/configs/datasets/deepgen/t2i_grpo_moretextdata.py",
-        ("algorithm.sft.path",),
-        "a Python file is not run: name a JSON array of image_path and txt; off without one",
+        ("algorithm.sft.sets", "algorithm.sft.path"),
+        "a Python file is read and not run; or name a JSON array of image_path and txt",
     ),
     "sftaux_coef": Flag(1e-4, ("algorithm.sft.coef",), "", "number"),
     "sftaux_every_n_steps": Flag(1, ("algorithm.sft.every",), "", "whole"),
@@ -159,11 +161,11 @@ FLAGS: dict[str, Flag] = {
     "report_to": Flag("wandb", ("logging.report_to",), "tensorboard, wandb, swanlab; metrics.jsonl is always written"),
     "logging_steps": Flag(1, (), _OUR_LOGS, "whole"),
     "log_images_interval": Flag(1, (), "pictures are kept for the report, within bounds", "whole"),
-    "log_component_grad_norm": Flag(True, (), "it cost a second backward pass there", "switch"),
-    "log_component_grad_norm_every": Flag(None, (), "as above", "whole"),
-    "log_tflops": Flag(False, (), "the share of the device's peak is a metric; there it never appears", "switch"),
-    "log_tflops_every": Flag(None, (), "as above", "whole"),
-    "log_tflops_warmup_steps": Flag(5, (), "as above", "whole"),
+    "log_component_grad_norm": Flag(True, (), _NO_COMPONENTS, "switch"),
+    "log_component_grad_norm_every": Flag(None, (), _NO_COMPONENTS, "whole"),
+    "log_tflops": Flag(False, (), _MFU, "switch"),
+    "log_tflops_every": Flag(None, (), _MFU, "whole"),
+    "log_tflops_warmup_steps": Flag(5, (), _MFU, "whole"),
     "save_steps": Flag(50, ("checkpoint.save_every",), "", "whole"),
     "save_total_limit": Flag(-1, ("checkpoint.keep",), "-1 (keep all) becomes 1000", "whole"),
 }

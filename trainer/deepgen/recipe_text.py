@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,12 @@ class _Node:
     inner: dict[str, _Node | Line]
 
 
-def render(lines: Mapping[str, Line]) -> str:
-    """Lines by dotted field as nested YAML, in the order given, each with its comment."""
+def render(lines: Mapping[str, Line], unused: Sequence[str]) -> str:
+    """Lines by dotted field as nested YAML, in the order given, each with its comment.
+
+    Args:
+        unused: sentences about what is not in it, for the head.
+    """
     root = _Node({})
     for field, line in lines.items():
         *above, last = field.split(".")
@@ -38,6 +42,8 @@ def render(lines: Mapping[str, Line]) -> str:
     head = (
         "# Translated from a command line of DeepGen-RL. A comment says what differs; docs/migration_deepgen.md why.\n"
     )
+    if unused:
+        head += "".join(["# Of the command line:\n", *(f"#   {' '.join(sentence.split())}\n" for sentence in unused)])
     return head + "\n".join(_rendered(root, "")) + "\n"
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from trainer.config.base import ConfigError
 from trainer.deepgen.data_translation import count_prompts, data_lines
+from trainer.deepgen.idle import idle_flags
 from trainer.deepgen.kl_weight import flow_over_cps
 from trainer.deepgen.recipe_text import Line
+from trainer.deepgen.supervised import supervised_lines
 
 _OBJECTIVES = {"flowgrpo": "flow_grpo", "grpoguard": "grpo_guard", "diffusionnft": "diffusion_nft"}
 _SAMPLERS = {"cps_sde": "cps", "flowgrpo_sde": "flow_sde", "dance_sde": "dance_sde"}
@@ -21,17 +24,25 @@ _DEEPSPEED = ("zero2", "zero3", "zero3_offload", "zero3_sd3")
 _KEEP_ALL = 1000
 
 
-def translate(args: argparse.Namespace) -> dict[str, Line]:
-    """Our fields, dotted, in the order of a recipe. Raises ConfigError."""
+_OURS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
+
+
+def translate(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:
+    """Our fields, dotted, in the order of a recipe, and a sentence for everything that was given and does not act.
+
+    Paths are absolute: a recipe is started from our folder, and DeepGen-RL's files count from another. Raises ConfigError.
+    """
     prompts, micro = batch(args)
-    return {
+    supervised, said = supervised_lines(args)
+    lines = {
         **_run(args, prompts),
         "policy.type": Line("deepgen"),
-        **({"policy.checkpoint": Line(args.checkpoint)} if args.checkpoint else {}),
+        **({"policy.checkpoint": Line(os.path.abspath(args.checkpoint))} if args.checkpoint else {}),
         "policy.dtype": Line("bfloat16"),
         "policy.gradient_checkpointing": Line(True),
         **_sampling(args, prompts, micro),
         **_algorithm(args),
+        **supervised,
         **data_lines(args),
         **_optim(args),
         **({} if args.deepspeed is None else {"distributed.deepspeed": _deepspeed(args.deepspeed)}),
@@ -41,6 +52,7 @@ def translate(args: argparse.Namespace) -> dict[str, Line]:
         "logging.report_to": Line(_reporters(args.report_to)),
         **({"logging.name": Line(args.run_name)} if args.run_name else {}),
     }
+    return lines, [*idle_flags(args, lines), *said]
 
 
 def batch(args: argparse.Namespace) -> tuple[int, int]:
@@ -88,7 +100,7 @@ def _run(args: argparse.Namespace, prompts: int) -> dict[str, Line]:
         )
     return {
         "run_name": Line(folder.name),
-        "output_dir": Line(str(folder.parent)),
+        "output_dir": Line(os.path.abspath(folder.parent)),
         "seed": Line(42),
         "max_steps": steps,
         "environment": Line("deepgen_rl", "its variables (models, URLs, DATASET_CONFIG, ...) act over this file"),
@@ -187,18 +199,6 @@ def _algorithm(args: argparse.Namespace) -> dict[str, Line]:
         lines["algorithm.clip_range"] = Line(args.clip_range)
         if args.beta:
             lines["algorithm.kl_type"] = Line(_KL_TYPES[args.atrain_kl_type])
-    path = args.sftaux_dataset_config or ""
-    if path.endswith((".json", ".jsonl")) and args.sftaux_coef:
-        lines |= {
-            "algorithm.sft.path": Line(path),
-            "algorithm.sft.coef": Line(args.sftaux_coef),
-            "algorithm.sft.every": Line(args.sftaux_every_n_steps),
-            "algorithm.sft.batch_size": Line(
-                args.sftaux_micro_batch_size * (args.gpus or 1),
-                "" if args.gpus else "of all GPUs; --gpus was not given",
-            ),
-            "algorithm.sft.micro_batch_size": Line(args.sftaux_micro_batch_size),
-        }
     return lines
 
 
@@ -213,13 +213,17 @@ def _optim(args: argparse.Namespace) -> dict[str, Line]:
         "optim.warmup_steps": Line(0 if name == "constant" else args.warmup_steps),
         "optim.max_grad_norm": Line(args.max_grad_norm or 1e9),
         "optim.ema_decay": Line(args.ema_diffusion),
-        "optim.micro_batch_size": Line(min(args.atrain_micro_batch_size, total)),
+        "optim.micro_batch_size": Line(
+            min(args.atrain_micro_batch_size, total),
+            f"{args.atrain_micro_batch_size} there; a GPU has {total}" if args.atrain_micro_batch_size > total else "",
+        ),
     }
 
 
 def _deepspeed(path: str) -> Line:
-    known = Path(path).stem in _DEEPSPEED
-    return Line(f"configs/deepspeed/{Path(path).stem}.json" if known else path, f"our file for {path}" if known else "")
+    if Path(path).stem in _DEEPSPEED:
+        return Line(str(_OURS / f"{Path(path).stem}.json"), f"our file for {path}")
+    return Line(os.path.abspath(path))
 
 
 def _evaluation(args: argparse.Namespace) -> dict[str, Line]:
@@ -235,7 +239,7 @@ def _evaluation(args: argparse.Namespace) -> dict[str, Line]:
             "evaluation.width": Line(args.eval_image_width or args.image_width),
         }
     return {
-        "evaluation.dataset_config": Line(args.eval_dataset_config),
+        "evaluation.dataset_config": Line(os.path.abspath(args.eval_dataset_config)),
         "evaluation.every": Line(args.eval_freq),
         "evaluation.num_inference_steps": Line(args.eval_num_inference_steps),
         "evaluation.guidance_scale": Line(_guidance("eval_cfg_scale", args.eval_cfg_scale)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.config import ConfigError, SftLossConfig
+from trainer.config.algorithm import SftSetConfig
 from trainer.seeds import sample_seed
 from trainer.types import Prompt
 
@@ -24,6 +27,14 @@ _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 class BrokenPicturesError(RuntimeError):
     """Too many pictures in a row cannot be read; the message names the last."""
+
+
+class Row(NamedTuple):
+    """An entry; `weight` says how often it is drawn relative to others."""
+
+    picture: Path
+    text: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -47,23 +58,28 @@ class CaptionData:
 
     def __init__(self, config: SftLossConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.folder = Path(config.image_folder or Path(config.path).parent)
-        self.rows = _read_rows(Path(config.path))
+        self._take([row for each in config.files for row in _read_rows(each, config.image_folder)])
+
+    def _take(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self._weights = list(itertools.accumulate(row.weight for row in rows))
+        self._even = len({row.weight for row in rows}) == 1
 
     @property
     def texts(self) -> list[str]:
         """All texts."""
-        return [text for _, text in self.rows]
+        return [row.text for row in self.rows]
 
     def leave_out(self, texts: Set[str]) -> None:
         """Draw none of the entries with these texts from now on. Raises ConfigError where no other is left."""
-        kept = [row for row in self.rows if row[1] not in texts]
+        kept = [row for row in self.rows if row.text not in texts]
         if not kept:
+            named = ", ".join(each.path for each in self.config.files)
             raise ConfigError(
-                f"algorithm.sft.path = {self.config.path}: all of its {len(self.rows)} texts are held-out prompts, too; give "
+                f"algorithm.sft.path = {named}: all of its {len(self.rows)} texts are held-out prompts, too; give "
                 "another file, or set data.overlap: allow"
             )
-        self.rows = kept
+        self._take(kept)
 
     def draw(self, update: int, places: Sequence[int]) -> Captioned:
         """The pictures of these places of update number `update`.
@@ -86,15 +102,22 @@ class CaptionData:
     def _fill(self, update: int, place: int) -> tuple[np.ndarray, str, int]:
         problem = ""
         for attempt in range(_ATTEMPTS):
-            path, text = self.rows[sample_seed(self.seed, "sft", update, place, attempt) % len(self.rows)]
+            row = self._row(sample_seed(self.seed, "sft", update, place, attempt))
             try:
-                return self._open(self.folder / path), text, attempt
+                return self._open(row.picture), row.text, attempt
             except _BROKEN as error:
-                problem = f"{self.folder / path} ({type(error).__name__}: {error})"
+                problem = f"{row.picture} ({type(error).__name__}: {error})"
         raise BrokenPicturesError(
             f"algorithm.sft: {_ATTEMPTS} pictures in a row cannot be read, the last {problem}; correct sft.path or "
             "sft.image_folder"
         )
+
+    def _row(self, number: int) -> Row:
+        """The entry for a random number of 63 bits: each as likely as its weight says."""
+        if self._even:
+            return self.rows[number % len(self.rows)]
+        place = bisect.bisect_right(self._weights, number / 2**63 * self._weights[-1])
+        return self.rows[min(place, len(self.rows) - 1)]  # rounding may reach the end
 
     def _open(self, path: Path) -> np.ndarray:
         with Image.open(path) as image:
@@ -107,11 +130,13 @@ class CaptionData:
 
 def caption_prompts(config: SftLossConfig) -> list[Prompt]:
     """Its texts as prompts, for what is said of all prompts that training sees. Raises ConfigError."""
-    texts = dict.fromkeys(text for _, text in _read_rows(Path(config.path)))
+    texts = dict.fromkeys(row.text for each in config.files for row in _read_rows(each, config.image_folder))
     return [Prompt(f"algorithm.sft-{n}", text, "algorithm.sft") for n, text in enumerate(texts)]
 
 
-def _read_rows(path: Path) -> list[tuple[str, str]]:
+def _read_rows(file: SftSetConfig, image_folder: str | None) -> list[Row]:
+    path = Path(file.path)
+    folder = Path(file.image_folder or image_folder or path.parent)
     try:
         text = path.read_text(encoding="utf-8")
         entries = (
@@ -121,7 +146,8 @@ def _read_rows(path: Path) -> list[tuple[str, str]]:
         raise ConfigError(f"algorithm.sft.path = {path} is neither a JSON array nor JSON lines: {error}") from error
     if not entries:
         raise ConfigError(f"algorithm.sft.path = {path} holds no entry")
-    return [_row(path, number, entry) for number, entry in enumerate(entries, 1)]
+    found = (_row(path, number, entry) for number, entry in enumerate(entries, 1))
+    return [Row(folder / picture, text, file.weight) for picture, text in found]
 
 
 def _row(path: Path, number: int, entry: Any) -> tuple[str, str]:

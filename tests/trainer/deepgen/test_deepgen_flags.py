@@ -37,8 +37,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's working directory, with no GPUs counted."""
     for name in ("WORLD_SIZE", "NGPUS", "NNODES", "CHECKPOINT", "OUTPUT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "train.yaml").write_text(TRAIN)
-    (tmp_path / "eval.yaml").write_text(EVAL)
+    for name in ("train.yaml", "other_train.yaml"):
+        (tmp_path / name).write_text(TRAIN)
+    for name in ("eval.yaml", "other_eval.yaml"):
+        (tmp_path / name).write_text(EVAL)
     (tmp_path / "text.txt").write_text("".join(f'a sign "{i}"\n' for i in range(70)))
     (tmp_path / "general.txt").write_text("".join(f"a cat {i}\n" for i in range(30)))
     (tmp_path / "held.txt").write_text("a dog\n")
@@ -68,7 +70,7 @@ def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, caps
     assert main(["from-deepgen", *shlex.split(SHIPPED)]) == 0
     (folder / "mine.yaml").write_text(capsys.readouterr().out)
     config = load_config("mine.yaml", Config)
-    assert (config.run_name, config.output_dir, config.seed) == ("first", "outputs", 42)
+    assert (config.run_name, config.output_dir, config.seed) == ("first", str(folder / "outputs"), 42)
     assert config.max_steps == 32, "10 epochs of 100 prompts, 32 a step: 31.25"
     sampling = config.sampling
     assert (sampling.prompts_per_step, sampling.group_size, sampling.micro_batch_size) == (32, 8, 32)
@@ -84,8 +86,8 @@ def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, caps
     assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (2e-6, "constant", 20)
     assert config.data.ignore_rewards == ("clip_sim",)
     assert set(config.rewards.columns) == {"unifiedreward_think", "ocr", "unigenbench"}
-    assert config.distributed.deepspeed == "configs/deepspeed/zero2.json"
-    assert (config.evaluation.dataset_config, config.evaluation.every) == ("eval.yaml", 10)
+    assert config.distributed.deepspeed == str(ROOT / "configs/deepspeed/zero2.json")
+    assert (config.evaluation.dataset_config, config.evaluation.every) == (str(folder / "eval.yaml"), 10)
     assert config.logging.report_to == ("tensorboard", "wandb", "swanlab")
 
 
@@ -161,13 +163,13 @@ OTHER: dict[str, str] = {
     "atrain_nft_off_policy": "--atrain_algorithm diffusionnft --ema_diffusion 0.9 --atrain_nft_off_policy",
     "reward_funcs": "--dataset_config '' --reward_funcs ocr hps",
     "prompts_file": "--dataset_config '' --reward_funcs ocr --prompts_file text.txt",
-    "dataset_config": "--dataset_config ./train.yaml",
+    "dataset_config": "--dataset_config other_train.yaml",
     "sftaux_dataset_config": "--sftaux_dataset_config other.json",
     "sftaux_coef": "--sftaux_coef 0.5",
     "sftaux_every_n_steps": "--sftaux_every_n_steps 4",
     "sftaux_micro_batch_size": "--sftaux_micro_batch_size 4",
     "eval_freq": "--eval_freq 0",
-    "eval_dataset_config": "--eval_dataset_config ./eval.yaml",
+    "eval_dataset_config": "--eval_dataset_config other_eval.yaml",
     "eval_cfg_scale": "--eval_cfg_scale 0",
     "eval_num_inference_steps": "--eval_num_inference_steps 20",
     "eval_image_height": "--eval_image_height 768",
@@ -193,11 +195,70 @@ def test_a_flag_changes_its_field_and_the_recipe_still_loads(folder: Path, name:
 
 
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.fields])
-def test_a_flag_without_a_field_changes_nothing_and_says_why(name: str) -> None:
+def test_a_flag_without_a_field_changes_nothing_and_says_why(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     flag = FLAGS[name]
     value = {"switch": "", "whole": "7", "number": "0.5", "text": (flag.choices or ("x",))[-1], "texts": "x"}[flag.kind]
     assert flag.remark
-    assert translated(f"{BASE} --{name} {value}") == translated(BASE)
+    text = translated(f"{BASE} --{name} {value}")
+    said = f"--{name}{f' {value}' if value else ''} does nothing here: {flag.remark}"
+    assert f"#   {said}" in text and f"from-deepgen: {said}" in capsys.readouterr().err
+    assert yaml.safe_load(text) == yaml.safe_load(translated(BASE))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model_config x.py", "--model_config x.py does nothing here: a Python file, which is not run"),
+        ("--atrain_micro_batch_size 999", "--atrain_micro_batch_size 999 does nothing here: 32 is used"),
+        ("--reward_funcs ocr", "--reward_funcs ocr does nothing here: --dataset_config says"),
+        ("--prompts_file a.txt", "--prompts_file a.txt does nothing here: --dataset_config says"),
+        ("--num_train_epochs 3", "--num_train_epochs 3 does nothing here: --max_steps 100"),
+        ("--lr_scheduler_type constant --warmup_steps 9", "--warmup_steps 9 does nothing here"),
+        ("--atrain_nft_beta 0.5", "--atrain_nft_beta 0.5 does nothing here: the recipe has no algorithm.nft_beta"),
+        ("--atrain_algorithm diffusionnft --clip_range 0.1", "--clip_range 0.1 does nothing here"),
+        ("--atrain_algorithm diffusionnft --sde_eta 0.1", "--sde_eta 0.1 does nothing here"),
+        ("--beta 0 --atrain_kl_type x-based", "--atrain_kl_type x-based does nothing here"),
+        ("--eval_freq 0 --eval_cfg_scale 3", "--eval_cfg_scale 3.0 does nothing here"),
+        (
+            "--eval_swanlab_num_upload_images 0 --eval_wandb_num_upload_images 5",
+            "--eval_swanlab_num_upload_images 0 does",
+        ),
+        ("--sftaux_coef 0 --sftaux_every_n_steps 4", "--sftaux_every_n_steps 4 does nothing here"),
+    ],
+)
+def test_a_flag_that_does_not_act_is_said(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = translated(f"{BASE} {flags}")
+    assert f"#   {words}" in text and f"from-deepgen: {words}" in capsys.readouterr().err
+
+
+def test_a_flag_that_acts_is_not_called_idle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sft.json").write_text('[{"image_path": "0.png", "txt": "a dog"}]')
+    (folder / "other.json").write_text('[{"image_path": "0.png", "txt": "a dog"}]')
+    capsys.readouterr()
+    for name, flags in OTHER.items():
+        translated(f"{BASE} {flags}")
+        assert f"from-deepgen: --{name} " not in capsys.readouterr().err, flags
+
+
+def test_a_recipe_made_there_loads_from_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every path of it is absolute, as train.sh starts from our folder."""
+    files = {"checkpoint": "sft.pth", "lmm": "x.pth", "mine": "deepspeed/own.json"}
+    (folder / "deepspeed").mkdir()
+    (folder / "deepspeed/own.json").write_text((ROOT / "configs/deepspeed/zero2.json").read_text())
+    for number, more in enumerate(
+        ("", "--deepspeed deepspeed/own.json", "--dataset_config '' --reward_funcs ocr --prompts_file text.txt")
+    ):
+        (folder / f"{number}.yaml").write_text(translated(f"{SHIPPED} {more}"))
+    monkeypatch.chdir(ROOT)
+    config = load_config(folder / "0.yaml", Config)
+    assert config.run_dir == folder / "outputs/first"
+    assert config.data.train[0].path == str(folder / "text.txt") and config.evaluation.dataset_config == str(
+        folder / "eval.yaml"
+    )
+    assert config.policy.model_dump()["checkpoint"] == str(folder / files["checkpoint"])
+    assert config.algorithm.sft is not None and config.algorithm.sft.path == str(folder / "sft.json")
+    assert load_config(folder / "1.yaml", Config).distributed.deepspeed == str(folder / files["mine"])
+    assert load_config(folder / "2.yaml", Config).data.train[0].path == str(folder / "text.txt")
 
 
 def test_flags_name_fields_that_exist() -> None:
