@@ -19,7 +19,7 @@ MayShare = Literal["nothing", "targets"]
 SUPERVISED = "algorithm.sft"
 FILE = "left_out.jsonl"  # in the run's folder
 _SHOWN = 3
-_OCR_REWARDS = ("multi", "flow_grpo", "strict")  # of services/ocr
+_OCR_REWARDS = ("multi", "flow_grpo", "strict", "deepgen_new")  # of services/ocr
 _RULES_WITHOUT_TARGETS = ("color_match", "jpeg_compressibility", "jpeg_incompressibility")
 
 

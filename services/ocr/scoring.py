@@ -1,4 +1,4 @@
-"""How a reading is scored: pure functions, no engine, no image. Three variants, each with a fixed definition.
+"""How a reading is scored: pure functions, no engine, no image. Four variants, each with a fixed definition.
 
 Lev is the Levenshtein distance; `sim(c, t) = 1 - min(Lev(c, t), |t|) / |t|`, between 0 and 1. A reading is the recognised
 lines in reading order, and may have other plausible orders (down the columns, say): a target read in any of them is read.
@@ -19,6 +19,11 @@ lines in reading order, and may have other plausible orders (down the columns, s
     recognised words with exactly as many words as the target (all words, where fewer were recognised), joined by one
     space. `r(t)` is the best `sim`; no look-alikes, no credit for a part of a word beyond its edit distance. The value
     is the mean of `r(t)` weighted by `|t|`.
+
+`deepgen_new` (case-sensitive). DeepGen-RL's newer scorer (`--ocr-impl new` there), for runs that were begun with it. All
+    texts in straight double quotes; ASCII letters and digits alone stay. Candidates: lines, runs of up to 3 of them,
+    everything. `r(t)` is the best `sim`, plain or with 0 as o, 1, i and j as l, 5 as s, v as w on both sides (small
+    letters only). The value is the mean of `r(t)` weighted by `|t|`.
 """
 
 from __future__ import annotations
@@ -34,9 +39,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from wire.quotes import quoted_texts
+from wire.quotes import quotations, quoted_texts
 
-Variant = Literal["flow_grpo", "multi", "strict"]
+Variant = Literal["flow_grpo", "multi", "strict", "deepgen_new"]
 Case = Literal["variant", "sensitive", "insensitive"]
 Reading = Sequence[str]  # the recognised lines, in one order
 
@@ -45,6 +50,8 @@ MAX_TARGET_CHARS = (
     4096  # of all targets together, as NFKC writes them: the work on a reading is at most this times its length
 )
 
+_DEEPGEN_RUN = 3
+_DEEPGEN_FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "j": "l", "5": "s", "v": "w"})
 _LOOK_ALIKES = ("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il")
 # Han, Hiragana and Katakana are written without spaces between words; 々 and ー belong to what they follow.
 _NO_SPACES = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
@@ -80,7 +87,7 @@ def find_targets(variant: Variant, prompt: str, targets: Sequence[str] | None) -
         if not found:
             raise NoTargetError("`targets` holds no text that is not blank")
     else:
-        found = _first_straight(prompt) if variant == "flow_grpo" else quoted_texts(prompt)
+        found = _FINDERS.get(variant, quoted_texts)(prompt)
         if not found:
             raise NoTargetError("no `targets` given and the prompt quotes no text")
     if variant == "flow_grpo":
@@ -126,6 +133,15 @@ def _first_straight(prompt: str) -> list[str]:
     _, _, rest = prompt.partition('"')
     text = rest.partition('"')[0]
     return [text] if text.strip() else quoted_texts(prompt, straight_first=True)
+
+
+def _all_straight(prompt: str) -> list[str]:
+    """The texts in straight double quotes; other quotations where there are none."""
+    found = quotations(prompt)
+    return [each.text for each in found if each.straight] or [each.text for each in found]
+
+
+_FINDERS: dict[Variant, Callable[[str], list[str]]] = {"flow_grpo": _first_straight, "deepgen_new": _all_straight}
 
 
 def _flow_grpo(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> TextScore:
@@ -178,10 +194,31 @@ def _strict(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> 
     return TextScore(_weighted(similarities, wanted), tuple(similarities), exact, extra)
 
 
+def _deepgen_new(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> TextScore:
+    def normalise(text: str) -> str:
+        return _cased("".join(c for c in text if c.isascii() and c.isalnum()), case, sensitive=True)
+
+    wanted = _survivors(targets, normalise)
+    orders = [_nonempty(normalise(line) for line in lines) for lines in readings]
+    candidates = {"".join(tokens) for tokens in orders}
+    for tokens in orders:
+        for size in range(1, _DEEPGEN_RUN + 1):
+            candidates |= {"".join(tokens[start : start + size]) for start in range(len(tokens) - size + 1)}
+    folded = {candidate.translate(_DEEPGEN_FOLD) for candidate in candidates}
+    plain = [_best(candidates, target) for target in wanted]
+    similarities = tuple(
+        max(similarity, _best(folded, target.translate(_DEEPGEN_FOLD)))
+        for similarity, target in zip(plain, wanted, strict=True)
+    )
+    extra = _extra("".join(orders[0]), wanted)
+    return TextScore(_weighted(similarities, wanted), similarities, min(plain) == 1.0 and extra == 0.0, extra)
+
+
 VARIANTS: dict[Variant, Callable[[Sequence[Reading], Sequence[str], Case], TextScore]] = {
     "multi": _multi,
     "flow_grpo": _flow_grpo,
     "strict": _strict,
+    "deepgen_new": _deepgen_new,
 }
 
 

@@ -16,7 +16,7 @@ from trainer.config.base import nearest
 
 # Every reward that some checkpoint or family of the service gives.
 REWARDS: dict[str, tuple[str, ...]] = {
-    "ocr": ("multi", "flow_grpo", "strict"),
+    "ocr": ("multi", "flow_grpo", "strict", "deepgen_new"),
     "hps": ("hpsv2", "hpsv2.1"),
     "rules": ("color_match", "jpeg_compressibility", "jpeg_incompressibility"),
     "unifiedreward": (

@@ -20,7 +20,11 @@ _NO_SERVICE = "no service of ours gives it"
 _NEVER_WORKED = "it cannot work in DeepGen-RL either, which takes 0 for it"
 
 REWARDS: dict[str, Served | str] = {
-    "ocr": Served("ocr", "flow_grpo", "DeepGen-RL's default formula; a prompt without quotes is not applicable, not 0"),
+    "ocr": Served(
+        "ocr",
+        "flow_grpo",
+        "DeepGen-RL's default formula (its `new` one is our `deepgen_new`); a prompt without quotes is not applicable, not 0",
+    ),
     "unifiedreward_think": Served("unifiedreward", "think_pairwise", "the published template; a failed pair is no tie"),
     "unifiedreward": Served("unifiedreward", "pointwise", "needs a service of family v1 or v2; no part is made up"),
     "hps": Served("hps", "hpsv2.1", "the cosine, not twice the cosine"),

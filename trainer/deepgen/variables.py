@@ -147,7 +147,9 @@ VARIABLES: dict[str, Variable] = {
         _service_host,
         in_sections=True,
     ),
-    "OCR_URL": _service_url("ocr", "our OCR service, which also takes DeepGen-RL's requests with `--legacy`"),
+    "OCR_URL": _service_url(
+        "ocr", "our OCR service, which also takes DeepGen-RL's requests with `--legacy --legacy-reward flow_grpo`"
+    ),
     "UNIFIEDREWARD_THINK_URL": _service_url(
         "unifiedreward", "our UnifiedReward service; vLLM is behind it, given to the service as `--judge-url`"
     ),

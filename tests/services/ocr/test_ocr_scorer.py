@@ -14,7 +14,7 @@ from services.ocr.scorer import OcrScorer
 from services.ocr.scoring import MAX_TARGETS
 from wire.schema import ErrorCode
 
-REWARDS = ("multi", "flow_grpo", "strict")
+REWARDS = ("multi", "flow_grpo", "strict", "deepgen_new")
 
 
 def line_of(text: str) -> Image.Image:

@@ -192,6 +192,39 @@ def test_a_target_read_in_another_plausible_order_is_read(variant: Variant) -> N
     assert score_text(variant, rows, ["FRESH BREAD"], other_orders=[columns]).value == 1.0
 
 
+# case, prompt, recognised lines, flow_grpo's score, that of DeepGen-RL's newer scorer; None: no target.
+REPLACED = [
+    ("plain", 'a sign "OPEN"', ["OPEN"], 1.0, 1.0),
+    ("accents read right", 'a sign "Café"', ["Café"], 1.0, 1.0),
+    ("an accent read as another", 'a sign "Café"', ["Cafè"], 0.75, 1.0),
+    ("an accent lost", 'a sign "Café"', ["Cafe"], 0.75, 2 / 3),
+    ("accents in capitals", 'a sign "CRÈME BRÛLÉE"', ["crème brûlée"], 1.0, 0.0),
+    ("case", 'a sign "Open"', ["OPEN"], 1.0, 0.25),
+    ("punctuation", 'a sign "Hello, world!"', ["Hello world"], 10 / 12, 1.0),
+    ("inside a word", 'a sign "art"', ["party"], 1.0, 1 / 3),
+    ("two texts, the first drawn", '"OPEN" and "SHUT"', ["OPEN"], 1.0, 0.5),
+    ("four words", '"KEEP CALM AND CARRY ON"', ["KEEP", "CALM", "AND", "CARRY", "ON"], 1.0, 1.0),
+    ("four words beside a line", '"KEEP CALM AND ON"', ["KEEP", "CALM", "AND", "ON", "x"], 1.0, 12 / 13),
+    ("look-alikes", 'a sign "sun"', ["5un"], 2 / 3, 1.0),
+    ("look-alikes in capitals", 'a sign "HOTEL"', ["H0TEL"], 0.8, 0.8),
+    ("curly and straight", 'a “curly” and "OPEN"', ["OPEN"], 1.0, 1.0),
+    ("Chinese", 'a sign "你好"', ["你好"], 1.0, None),
+    ("a quote that is not closed", 'a sign "OPEN', ["OPEN"], 1.0, None),
+]
+
+
+@pytest.mark.parametrize("row", REPLACED, ids=[row[0] for row in REPLACED])
+def test_the_replaced_scorers_give_these_scores(row: tuple[str, str, list[str], float, float | None]) -> None:
+    _, prompt, lines, flow_grpo, deepgen_new = row
+    assert score_text("flow_grpo", lines, find_targets("flow_grpo", prompt, None)).value == pytest.approx(flow_grpo)
+    if deepgen_new is None:
+        with pytest.raises(NoTargetError):
+            score_text("deepgen_new", lines, find_targets("deepgen_new", prompt, None))
+    else:
+        score = score_text("deepgen_new", lines, find_targets("deepgen_new", prompt, None))
+        assert score.value == pytest.approx(deepgen_new)
+
+
 def test_flow_grpo_measures_a_wrong_target_in_reading_order() -> None:
     rows, columns = ["FRESH", "OPEN", "BREAT"], ["FRESH", "BREAT", "OPEN"]
     alone = score_text("flow_grpo", rows, ["FRESH BREAD"]).value

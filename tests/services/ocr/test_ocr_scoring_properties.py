@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,8 +40,38 @@ def test_flow_grpo_equals_the_original_rule(lines, target):
     assert got == pytest.approx(original_flow_grpo("".join(lines), target), abs=1e-12)
 
 
+def original_deepgen_new(lines, targets):
+    """DeepGen-RL's newer rule: ASCII letters and digits, runs of up to three lines or all, look-alikes of small letters."""
+
+    def kept(text):
+        return "".join(re.findall("[A-Za-z0-9]", text))
+
+    def folded(text):
+        return text.replace("0", "o").replace("5", "s").replace("v", "w").translate(dict.fromkeys(map(ord, "1ij"), "l"))
+
+    tokens = [kept(line) for line in lines if kept(line)]
+    runs = ["".join(tokens[a:b]) for a in range(len(tokens)) for b in range(a + 1, a + 4)] + ["".join(tokens)]
+    total = weight = 0
+    for target in filter(None, map(kept, targets)):
+        away = min(min(distance(run, target), distance(folded(run), folded(target))) for run in runs)
+        total += len(target) - min(away, len(target))
+        weight += len(target)
+    return total / weight if weight else None
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["flow_grpo", "multi", "strict"]), LINES, st.lists(TEXT, min_size=1, max_size=3))
+@given(LINES, st.lists(TEXT, min_size=1, max_size=3))
+def test_deepgen_new_equals_the_original_rule(lines, targets):
+    expected = original_deepgen_new(lines, targets)
+    if expected is None:
+        with pytest.raises(NoTargetError):
+            score_text("deepgen_new", lines, targets)
+    else:
+        assert score_text("deepgen_new", lines, targets).value == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["flow_grpo", "multi", "strict", "deepgen_new"]), LINES, st.lists(TEXT, min_size=1, max_size=3))
 def test_scores_are_between_0_and_1_and_a_mean_of_the_targets(variant, lines, targets):
     try:
         score = score_text(variant, lines, targets)

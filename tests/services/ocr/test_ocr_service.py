@@ -126,7 +126,7 @@ def test_info_names_the_rewards_and_the_engine(service: str) -> None:
     info = httpx.get(f"{service}/v1/info").json()
     assert info["service"] == "ocr"
     assert info["default_reward"] == "multi"
-    assert sorted(reward["name"] for reward in info["rewards"]) == ["flow_grpo", "multi", "strict"]
+    assert sorted(reward["name"] for reward in info["rewards"]) == ["deepgen_new", "flow_grpo", "multi", "strict"]
     assert all("rapidocr-" in reward["revision"] for reward in info["rewards"])
     assert list(info["about"]["scripts"]) == ["Han", "Latin", "Katakana", "Hiragana", "Greek"]
     assert info["about"]["characters"].startswith("20-7e ")
