@@ -44,6 +44,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.deepgen": ("trainer.config", "trainer.prompts"),
     "trainer.prompts": ("trainer.types", "trainer.config", "=wire.quotes"),
     "trainer.overlap": ("trainer.types", "trainer.config", "trainer.prompts"),
+    "trainer.prompt_notes": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.overlap",
+        "trainer.policies.text_limits",
+        "=wire.quotes",
+    ),
     "trainer.data": (
         "trainer.overlap",
         "trainer.types",
@@ -119,6 +126,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.checkpoint",
         "trainer.prompts",
         "trainer.overlap",
+        "trainer.prompt_notes",
         "trainer.data",
         "trainer.rewards",
         "trainer.distributed",

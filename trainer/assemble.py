@@ -36,6 +36,7 @@ from trainer.overlap import Settled, settle
 from trainer.plan import picture_sizes
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
+from trainer.prompt_notes import prompt_notes
 from trainer.report import build_report
 from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_urls
 from trainer.rollout import Drawn
@@ -205,7 +206,7 @@ def assemble(config: Config) -> Iterator[Run]:
                 logging=config.logging,
             )
         )
-        _say_overlap(recorder, data)
+        _say_of_prompts(recorder, config, data)
         sampler = PromptSampler(
             data.train,
             prompts_per_step=config.sampling.prompts_per_step,
@@ -275,12 +276,18 @@ def _load_data(config: Config) -> _Data:
     return _Data(without(train, config.data, overlap.ids()), sets, overlap, len(rows))
 
 
-def _say_overlap(recorder: Recorder, data: _Data) -> None:
-    """Say which training prompts are also held out, and list those that are left out in the run's folder."""
+def _say_of_prompts(recorder: Recorder, config: Config, data: _Data) -> None:
+    """Say what is lost of long prompts and which training prompts are also held out; list those that are left out."""
+    if not recorder.is_main:
+        return
+    prompts = [prompt for dataset in data.train for prompt in dataset.prompts]
+    prompts += [prompt for each in data.sets for prompt in each.prompts]
+    for note in prompt_notes(config, prompts):
+        recorder.note(f"{note.sentence}: {note.remedy}")
     listing = recorder.run_dir / LEFT_OUT
-    if recorder.is_main and data.overlap.left_out:
+    if data.overlap.left_out:
         write_atomic(listing, data.overlap.listing())
-    elif recorder.is_main:
+    else:
         listing.unlink(missing_ok=True)
     if sentence := data.overlap.sentence(data.num_train, listing if data.overlap.left_out else None):
         recorder.note(sentence)

@@ -21,6 +21,7 @@ from trainer.export.source import find_checkpoint, none_yet
 from trainer.metrics import plain_numbers, write_atomic
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
+from trainer.prompt_notes import prompt_notes
 from trainer.rewards import RewardClient, resolve_urls
 
 Weights = Literal["average", "trained"]
@@ -61,7 +62,11 @@ def evaluate_checkpoint(
         group = stack.enter_context(world(config.distributed))
         torch.manual_seed(config.seed)  # as training does: what has no file starts from random weights
         policy = build_policy(config.policy, group.device, keep_reference=False)
-        policy.check_prompts([prompt for each in sets for prompt in each.prompts])
+        prompts = [prompt for each in sets for prompt in each.prompts]
+        policy.check_prompts(prompts)
+        if group.is_main:
+            for note in prompt_notes(config, prompts):
+                print(f"{note.sentence}: {note.remedy}")
         if checkpoint is not None:
             load_weights(policy, checkpoint, weights)
         notify = print if group.is_main else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,9 @@ from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
 from trainer.overlap import settle
+from trainer.policies.text_limits import text_limits
+from trainer.prompt_notes import prompt_notes
+from trainer.types import Prompt
 
 
 def check_names(config: Config) -> Iterator[Finding]:
@@ -65,6 +68,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         epochs = f"{drawn / len(dataset.prompts):.1f} epochs"
         weights = ", ".join(f"{name} {weight:g}" for name, weight in dataset.prompts[0].weights.items())
         yield Finding("data", "OK", f"{dataset.name}: {len(dataset.prompts)} prompts, {epochs}, rewards {weights}")
+    yield from _check_texts(config, [*rows, *heldout])
     if not config.evaluation.active:
         yield Finding(
             "data", "WARN", "no held-out prompts: training rewards alone cannot show overfitting", "set evaluation.path"
@@ -83,6 +87,22 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return None
+
+
+def _check_texts(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
+    """Whether the policy reads its prompts to their end."""
+    try:
+        limits, notes = text_limits(config.policy), prompt_notes(config, prompts)
+    except ConfigError as error:
+        yield Finding(
+            "data", "WARN", f"whether long prompts lose words was not looked at: {error}", "give the model's folder"
+        )
+        return
+    for note in notes:
+        yield Finding("data", "WARN", note.sentence, note.remedy)
+    if not notes:
+        read = " and ".join(f"{limit.tokens} tokens ({limit.encoder})" for limit in limits) or "any length"
+        yield Finding("data", "OK", f"no prompt loses words: {config.policy.type} reads {read}")
 
 
 # Where a policy's weights come from; which of these its section has depends on its type.

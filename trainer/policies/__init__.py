@@ -19,24 +19,28 @@ def _tiny(config: Any, device: torch.device) -> Any:
 
 
 def _sd3(config: Any, device: torch.device) -> Any:
+    _quieten()
     from trainer.policies.sd3 import Sd3Flow
 
     return Sd3Flow(config, device)
 
 
 def _flux(config: Any, device: torch.device) -> Any:
+    _quieten()
     from trainer.policies.flux import FluxFlow
 
     return FluxFlow(config, device)
 
 
 def _qwen_image(config: Any, device: torch.device) -> Any:
+    _quieten()
     from trainer.policies.qwen_image import QwenImageFlow
 
     return QwenImageFlow(config, device)
 
 
 def _deepgen(config: Any, device: torch.device) -> Any:
+    _quieten()
     from trainer.policies.deepgen.model import DeepGenFlow
 
     return DeepGenFlow(config, device)
@@ -56,15 +60,30 @@ def build_policy(config: PolicyConfig, device: torch.device, *, keep_reference: 
     """Build the policy that `config.type` names, on `device`; with its starting weights kept when a KL needs them."""
     from trainer.policies.flow import FlowPolicy
 
-    if config.type != "tiny":
-        _ignore_advice()
     return FlowPolicy(FLOW_MODELS[config.type](config, device), keep_reference=keep_reference)
 
 
-def _ignore_advice() -> None:
-    """Leave out that transformers would rather have torchvision, said at the import of every pipeline: nothing needs it."""
-    from transformers.utils.logging import get_logger
+# What the libraries say and nobody needs: that they would rather have torchvision, at the import of every pipeline; and of
+# every long prompt, among the lines of progress, what is cut off. trainer/prompt_notes.py counts that once, at the start.
+_UNWANTED = (
+    "requires torchvision",
+    "part of your input was truncated because",
+    "sequence length is longer than the specified maximum",
+)
 
-    get_logger()  # makes the handler that the filter is put on
-    for handler in logging.getLogger("transformers").handlers:
-        handler.addFilter(lambda record: "requires torchvision" not in record.getMessage())
+
+def _quieten() -> None:
+    """Leave these lines out of what transformers and diffusers log."""
+    from diffusers.utils.logging import get_logger as of_diffusers
+    from transformers.utils.logging import get_logger as of_transformers
+
+    of_diffusers()  # makes the handler that the filter is put on
+    of_transformers()
+    for library in ("diffusers", "transformers"):
+        for handler in logging.getLogger(library).handlers:
+            handler.addFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(each in message for each in _UNWANTED)
