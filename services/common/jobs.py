@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common.cache import group_key
 from services.common.decoding import Decoded
 from services.common.dispatch import Job, Outcome
+from services.common.errors import ApiError
 from services.common.scorer import Failure, Item, Score
-from wire.schema import ErrorCode, ItemError, ItemResult, ScorerInfo
+from wire.schema import ErrorCode, ItemError, ItemResult, ScoreItem, ScorerInfo
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,21 @@ class Plan:
             for place, result in zip(places, outcome.results, strict=True):
                 found[place] = to_result(ids[place], result, outcome)
         return [found[place] for place in range(len(ids))]
+
+
+def check_groups(items: Sequence[ScoreItem], limit: int) -> None:
+    """Refuse a group of too many items before anything is decoded: all pairs of G items are G(G-1)/2 comparisons.
+
+    Raises ApiError 413.
+    """
+    for group_id, count in Counter(item.group_id for item in items if item.group_id is not None).items():
+        if count > limit:
+            raise ApiError(
+                413,
+                f"group {group_id!r:.80} has {count} items and the limit is {limit}: send smaller groups, or raise "
+                f"--max-group-items",
+                field="items",
+            )
 
 
 def make_plan(decoded: Sequence[Decoded], parts: Mapping[str, memoryview], info: ScorerInfo) -> Plan:

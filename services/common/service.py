@@ -27,7 +27,7 @@ from services.common.errors import ApiError, overloaded
 from services.common.fetch import ImageFetcher
 from services.common.image_hosts import ImageHosts
 from services.common.intake import Parsed, parse_request
-from services.common.jobs import make_plan
+from services.common.jobs import check_groups, make_plan
 from services.common.limits import RateLimits
 from services.common.memory import Hold, MemoryBudget
 from services.common.metrics import Metrics
@@ -162,6 +162,7 @@ class Service:
             for name in (
                 "max_body_bytes",
                 "max_items",
+                "max_group_items",
                 "max_images_per_item",
                 "max_image_bytes",
                 "max_image_pixels",
@@ -215,6 +216,8 @@ class Service:
         allowed = self.settings.request_timeout_s
         if wanted.deadline_ms is not None:
             allowed = min(allowed, wanted.deadline_ms / 1000)
+        if info.grouped:
+            check_groups(wanted.items, self.settings.max_group_items)
         caller = Caller(arrived + allowed)
         try:
             self._dispatcher.reserve(count)

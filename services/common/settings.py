@@ -74,6 +74,9 @@ class ServiceSettings(BaseSettings):
     )
     max_body_bytes: int = Field(default=128 * MIB, ge=1024, description="Largest request body, in bytes.")
     max_items: int = Field(default=1024, ge=1, description="Most items in one request.")
+    max_group_items: int = Field(
+        default=128, ge=2, description="Most items of one `group_id`, for rewards that compare them with one another."
+    )
     max_images_per_item: int = Field(default=16, ge=1, description="Most images (and source images) of one item.")
     max_image_bytes: int = Field(default=32 * MIB, ge=1, description="Largest encoded image, in bytes.")
     max_image_pixels: int = Field(default=16 * MIB, ge=1, description="Largest image, in pixels (width x height).")

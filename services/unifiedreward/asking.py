@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,14 +59,54 @@ class Asker:
         self._image_format = image_format
 
     async def encode(self, items: Sequence[Item], with_source: bool) -> list[Encoded]:
-        """Each image once, in a thread. Items whose sources have the same pixels share one part."""
+        """Each image once, in a thread. Items whose sources have the pixels of the first one's share its part."""
         return await asyncio.to_thread(self._encode, items, with_source)
 
-    async def ask(self, reward: str, text: Text[T], images: Sequence[Part], prompt: str, deadline: float) -> Said[T]:
+    async def ask_each(
+        self, reward: str, text: Text[T], shown: Sequence[Sequence[Part]], prompt: str, deadline: float
+    ) -> list[Said[T]]:
+        """One call for each set of images, in order. A call is made when a slot is free for it, not before.
+
+        So a group of thousands of comparisons is one waiter and not thousands, and those that the deadline overtakes
+        cost nothing.
+        """
+        slots = self._client.slots
+        ticket = slots.ticket()
+        tasks: list[asyncio.Task[Said[T]]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for images in shown:
+                    try:
+                        async with asyncio.timeout(deadline - time.monotonic()):
+                            await slots.acquire(ticket)
+                    except TimeoutError:
+                        break
+                    call = self.ask(reward, text, images, prompt, deadline, has_slot=True)
+                    tasks.append(group.create_task(call))
+                    tasks[-1].add_done_callback(lambda _done: slots.release())
+        except ExceptionGroup as errors:  # a bug; the others are cancelled by now
+            raise errors.exceptions[0] from errors
+        late: Said[T] = Said(None, ErrorCode.TIMEOUT, "the deadline passed before the judge had room for the question")
+        missed = len(shown) - len(tasks)
+        self._metrics.calls.labels(reward, ErrorCode.TIMEOUT.value).inc(missed)
+        return [*(task.result() for task in tasks), *[late] * missed]
+
+    async def ask(
+        self,
+        reward: str,
+        text: Text[T],
+        images: Sequence[Part],
+        prompt: str,
+        deadline: float,
+        *,
+        has_slot: bool = False,
+    ) -> Said[T]:
         """One call: the images in this order, then the text. Never raises for what the judge does."""
         content = [*images, text_part(text.template.fill(prompt))]
         try:
-            answer = await self._client.ask(content, max_tokens=self._max_tokens, deadline=deadline, schema=text.schema)
+            answer = await self._client.ask(
+                content, max_tokens=self._max_tokens, deadline=deadline, schema=text.schema, has_slot=has_slot
+            )
         except JudgeError as error:
             return self._failed(reward, error.code, str(error))
         if answer.truncated:
@@ -82,19 +123,18 @@ class Asker:
         return Said(None, code, shorten(reason))
 
     def _encode(self, items: Sequence[Item], with_source: bool) -> list[Encoded]:
-        sources: list[tuple[Image.Image, Part]] = []
+        first: tuple[Image.Image, Part] | None = None
         encoded = []
         for item in items:
-            source = self._source_part(item.source_images[0], sources) if with_source else None
+            source = None
+            if with_source:
+                image = item.source_images[0]
+                if first is None:
+                    first = image, image_part(image, self._image_format)
+                same = image is first[0] or image == first[0]  # mode, size and pixels
+                source = first[1] if same else image_part(image, self._image_format)
             encoded.append(Encoded(image_part(item.images[0], self._image_format), source))
         return encoded
-
-    def _source_part(self, image: Image.Image, known: list[tuple[Image.Image, Part]]) -> Part:
-        for other, part in known:
-            if other == image:  # mode, size and pixels
-                return part
-        known.append((image, image_part(image, self._image_format)))
-        return known[-1][1]
 
 
 def check_item(item: Item, needs_source: bool) -> Failure | None:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from services.common.judge.metrics import JudgeMetrics
 from services.common.scorer import Failure, Item, Result, Score
-from services.unifiedreward.asking import Asker, Encoded, before, check_item, content_seed, dominant
+from services.unifiedreward.asking import Asker, Encoded, Said, before, check_item, content_seed, dominant
 from services.unifiedreward.kinds import Question
 from services.unifiedreward.parsing.common import Judgement
 from services.unifiedreward.parsing.flex import CATEGORIES
@@ -92,7 +92,8 @@ class GroupJudge:
             reason = "the items of a group must be edits of one source; their `source_images` differ"
             return [Failure(ErrorCode.BAD_INPUT, reason)] * len(items)
         comparisons = await self._compare(items[0].prompt, encoded, before(deadline, time.monotonic()))
-        return self._results(len(items), comparisons)
+        # In a thread: strengths and details of a large group take a second, in which nobody else would be answered.
+        return await asyncio.to_thread(self._results, len(items), comparisons)
 
     async def _compare(self, prompt: str, encoded: Sequence[Encoded], deadline: float) -> list[Comparison]:
         count = len(encoded)
@@ -103,13 +104,13 @@ class GroupJudge:
         for _ in range(schedule.rounds):
             points = [sum(own.shares) for own in tally(count, comparisons)]
             shown = places.orient(schedule.next_round(points))
-            comparisons += await asyncio.gather(*(self._ask(prompt, encoded, pair, deadline) for pair in shown))
+            images = [[*encoded[a].before, encoded[a].image, encoded[b].image] for a, b in shown]
+            answers = await self._asker.ask_each(self._reward, self._text, images, prompt, deadline)
+            comparisons += [self._comparison(*each) for each in zip(shown, answers, strict=True)]
         return comparisons
 
-    async def _ask(self, prompt: str, encoded: Sequence[Encoded], pair: Pair, deadline: float) -> Comparison:
+    def _comparison(self, pair: Pair, said: Said[Judgement]) -> Comparison:
         first, second = pair
-        images = [*encoded[first].before, encoded[first].image, encoded[second].image]
-        said = await self._asker.ask(self._reward, self._text, images, prompt, deadline)
         comparison = Comparison(first, second, said.reading, said.failure, said.text)
         if said.reading is not None:
             self._metrics.calls.labels(self._reward, comparison.outcome).inc()
@@ -122,15 +123,18 @@ class GroupJudge:
         strengths = bradley_terry(count, comparisons)
         flips = position_flips(count, comparisons)
         complete = all(each.judgement is not None for each in comparisons)
+        mine: list[list[Comparison]] = [[] for _ in range(count)]
+        for each in comparisons:
+            mine[each.first].append(each)
+            mine[each.second].append(each)
         return [
-            self._result(place, own, float(strengths[place]), flips[place], comparisons, complete)
+            self._result(place, own, float(strengths[place]), flips[place], mine[place], complete)
             for place, own in enumerate(tally(count, comparisons))
         ]
 
     def _result(
-        self, place: int, own: Tally, strength: float, flips: int, comparisons: Sequence[Comparison], complete: bool
+        self, place: int, own: Tally, strength: float, flips: int, mine: Sequence[Comparison], complete: bool
     ) -> Result:
-        mine = [each for each in comparisons if place in (each.first, each.second)]
         if own.asked == 0:
             reason = "of an odd number of images one has no opponent in a single Swiss round: raise opponents"
             return Failure(ErrorCode.NOT_APPLICABLE, reason)

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from services.common.judge.answers import Answer, BrokenOffError, read_completio
 from services.common.judge.connections import Connections
 from services.common.judge.health import Health
 from services.common.judge.metrics import JudgeMetrics
+from services.common.judge.slots import Slots
 from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.judge")
@@ -74,7 +75,7 @@ class JudgeClient:
     def __init__(self, endpoint: JudgeEndpoint, metrics: JudgeMetrics) -> None:
         self.endpoint = endpoint
         self._metrics = metrics
-        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self.slots = Slots(endpoint.concurrency)
         self._url = server_url(endpoint.url)
         self.health = Health(self._url)
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
@@ -162,10 +163,11 @@ class JudgeClient:
         schema: Mapping[str, Any] | None = None,
         temperature: float = 0,
         seed: int | None = None,
+        has_slot: bool = False,
     ) -> Answer:
         """One user message, answered at `temperature`. `schema` is a JSON schema the answer must follow.
 
-        `deadline` is in `time.monotonic()` seconds and includes the wait for a free slot. Refusals that may pass are
+        `has_slot`: the caller took one of `slots` for this call, and gives it back. `deadline` is in `time.monotonic()` seconds and includes the wait for a free slot. Refusals that may pass are
         tried again `attempts` times; a server that cannot be reached is tried until the deadline, so that calls live
         through its restart. Raises JudgeError.
         """
@@ -182,12 +184,12 @@ class JudgeClient:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         started = time.monotonic()
         try:
-            async with asyncio.timeout(deadline - started), self._slots:
-                self._metrics.in_flight.inc()
-                try:
+            async with asyncio.timeout(deadline - started):
+                if has_slot:
                     answer = await self._ask_until_answered(body, started)
-                finally:
-                    self._metrics.in_flight.dec()
+                else:
+                    async with self._slot():
+                        answer = await self._ask_until_answered(body, started)
         except TimeoutError as error:
             waited = time.monotonic() - started
             last = f"; before that: {self.health.last}" if self.health.unreached else ""
@@ -209,7 +211,22 @@ class JudgeClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        await self.slots.acquire(self.slots.ticket())
+        try:
+            yield
+        finally:
+            self.slots.release()
+
     async def _ask_until_answered(self, body: Mapping[str, Any], started: float) -> Answer:
+        self._metrics.in_flight.inc()
+        try:
+            return await self._try_until_answered(body, started)
+        finally:
+            self._metrics.in_flight.dec()
+
+    async def _try_until_answered(self, body: Mapping[str, Any], started: float) -> Answer:
         tries = refusals = 0
         while True:
             tries += 1

@@ -55,7 +55,7 @@ async def gateway(make, judge, **more):
     app = create_app(scorer, "gateway", settings)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await until(lambda: app.state.service.ready)
             client.service = app.state.service
             yield client

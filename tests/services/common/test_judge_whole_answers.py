@@ -97,7 +97,7 @@ async def test_half_a_number_is_neither_a_score_nor_kept(reason):
 
 
 def client_of(app):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
 
 
 @pytest.mark.parametrize("reason", ["abort", "length"])

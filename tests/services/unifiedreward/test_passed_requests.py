@@ -80,7 +80,7 @@ async def test_a_caller_who_leaves_in_the_middle_of_a_stream_is_no_bug(caplog):
 async def test_what_a_message_names_is_not_fetched(part):
     seen = []
     app = gateway(httpx.MockTransport(lambda request: seen.append(request) or httpx.Response(200, json={})))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
         body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}, part]}]}
         refused = await client.post(PATH, json=body)
         assert (refused.status_code, refused.json()["error"]["field"]) == (422, "messages")
@@ -95,7 +95,7 @@ async def test_pictures_in_a_message_and_urls_in_texts_and_tools_pass_unchanged(
     content = [{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "see http://host/a.png"}]
     tool = {"type": "function", "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}}}
     bodies = [{"messages": [{"role": "user", "content": content}], "tools": [tool]}, {"messages": "no list"}]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
         for body in bodies:
             assert (await client.post(PATH, json=body)).status_code == 200
     assert [json.loads(each) for each in seen] == bodies

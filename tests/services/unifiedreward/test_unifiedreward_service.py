@@ -193,7 +193,7 @@ def gateway_app(upstream: Upstream, limit: int = 2, **settings) -> FastAPI:
 
 
 def client_of(app):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
 
 
 @pytest.mark.anyio
