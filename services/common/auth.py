@@ -12,7 +12,9 @@ from pathlib import Path
 from services.common.limits import Allowance
 
 OPEN_ROUTES = frozenset({("GET", "/"), ("GET", "/health"), ("GET", "/ready")})  # the page asks for the token itself
-PASSWORD_PATHS = frozenset({"/", "/compute"})  # clients of the legacy protocols have only a URL to put a token in
+# Clients of the legacy protocols, and many of a judge's own routes, have only a URL to put a token in.
+LEGACY_PATHS = frozenset({"/", "/compute"})
+PASSED_PATHS = frozenset({"/v1/chat/completions", "/v1/models"})
 MIN_TOKEN_LENGTH = 16
 LIMITS = tuple(limit.name for limit in fields(Allowance))
 

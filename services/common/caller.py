@@ -17,10 +17,14 @@ class NotAwaited(Exception):
 
 
 class Caller:
-    """Who waits, until `deadline` (in `time.monotonic()` seconds). `check` may be called from any thread."""
+    """Who waits, until `deadline` (in `time.monotonic()` seconds). `check` may be called from any thread.
 
-    def __init__(self, deadline: float) -> None:
+    `patient`: whether a server behind the scorer is waited for while it is lost.
+    """
+
+    def __init__(self, deadline: float, *, patient: bool = True) -> None:
         self.deadline = deadline
+        self.patient = patient
         self._left = False
 
     def leave(self) -> None:

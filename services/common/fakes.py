@@ -63,6 +63,7 @@ class ConstantScorer(FakeScorer):
     """Every item gets the same score."""
 
     name = "constant"
+    image_only = ("constant",)
 
     def __init__(self, value: float = 0.5, max_batch: int = 8) -> None:
         super().__init__(max_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections import defaultdict
@@ -40,6 +41,7 @@ logger = logging.getLogger("services.service")
 
 _DECODERS = 4
 _WATCH_S = 0.5
+_LOOK_S = 0.05  # how often an impatient request looks whether there is still somebody to wait for
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Parse = Callable[[bytes, str, ServiceSettings, Hold], Parsed]  # body, content type, ..., charged with its memory
@@ -59,6 +61,7 @@ class Service:
         self.audit = AuditLog(settings.audit_log, name, self.metrics.audit_failures) if settings.audit_log else None
         self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
         self.default_reward = next(iter(self.rewards))
+        self.image_only = frozenset(getattr(scorer, "image_only", ()))
         self._about: Callable[[], Mapping[str, JsonValue]] = lambda: getattr(scorer, "about", {})
         self.draining = False
         self.failure: str | None = None
@@ -177,10 +180,13 @@ class Service:
             about=dict(await asyncio.to_thread(self._about)),
         )
 
-    async def score(self, request: Request, arrived: float, parse: Parse = parse_request) -> ScoreResponse:
+    async def score(
+        self, request: Request, arrived: float, parse: Parse = parse_request, leaves_after_s: float | None = None
+    ) -> ScoreResponse:
         """Answer one scoring request that arrived at `arrived` (time.monotonic()). Raises ApiError.
 
-        `parse` reads the body, in a thread: other protocols have their own.
+        `parse` reads the body, in a thread: other protocols have their own. A client that `leaves_after_s` without
+        having said so is answered before, and at once when the server behind the scorer is lost.
         """
         if self.settings.role == "worker":
             raise ApiError(503, f"this {self.name} is a worker, which takes its jobs from Redis: ask a front")
@@ -193,14 +199,20 @@ class Service:
             kind = request.headers.get("content-type", "")
             parsed = await self._read(parse, body, kind, settings, hold)
             del body
-            return await self._score(request, parsed, arrived, hold, gone)
+            return await self._score(request, parsed, arrived, hold, gone, leaves_after_s)
         finally:
             if gone is not None:
                 gone.cancel()
             hold.release()
 
     async def _score(
-        self, request: Request, parsed: Parsed, arrived: float, hold: Hold, gone: asyncio.Future[None]
+        self,
+        request: Request,
+        parsed: Parsed,
+        arrived: float,
+        hold: Hold,
+        gone: asyncio.Future[None],
+        leaves_after_s: float | None,
     ) -> ScoreResponse:
         wanted = parsed.request
         reward = wanted.reward or self.default_reward
@@ -213,12 +225,12 @@ class Service:
         request.scope.update(request_id=request_id, reward=reward, items=count)
         if self.audit is not None:
             request.scope["prompts_sha256"] = await self._read(prompts_sha256, [item.prompt for item in wanted.items])
-        allowed = self.settings.request_timeout_s
+        allowed = min(self.settings.request_timeout_s, leaves_after_s or math.inf)
         if wanted.deadline_ms is not None:
             allowed = min(allowed, wanted.deadline_ms / 1000)
         if info.grouped:
             check_groups(wanted.items, self.settings.max_group_items)
-        caller = Caller(arrived + allowed)
+        caller = Caller(arrived + allowed, patient=leaves_after_s is None)
         try:
             self._dispatcher.reserve(count)
         except QueueFull as error:
@@ -279,13 +291,22 @@ class Service:
     async def _outcomes(
         self, reward: str, jobs: Sequence[Job], caller: Caller, gone: asyncio.Future[None]
     ) -> list[Outcome]:
-        """Submit the jobs and wait for all of them, the deadline, or the client's leaving."""
+        """Submit the jobs and wait for all of them, the deadline, or the client's leaving.
+
+        Raises ApiError 503 as soon as the server behind the scorer is lost, if the caller does not wait for that.
+        """
         await self._dispatcher.prefetch(jobs)
         futures = [self._dispatcher.submit(reward, job, caller.deadline) for job in jobs]
         finished = _all_done(futures)
         try:
-            left = max(0.0, caller.deadline - time.monotonic())
-            await asyncio.wait({finished, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            step = math.inf if caller.patient else _LOOK_S
+            while (left := caller.deadline - time.monotonic()) > 0:
+                timeout = min(left, step)
+                done, _ = await asyncio.wait({finished, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    break
+                if not caller.patient and any(part.upstream_lost is not None for part in self._parts):
+                    self.check_ready()
             if gone.done() and not finished.done():
                 raise ClientDisconnect
         finally:

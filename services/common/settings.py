@@ -110,6 +110,12 @@ class ServiceSettings(BaseSettings):
         default="error",
         description="Those protocols cannot say that a score is missing: fail the request, or send NaN.",
     )
+    legacy_timeout_s: float = Field(
+        default=50.0,
+        gt=0,
+        le=3600,
+        description="Longest a request in those protocols may take: their clients leave after 60 s or 120 s.",
+    )
     redis: SecretStr | None = Field(
         default=None,
         description="Share scores and jobs with other processes through this Redis (redis://[user:password@]host:port/db, "

@@ -11,9 +11,10 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common.auth import OPEN_ROUTES, PASSWORD_PATHS
+from services.common.auth import LEGACY_PATHS, OPEN_ROUTES, PASSED_PATHS
 from services.common.errors import ApiError, ErrorResponse
 from services.common.hosts import PROBES, Hosts
+from services.common.legacy.pickled import PickledError
 from services.common.service import Service
 
 logger = logging.getLogger("services.access")
@@ -63,16 +64,21 @@ class Shell:
             self._admit(headers, scope)
             await self._app(scope, receive, send_marked)
         except ApiError as refusal:
-            await ErrorResponse(refusal)(scope, receive, send_marked)
+            await self._refusal(scope, refusal)(scope, receive, send_marked)
         except Exception:
             logger.exception("bug while answering")
             if status:
                 raise
-            await ErrorResponse(
-                ApiError(500, f"a bug; its trace is in the log under request id {scope['request_id']}")
-            )(scope, receive, send_marked)
+            bug = ApiError(500, f"a bug; its trace is in the log under request id {scope['request_id']}")
+            await self._refusal(scope, bug)(scope, receive, send_marked)
         finally:
             self._record(scope, asked, status, time.monotonic() - started)
+
+    def _refusal(self, scope: Scope, error: ApiError) -> ErrorResponse:
+        """The answer in the protocol of who asked."""
+        if self._service.settings.legacy and (scope["method"], scope["path"]) == ("POST", "/"):
+            return PickledError(error)
+        return ErrorResponse(error)
 
     def _admit(self, headers: Headers, scope: Scope) -> None:
         """Find out who asks, and whether the request is one.
@@ -97,10 +103,10 @@ class Shell:
             on_admitted()
 
     def _identify(self, headers: Headers, scope: Scope) -> None:
-        authorization = headers.get("authorization")
+        path, authorization = scope["path"], headers.get("authorization")
         scope["caller"] = self._service.tokens.name_of(
             authorization.encode("latin-1") if authorization else None,
-            as_password=self._service.settings.legacy and scope["path"] in PASSWORD_PATHS,
+            as_password=path in PASSED_PATHS or (self._service.settings.legacy and path in LEGACY_PATHS),
         )
         if scope["caller"] is None:
             raise ApiError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.common.commands import Command, dispatch
 from services.common.judge.client import JudgeError
+from services.common.judge.passthrough import PassThrough
 from services.common.run import serve
 from services.common.settings import load_settings
 from services.eval import table
@@ -26,7 +27,12 @@ Each command's --help names its flags; each flag is also a variable, such as EVA
 
 def serve_command(arguments: Sequence[str]) -> None:
     settings = load_settings(EvalSettings, arguments, prog="python -m services.eval")
-    serve(lambda: make_scorer(settings), settings, "eval")
+    try:
+        scorer = make_scorer(settings)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"eval did not start: {error}") from error
+    passing = PassThrough(scorer.client, settings.passthrough_limit)
+    serve(lambda: scorer, settings, "eval", passing.add_routes)
 
 
 def run_command(arguments: Sequence[str]) -> None:

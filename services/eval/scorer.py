@@ -29,11 +29,10 @@ class EvalScorer:
     """
 
     def __init__(self, endpoint: JudgeEndpoint, method: JudgeMethod, *, wait_s: float = 900.0) -> None:
-        self._endpoint = endpoint
         self._method = method
         self._wait_s = wait_s
         self._metrics = JudgeMetrics()
-        self._client: JudgeClient | None = None
+        self.client = JudgeClient(endpoint, self._metrics)
         self._info = ScorerInfo(
             name=REWARD,
             revision=f"model={endpoint.model} {method.revision}",
@@ -51,21 +50,14 @@ class EvalScorer:
 
     @property
     def failure(self) -> str | None:
-        return self._client.failure if self._client is not None else None
+        return self.client.failure
 
     async def load(self) -> None:
         """Wait until the judge answers. Raises JudgeError."""
-        client = JudgeClient(self._endpoint, self._metrics)
-        try:
-            await client.wait(self._wait_s)
-        except BaseException:
-            await client.aclose()
-            raise
-        self._client = client
+        await self.client.wait(self._wait_s)
 
     async def recover(self) -> None:
-        if self._client is not None:
-            await self._client.recover()
+        await self.client.recover()
 
     async def score(self, reward: str, items: Sequence[Item], deadline: float) -> Sequence[Result]:
         return [await self._score(item, deadline) for item in items]
@@ -77,18 +69,16 @@ class EvalScorer:
         return [(REWARD, [Item(id="warmup", prompt="a plain red surface", images=(image,), metadata=metadata)])]
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        await self.client.aclose()
 
     async def _score(self, item: Item, deadline: float) -> Result:
-        assert self._client is not None, "score before load"
         try:
             prompt = prompt_of(item)
         except ValueError as error:
             return Failure(ErrorCode.BAD_INPUT, str(error))
         if len(item.images) != 1:
             return Failure(ErrorCode.BAD_INPUT, f"the judge looks at one image; `images` has {len(item.images)}")
-        result = await judge_image(self._client, self._metrics, self._method, item.images[0], prompt, deadline)
+        result = await judge_image(self.client, self._metrics, self._method, item.images[0], prompt, deadline)
         return Failure(result.code, result.message) if isinstance(result, Missing) else to_score(result, prompt.points)
 
 

@@ -57,14 +57,16 @@ class RewardMark:
     range: Range
     revision: str
     higher_is_better: bool
+    image_only: bool = False
 
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A named reward and the function behind it."""
+    """A named reward and the function behind it. `image_only`: it does not look at the prompt."""
 
     info: ScorerInfo
     function: RewardFunction
+    image_only: bool = False
 
     def __call__(self, item: Item) -> Result:
         """Score one item. Never raises: whatever the function does becomes a `Score` or a `Failure`."""
@@ -80,7 +82,12 @@ def reward(function: Function, /) -> Function: ...
 
 @overload
 def reward(
-    *, name: str | None = None, range: Range = (None, None), revision: str = "1", higher_is_better: bool = True
+    *,
+    name: str | None = None,
+    range: Range = (None, None),
+    revision: str = "1",
+    higher_is_better: bool = True,
+    image_only: bool = False,
 ) -> Callable[[Function], Function]: ...
 
 
@@ -92,15 +99,17 @@ def reward(
     range: Range = (None, None),
     revision: str = "1",
     higher_is_better: bool = True,
+    image_only: bool = False,
 ) -> Function | Callable[[Function], Function]:
     """Mark a function as a reward; used as `@reward` or `@reward(...)`. The function itself is unchanged.
 
     `name` defaults to the function's; `range` is (lowest, highest), None where unbounded; `revision` is the author's
     own version, to be raised when scores change for a reason outside the file (the file's hash is added to it).
+    `image_only` says that the prompt does not matter, so that clients which send none may be served.
     """
 
     def mark(marked: Function) -> Function:
-        setattr(marked, _MARK, RewardMark(name or marked.__name__, range, revision, higher_is_better))
+        setattr(marked, _MARK, RewardMark(name or marked.__name__, range, revision, higher_is_better, image_only))
         return marked
 
     return mark if function is None else mark(function)
@@ -132,7 +141,7 @@ def load_functions(spec: str) -> list[FunctionReward]:
             range=_checked_range(mark, path),
             higher_is_better=mark.higher_is_better,
         )
-        rewards.append(FunctionReward(info, function))
+        rewards.append(FunctionReward(info, function, mark.image_only))
     return rewards
 
 

@@ -22,8 +22,8 @@ def builtin_rewards() -> list[FunctionReward]:
 
     return [
         FunctionReward(info("color_match", color.REVISION, 0.0, 1.0), color.color_match),
-        FunctionReward(info("jpeg_compressibility", jpeg.REVISION, None, 0.0), jpeg.jpeg_compressibility),
-        FunctionReward(info("jpeg_incompressibility", jpeg.REVISION, 0.0, None), jpeg.jpeg_incompressibility),
+        FunctionReward(info("jpeg_compressibility", jpeg.REVISION, None, 0.0), jpeg.jpeg_compressibility, True),
+        FunctionReward(info("jpeg_incompressibility", jpeg.REVISION, 0.0, None), jpeg.jpeg_incompressibility, True),
     ]
 
 
@@ -51,6 +51,10 @@ class RulesScorer:
     @property
     def rewards(self) -> Mapping[str, ScorerInfo]:
         return {name: reward.info for name, reward in self._rewards.items()}
+
+    @property
+    def image_only(self) -> Sequence[str]:
+        return [name for name, reward in self._rewards.items() if reward.image_only]
 
     @property
     def max_batch(self) -> int:

@@ -60,9 +60,6 @@ class UnifiedRewardSettings(JudgeSettings):
     check_model: bool = Field(
         default=True, description="At start, judge two drawn images per kind; a model that cannot does not start."
     )
-    passthrough_limit: int = Field(
-        default=64, ge=0, le=4096, description="Most calls of /v1/chat/completions passed through at a time."
-    )
 
     @field_validator("kinds", "template", "flex_category_weights", mode="before")
     @classmethod

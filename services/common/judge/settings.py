@@ -82,6 +82,10 @@ class JudgeOptions(BaseSettings):
 class JudgeSettings(JudgeOptions, ServiceSettings):
     """Base of the settings of a service that asks a judge."""
 
+    passthrough_limit: int = Field(
+        default=64, ge=0, le=4096, description="Most calls of /v1/chat/completions passed through at a time."
+    )
+
     @model_validator(mode="after")
     def _judge_is_another(self) -> Self:
         """A gateway that waits for itself answers itself 429 for ever, and never says why."""

@@ -6,42 +6,43 @@ name a reward, group its items, or say that a score is missing; docs/legacy_clie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from services.common.errors import ApiError, ErrorResponse
+from services.common.errors import ApiError
+from services.common.intake import Parsed
 from services.common.legacy.compute import dump_rewards, parse_compute
-from services.common.legacy.items import choose_reward, scores_of
-from services.common.legacy.pickled import dump_scores, parse_pickled
-from services.common.legacy.plain_pickle import dump_plain
+from services.common.legacy.items import choose_reward, may_pass, scores_of
+from services.common.legacy.pickled import PickledError, dump_scores, parse_pickled
 from services.common.service import Service
-
-
-class PickledError(ErrorResponse):
-    """An error as clients of the pickle protocol read it: `{"error": message}`."""
-
-    media_type = "application/octet-stream"
-
-    def body_of(self, error: ApiError) -> bytes:
-        return dump_plain({"error": error.message})
 
 
 def add_legacy_routes(app: FastAPI, service: Service) -> None:
     """Add `POST /` and `POST /compute`. Raises ValueError when these protocols cannot serve the reward."""
     reward = choose_reward(service.rewards, service.settings.legacy_reward)
     missing = service.settings.legacy_missing
+    needs_prompt = reward not in service.image_only
+
+    async def scores(request: Request, parse: Callable[..., Parsed]) -> list[float]:
+        read = partial(parse, reward, needs_prompt=needs_prompt)
+        try:
+            answer = await service.score(
+                request, request.scope["arrived"], read, leaves_after_s=service.settings.legacy_timeout_s
+            )
+        except ApiError as error:
+            raise may_pass(error.message, error.code) if error.status == 504 else error from error
+        return scores_of(answer, missing)
 
     @app.post("/", include_in_schema=False)
     async def pickled(request: Request) -> Response:
         try:
-            answer = await service.score(request, request.scope["arrived"], partial(parse_pickled, reward))
-            return Response(dump_scores(scores_of(answer, missing)), media_type=PickledError.media_type)
+            return Response(dump_scores(await scores(request, parse_pickled)), media_type=PickledError.media_type)
         except ApiError as error:
             return PickledError(error)
 
     @app.post("/compute", include_in_schema=False)
     async def compute(request: Request) -> Response:
-        answer = await service.score(request, request.scope["arrived"], partial(parse_compute, reward))
-        return Response(dump_rewards(scores_of(answer, missing)), media_type="application/json")
+        return Response(dump_rewards(await scores(request, parse_compute)), media_type="application/json")

@@ -6,11 +6,12 @@ Its clients send `prompt`, `image`, `condition_images`; its server template read
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from services.common.errors import ApiError
 from services.common.intake import Parsed, read_json
-from services.common.legacy.items import check_column, check_count, check_shared, to_parsed
+from services.common.legacy.items import check_column, check_count, check_prompts, check_shared, to_parsed
 from services.common.memory import Hold
 from services.common.settings import ServiceSettings
 from wire.base64_text import first_bytes
@@ -20,7 +21,13 @@ _HEAD_BYTES = 12  # of an image, to tell what it is
 
 
 def parse_compute(
-    reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings, hold: Hold | None = None
+    reward: str,
+    body: bytes | bytearray,
+    _content_type: str,
+    settings: ServiceSettings,
+    hold: Hold | None = None,
+    *,
+    needs_prompt: bool = True,
 ) -> Parsed:
     """Read a request. `condition_images` (a list per item) are what an edit started from. Raises ApiError.
 
@@ -32,8 +39,11 @@ def parse_compute(
     if _either(tree, "video", "videos") or tree.get("condition_videos"):
         raise ApiError(422, "videos are not scored here: send `image`", field="video")
     prompts, images = _either(tree, "prompt", "prompts"), _either(tree, "image", "images")
-    count = len(prompts) if isinstance(prompts, list) else 0
-    check_count("prompt", count, settings)
+    counted = "image" if prompts is None else "prompt"
+    column = images if prompts is None else prompts
+    count = len(column) if isinstance(column, list) else 0
+    check_count(counted, count, settings)
+    prompts = check_prompts("prompt", prompts, count, reward, needs_prompt)
     extra = _either(tree, "kwargs", "extra") or {}
     if not isinstance(extra, dict):
         raise ApiError(422, f"an object is needed, not {type(extra).__name__}", field="kwargs")
@@ -52,8 +62,11 @@ def parse_compute(
 
 
 def dump_rewards(rewards: list[float]) -> str:
-    """The answer. NaN, where it was asked for, is written as Python's JSON reader takes it."""
-    return json.dumps({"rewards": rewards})
+    """The answer. NaN, where it was asked for, is `null`: JSON has no NaN.
+
+    `requests` reads with simplejson where that is installed, which refuses a whole answer for one NaN.
+    """
+    return json.dumps({"rewards": [None if math.isnan(reward) else reward for reward in rewards]})
 
 
 def _either(tree: dict[str, Any], name: str, other: str) -> Any:

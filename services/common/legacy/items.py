@@ -53,6 +53,23 @@ def check_column(field: str, value: object, count: int) -> list[Any]:
     return value
 
 
+def check_prompts(field: str, value: object, count: int, reward: str, needs_prompt: bool) -> list[Any]:
+    """The items' prompts. Raises ApiError 422 where the reward needs some and gets none: an empty caption is none.
+
+    Clients of quality scorers send no prompts; a reward that looks at the images alone serves them.
+    """
+    if not needs_prompt:
+        return [""] * count if value is None else check_column(field, value, count)
+    needs = f"reward {reward!r} judges an image by its prompt: send the text that each image was made for"
+    if value is None:
+        raise ApiError(422, f"there are no prompts, and {needs}", field=field)
+    prompts = check_column(field, value, count)
+    blank = [place for place, prompt in enumerate(prompts) if isinstance(prompt, str) and not prompt.strip()]
+    if blank:
+        raise ApiError(422, f"{len(blank)} of {count} prompts are empty, and {needs}", field=f"{field}.{blank[0]}")
+    return prompts
+
+
 def check_shared(field: str, value: object, count: int) -> None:
     """Refuse metadata that is sent once, for all items, when a copy for each would be too much. Raises ApiError 413."""
     size = len(json.dumps(value, default=repr)) * count
@@ -74,6 +91,11 @@ def to_parsed(
         raise invalid(error) from error
 
 
+def may_pass(message: str, code: str) -> ApiError:
+    """A refusal that a client should come back from: flow_grpo's does so for 503 with `Retry-After`, for nothing else."""
+    return ApiError(503, message, code=code, headers={"Retry-After": str(_RETRY_AFTER_S)})
+
+
 def scores_of(response: ScoreResponse, missing: Literal["error", "nan"]) -> list[float]:
     """One number per item, in order. NaN where there is no score, or no numbers at all.
 
@@ -84,12 +106,11 @@ def scores_of(response: ScoreResponse, missing: Literal["error", "nan"]) -> list
     if failed and missing == "error":
         described = [f"item {number}: {error.code}: {error.message}" for number, error in failed.items()]
         more = f"; and {len(described) - _DESCRIBED} more" if len(described) > _DESCRIBED else ""
-        passing = all(error.code in _PASSING for error in failed.values())
-        raise ApiError(
-            503 if passing else 422,
+        message = (
             f"{len(failed)} of {len(results)} items have no score, and this protocol cannot say so of single items: "
-            f"{'; '.join(described[:_DESCRIBED])}{more}",
-            code="no_score",
-            headers={"Retry-After": str(_RETRY_AFTER_S)} if passing else None,
+            f"{'; '.join(described[:_DESCRIBED])}{more}"
         )
+        if all(error.code in _PASSING for error in failed.values()):
+            raise may_pass(message, "no_score")
+        raise ApiError(422, message, code="no_score")
     return [math.nan if result.score is None else result.score for result in results]

@@ -5,22 +5,37 @@ Spoken by flow_grpo (its reward-server), verl-omni (`http_scorer_client`) and De
 
 from __future__ import annotations
 
-from services.common.errors import ApiError
+from services.common.errors import ApiError, ErrorResponse
 from services.common.intake import Parsed
-from services.common.legacy.items import check_column, check_count, check_shared, to_parsed
+from services.common.legacy.items import check_column, check_count, check_prompts, check_shared, to_parsed
 from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, dump_plain, load_plain
 from services.common.memory import Hold
 from services.common.settings import ServiceSettings
 from wire.containers import media_type_of
 
 
+class PickledError(ErrorResponse):
+    """An error as clients of the pickle protocol read it: `{"error": message}`."""
+
+    media_type = "application/octet-stream"
+
+    def body_of(self, error: ApiError) -> bytes:
+        return dump_plain({"error": error.message})
+
+
 def parse_pickled(
-    reward: str, body: bytes | bytearray, _content_type: str, settings: ServiceSettings, hold: Hold | None = None
+    reward: str,
+    body: bytes | bytearray,
+    _content_type: str,
+    settings: ServiceSettings,
+    hold: Hold | None = None,
+    *,
+    needs_prompt: bool = True,
 ) -> Parsed:
     """Read a pickled request. `hold` is charged with what becomes of it. Raises ApiError 400, 413, 422 or 429.
 
-    `images` may be `{"source": [...], "edited": [...]}` for edits. `prompts` may be missing (flow_grpo sends none to
-    quality scorers). `metadata` is one dict for all items, or a list of one per item.
+    `images` may be `{"source": [...], "edited": [...]}` for edits. `prompts` may be missing where the reward does not
+    need them. `metadata` is one dict for all items, or a list of one per item.
     """
     try:
         tree = load_plain(body, charge=None if hold is None else hold.take)
@@ -30,6 +45,12 @@ def parse_pickled(
         raise ApiError(400, str(error)) from error
     if not isinstance(tree, dict) or "images" not in tree:
         raise ApiError(422, "a dict with `images`, `prompts` and `metadata` is needed", field="images")
+    if "meta_datas" in tree:
+        raise ApiError(
+            422,
+            "GenEval's requests (`meta_datas`) ask for an object detector, which is not served here",
+            field="meta_datas",
+        )
     given = tree["images"]
     images, sources = (given.get("edited"), given.get("source")) if isinstance(given, dict) else (given, None)
     count = len(images) if isinstance(images, list) else 0
@@ -41,7 +62,7 @@ def parse_pickled(
     parts: dict[str, memoryview] = {}
     columns = {
         "images": _refs("images", check_column("images", images, count), parts),
-        "prompt": check_column("prompts", tree.get("prompts", [""] * count), count),
+        "prompt": check_prompts("prompts", tree.get("prompts"), count, reward, needs_prompt),
         "metadata": check_column("metadata", metadata, count),
     }
     if sources is not None:
