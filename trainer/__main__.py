@@ -17,6 +17,7 @@ from trainer.config.base import UserError, did_you_mean
 from trainer.config.file import load_config
 from trainer.deepgen.command import add_flags
 from trainer.failure import USER_ERROR, Watch, describe
+from trainer.stopping import StartStoppedError, StopSignals
 
 COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "from-deepgen")
 FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of all policies
@@ -25,10 +26,11 @@ FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of al
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = _recipe(args)
-    from trainer.loop import train
+    with StopSignals() as signals:  # before torch is imported, which takes seconds
+        config = _recipe(args)
+        from trainer.loop import train
 
-    return train(config)
+        return train(config, signals)
 
 
 def _recipe(args: argparse.Namespace) -> Config:
@@ -189,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Watch() as watch:
             try:
                 return int(args.run(args))
+            except StartStoppedError as stopped:
+                return watch.fail(str(stopped), 0)  # the other ranks end with it
             except UserError as error:
                 return watch.fail(f"error: {error}", USER_ERROR)
             except Exception as error:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from trainer.advantages import RunningSpread
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume
+from trainer.closing import closing_lines
 from trainer.config import Config, RewardsConfig
 from trainer.config.deepspeed import check_accumulation
 from trainer.config.file import dump_config
@@ -42,6 +41,8 @@ from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_u
 from trainer.rollout import Drawn
 from trainer.run_lock import run_lock
 from trainer.saving import Saver, find_start, restore
+from trainer.starts import changes_since, keep_start
+from trainer.stopping import StopSignals
 from trainer.types import StopTrainingError
 from trainer.update import Updater
 
@@ -97,16 +98,16 @@ class Run:
     gauges: Gauges
     spread: RunningSpread
     saver: Saver
+    signals: StopSignals
     position: dict[str, Any]
     step: int = 0
     drawn: Drawn | None = None
     row: dict[str, float | None] | None = field(default_factory=lambda: dict[str, float | None](step=0))
     totals: Totals = field(default_factory=Totals)
-    terminated: bool = False
 
     def stop_requested(self) -> bool:
-        """Whether SIGTERM reached any rank."""
-        return self.world.any(self.terminated)
+        """Whether a signal to stop reached any rank."""
+        return self.world.any(self.signals.asked)
 
     def stop_together(self, reason: str | None) -> None:
         """Raise StopTrainingError on every rank when any rank has a reason."""
@@ -126,27 +127,25 @@ class Run:
     def finish(self, stopped: str | None = None) -> None:
         """Write summary.json and the report; say where they are."""
         totals = self.totals
-        self.recorder.write_summary(
-            {
-                "eval": {"before": totals.before, "after": totals.after, **self.evaluator.intervals()},
-                "steps": self.step,
-                "wall_s": totals.train_s + totals.evaluate_s,
-                "train_s": totals.train_s,
-                "evaluate_s": totals.evaluate_s,
-                "reward_wait_share": totals.reward_wait_s / totals.train_s if totals.train_s else 0.0,
-                "failed_rewards": sum(sum(codes.values()) for codes in totals.failed.values()),
-                "failed_by_reward": totals.failed,
-                "seed": self.config.seed,
-                "eval_prompts": sum(len(each.prompts) for each in self.evaluator.sets),
-                "stopped": stopped,
-                "about_base": self.policy.about_base,
-                "hardware": hardware(self.world),
-            }
-        )
+        summary = {
+            "eval": {"before": totals.before, "after": totals.after, **self.evaluator.intervals()},
+            "steps": self.step,
+            "wall_s": totals.train_s + totals.evaluate_s,
+            "train_s": totals.train_s,
+            "evaluate_s": totals.evaluate_s,
+            "reward_wait_share": totals.reward_wait_s / totals.train_s if totals.train_s else 0.0,
+            "failed_rewards": sum(sum(codes.values()) for codes in totals.failed.values()),
+            "failed_by_reward": totals.failed,
+            "seed": self.config.seed,
+            "eval_prompts": sum(len(each.prompts) for each in self.evaluator.sets),
+            "stopped": stopped,
+            "owed": None if self.row is None else self.step,
+            "about_base": self.policy.about_base,
+            "hardware": hardware(self.world),
+        }
+        self.recorder.write_summary(summary)
         self.build_report()
-        if stopped:
-            self.recorder.note(f"Stopped after step {self.step}: {stopped}")
-        self.recorder.note(f"Report: {self.config.run_dir / 'report.html'}")
+        self.recorder.farewell(closing_lines(self.config, summary))
 
 
 def hardware(group: World) -> str:
@@ -164,8 +163,8 @@ def is_finished(config: Config) -> bool:
         return False
     try:
         checkpoint = Checkpoint.open(candidates[0])
-        if checkpoint.step < config.max_steps:
-            return False
+        if checkpoint.step < config.max_steps or checkpoint.state["row"] is not None:
+            return False  # there are steps to make, or the last one's evaluation
         checkpoint.verify()  # by every rank: they cannot share it yet, and all must come to the same answer
     except CheckpointError:
         return False  # the start says what is wrong, or goes on from an older one
@@ -177,15 +176,20 @@ def is_finished(config: Config) -> bool:
 
 
 @contextmanager
-def assemble(config: Config) -> Iterator[Run]:
+def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Run]:
     """Build a run, restore the checkpoint that `config.resume` names, and take everything down whatever happens.
+
+    Args:
+        signals: heard already; None: from here on.
 
     Raises:
         ConfigError, DataError, CheckpointError, RewardServiceError: something does not fit; the message says what.
+        StartStoppedError: a signal came before the run was put together.
     """
-    data = _load_data(config)
-    train_rows = [prompt for dataset in data.train for prompt in dataset.prompts]
     with ExitStack() as stack:
+        signals = signals or stack.enter_context(StopSignals())
+        data = _load_data(config)
+        train_rows = [prompt for dataset in data.train for prompt in dataset.prompts]
         group = stack.enter_context(world(config.distributed))
         check_accumulation(config, group.size)
         if group.is_main:
@@ -222,7 +226,7 @@ def assemble(config: Config) -> Iterator[Run]:
         saver = Saver(config, group)
         stack.callback(saver.close)
         ema = Ema(policy.trainable, config.optim.ema_decay)
-        rounds = Rounds(data.sets, config, policy, client, group, trained_on(train_rows))
+        rounds = Rounds(data.sets, config, policy, client, group, trained_on(train_rows), executor)
         evaluator = Evaluator(rounds, config, ema.applied, group, recorder, executor)
         run = Run(
             config=config,
@@ -240,17 +244,13 @@ def assemble(config: Config) -> Iterator[Run]:
             gauges=Gauges(policy.trainable, group, config.logging.peak_tflops),
             spread=RunningSpread(len(config.rewards.columns)),
             saver=saver,
+            signals=signals,
         )
         if run.updater.sft is not None:
             run.updater.sft.data.leave_out(data.overlap.texts())
-        for sentence in passed_over:
-            recorder.note(sentence)
-        if checkpoint is None:
-            evaluator.begin_anew()
-        else:
-            restore(run, checkpoint)
-            recorder.note(f"Going on from {checkpoint.path} (step {run.step} of {config.max_steps})")
-        with _stop_signals(run), run.flight.on_crash():
+        _take_up(run, checkpoint, passed_over)
+        signals.training(client.interrupt, says=group.is_main)
+        with run.flight.on_crash():
             yield run
 
 
@@ -293,31 +293,31 @@ def _say_of_prompts(recorder: Recorder, config: Config, data: _Data) -> None:
         recorder.note(sentence)
 
 
+def _take_up(run: Run, checkpoint: Checkpoint | None, passed_over: Sequence[str]) -> None:
+    """Begin anew, or go on from a checkpoint; say which, and what the configuration has changed in. It is kept once the
+    checkpoint is taken over: a start that is refused leaves the folder's own as it was."""
+    for sentence in passed_over:
+        run.recorder.note(sentence)
+    text = dump_config(run.config)
+    if checkpoint is None:
+        run.evaluator.begin_anew()
+    else:
+        restore(run, checkpoint)
+        run.recorder.note(f"Going on from {checkpoint.path} (step {run.step} of {run.config.max_steps})")
+        changed = changes_since(run.config.run_dir, run.step, text) if run.world.is_main else []
+        if changed:
+            run.recorder.note(f"The config has changed since step {run.step} was trained:")
+        for change in changed:
+            run.recorder.note(f"  {change}")
+    if run.world.is_main:
+        keep_start(run.config.run_dir, None if checkpoint is None else run.step, text)
+
+
 def _last_whole_row(checkpoint: Checkpoint | None) -> int | None:
     """The last step whose row and samples stay: the checkpoint's, or the one before when its evaluation is to be made."""
     if checkpoint is None:
         return None
     return checkpoint.step - 1 if checkpoint.state["row"] is not None else checkpoint.step
-
-
-@contextmanager
-def _stop_signals(run: Run) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C let the step end and the run be saved; a second Ctrl-C interrupts at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if run.terminated and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        run.terminated = True
-        run.client.interrupt()
-        if run.world.is_main:  # not by print: the signal may have come in the middle of one
-            os.write(2, f"\n{signal.Signals(number).name}: saving after this step\n".encode())
-
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _connect(

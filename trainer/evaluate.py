@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -71,10 +72,12 @@ def evaluate_checkpoint(
             load_weights(policy, checkpoint, weights)
         notify = print if group.is_main else None
         urls = start_services(config.rewards, group, stack, folder / "logs", notify)
+        executor = stack.enter_context(ThreadPoolExecutor(1, "evaluation"))
         client = stack.enter_context(RewardClient(config.rewards, urls=resolve_urls(config.rewards, urls)))
-        rounds = Rounds(sets, config, policy, client, group, trained_on(train_rows))
+        rounds = Rounds(sets, config, policy, client, group, trained_on(train_rows), executor)
         step = 0 if checkpoint is None else checkpoint.step
-        scored = rounds.draw_and_score(folder, step, final=True)
+        scored = rounds.draw_and_score(folder, step, final=True, stop_requested=lambda: False)
+        assert scored is not None, "nothing asks it to stop"
         results = rounds.put_together(scored, folder, step, start)
         _write(folder, results, label, group)
     return folder

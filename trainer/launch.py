@@ -2,8 +2,8 @@
 
     python -m trainer.launch --nproc 8 [--nnodes 4 --node-rank 0 --master-addr HOST --master-port 29500] train CONFIG ...
 
-torchrun does the work; its restarts and its report of every process are replaced. An error that the next start would meet
-again (exit codes 1 and 2) is not tried again. `train.sh` calls this on every node.
+torchrun does the work; its restarts, its report of every process and its handling of signals are replaced. An error that
+the next start would meet again (exit codes 1 and 2) is not tried again. `train.sh` calls this on every node.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from machine.gpus import GpuError, check_processes, check_torch_uses, shown
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.failure import LOST, USER_ERROR
+from trainer.stopping import STOP_SIGNALS, install
 
-SHUTDOWN_S = 600  # for the last save after SIGTERM; torchrun would kill after 30 s
+SHUTDOWN_S = 600  # for the last save after a signal; torchrun would kill after 30 s
 JOIN_S = 300.0  # for nodes to meet at a start
 PAUSE_S = 5.0  # before a new start: the other nodes notice, too
 
@@ -50,6 +53,46 @@ class End:
         return f"Rank {self.rank} was ended by {name}.{hint}"
 
 
+class NothingToStopError(BaseException):
+    """A signal came while no process was running here: there is nothing to wait for."""
+
+
+class Relay:
+    """Passes signals on to the processes on this node, which save; torchrun then sees them end.
+
+    torchrun's own way is an exception that a second signal interrupts, so that processes which are saving would be left
+    behind; batch systems and terminals send several. Whoever has not ended SHUTDOWN_S later is killed.
+    """
+
+    def __init__(self) -> None:
+        self.sent: set[int] = set()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        first, running = not self.sent, _children()
+        self.sent.add(number)
+        if not running:
+            raise NothingToStopError
+        _send(number)
+        if first:
+            overdue = threading.Timer(SHUTDOWN_S, _send, [signal.SIGKILL])
+            overdue.daemon = True
+            overdue.start()
+
+    def ended(self, end: End) -> End:
+        """How a start ended after a signal: that a process died of it before it could hear it is no failure."""
+        return End(0) if end.signal in self.sent else end
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _send(number: int) -> None:
+    for pid in _children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
@@ -57,10 +100,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    relay = Relay()
+    install(dict.fromkeys(STOP_SIGNALS, relay))
+    try:
+        return _run(args, relay)
+    except NothingToStopError:
+        return 0
+
+
+def _run(args: argparse.Namespace, relay: Relay) -> int:
+    """Start, and start again while that may help and nobody asked to stop. Returns the exit code."""
     nproc = args.nproc
     for number in range(args.max_restarts + 1):
         left = args.max_restarts - number
         end = _start(args, nproc, number)
+        if relay.sent:
+            end = relay.ended(end)
+            return 128 + end.signal if end.signal else end.code
         if not end.may_work_again:
             return end.code
         _say(f"{end} All processes on this node have ended; the run goes on from its newest checkpoint.")
@@ -150,17 +206,18 @@ def _start(args: argparse.Namespace, nproc: int, number: int) -> End:
         place += ["--rdzv-id", f"start_{number}"]
     os.environ["TRAINER_LAUNCHER"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    options = [*place, "--nproc-per-node", str(nproc), "--shutdown-timeout", str(SHUTDOWN_S), "-m", "trainer"]
+    options = [*place, "--nproc-per-node", str(nproc), "--shutdown-timeout", str(SHUTDOWN_S)]
+    options += ["--signals-to-handle", "SIGQUIT", "-m", "trainer"]
     logging.disable(logging.ERROR)  # torchrun's report; the failed rank and `main` say it in one message
     try:
-        time.sleep(PAUSE_S if number else 0)  # here, where a signal that comes meanwhile is an ordinary end
+        time.sleep(PAUSE_S if number else 0)
         _retry_joining(lambda: torchrun.run(torchrun.parse_args([*options, *args.command])))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = int(failure.exitcode)
         return End(128 - code, rank, -code) if code < 0 else End(code)
-    except SignalException as stopped:  # the processes were told, and have saved
-        return End(0 if stopped.sigval == signal.SIGTERM else 128 + int(stopped.sigval))
+    except SignalException as stopped:
+        return End(128 + int(stopped.sigval))
     finally:
         logging.disable(logging.NOTSET)
     return End(0)
@@ -181,7 +238,8 @@ def _retry_joining(join: Callable[[], None]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"[launch] {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"[launch] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,35 +15,38 @@ from trainer.config import Config
 from trainer.evaluation import rollout_statistics
 from trainer.rollout import roll_out
 from trainer.step_metrics import advantage_metrics, reward_metrics, wait_metrics
+from trainer.stopping import StopSignals
 from trainer.types import Scores, StopTrainingError
 
 
-def train(config: Config) -> int:
+def train(config: Config, signals: StopSignals | None = None) -> int:
     """Train to `config.max_steps`, from the newest checkpoint when there is one. Returns the process's exit code.
 
-    0: finished, or saved after SIGTERM. 1: stopped for a reason that was printed; the state before it is saved
-    where no update of the step was made.
+    0: finished, or saved after a signal of `STOP_SIGNALS`. 1: stopped for a reason that was printed; the state before it is
+    saved where no update of the step was made.
+
+    Args:
+        signals: heard already; None: from here on.
+
+    Raises:
+        StartStoppedError: a signal came before there was anything to save.
     """
     if is_finished(config):
         print(f"{config.run_dir} is finished ({config.max_steps} steps): raise max_steps or choose another run_name")
         return 0
-    with assemble(config) as run:
+    with assemble(config, signals) as run:
         stopped, midway = None, False
         try:
             if run.row is not None:  # of step 0, or of a step whose evaluation an earlier start could not finish
                 record(run, run.row)
             while run.step < config.max_steps and not run.stop_requested():
                 run.row = train_step(run)
-                record(run, run.row)
-                run.saver.poll()
-                last = run.step == config.max_steps
-                if run.step % config.checkpoint.save_every == 0 and not last:
-                    run.saver.save(run)
-                if run.step % config.logging.report_every == 0 and not last:
+                keep_step(run, run.row)
+                if run.step % config.logging.report_every == 0 and run.step < config.max_steps:
                     run.build_report()
         except StopTrainingError as error:
             stopped, midway = str(error), error.midway
-            if not run.terminated:
+            if not run.signals.asked:
                 run.flight.write(error)
         terminated = run.stop_requested()
         if not midway:
@@ -110,6 +113,23 @@ def advantages(
     )
     clamped_B = adv_B.clamp(-algorithm.adv_clip, algorithm.adv_clip)
     return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, algorithm, run.world)
+
+
+def keep_step(run: Run, row: dict[str, float | None]) -> None:
+    """Save, evaluate and record the step that was just made, each where it is due.
+
+    Saved first: an evaluation may take longer than whoever ends the process is willing to wait. A start that goes on from
+    there makes the evaluation; after the last step, which has no later checkpoint, `train` saves its results, too.
+    """
+    last = run.step == run.config.max_steps
+    to_save = last or run.step % run.config.checkpoint.save_every == 0
+    is_evaluated = run.evaluator.due(run.step)
+    if to_save and is_evaluated:
+        run.saver.save(run)
+    record(run, row)
+    run.saver.poll(run.evaluator.pending_step)
+    if to_save and not is_evaluated and not last:
+        run.saver.save(run)
 
 
 def record(run: Run, row: dict[str, float | None]) -> None:

@@ -1,4 +1,4 @@
-"""Writes what a run leaves behind: config.yaml, metrics.jsonl, samples/, summary.json, progress; tells the reporters.
+"""Writes what a run leaves behind: metrics.jsonl, samples/, summary.json, progress; tells the reporters.
 
 Rank 0 records; on every other rank each method returns at once. A reader may look at any moment: whole files appear by
 a rename, and `metrics.jsonl` grows by whole lines. The report page explains every key of a row.
@@ -33,7 +33,7 @@ class Recorder:
 
     Args:
         run_dir: made when missing.
-        config_yaml: the resolved configuration, written to `config.yaml`.
+        config_yaml: the resolved configuration, for the reporters.
         is_main: False on all ranks but one; nothing is written there.
         resume_step: the step of the checkpoint that the run goes on from: later rows, samples and events are removed,
             since they will be made again. None starts anew: all earlier ones are removed.
@@ -56,7 +56,6 @@ class Recorder:
         if not is_main:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.run_dir / "config.yaml", config_yaml)
         last = -1 if resume_step is None else resume_step
         kept = _cut_rows(self.run_dir / "metrics.jsonl", last)
         _cut_samples(self.run_dir / "samples", last)
@@ -124,6 +123,13 @@ class Recorder:
         """Print a line for the person who watches, without breaking the progress bar."""
         if self.is_main:
             self._progress.note(message)
+
+    def farewell(self, lines: Sequence[str]) -> None:
+        """End the progress bar, and print lines below it."""
+        if self.is_main:
+            self._progress.close()
+            for line in lines:
+                self._progress.note(line)
 
     def close(self, *, crashed: bool = False) -> None:
         """Close the files, the reporters and the bar. Harmless when called again."""

@@ -1,17 +1,25 @@
-"""The run on the screen: a bar on a terminal, a line per step elsewhere, with the same numbers."""
+"""The run on the screen: a bar with its numbers on a terminal, a line per step elsewhere.
+
+On a terminal nothing is cut: what does not fit beside the bar goes into the lines below it.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+_BAR = "{n_fmt}/{total_fmt} |{bar:12}| {desc}"
+_GAP = "  "
+
 
 class Progress:
-    """Shows rows of metrics on `stream` (standard error by default).
+    """Shows rows of metrics on `stream` (standard error by default). A terminal that is gone costs the display, not the run.
 
     Args:
         max_steps: where the run ends.
@@ -26,49 +34,76 @@ class Progress:
         self._evaluated: dict[str, float] = {}
         self._shown = shown
         self._start = start
-        self._bar: tqdm[Any] | None = None
+        self._bars: list[tqdm[Any]] = []  # the bar itself, then the lines below it
 
     def remember(self, row: Mapping[str, Any]) -> None:
-        """Take the evaluation of an earlier start's row, so that it is shown again."""
-        self._evaluated |= evaluations(row)
+        """Take the evaluation of a row, if it has one: it is shown until the next, alone. What the newest did not ask for
+        is not shown from an older one."""
+        self._evaluated = evaluations(row) or self._evaluated
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show the row of a finished step, or of the evaluation before the first."""
         self.remember(row)
-        if not self._shown:
-            return
-        step = int(row["step"])
-        if self._bar is None and self._stream.isatty():
-            self._bar = self._open_bar()
-        text = "  ".join(describe(row, self._evaluated, self._seconds_left(step)))
-        if self._bar is None:
-            print(f"step {step}/{self._max_steps}  {text}", file=self._stream, flush=True)
-        else:
-            self._bar.n = step
-            self._bar.set_description_str(text, refresh=True)
-
-    def _open_bar(self) -> tqdm[Any]:
-        """The bar begins with the first row: what others print while services start must not run into it."""
-        return tqdm(
-            total=self._max_steps,
-            initial=self._start,
-            file=self._stream,
-            dynamic_ncols=True,
-            bar_format="{n_fmt}/{total_fmt} |{bar:12}| {desc}",
-        )
+        if self._shown:
+            step = int(row["step"])
+            parts = describe(row, self._evaluated, self._seconds_left(step))
+            self._try(lambda: self._draw(step, parts))
 
     def note(self, message: str) -> None:
         """Print a line above the bar."""
-        if self._bar is None:
-            print(message, file=self._stream, flush=True)
-        else:
-            self._bar.write(message, file=self._stream)
+        self._try(lambda: self._print(message))
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._try(self._close)
+
+    def _draw(self, step: int, parts: Sequence[str]) -> None:
+        if not self._bars and self._stream.isatty():
+            self._bars.append(self._open_bar())
+        if not self._bars:
+            print(f"step {step}/{self._max_steps}{_GAP}{_GAP.join(parts)}", file=self._stream, flush=True)
+            return
+        lines = pack(parts, *self._room())
+        while len(self._bars) < len(lines):
+            self._bars.append(
+                tqdm(bar_format="{desc}", position=len(self._bars), file=self._stream, dynamic_ncols=True)
+            )
+        self._bars[0].n = step
+        for bar, line in zip(self._bars, [*lines, *[""] * (len(self._bars) - len(lines))], strict=True):
+            bar.set_description_str(line, refresh=True)
+
+    def _open_bar(self) -> tqdm[Any]:
+        """The bar begins with the first row: what others print while services start must not run into it."""
+        return tqdm(total=self._max_steps, initial=self._start, file=self._stream, dynamic_ncols=True, bar_format=_BAR)
+
+    def _room(self) -> tuple[int, int]:
+        """Characters beside the bar, and in a line below it. The last column stays free: a terminal may wrap there."""
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError):  # a terminal by its own word, without a size
+            columns = 0
+        columns = (columns or shutil.get_terminal_size((sys.maxsize, 0)).columns) - 1
+        return columns - len(f"{self._max_steps}/{self._max_steps} |{'':12}| "), columns
+
+    def _print(self, message: str) -> None:
+        if self._bars:
+            self._bars[0].write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def _close(self) -> None:
+        while self._bars:
+            self._bars.pop(0).close()
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Write, unless who reads is gone, as after the ssh connection or the program behind a pipe was closed."""
+        try:
+            write()
+        except OSError:
+            for bar in self._bars:
+                bar.disable = True  # it would try again when it is deleted
+            self._bars, self._shown = [], False
+            _to_nowhere(self._stream)
 
     def _seconds_left(self, step: int) -> float | None:
         """From the mean time between this start's rows, evaluations and checkpoints included; None at the first."""
@@ -81,17 +116,15 @@ class Progress:
 
 
 def evaluations(row: Mapping[str, Any]) -> dict[str, float]:
-    """Held-out means of a row, by reward."""
-    return {
-        key.removeprefix("eval/"): value
-        for key, value in row.items()
-        if key.startswith("eval/") and key.count("/") == 1 and value is not None
-    }
+    """Held-out means of a row, by reward; those of a set with a name by `<set>/<reward>`, a table's by `<set>/overall`."""
+    names = [key for key in row if key.startswith("eval/") and key != "eval/step"]
+    means = [key for key in names if key.count("/") == 1 or f"{key}/valid_share" in row or key.endswith("/overall")]
+    return {key.removeprefix("eval/"): row[key] for key in means if row[key] is not None}
 
 
 def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_left: float | None) -> list[str]:
     """The numbers that matter, each with its name; what a row does not have is left out."""
-    parts = [] if seconds_left is None else [f"ETA {duration(seconds_left)}"]  # first: a narrow terminal cuts the end
+    parts = [] if seconds_left is None else [f"ETA {duration(seconds_left)}"]
     rewards = {
         key.split("/")[1]: value
         for key, value in row.items()
@@ -112,6 +145,46 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
     if failed:
         parts.append(f"failed {failed:.0f}")
     return parts
+
+
+def pack(parts: Sequence[str], first: int, width: int) -> list[str]:
+    """Parts in lines of at most `width` characters, the first line of at most `first`. A part that is longer than a line
+    is broken between its names and numbers."""
+    lines = [""]
+    for part in parts:
+        joined = f"{lines[-1]}{_GAP}{part}" if lines[-1] else part
+        if len(joined) <= (first if len(lines) == 1 else width):
+            lines[-1] = joined
+        elif len(part) <= width:
+            lines.append(part)
+        else:
+            lines += _broken(part, width)
+    return lines
+
+
+def _broken(part: str, width: int) -> list[str]:
+    """`eval ocr 0.8 color 0.7 ...` in lines that begin with `eval`."""
+    head, *words = part.split(" ")
+    lines = [head]
+    for pair in (" ".join(words[n : n + 2]) for n in range(0, len(words), 2)):
+        if len(lines[-1]) + 1 + len(pair) > width and lines[-1] != head:
+            lines.append(head)
+        lines[-1] += f" {pair}"
+    return lines
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Lead every standard stream that goes where `stream` goes to /dev/null: the interpreter writes, too, as it ends."""
+    try:
+        gone = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return  # no file of the system's
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in {1, 2, stream.fileno()}:
+        there = os.fstat(number)
+        if (there.st_dev, there.st_ino) == (gone.st_dev, gone.st_ino):
+            os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

@@ -39,7 +39,9 @@ class Saver:
         folder = config.run_dir / "checkpoints"
         self.retention = Retention(folder, config.checkpoint)
         self.writer = CheckpointWriter(folder, group, self.retention)
+        self._keeps_best = config.checkpoint.keep_best is not None
         self._saved = ""  # the state that was saved last
+        self._observed = False  # a row since the last look at which checkpoints stay
         self._blocked_s = 0.0
 
     def observe(self, row: dict[str, float | None]) -> None:
@@ -51,6 +53,7 @@ class Saver:
         if self._blocked_s:
             row["time/checkpoint"], self._blocked_s = self._blocked_s, 0.0
         self.retention.observe(row)
+        self._observed = self._keeps_best
 
     def save(self, run: Run) -> None:
         """Copy the state after `step` steps and begin to write it; weights that are not finite stay unwritten.
@@ -69,9 +72,19 @@ class Saver:
             self._saved = state
         self._blocked_s += time.perf_counter() - started
 
-    def poll(self) -> None:
-        """At a step boundary: raise CheckpointError on all ranks when the save on its way failed on any."""
+    def poll(self, pending: int | None) -> None:
+        """At a step boundary: raise CheckpointError on all ranks when the save on its way failed on any.
+
+        A step is saved before it is evaluated, so what is best may have changed since.
+
+        Args:
+            pending: see `Retention.apply`.
+        """
         self.writer.poll()
+        if self._observed and self.writer.idle:
+            self._observed = False
+            if self.writer.world.is_main:
+                self.retention.apply(pending)
 
     def wait(self) -> None:
         """Until what was begun is written. Raises as `poll` does."""
@@ -92,10 +105,15 @@ def _state(run: Run) -> dict[str, Any]:
         "columns": list(run.config.rewards.columns),
         "spread": {key: value.tolist() for key, value in run.spread.state_dict().items()},
         "totals": vars(run.totals),
-        "row": run.row,
+        "row": _without_clock(run.row),
         "revisions": run.client.revisions,
         "evaluation": run.evaluator.state_dict(),
     }
+
+
+def _without_clock(row: dict[str, float | None] | None) -> dict[str, float | None] | None:
+    """The row without what its own saving took: with it the state that was just saved would be another."""
+    return row and {key: value for key, value in row.items() if key != "time/checkpoint"}
 
 
 def _share(run: Run) -> dict[str, dict[str, Tensor]] | None:

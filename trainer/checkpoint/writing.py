@@ -66,6 +66,11 @@ class CheckpointWriter:
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no save is known to be on its way."""
+        return self._save is None
+
     def begin(
         self,
         step: int,

@@ -6,9 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume, list_checkpoints
 from trainer.config import Config
@@ -16,11 +13,11 @@ from trainer.config.file import dump_config
 from trainer.data import DataError, PromptSampler
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import sizes
+from trainer.starts import changes_since
 
 MIB = 1 << 20
 _BYTES_EACH = 16  # of a trained parameter: the weight, its average and AdamW's two moments, in 32 bit
 _LITTLE_BYTES = 1024 * MIB
-_MAY_CHANGE = ("max_steps", "resume", "logging", "checkpoint", "distributed")  # without making it another experiment
 
 
 def check_disk(config: Config) -> Iterator[Finding]:
@@ -98,7 +95,7 @@ def check_run(config: Config, sampler: PromptSampler | None) -> Generator[Findin
         yield Finding("run", "OK", f"would go on from step {checkpoint.step} of {config.max_steps} ({checkpoint.path})")
     if sampler is not None:
         yield from _check_sampler(sampler, checkpoint)
-    yield from _check_changes(config)
+    yield from _check_changes(config, checkpoint.step)
     revisions: Mapping[str, str] = checkpoint.state.get("revisions", {})
     return revisions
 
@@ -110,31 +107,16 @@ def _check_sampler(sampler: PromptSampler, checkpoint: Checkpoint) -> Iterator[F
         yield Finding("run", "FAIL", str(error))
 
 
-def _check_changes(config: Config) -> Iterator[Finding]:
-    """Fields that differ from those the run was started with."""
-    try:
-        before = yaml.safe_load((config.run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    old, new = _leaves(before), _leaves(yaml.safe_load(dump_config(config)))
-    changed = [
-        f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-        for key in sorted(old | new)
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
-    if changed:
+def _check_changes(config: Config, step: int) -> Iterator[Finding]:
+    """Fields that differ from those the run was trained with so far, by the trainer's own comparison."""
+    changed = changes_since(config.run_dir, step, dump_config(config))
+    if told := "; ".join(str(change) for change in changed if change.makes_another_experiment):
         yield Finding(
             "run",
             "WARN",
-            f"the config differs from the one this run was started with: {'; '.join(changed)}",
+            f"the config differs from the one this run was started with: {told}",
             "put it back, or choose another run_name to keep the experiments apart",
         )
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {k: v for key, inner in value.items() for k, v in _leaves(inner, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 def _checkpoint_size(config: Config) -> tuple[int | None, str]:

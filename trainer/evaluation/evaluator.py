@@ -94,7 +94,7 @@ class Evaluator:
         """Take up the results that are there, begin what is due. All ranks together.
 
         Returns:
-            The results for this step's row, if there are any.
+            The results for this step's row, if there are any. An evaluation that a stop interrupts has none and is owed.
 
         Raises:
             StopTrainingError: a reward says so; the evaluation is made up for when the run goes on.
@@ -103,8 +103,8 @@ class Evaluator:
         results = self._take_up(must=due or step >= last - 1, stop_requested=stop_requested)
         if due and self._pending is None:
             if self._config.evaluation.wait or step >= last - 1:
-                return self._evaluate(step)
-            self._begin(step)
+                return self._evaluate(step, stop_requested)
+            self._begin(step, stop_requested)
         return results
 
     def intervals(self) -> dict[str, dict[str, Any]]:
@@ -152,18 +152,29 @@ class Evaluator:
         self._saved = pending
         self._score_later(pending, 0.0)
 
-    def _evaluate(self, step: int) -> Results:
+    def _evaluate(self, step: int, stop_requested: Callable[[], bool]) -> Results | None:
         started = time.perf_counter()
         with self._averaged():
-            scored = self._rounds.draw_and_score(self._folder(step), step, final=self._final(step))
+            scored = self._rounds.draw_and_score(
+                self._folder(step), step, final=self._final(step), stop_requested=stop_requested
+            )
+        if scored is None:
+            self._give_up(step)
+            return None
         return self._finish(step, scored, started)
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int, stop_requested: Callable[[], bool]) -> None:
         """Draw the pictures and leave scoring to the executor."""
         started = time.perf_counter()
         with self._averaged():
-            self._rounds.draw_to(self._folder(step))
-        self._score_later(step, time.perf_counter() - started)
+            drawn = self._rounds.draw_to(self._folder(step), stop_requested)
+        if drawn:
+            self._score_later(step, time.perf_counter() - started)
+        else:
+            self._give_up(step)
+
+    def _give_up(self, step: int) -> None:
+        self._recorder.note(f"The evaluation after step {step} is left unfinished; the next start makes it")
 
     def _score_later(self, step: int, seconds: float) -> None:
         scored = self._executor.submit(self._rounds.score_saved, self._folder(step), step, final=self._final(step))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.policies.base import Policy
 from trainer.rewards import RewardClient
 from trainer.types import StopTrainingError
 
+_LOOK_S = 0.1  # between two looks at whether all ranks can go on, or are asked to stop
 AT_ONCE = 1024  # pictures of a rank under way while everything waits for them; bounds memory
 
 
@@ -41,6 +43,7 @@ class Rounds:
 
     Args:
         trained: rewards with a weight in training.
+        executor: a thread that waits for scores; it must end after the client, which ends its work.
     """
 
     def __init__(
@@ -51,29 +54,44 @@ class Rounds:
         client: RewardClient,
         world: World,
         trained: Collection[str],
+        executor: Executor,
     ) -> None:
         self.sets = tuple(sets)
         self._config, self._policy, self._client = config, policy, client
         self._world, self._trained = world, trained
+        self._executor = executor
 
-    def draw_and_score(self, folder: Path, step: int, *, final: bool) -> Scored:
-        """Pictures are sent as they are decoded; those of sets with a table are kept in `folder`."""
-        parts = []
+    def draw_and_score(
+        self, folder: Path, step: int, *, final: bool, stop_requested: Callable[[], bool]
+    ) -> Scored | None:
+        """Pictures are sent as they are decoded; those of sets with a table are kept in `folder`.
+
+        All ranks ask together, between micro-batches and while they wait for scores, whether they are to stop. Then the
+        evaluation is given up, and None is returned.
+        """
+        parts: list[Scorer] = []
         for chosen in self.sets:
-            scorer = self._scorer(chosen, step, final, AT_ONCE, BATCHES)
+            scorer = self._scorer(chosen, step, final, AT_ONCE, BATCHES, self._executor)
             for pictures in draw(self._policy, chosen, self._config, self._world):
+                if not self._reached(scorer.has_room, scorer, stop_requested):
+                    return None
                 scorer.submit(pictures)
                 if chosen.judge is not None:
                     save_pictures(folder, chosen, pictures)
             parts.append(scorer)
+        if not all(self._reached(scorer.is_done, scorer, stop_requested) for scorer in parts):
+            return None
         return _joined(parts)
 
-    def draw_to(self, folder: Path) -> None:
-        """Write all pictures to `folder`; every rank's are there at the end."""
+    def draw_to(self, folder: Path, stop_requested: Callable[[], bool]) -> bool:
+        """Write all pictures to `folder`; every rank's are there at the end. False: asked to stop, and given up."""
         for chosen in self.sets:
             for pictures in draw(self._policy, chosen, self._config, self._world):
+                if stop_requested():
+                    return False
                 save_pictures(folder, chosen, pictures)
         self._world.barrier()
+        return True
 
     def score_saved(self, folder: Path, step: int, *, final: bool) -> Scored:
         """Have the pictures in `folder` scored beside training, `max_in_flight` at a time.
@@ -112,10 +130,32 @@ class Rounds:
             write_results(folder, results)
         return results
 
-    def _scorer(self, chosen: EvaluationSet, step: int, final: bool, limit: int, batches: int) -> Scorer:
+    def _reached(self, reached: Callable[[], bool], scorer: Scorer, stop_requested: Callable[[], bool]) -> bool:
+        """Wait until `reached` on all ranks. False: asked to stop."""
+        while not (stopped := stop_requested()) and self._world.any(not reached()):
+            scorer.wait(_LOOK_S)
+        return not stopped
+
+    def _scorer(
+        self,
+        chosen: EvaluationSet,
+        step: int,
+        final: bool,
+        limit: int,
+        batches: int,
+        executor: Executor | None = None,
+    ) -> Scorer:
         kept = self._config.evaluation.num_pictures if chosen is self.sets[0] and self._world.is_main else 0
-        columns = chosen.columns(final=final)
-        return Scorer(self._client, chosen, columns, step=step, limit=limit, batches=batches, kept=kept)
+        return Scorer(
+            self._client,
+            chosen,
+            chosen.columns(final=final),
+            step=step,
+            limit=limit,
+            batches=batches,
+            kept=kept,
+            executor=executor,
+        )
 
     def _spare_requests(self, chosen: EvaluationSet, final: bool) -> int:
         """How many batches may be under way beside training: they take at most half of any service's requests."""

@@ -31,7 +31,8 @@ def draw(policy: Policy, chosen: EvaluationSet, config: Config, world: World) ->
     """This rank's pictures of a set in micro-batches, as they are decoded.
 
     Every rank makes equally many forward passes, which sharded weights need: where the prompts cannot be dealt evenly,
-    some ranks draw their last prompt again, and it is dropped here.
+    some ranks draw their last prompt again, and it is dropped here. A micro-batch of which nothing is left is an empty
+    list, so that all ranks come back from here equally often.
     """
     mine = even_share(len(chosen.prompts), world.rank, world.size)
     indices = mine.indices
@@ -41,13 +42,11 @@ def draw(policy: Policy, chosen: EvaluationSet, config: Config, world: World) ->
     for rollout in policy.sample([chosen.prompts[i] for i in indices], chosen.duplicates, seeds, plan):
         places = [divmod(number + n, chosen.duplicates) for n in range(len(rollout))]
         number += len(rollout)
-        pictures = [
+        yield [
             Picture(indices[place], duplicate, sample)
             for (place, duplicate), sample in zip(places, rollout.samples, strict=True)
             if place < mine.real
         ]
-        if pictures:
-            yield pictures
 
 
 def evaluation_plan(chosen: EvaluationSet, config: Config) -> SamplingPlan:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.evaluation.image_statistics import Floats, diversity, image_statistics, thumbnail
@@ -17,14 +18,27 @@ from trainer.types import Prompt, Scores
 BATCHES = 4  # open at once, so that the next are under way while the oldest is waited for
 
 
+@dataclass
+class _Sent:
+    """A batch under way; `scores` once a thread collects them."""
+
+    batch: Batch
+    pictures: list[Picture] = field(default_factory=list)
+    scores: Future[Scores] | None = None
+
+
 class Scorer:
     """Submits pictures as they come and keeps what came of them; the pictures themselves are let go.
+
+    `submit` and `collect` wait. Who must not, because there is something else to look out for, asks `has_room` and
+    `is_done` first, and lets time pass in `wait`.
 
     Args:
         columns: rewards that are asked for.
         step: after how many training steps.
         limit: pictures submitted and not yet scored, in at most `batches` batches; `submit` waits for the oldest.
         kept: how many of the first pictures are kept, for the report.
+        executor: collects for `has_room` and `is_done`; not the one whose thread calls them.
     """
 
     def __init__(
@@ -37,26 +51,43 @@ class Scorer:
         limit: int,
         batches: int = BATCHES,
         kept: int = 0,
+        executor: Executor | None = None,
     ) -> None:
         self._client, self._set, self._columns, self._step = client, chosen, list(columns), step
         self._batches = min(batches, limit)
         self._size = limit // self._batches  # pictures per batch
-        self._kept = kept
-        self._open: deque[tuple[Batch, list[Picture]]] = deque()
+        self._kept, self._executor = kept, executor
+        self._open: deque[_Sent] = deque()
         self._thumbnails: dict[int, list[Floats]] = {}
         self._outcomes: list[Outcome] = []
         self.stop_reason: str | None = None
         self.shown: list[dict[str, Any]] = []  # as Recorder.save_samples takes them
 
     def submit(self, pictures: Sequence[Picture]) -> None:
-        """Send a micro-batch."""
-        if not self._open or len(self._open[-1][1]) >= self._size:
+        """Send a micro-batch, of any size."""
+        if not pictures:
+            return
+        if self._newest_is_full():
             if len(self._open) == self._batches:
                 self._collect_oldest()
-            self._open.append((self._client.batch(self._columns, step=self._step), []))
-        batch, sent = self._open[-1]
-        batch.submit([picture.sample for picture in pictures])
-        sent += pictures
+            self._open.append(_Sent(self._client.batch(self._columns, step=self._step)))
+        self._open[-1].batch.submit([picture.sample for picture in pictures])
+        self._open[-1].pictures += pictures
+
+    def has_room(self) -> bool:
+        """Whether `submit` would not wait."""
+        return not self._newest_is_full() or len(self._open) < self._batches or self._oldest_is_scored()
+
+    def is_done(self) -> bool:
+        """Whether `collect` would not wait, once all is submitted."""
+        while self._open and self._oldest_is_scored():
+            self._collect_oldest()
+        return not self._open
+
+    def wait(self, timeout_s: float) -> None:
+        """Let time pass until what `has_room` or `is_done` found missing is there, at most `timeout_s`."""
+        if self._open and self._open[0].scores is not None:
+            wait([self._open[0].scores], timeout_s)
 
     def collect(self) -> list[Outcome]:
         """Wait for everything; the outcomes in the order of submission. Look at `stop_reason`, too."""
@@ -65,11 +96,21 @@ class Scorer:
         spread = {index: diversity(thumbnails) for index, thumbnails in self._thumbnails.items()}
         return [_with_diversity(outcome, spread.get(outcome.index)) for outcome in self._outcomes]
 
+    def _newest_is_full(self) -> bool:
+        return not self._open or len(self._open[-1].pictures) >= self._size
+
+    def _oldest_is_scored(self) -> bool:
+        assert self._executor is not None, "given to those who ask before they wait"
+        oldest = self._open[0]
+        if oldest.scores is None:
+            oldest.scores = self._executor.submit(oldest.batch.collect)
+        return oldest.scores.done()
+
     def _collect_oldest(self) -> None:
-        batch, pictures = self._open.popleft()
-        scores = batch.collect()
+        sent = self._open.popleft()
+        scores = sent.batch.collect() if sent.scores is None else sent.scores.result()
         self.stop_reason = self.stop_reason or scores.stop_reason
-        for row, picture in enumerate(pictures):
+        for row, picture in enumerate(sent.pictures):
             self._outcomes.append(self._outcome(row, picture, scores))
             if len(self.shown) < self._kept:
                 self.shown.append(_shown(picture, self._outcomes[-1], _details(scores, row)))

@@ -32,7 +32,8 @@ from trainer.report.run_folder import RunFolder, base_statement, evaluated_step,
 SHOWN_CARDS = 12  # the others are behind a fold
 MAX_TABLE_ROWS = 40
 _FILES = {
-    "config.yaml": "the resolved configuration; training with it makes this run again",
+    "config.yaml": "the resolved configuration of the newest start; training with it makes this run again",
+    "starts": "the configuration of each start, by the step it went on from",
     "metrics.jsonl": "every number of this page, one JSON object a step",
     "summary.json": "the result in short",
     "samples": "evaluation pictures with what was read and how they scored",
@@ -108,7 +109,7 @@ def render(run: RunFolder, now: datetime) -> str:
         read_right=read_right(gallery),
         percent=percent,
         sections=[
-            ("Rewards", "Higher is better. Thin: training rollouts. Thick: held-out evaluation.", reward_plots(run)),
+            ("Rewards", _rewards_note(run), reward_plots(run)),
             ("Advantages", "What each reward tells the policy, and how often it is silent.", advantage_plots(run)),
             ("Update", "How far a step moves the policy.", update_plots(run)),
             ("Time", "Seconds of a step, and how many of them are waiting.", time_plots(run)),
@@ -123,11 +124,17 @@ def render(run: RunFolder, now: datetime) -> str:
         evaluation=evaluation_part(run),
         merged_steps=run.merged_steps,
         config_text=run.config_text,
+        config_changes=[(step, change) for step, changes in run.config_changes for change in changes],
         glossary=GLOSSARY,
         files=[(name, text) for name, text in _FILES.items() if (run.path / name).exists()],
         problems=problems,
         built=now.strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _rewards_note(run: RunFolder) -> str:
+    changed = " Dotted: the configuration changed." if run.config_changes else ""
+    return f"Higher is better. Thin: training rollouts. Thick: held-out evaluation.{changed}"
 
 
 def headlines(run: RunFolder) -> list[Headline]:
@@ -168,6 +175,9 @@ def state(run: RunFolder, now: datetime) -> State:
     stopped = run.summary.get("stopped")
     if stopped:
         return State("stopped", f"stopped after step {run.step}{of}", str(stopped))
+    if run.summary.get("owed") is not None:
+        text = "Its evaluation was left unfinished: starting again makes it."
+        return State("going", f"saved at step {run.step}{of}", text)
     if run.summary and (run.max_steps is None or run.step >= run.max_steps):
         return State("finished", f"finished, {run.step} steps", "")
     if run.summary:

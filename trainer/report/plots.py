@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.report.run_folder import Points, RunFolder, percent
-from trainer.report.svg import DASHES, MARKERS, SERIES, Plot, drawing, values_in_unit_range
+from trainer.report.svg import DASHES, INK, MARKERS, SERIES, Plot, drawing, values_in_unit_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,6 +53,8 @@ def reward_plots(run: RunFolder) -> list[Plot]:
                 axes.plot(*_without_gaps(heldout), color=SERIES[0], label="held-out", **look)
             if values_in_unit_range([*training[1], *heldout[1]]):
                 axes.set_ylim(0, 1.03)
+            for step, _ in run.config_changes:
+                axes.axvline(step, color=INK, linewidth=0.8, linestyle=":")
         plots += _dataset_plots(run, name)
     shares = [value for name in run.rewards() for value in run.points(f"reward/{name}/valid_share", _least)[1]]
     if any(value < 1 for value in shares):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.config import ConfigError
 from trainer.metrics import read_rows, without_credentials
+from trainer.starts import Change, course
 
 MAX_POINTS = 400
 _SAMPLES = re.compile(r"^step_(\d{6,})\.json$")
@@ -33,6 +34,7 @@ class RunFolder:
         rows: of metrics.jsonl, in order.
         summary: of summary.json, only if it is about the last row's step; an earlier finish is stale.
         samples: records by step.
+        config_changes: steps after which the configuration changed, with what changed.
         problems: what was there and could not be read.
     """
 
@@ -43,6 +45,7 @@ class RunFolder:
     summary: Mapping[str, Any] = field(default_factory=dict)
     stale_summary: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    config_changes: Sequence[tuple[int, Sequence[Change]]] = ()
     problems: Sequence[str] = ()
 
     @property
@@ -175,6 +178,7 @@ def load_run(path: Path) -> RunFolder:
         summary=summary if fresh else {},
         stale_summary={} if fresh else summary,
         samples=_samples(path / "samples", problems),
+        config_changes=course(path),
         problems=problems,
     )
 

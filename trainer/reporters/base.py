@@ -16,7 +16,7 @@ class RunIdentity:
 
     Attributes:
         run_dir: reporters write under its `logs`.
-        run_id: the same at every start of a run, so that a resumed run is one curve.
+        run_id: the same at every start of a run, so that a resumed run is one curve where that can be.
         project, name: how it is filed; None takes the reporter's own variable, then a default.
         first_step: the first step that will be reported now; what was reported of it and of later steps is void.
         config: the resolved configuration.
@@ -28,6 +28,16 @@ class RunIdentity:
     name: str | None
     first_step: int
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def part(self, name: str, written: int) -> tuple[str, str]:
+        """Id and name of an offline part, of which `written` are there already.
+
+        What was written offline cannot be taken back when a resumed run makes steps again: uploaded under one id, these would
+        be there twice, mixed. Each start is a part of its own, and the run's id groups them.
+        """
+        if not written:
+            return self.run_id, name
+        return f"{self.run_id}-{written + 1}", f"{name} (part {written + 1}, from step {self.first_step})"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""SwanLab under `logs/swanlab`: offline unless SWANLAB_API_KEY is set; `swanlab sync` uploads it later."""
+"""SwanLab under `logs/swanlab`: offline unless SWANLAB_API_KEY is set; `swanlab sync` uploads it later.
+
+Online a resumed run goes on under its id. Offline each start is a part; the run's id groups them.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,15 @@ class SwanLabReporter:
         mode = os.environ.get("SWANLAB_MODE") or ("online" if os.environ.get("SWANLAB_API_KEY") else "offline")
         folder = identity.run_dir / "logs" / "swanlab"
         folder.mkdir(parents=True, exist_ok=True)
+        run_id, name = identity.run_id, identity.name or os.environ.get("SWANLAB_EXP_NAME") or identity.run_dir.name
+        if mode == "offline":
+            run_id, name = identity.part(name, len(list(folder.glob(f"run-*-{run_id}*"))))
         self._image = swanlab.Image
         self._run = swanlab.init(
             project=identity.project or os.environ.get("SWANLAB_PROJ_NAME") or DEFAULT_PROJECT,
-            name=identity.name or os.environ.get("SWANLAB_EXP_NAME") or identity.run_dir.name,
-            id=identity.run_id,
+            name=name,
+            id=run_id,
+            group=identity.run_id,
             resume="allow",
             log_dir=str(folder),
             mode=mode,

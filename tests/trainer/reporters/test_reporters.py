@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -61,24 +62,52 @@ def test_the_configuration_offers_what_is_there() -> None:
     assert set(get_args(choices)) == set(REPORTERS)
 
 
-def test_wandb_offline_in_the_run_folder_under_one_id(tmp_path: Path) -> None:
+def test_wandb_offline_in_the_run_folder_in_numbered_parts(tmp_path: Path) -> None:
+    """A sync makes a run of each part: step 2, which was made twice, is in both, and in neither twice."""
     run_twice(tmp_path / "first", report_to=("wandb",), project="words")
     run_id = (tmp_path / "first" / "logs" / "run_id").read_text().strip()
-    parts = sorted((tmp_path / "first" / "logs" / "wandb").glob("offline-run-*"))
-    assert len(parts) == 2 and all(part.name.endswith(f"-{run_id}") for part in parts)
+    parts = sorted((tmp_path / "first" / "logs" / "wandb").glob("offline-run-*"), key=lambda part: len(part.name))
+    assert [part.name.partition(run_id)[2] for part in parts] == ["", "-2"]
     assert len(list(parts[0].glob("files/media/images/*.png"))) == 2
     recorded = (parts[0] / f"run-{run_id}.wandb").read_bytes()
+    second = (parts[1] / f"run-{run_id}-2.wandb").read_bytes()
+    assert b"first (part 2, from step 2)" in second and b"part" not in recorded
+    for part, steps in ((parts[0], [0, 1, 2]), (parts[1], [2])):
+        [run, rows] = wandb_records(part)
+        assert run.run_group == run_id and run.run_id == run_id + part.name.partition(run_id)[2]
+        assert [row["step"] for row in rows if "kl" in row] == steps
     for text in (b"words", b"first", b"a cat | ocr 0.25 | hps no score", b"kl"):
         assert text in recorded, text
     assert b"secret" not in recorded
     assert not (ROOT / "wandb").exists()
 
 
-def test_swanlab_offline_in_the_run_folder_under_one_id(tmp_path: Path) -> None:
+def wandb_records(part: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """What a sync would send of a part: its run, and its rows."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    [file] = part.glob("run-*.wandb")
+    store, run, rows = DataStore(), None, []
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "run":
+            run = record.run
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
+    return run, rows
+
+
+def test_swanlab_offline_in_the_run_folder_in_numbered_parts(tmp_path: Path) -> None:
     run_twice(tmp_path / "first", report_to=("swanlab",), name="second try")
     run_id = (tmp_path / "first" / "logs" / "run_id").read_text().strip()
-    parts = sorted((tmp_path / "first" / "logs" / "swanlab").glob("run-*"))
-    assert len(parts) == 2 and all(part.name.endswith(f"-{run_id}") for part in parts)
+    parts = sorted((tmp_path / "first" / "logs" / "swanlab").glob("run-*"), key=lambda part: len(part.name))
+    assert [part.name.partition(run_id)[2] for part in parts] == ["", "-2"]
+    second = b"".join(path.read_bytes() for path in parts[1].rglob("*") if path.is_file())
+    assert b"second try (part 2, from step 2)" in second and run_id.encode() in second
     assert len(list(parts[0].glob("media/image/*.png"))) == 2
     recorded = b"".join(path.read_bytes() for path in parts[0].rglob("*") if path.is_file())
     for text in (b"rewards-as-services", b"second try", b"a cat | ocr 0.25 | hps no score", b"kl"):

@@ -1,0 +1,83 @@
+"""What a run says when it ends: held-out means before and after, what failed, and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.config import Config
+from trainer.policies.exporters import EXPORTERS
+from trainer.progress import duration
+
+
+def closing_lines(config: Config, summary: Mapping[str, Any]) -> list[str]:
+    """Lines of at most 80 characters, but for paths and reasons.
+
+    Args:
+        summary: what `summary.json` holds.
+    """
+    lines = ["", *_how_it_ended(config, summary), *_table(summary["eval"])]
+    failed = {f"{name} {code}": n for name, codes in summary["failed_by_reward"].items() for code, n in codes.items()}
+    if failed:
+        lines.append(f"Failed scores, masked: {', '.join(f'{name} {count}' for name, count in failed.items())}")
+    return [*lines, f"Report: {config.run_dir / 'report.html'}", *_next(config, summary)]
+
+
+def _how_it_ended(config: Config, summary: Mapping[str, Any]) -> list[str]:
+    step, last = summary["steps"], config.max_steps
+    if summary["stopped"]:
+        return [f"Stopped after step {step}: {summary['stopped']}"]
+    if step < last:
+        return [f"Saved after step {step} of {last}."]
+    return [f"Finished: {step} steps in {duration(summary['wall_s'])}."]
+
+
+def _table(evaluation: Mapping[str, Any]) -> list[str]:
+    """Per reward the mean before and after, each with its 95 % interval, and the paired gain with its own."""
+    before, after = evaluation["before"], evaluation["after"]
+    if not after:
+        return []
+    intervals, gains = evaluation["interval"], evaluation["gain"]
+    if before == after:
+        rows = [(name, _ends(after[name], intervals.get(name)), "") for name in after]
+        title = "Held-out means (95 % interval):"
+    else:
+        rows = [
+            (name, f"{_number(before.get(name))} → {_ends(after[name], intervals.get(name))}", _gain(gains.get(name)))
+            for name in after
+        ]
+        title = "Held-out means, before → after (95 % interval), gain on the same prompts (its own):"
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [title, *(f"  {name:{widths[0]}}  {mean:{widths[1]}}  {gain}".rstrip() for name, mean, gain in rows)]
+
+
+def _ends(mean: float, interval: Any) -> str:
+    return _number(mean) if interval is None else f"{_number(mean)} ({_number(interval[0])} to {_number(interval[1])})"
+
+
+def _gain(gain: Mapping[str, float] | None) -> str:
+    if gain is None:
+        return ""
+    return f"{gain['gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:
+    if summary["stopped"]:
+        return ["Next: see to that; the same command then goes on from the newest checkpoint"]
+    if summary["owed"] is not None:
+        return [f"Next: the same command makes the evaluation after step {summary['owed']}, and goes on"]
+    if summary["steps"] < config.max_steps:
+        return ["Next: the same command goes on from there"]
+    adapters = getattr(config.policy, "lora", None) is not None
+    formats = EXPORTERS[config.policy.type]
+    chosen = "lora" if adapters and "lora" in formats else next(iter(formats))
+    return [
+        f"Next: look at the report's pictures; then take the weights with you:\n"
+        f"  python -m trainer export {shlex.quote(str(config.run_dir))} --to {chosen} --output my_model"
+    ]
