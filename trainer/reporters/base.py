@@ -37,7 +37,7 @@ class RunIdentity:
         """
         if not written:
             return self.run_id, name
-        return f"{self.run_id}-{written + 1}", f"{name} (part {written + 1}, from step {self.first_step})"
+        return f"{self.run_id}_{written + 1}", f"{name} (part {written + 1}, from step {self.first_step})"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,45 +68,56 @@ def test_wandb_offline_in_the_run_folder_in_numbered_parts(tmp_path: Path) -> No
     run_twice(tmp_path / "first", report_to=("wandb",), project="words")
     run_id = (tmp_path / "first" / "logs" / "run_id").read_text().strip()
     parts = sorted((tmp_path / "first" / "logs" / "wandb").glob("offline-run-*"), key=lambda part: len(part.name))
-    assert [part.name.partition(run_id)[2] for part in parts] == ["", "-2"]
+    assert [part.name.partition(run_id)[2] for part in parts] == ["", "_2"]
     assert len(list(parts[0].glob("files/media/images/*.png"))) == 2
     recorded = (parts[0] / f"run-{run_id}.wandb").read_bytes()
-    second = (parts[1] / f"run-{run_id}-2.wandb").read_bytes()
-    assert b"first (part 2, from step 2)" in second and b"part" not in recorded
-    for part, steps in ((parts[0], [0, 1, 2]), (parts[1], [2])):
-        [run, rows] = wandb_records(part)
-        assert run.run_group == run_id and run.run_id == run_id + part.name.partition(run_id)[2]
-        assert [row["step"] for row in rows if "kl" in row] == steps
+    names = ["first", "first (part 2, from step 2)"]
+    for part, name, steps in zip(parts, names, ([0, 1, 2], [2]), strict=True):
+        run, rows = wandb_records(part, len(steps))
+        assert (run.run_group, run.run_id) == (run_id, run_id + part.name.partition(run_id)[2])
+        assert run.display_name == name and [row["step"] for row in rows if "kl" in row] == steps
     for text in (b"words", b"first", b"a cat | ocr 0.25 | hps no score", b"kl"):
         assert text in recorded, text
     assert b"secret" not in recorded
     assert not (ROOT / "wandb").exists()
 
 
-def wandb_records(part: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """What a sync would send of a part: its run, and its rows."""
+def wandb_records(part: Path, least: int) -> tuple[Any, list[dict[str, Any]]]:
+    """What a sync would send of a part: its run and its rows, `least` at least. Its own process writes the file."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     [file] = part.glob("run-*.wandb")
-    store, run, rows = DataStore(), None, []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "run":
-            run = record.run
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
-    return run, rows
+    deadline = time.monotonic() + 60
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in log_entries(file.read_bytes())]
+        found = {kind: [getattr(r, kind) for r in records if r.HasField(kind)] for kind in ("run", "history")}
+        rows = [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in each.item} for each in found["history"]]
+        if sum("kl" in row for row in rows) >= least:
+            return found["run"][0], rows
+        assert time.monotonic() < deadline, "wandb wrote no more"
+        time.sleep(0.05)
+
+
+def log_entries(data: bytes) -> Iterator[bytes]:
+    """The entries of a LevelDB log after W&B's seven bytes: blocks of 32 KiB, each part with sum, length and kind."""
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4) and place <= len(data):  # whole, or its last part
+            yield whole
+            whole = b""
 
 
 def test_swanlab_offline_in_the_run_folder_in_numbered_parts(tmp_path: Path) -> None:
     run_twice(tmp_path / "first", report_to=("swanlab",), name="second try")
     run_id = (tmp_path / "first" / "logs" / "run_id").read_text().strip()
     parts = sorted((tmp_path / "first" / "logs" / "swanlab").glob("run-*"), key=lambda part: len(part.name))
-    assert [part.name.partition(run_id)[2] for part in parts] == ["", "-2"]
+    assert [part.name.partition(run_id)[2] for part in parts] == ["", "_2"]
     second = b"".join(path.read_bytes() for path in parts[1].rglob("*") if path.is_file())
     assert b"second try (part 2, from step 2)" in second and run_id.encode() in second
     assert len(list(parts[0].glob("media/image/*.png"))) == 2
