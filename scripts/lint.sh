@@ -15,5 +15,5 @@ check() { # program, arguments ...
 check ruff check .
 check ruff format --check .
 check mypy
-check shellcheck -x train.sh test.sh scripts/*.sh .ci/run
+check shellcheck -x train.sh test.sh scripts/*.sh deploy/slurm/*.sbatch .ci/run
 exit "$status"

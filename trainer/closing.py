@@ -29,7 +29,7 @@ def _how_it_ended(config: Config, summary: Mapping[str, Any]) -> list[str]:
     step, last = summary["steps"], config.max_steps
     if summary["stopped"]:
         return [f"Stopped after step {step}: {summary['stopped']}"]
-    if step < last:
+    if step < last or summary["owed"] is not None:
         return [f"Saved after step {step} of {last}."]
     return [f"Finished: {step} steps in {duration(summary['wall_s'])}."]
 
@@ -48,7 +48,7 @@ def _table(evaluation: Mapping[str, Any]) -> list[str]:
             (name, f"{_number(before.get(name))} → {_ends(after[name], intervals.get(name))}", _gain(gains.get(name)))
             for name in after
         ]
-        title = "Held-out means, before → after (95 % interval), gain on the same prompts (its own):"
+        title = "Held-out means, before → after (95 % interval), gain on the same prompts:"
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [title, *(f"  {name:{widths[0]}}  {mean:{widths[1]}}  {gain}".rstrip() for name, mean, gain in rows)]
 

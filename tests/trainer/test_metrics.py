@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from PIL import Image
 
 from trainer.config import LoggingConfig
 from trainer.metrics import Recorder, plain_numbers, read_rows, write_atomic
-from trainer.progress import Progress, describe, duration
+from trainer.progress import Progress, describe, duration, evaluations, pack
 
 ROW = {
     "reward/ocr/mean": 0.871,
@@ -71,7 +75,6 @@ def test_rows_are_on_disk_at_once_one_line_each(tmp_path: Path) -> None:
             record.record({"step": step, "kl": step / 2})
             lines = (tmp_path / "new" / "run" / "metrics.jsonl").read_bytes()
             assert lines.endswith(b"\n") and lines.count(b"\n") == step + 1
-    assert (tmp_path / "new" / "run" / "config.yaml").read_text() == "run_name: test\n"
 
 
 def test_numbers_that_are_not_finite_are_null_and_scalars_are_plain(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_the_cut_is_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path, resume_step=1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "logs", "metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["logs", "metrics.jsonl"]
 
 
 def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
@@ -243,6 +246,102 @@ def test_lines_carry_the_numbers_that_matter(tmp_path: Path, capsys: pytest.Capt
         second,
     )
     assert third == "half way"
+
+
+def test_an_evaluation_is_shown_alone_until_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    """`final_rewards` are asked for before the first step and after the last: between them their first value is no news."""
+    progress = Progress(4, shown=True)
+    progress.show({"step": 0, "eval/ocr": 0.5, "eval/other": 0.4})
+    progress.show({"step": 1, "grad_norm": 1.0})
+    progress.show({"step": 2, "eval/ocr": 0.6, "eval/ocr/low": 0.5, "eval/step": 1.0})
+    progress.show({"step": 3, "eval/ocr": None, "kl": 1.0})
+    progress.show({"step": 4, "eval/ocr": 0.7, "eval/other": 0.8})
+    shown = [re.sub(r"  ETA \d+ s", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert shown == [
+        "step 0/4  eval ocr 0.5 other 0.4",
+        "step 1/4  eval ocr 0.5 other 0.4  grad 1",
+        "step 2/4  eval ocr 0.6",
+        "step 3/4  eval ocr 0.6",
+        "step 4/4  eval ocr 0.7 other 0.8",
+    ]
+
+
+def test_sets_with_a_name_are_shown_too() -> None:
+    row = {"eval/ocr": 0.5, "eval/step": 20.0, "eval/bench/overall": 0.3, "eval/bench/answered_share": 1.0}
+    row |= {"eval/bench/judge": 0.4, "eval/bench/judge/valid_share": 1.0, "eval/bench/judge/low": 0.3}
+    assert evaluations(row) == {"ocr": 0.5, "bench/overall": 0.3, "bench/judge": 0.4}
+
+
+def test_lines_break_between_parts_and_long_parts_between_pairs() -> None:
+    assert pack(["ETA 1 s", "grad 1", "failed 2"], 15, 20) == ["ETA 1 s  grad 1", "failed 2"]
+    assert pack(["eval aaaa 0.1 bbbb 0.2 cccc 0.3", "grad 1"], 4, 24) == [
+        "",
+        "eval aaaa 0.1 bbbb 0.2",
+        "eval cccc 0.3  grad 1",
+    ]
+    assert pack([], 4, 24) == [""]
+
+
+def screen(output: str, columns: int) -> list[str]:
+    """What a terminal of so many columns shows: it knows carriage return, line feed and cursor up, and wraps."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[A|.|\n", output):
+        if token == "\r":
+            column = 0
+        elif token == "\n":
+            row, column = row + 1, 0
+        elif token == "\x1b[A":
+            row = max(row - 1, 0)
+        else:
+            if column == columns:
+                row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+            line = lines[row].ljust(column)
+            lines[row], column = line[:column] + token + line[column + 1 :], column + 1
+        lines += [""] * (row + 1 - len(lines))
+    return [line.rstrip() for line in lines]
+
+
+NAMES = ("ocr", "hpsv2", "unifiedreward_think", "edit_pair", "color", "jpeg_compressibility", "unigenbench", "taste")
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_nothing_is_cut_on_a_real_terminal(columns: int) -> None:
+    """Eight rewards, trained on and held out, with failures: every number is on the screen, once."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with os.fdopen(slave, "w") as stream:
+        progress = Progress(1200, shown=True, stream=stream)
+        progress.show({"step": 0, **{f"eval/{name}": 0.111 for name in NAMES}})
+        row = {"step": 7, **{f"reward/{name}/mean": 0.567 for name in NAMES}, "grad_norm": 0.123}
+        progress.show(row | {"reward_wait_share": 0.34, "images_per_s": 123.4, "failed/ocr/timeout": 3.0})
+        progress.note("a note that stays above")
+        progress.close()
+        print("after", file=stream, flush=True)
+        output = ""
+        while not output.endswith("after\r\n"):
+            output += os.read(master, 65536).decode()
+    os.close(master)
+    shown = screen(output, columns)
+    assert shown[0] == "a note that stays above" and shown[1].startswith("7/1200 |") and shown[-2:] == ["after", ""]
+    told = " ".join(shown)
+    for name in NAMES:
+        assert told.count(f"{name} 0.567") == told.count(f"{name} 0.111") == 1
+    assert "grad 0.123" in told and "wait 34%" in told and "123 img/s" in told and "failed 3" in told
+
+
+def test_a_terminal_that_is_gone_costs_the_display_alone(tmp_path: Path) -> None:
+    """As when an ssh connection breaks: what is written to it is an error from then on."""
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        progress = Progress(4, shown=True, stream=stream)
+        progress.show({"step": 1, "grad_norm": 1.0})
+        os.close(master)
+        for step in (2, 3):
+            progress.show({"step": step, "grad_norm": 1.0})
+            progress.note("nobody reads this")
+        progress.close()
+        assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
 
 
 def test_without_progress_only_notes_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from trainer.checkpoint import Checkpoint, list_checkpoints
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
+from trainer.policies.flow import FlowPolicy
+from trainer.stopping import STOP_SIGNALS, StartStoppedError, StopSignals
 
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture
@@ -120,3 +124,112 @@ def test_an_evaluation_is_left_at_once_and_made_at_the_next_start(
     assert state(config, step)["row"]["step"] == step, "owed"
     assert train(config) == 0
     assert_same_run(config, whole)
+
+
+def test_a_step_is_saved_before_it_is_evaluated(
+    small: Callable[..., Config], scripted: Callable[..., ScriptedServer], whole: Config
+) -> None:
+    """The service answers the evaluation of a step once its checkpoint is there; `best` is right as soon as it is known."""
+    seen = 0
+    folder: list[Path] = []
+
+    def after_the_save(request: Request) -> Reply:
+        nonlocal seen
+        if is_heldout(request):
+            seen += 1
+            step = 2 * ((seen - 1) // 2)
+            deadline = time.monotonic() + BOUND_S / 3
+            while step and not (folder[0] / f"step_{step:06d}").is_dir():
+                if time.monotonic() > deadline:
+                    return Reply({"error": {"code": "internal", "message": "not saved"}}, status=500)
+                time.sleep(0.01)
+        return by_words(request)
+
+    best = {"metric": "eval/r", "mode": "max", "count": 1}
+    config = small(scripted(after_the_save), checkpoint={"save_every": 2, "keep_best": best})
+    folder.append(config.run_dir / "checkpoints")
+    assert train(config) == 0
+    assert_same_run(config, whole)
+    pointer = (config.run_dir / "checkpoints" / "best").read_text()
+    assert '"step_000002"' in pointer and '"step_000004"' in pointer
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_signal_while_pictures_are_drawn(
+    small: Callable[..., Config],
+    scripted: Callable[..., ScriptedServer],
+    monkeypatch: pytest.MonkeyPatch,
+    wait: bool,
+) -> None:
+    """Between two micro-batches, also where scoring is left to the background: the second is not drawn."""
+    changes = {"evaluation__wait": wait, "max_steps": 5, "evaluation__every": 3, "checkpoint": {"save_every": 3}}
+    whole = small(scripted(by_words), "undisturbed", **changes)
+    assert train(whole) == 0
+    config, drawn, real = small(scripted(by_words), **changes), [0], FlowPolicy.sample
+
+    def counted(self: Any, prompts: Any, group_size: int, seeds: Any, plan: Any) -> Iterator[Any]:
+        for rollout in real(self, prompts, group_size, seeds, plan):
+            if group_size == 1:  # an evaluation
+                drawn[0] += 1
+                if drawn[0] == 3:  # the first picture of the second evaluation
+                    os.kill(os.getpid(), signal.SIGTERM)
+            yield rollout
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowPolicy, "sample", counted)
+        assert train(config) == 0
+    assert drawn[0] == 3
+    assert state(config, 3)["row"]["step"] == 3 and read_metrics(config.run_dir)[-1]["step"] == 3
+    assert train(config) == 0
+    rows, expected = read_metrics(config.run_dir), read_metrics(whole.run_dir)
+    if not wait:  # in which row the results come depends on the clock
+        rows, expected = rows[-1:], expected[-1:]
+    assert rows == expected
+
+
+def test_the_other_signals_are_heard_and_a_second_one_changes_nothing() -> None:
+    acted: list[int] = []
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    for number in STOP_SIGNALS:
+        with StopSignals() as signals:
+            signals.training(lambda number=number: acted.append(number), says=False)  # type: ignore[misc]
+            assert not signals.asked
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.asked
+    assert acted == [number for number in STOP_SIGNALS for _ in range(2)]
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_ctrl_c_twice_interrupts_at_once() -> None:
+    with StopSignals() as signals:
+        signals.training(lambda: None, says=False)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [n for n in STOP_SIGNALS if n != signal.SIGINT])
+def test_before_training_begins_there_is_nothing_to_save(number: int) -> None:
+    with pytest.raises(StartStoppedError, match="stopped before training began; the same command"), StopSignals():
+        os.kill(os.getpid(), number)
+
+
+def test_what_a_handler_of_errors_kept_back_is_said_before_training() -> None:
+    with StopSignals() as signals:
+        with contextlib.suppress(StartStoppedError):
+            os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)  # on its way out: not raised again
+        with pytest.raises(StartStoppedError):
+            signals.training(lambda: None, says=False)
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signals.training(lambda: None, says=False)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
