@@ -156,9 +156,10 @@ def test_two_ranks_leave_an_evaluation_together(
     assert not any(key.startswith("eval/") for key in read_metrics(run_dir)[-1])
     assert Checkpoint.open(run_dir / "checkpoints" / "step_000002").state["row"]["step"] == 2
     behave.released.set()
-    run_trainer(config, ranks=2)
-    run_trainer(scored_by(recipe, server, "whole"), ranks=2)
-    assert read_metrics(run_dir) == read_metrics(tmp_path / "outputs" / "whole")
+    if told == "launcher":
+        run_trainer(config, ranks=2)
+        run_trainer(scored_by(recipe, server, "whole"), ranks=2)
+        assert read_metrics(run_dir) == read_metrics(tmp_path / "outputs" / "whole")
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from trainer.report.page import MAX_TABLE_ROWS, evaluations, failures, headlines
 from trainer.report.pictures import build_gallery, read_correctly
 from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
 from trainer.report.svg import inline, tick
+from trainer.starts import keep_start
 
 ABOUT = (
     "A 2.4 M-parameter SD3 transformer, trained from scratch in minutes on rendered words with noisy captions: 20 % of "
@@ -158,6 +159,7 @@ def fabricate(
         max_steps=100,
         logging=LoggingConfig(progress=False, report_to=()),
     ) as recorder:
+        keep_start(run_dir, None, text)
         for step in range(steps + 1):
             row: dict[str, Any] = {} if step == 0 else training_row(step, rng)
             if step == 40:
@@ -270,7 +272,7 @@ def test_the_page_stands_alone(finished: Path, built: Page) -> None:
         attributes[name] for _, attributes in built.elements for name in ("href", "xlink:href") if name in attributes
     ]
     relative = [address for address in addresses if not address.startswith(("#", "data:"))]
-    assert relative == ["config.yaml", "metrics.jsonl", "summary.json", "samples", "logs"]
+    assert relative == ["config.yaml", "starts", "metrics.jsonl", "summary.json", "samples", "logs"]
     assert all((finished / address).exists() for address in relative)
     style = (finished / "report.html").read_text().split("<style>")[1].split("</style>")[0]
     assert "url(" not in style and "@import" not in style
@@ -402,6 +404,7 @@ def hostile_run(run_dir: Path) -> Path:
         max_steps=2,
         logging=LoggingConfig(progress=False, report_to=()),
     ) as recorder:
+        keep_start(run_dir, None, yaml.safe_dump(config))
         for step in range(3):
             recorder.record({"step": step, **row, "$x^$": 1})
         sample = sample_records(0, 1)[0] | {"prompt": evil, "read": evil, "scores": {evil: 0.5}}
@@ -455,9 +458,12 @@ def test_a_reward_named_like_a_formula_is_drawn_as_it_is(tmp_path: Path) -> None
 
 
 def recording(run_dir: Path) -> Recorder:
+    text = yaml.safe_dump(CONFIG, sort_keys=False)
+    run_dir.mkdir(exist_ok=True)
+    keep_start(run_dir, None, text)
     return Recorder(
         run_dir,
-        config_yaml=yaml.safe_dump(CONFIG, sort_keys=False),
+        config_yaml=text,
         is_main=True,
         resume_step=None,
         max_steps=100,

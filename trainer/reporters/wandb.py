@@ -25,10 +25,10 @@ class WandbReporter:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read at import: its own telemetry, also when offline
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        chosen = "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ
         name = identity.name or os.environ.get("WANDB_RUN_NAME") or identity.run_dir.name
         run_id, logs = identity.run_id, identity.run_dir / "logs"
-        if mode in _OFFLINE:
+        if not chosen or os.environ.get("WANDB_MODE") in _OFFLINE:
             run_id, name = identity.part(name, len(list(logs.glob(f"wandb/offline-run-*-{run_id}*"))))
         self._image = wandb.Image
         self._run = wandb.init(
@@ -38,7 +38,7 @@ class WandbReporter:
             group=os.environ.get("WANDB_RUN_GROUP") or identity.run_id,
             resume="allow",
             dir=str(logs),
-            mode=None if "WANDB_MODE" in os.environ else mode,
+            mode=None if chosen else "offline",
             config=dict(identity.config),
             settings=wandb.Settings(silent=True, console="off", save_code=False),
         )
