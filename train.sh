@@ -21,6 +21,8 @@ Environment:
     NODE_RANK     this node's number, 0 to NNODES-1 (needed when NNODES > 1)
     MASTER_ADDR   address of node 0 (needed when NNODES > 1)
     MASTER_PORT   a free port on node 0 (default 29500)
+    NODE_IP_LIST  addresses of all nodes, with commas: their number is NNODES, the first one's is MASTER_ADDR. With it
+                  INDEX and CHIEF_IP are read where NODE_RANK and MASTER_ADDR are not set
     MAX_RESTARTS  how often a run whose process was killed, or whose node was lost, starts again from its newest
                   checkpoint by itself (default 3 with several processes; one process is not started again). Errors
                   that were said are never tried again. On a node that lost GPUs, as many processes start as fit
@@ -47,6 +49,58 @@ resolve_config() { # path
         CONFIG="$ROOT/$1"
     else
         die "no config file $1. There are: $(cd "$ROOT" && printf '%s ' configs/*.yaml)"
+    fi
+}
+
+# Variables with paths, of recipes and services; config fields with paths (trainer/config, FilePath). Tests compare.
+PATH_VARIABLES=(SD3_5_MODEL_NAME_OR_PATH QWEN2_5_VL_MODEL_NAME_OR_PATH CHECKPOINT DATASET_CONFIG EVAL_DATASET_CONFIG
+    DATA_ROOT OUTPUT_DIR HPS_CHECKPOINT HPS_VOCABULARY OCR_DET_MODEL_DIR OCR_REC_MODEL_DIR RULES_FUNCTIONS
+    EVAL_TEMPLATE_EN EVAL_TEMPLATE_ZH EVAL_DEFINITIONS SSL_CERT_FILE)
+PATH_FIELDS=(path checkpoint lmm_checkpoint pretrained sd3_path qwen_path dataset_config deepspeed token_file image_folder
+    image_dir embedding_cache ca_file resume output output_dir functions det_model_dir rec_model_dir vocabulary)
+
+# This script goes to the repository before it starts, where relative paths of recipes count from. What is typed, in
+# variables and in overrides, counts from where it is typed; what is only in the repository is taken from there.
+from_here() { # path
+    if [[ "$1" != /* && ( -e "$PWD/$1" || ! -e "$ROOT/$1" ) ]]; then
+        printf '%s' "$PWD/$1"
+    else
+        printf '%s' "$1"
+    fi
+}
+
+resolve_variables() {
+    local name
+    for name in "${PATH_VARIABLES[@]}"; do
+        if [[ -n "${!name:-}" ]]; then export "$name=$(from_here "${!name}")"; fi
+    done
+}
+
+# Sets OVERRIDES: key=value with the paths that are here, and a new output_dir, as seen from here.
+resolve_overrides() { # key=value ...
+    local override value field
+    OVERRIDES=()
+    for override in "$@"; do
+        value="${override#*=}" field="${override%%=*}"
+        field="${field##*.}"
+        if [[ " ${PATH_FIELDS[*]} " == *" $field "* && -n "$value" && ( -e "$PWD/$value" || "$field" == output_dir ) ]]; then
+            override="${override%%=*}=$(from_here "$value")"
+        fi
+        OVERRIDES+=("$override")
+    done
+}
+
+# NODE_IP_LIST, as DeepGen-RL's script reads it; an entry may end in :GPUS.
+read_node_list() {
+    local nodes=()
+    IFS=', ' read -ra nodes <<<"$NODE_IP_LIST"
+    if [[ -n "${NNODES:-}" && "$NNODES" != "${#nodes[@]}" ]]; then
+        die "NNODES=$NNODES, but NODE_IP_LIST names ${#nodes[@]} nodes. Correct one of them, or unset it."
+    fi
+    NNODES="${#nodes[@]}"
+    if ((NNODES > 1)); then
+        MASTER_ADDR="${MASTER_ADDR:-${CHIEF_IP:-${nodes[0]%%:*}}}"
+        NODE_RANK="${NODE_RANK:-${INDEX:-}}"
     fi
 }
 
@@ -85,6 +139,7 @@ for override in "$@"; do
     [[ "$override" == ?*=* ]] || die "$override is not of the form key=value. See: bash train.sh --help"
 done
 
+if [[ -n "${NODE_IP_LIST:-}" ]]; then read_node_list; fi
 NNODES="${NNODES:-1}" NGPUS="${NGPUS:-1}" NODE_RANK="${NODE_RANK:-}" MAX_RESTARTS="${MAX_RESTARTS:-3}"
 require_integer MAX_RESTARTS "$MAX_RESTARTS" 0
 require_integer NNODES "$NNODES" 1
@@ -98,6 +153,11 @@ require_integer NODE_RANK "$NODE_RANK" 0
 ((NODE_RANK < NNODES)) || die "NODE_RANK=$NODE_RANK, but with NNODES=$NNODES it is at most $((NNODES - 1))."
 [[ -z "${MASTER_PORT:-}" ]] || require_integer MASTER_PORT "$MASTER_PORT" 1
 
+if [[ "$PWD" != "$ROOT" ]]; then
+    resolve_variables
+    resolve_overrides "$@"
+    set -- "${OVERRIDES[@]}"
+fi
 if [[ "${DRY_RUN:-0}" == 1 ]]; then
     build_command python "$CONFIG" "$@"
     printf '%q ' "${COMMAND[@]}"
@@ -106,8 +166,8 @@ if [[ "${DRY_RUN:-0}" == 1 ]]; then
 fi
 
 ensure_venv base
-if [[ "$NGPUS" == 1 ]] && command -v nvidia-smi >/dev/null 2>&1; then
-    GPUS="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"
+if [[ "$NGPUS" == 1 && -z "${CUDA_VISIBLE_DEVICES+set}" ]] && command -v nvidia-smi >/dev/null 2>&1; then
+    GPUS="$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)"
     if ((GPUS > 1)); then say "$GPUS GPUs are here and one process will use one of them; NGPUS=$GPUS uses all"; fi
 fi
 build_command "$VENV_PYTHON" "$CONFIG" "$@"

@@ -269,7 +269,9 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def with_policy(base: dict[str, Any], path: str) -> dict[str, Any]:
-    """The base with a policy that has the field `path`."""
+    """The base with a policy that has the field `path`; with a set of pictures for a field of one."""
+    if path.startswith("algorithm.sft.sets."):
+        return base | {"algorithm": {"sft": {"sets": [{"path": "pictures.json"}]}}}
     section, _, name = path.partition(".")
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base

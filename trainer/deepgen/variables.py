@@ -137,9 +137,9 @@ VARIABLES: dict[str, Variable] = {
     "NGPUS": Variable(f"{_LAUNCHER}; 1 where it is not set, not all", quiet=True),
     "MASTER_ADDR": Variable(_LAUNCHER, quiet=True),
     "MASTER_PORT": Variable(f"{_LAUNCHER}; 29500 where it is not set", quiet=True),
-    "NODE_IP_LIST": Variable("set NNODES"),
-    "INDEX": Variable("set NODE_RANK", quiet=True),  # too common a name to speak of
-    "CHIEF_IP": Variable("set MASTER_ADDR"),
+    "NODE_IP_LIST": Variable("read by train.sh: the number of its entries is NNODES", quiet=True),
+    "INDEX": Variable("read by train.sh beside NODE_IP_LIST, where NODE_RANK is not set", quiet=True),
+    "CHIEF_IP": Variable("read by train.sh beside NODE_IP_LIST, where MASTER_ADDR is not set", quiet=True),
     # Rewards
     "REWARD_SERVICE_ADDR": Variable(
         "the host of our OCR and HPS services, at ports 18082 and 18083; OCR_URL and HPS_URL win",
