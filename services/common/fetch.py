@@ -11,10 +11,10 @@ import asyncio
 import ipaddress
 import itertools
 import socket
-import ssl
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import httpcore
 
@@ -23,6 +23,7 @@ from services.common.image_hosts import ImageHosts, Target, UrlRefused
 from services.common.intake import Parsed
 from services.common.memory import Hold
 from services.common.scorer import Failure
+from services.common.tls import tls_context, untrusted_note
 from wire.schema import ErrorCode, ImageRef, ScoreItem
 
 _AT_ONCE = 16  # downloads of all requests together
@@ -32,12 +33,13 @@ _HEADERS = [(b"Accept", b"image/*"), (b"Accept-Encoding", b"identity"), (b"Conne
 class ImageFetcher:
     """Downloads images from listed hosts. For one event loop."""
 
-    def __init__(self, hosts: ImageHosts, *, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, hosts: ImageHosts, *, max_bytes: int, timeout_s: float, ca_file: Path | None = None) -> None:
+        """Raises ValueError, with the remedy, when the certificates that are named cannot be used."""
         self._hosts = hosts
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._tls = ssl.create_default_context()
+        self._tls = tls_context(ca_file)
 
     async def fill(self, parsed: Parsed, deadline: float, hold: Hold) -> Parsed:
         """The request with each URL's image as a part. An item whose image cannot be had is in `failed`.
@@ -76,9 +78,9 @@ class ImageFetcher:
         except TimeoutError:
             return Failure(ErrorCode.TIMEOUT, f"the deadline passed before the image had arrived: {url}")
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-            return Failure(
-                ErrorCode.UPSTREAM, f"the image could not be fetched: {error or type(error).__name__}: {url}"
-            )
+            reason = f"{error or type(error).__name__}"
+            note = untrusted_note(reason)
+            return Failure(ErrorCode.UPSTREAM, f"the image could not be fetched: {reason}{note}: {url}")
 
     async def _download_in_time(self, target: Target, hold: Hold) -> bytearray | Failure:
         try:

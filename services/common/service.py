@@ -342,7 +342,12 @@ def _make_fetcher(settings: ServiceSettings) -> ImageFetcher | None:
     if settings.image_url_hosts is None:
         return None
     hosts = ImageHosts(settings.image_url_hosts)
-    return ImageFetcher(hosts, max_bytes=settings.max_image_bytes, timeout_s=settings.image_url_timeout_s)
+    return ImageFetcher(
+        hosts,
+        max_bytes=settings.max_image_bytes,
+        timeout_s=settings.image_url_timeout_s,
+        ca_file=settings.ca_file,
+    )
 
 
 def _all_done(futures: list[asyncio.Future[Outcome]]) -> asyncio.Future[None]:

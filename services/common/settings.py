@@ -16,6 +16,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 MIB = 1024 * 1024
+CaFile = Annotated[
+    Path | None,
+    Field(
+        description="File of authorities (PEM) whose certificates are believed besides the public ones when others are "
+        "asked over TLS, such as a company's own."
+    ),
+]
 Port = Annotated[int, Field(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")]
 
 
@@ -49,6 +56,7 @@ class ServiceSettings(BaseSettings):
         description="Names, by commas, under which the service may be asked for (the Host of a request) beside localhost "
         "and addresses. Unset: any other is refused where --host is loopback, and none where it is not.",
     )
+    ca_file: CaFile = None
     trusted_proxies: str | None = Field(
         default=None,
         description="Reverse proxies (addresses or networks, by commas) whose X-Forwarded-For is believed; unset: none.",

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from services.common.judge.connections import Connections
 from services.common.judge.health import Health
 from services.common.judge.metrics import JudgeMetrics
 from services.common.judge.slots import Slots
+from services.common.tls import tls_context, trusts_nobody, untrusted_note
 from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.judge")
@@ -42,7 +44,7 @@ class JudgeError(Exception):
 
 
 class WrongJudgeError(JudgeError):
-    """A server answers, and will not serve this client however long it waits: another model, or a wrong key."""
+    """A server answers, and waiting will not help: another model, a wrong key, a certificate that is not believed."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class JudgeEndpoint:
     attempts: int = 3
     call_timeout_s: float = 120.0
     key: str | None = None
+    ca_file: Path | None = None
     extra: Mapping[str, Any] | None = None
 
 
@@ -73,16 +76,19 @@ class JudgeClient:
     """One connection pool to one server. All calls of a service share it, first come, first served."""
 
     def __init__(self, endpoint: JudgeEndpoint, metrics: JudgeMetrics) -> None:
+        """Raises ValueError, with the remedy, when the certificates that are named cannot be used."""
         self.endpoint = endpoint
         self._metrics = metrics
         self.slots = Slots(endpoint.concurrency)
         self._url = server_url(endpoint.url)
         self.health = Health(self._url)
+        secure = self._url.startswith("https:") or endpoint.ca_file is not None
+        tls = tls_context(endpoint.ca_file) if secure else trusts_nobody()
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._http = httpx.AsyncClient(
             base_url=self._url,
             headers=headers,
-            transport=Connections(_KEEP_ALIVE_S),
+            transport=Connections(_KEEP_ALIVE_S, tls),
             timeout=httpx.Timeout(endpoint.call_timeout_s, connect=10.0),
             trust_env=False,
         )
@@ -109,9 +115,11 @@ class JudgeClient:
             response.raise_for_status()
             served = [str(each["id"]) for each in response.json()["data"]]
         except httpx.HTTPError as error:
-            raise JudgeError(
+            reason = _reason(error)
+            note = untrusted_note(reason)
+            raise (WrongJudgeError if note else JudgeError)(
                 ErrorCode.UPSTREAM,
-                f"no judge answers at {url}/v1/models ({_reason(error)}): start it, or correct the URL",
+                f"no judge answers at {url}/v1/models ({reason}): start it, or correct the URL{note}",
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise JudgeError(ErrorCode.UPSTREAM, f"{url}/v1/models is not an OpenAI-compatible model list") from error

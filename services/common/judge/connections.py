@@ -6,9 +6,12 @@ connections.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 import httpx
+
+from services.common.tls import trusts_nobody
 
 
 class Connections(httpx.AsyncBaseTransport):
@@ -17,9 +20,10 @@ class Connections(httpx.AsyncBaseTransport):
     `keepalive_s` after its last call a connection is not used again.
     """
 
-    def __init__(self, keepalive_s: float) -> None:
+    def __init__(self, keepalive_s: float, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` says whose certificates are believed; None is for servers without TLS."""
         self._limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=keepalive_s)
-        self._tls = httpx.create_ssl_context(trust_env=False)  # once: reading the certificates takes milliseconds
+        self._tls = tls or trusts_nobody()
         self._all: list[httpx.AsyncHTTPTransport] = []
         self._free: list[httpx.AsyncHTTPTransport] = []
 

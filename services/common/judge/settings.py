@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings
 
 from services.common.judge.client import JudgeEndpoint
 from services.common.judge.content import ImageFormat
-from services.common.settings import ServiceSettings, is_loopback, without_password
+from services.common.settings import CaFile, ServiceSettings, is_loopback, without_password
 
 
 class JudgeOptions(BaseSettings):
@@ -23,6 +23,7 @@ class JudgeOptions(BaseSettings):
     )
     model: str = Field(default="judge", min_length=1, description="The model's served name.")
     judge_key_file: Path | None = Field(default=None, description="File with the judge's API key.")
+    ca_file: CaFile = None
     judge_wait_s: float = Field(default=900.0, ge=0, description="How long to wait for the judge at start.")
     concurrency: int = Field(default=64, ge=1, le=4096, description="Most calls the judge sees at a time.")
     attempts: int = Field(default=3, ge=1, le=20, description="Tries of a call that is refused (429, 5xx).")
@@ -75,6 +76,7 @@ class JudgeOptions(BaseSettings):
             attempts=self.attempts,
             call_timeout_s=self.call_timeout_s,
             key=key,
+            ca_file=self.ca_file,
             extra=json.loads(self.extra_body),
         )
 

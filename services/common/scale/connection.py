@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
@@ -41,10 +42,13 @@ class RedisFull(RedisRefused):
 class Connection:
     """Sends commands. `failure` is why Redis does not answer at present, or None."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ValueError for a URL that is none of redis://, rediss:// and unix://."""
+    def __init__(self, url: str, ca_file: Path | None = None) -> None:
+        """`ca_file` names further authorities for rediss://. Raises ValueError for a URL that is none of redis://, rediss:// and unix://."""
         self.url = without_password(url)
         self.failure: str | None = None
+        tls: dict[str, Any] = {}
+        if ca_file is not None and url.startswith("rediss:"):
+            tls["ssl_ca_certs"] = str(ca_file)
         # A command that the client repeats by itself might run twice; what may be repeated is decided where it is sent.
         self._client: Redis = Redis.from_url(
             url,
@@ -52,6 +56,7 @@ class Connection:
             retry=Retry(NoBackoff(), 0),
             socket_timeout=ANSWER_TIMEOUT_S,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
+            **tls,
         )
 
     async def call(self, *command: Any, **options: Any) -> Any:

@@ -41,7 +41,7 @@ def make_scaled_parts(
     assert settings.redis is not None
     rewards = dict(scorer.rewards)
     plane = Plane(
-        Connection(settings.redis.get_secret_value()),
+        Connection(settings.redis.get_secret_value(), settings.ca_file),
         Keys(settings.redis_prefix, service_name),
         rewards,
         ScaleMetrics(metrics.registry, rewards),
