@@ -26,7 +26,10 @@ class TinyConfig(Section):
 class DiffusersConfig(NetworkConfig):
     """What the policies that start from a diffusers folder share."""
 
-    pretrained: FilePath = Field(description="A model folder as diffusers saves it, with model_index.json.")
+    pretrained: FilePath = Field(
+        description="A model folder as diffusers saves it, with model_index.json; weights of a variant such as fp16 are read "
+        "where there are no others."
+    )
 
 
 class Sd3Config(DiffusersConfig):

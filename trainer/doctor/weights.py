@@ -16,11 +16,11 @@ from trainer.config import Config, ConfigError, DeepGenConfig, DiffusersConfig
 from trainer.config.deepspeed import read_deepspeed, stage
 from trainer.objectives import needs_reference
 from trainer.policies.lora import ATTENTION_PROJECTIONS
+from trainer.policies.weight_files import weight_files
 
 _FP32 = 4
 _LARGE = 100e6  # parameters, frozen ones included, above which a CPU takes minutes or more for a step
 _POSITIONS = "pos_embed.pos_embed"  # SD3's table: stored beside the weights, and never trained nor shared out
-_MAIN_FILE = re.compile(r"[^.]+\.safetensors")  # not a variant such as model.fp16.safetensors
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -131,8 +131,7 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
 
 def _shapes(folder: Path) -> Shapes:
     """Shapes by name of a folder's safetensors files; nothing of their data is read."""
-    files = sorted(path for path in folder.glob("*.safetensors") if _MAIN_FILE.fullmatch(path.name))
-    return {name: shape for path in files for name, shape in _header(path)}
+    return {name: shape for path in weight_files(folder) for name, shape in _header(path)}
 
 
 def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError, DiffusersConfig
 from trainer.policies.lora import compute_dtype
+from trainer.policies.weight_files import plain_name
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -28,10 +29,12 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
     base = Path(model.config.pretrained)
     for file in _pipeline_files(base):
         part = file.relative_to(base)
-        if part.parts[0] == "transformer" and part.name != "config.json":
+        name = plain_name(file)  # so that the export is read as it is, whatever variant the base is of
+        if name is None or (part.parts[0] == "transformer" and name != "config.json"):
             continue
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        _copy(file, folder / part)
+        target = (folder / part).with_name(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(file, target)
     state = {name: tensor.to(dtype).contiguous() for name, tensor in model.network.state_dict().items()}
     save_torch_state_dict(
         state, folder / "transformer", filename_pattern=f"{_WEIGHTS}{{suffix}}.safetensors", max_shard_size="10GB"

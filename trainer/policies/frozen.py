@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.config import ConfigError, DiffusersConfig, NetworkConfig
 from trainer.policies.embedding_cache import EmbeddingCache, fingerprint
 from trainer.policies.lora import compute_dtype
+from trainer.policies.weight_files import variant_of
 from trainer.types import Prompt
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
@@ -33,6 +34,7 @@ def load_part(kind: Any, config: DiffusersConfig, name: str, dtype: torch.dtype)
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
+            variant=variant_of(Path(config.pretrained) / name),
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
@@ -46,9 +48,16 @@ def load_part(kind: Any, config: DiffusersConfig, name: str, dtype: torch.dtype)
 
 def load_pipeline(kind: Any, config: DiffusersConfig, parts: Mapping[str, Any]) -> Any:
     """The diffusers pipeline of the folder around `parts`, for its text encoding. Raises ConfigError."""
+    base = Path(config.pretrained)
+    variants = {variant_of(path) for path in sorted(base.glob("text_encoder*"))} - {None}
     try:
         return kind.from_pretrained(
-            config.pretrained, dtype=compute_dtype(config), local_files_only=True, use_safetensors=True, **parts
+            config.pretrained,
+            dtype=compute_dtype(config),
+            local_files_only=True,
+            use_safetensors=True,
+            variant=next(iter(variants), None),  # asked of the parts that have it alone
+            **parts,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(

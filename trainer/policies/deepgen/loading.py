@@ -19,6 +19,7 @@ from trainer.policies.deepgen.networks import DeepGenNetworks
 from trainer.policies.frozen import vae_dtype
 from trainer.policies.lora import compute_dtype, weight_dtype
 from trainer.policies.sd3_tokens import Sd3Transformer
+from trainer.policies.weight_files import variant_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def _files(path: Path) -> list[Path]:
 def _pretrained(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A model of a library's class. Raises ConfigError where the folder is damaged or lacks some of its weights."""
     try:
-        model, info = cls.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        model, info = cls.from_pretrained(
+            folder, dtype=dtype, variant=variant_of(folder), local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{folder} cannot be loaded as {cls.__name__}: {error}") from error
     if info["missing_keys"]:
