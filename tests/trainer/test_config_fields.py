@@ -68,6 +68,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.image_size": ("500", "multiple of 32"),
     "policy.distilled_guidance": ("-1", "greater than or equal to 0"),
     "policy.lora": ("32", FIELDS),
+    "policy.lora.path": ("''", "at least 1 character"),
     "policy.lora.rank": ("0", "greater than or equal to 1"),
     "policy.lora.alpha": ("-1", "greater than 0"),
     "policy.lora.target_modules": ("[]", "at least 1 item"),

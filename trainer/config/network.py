@@ -12,6 +12,11 @@ from trainer.config.base import FilePath, Positive, Section
 class LoraConfig(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685) in place of full training."""
 
+    path: FilePath | None = Field(
+        None,
+        description="Adapters to go on from, of at most this rank: a .safetensors file or its folder, as this trainer, "
+        "diffusers or PEFT writes it; null starts new ones.",
+    )
     rank: int = Field(32, ge=1, le=1024, description="Rank r of the adapters.")
     alpha: Positive = Field(64.0, description="Adapters are scaled by alpha / rank.")
     target_modules: tuple[str, ...] | None = Field(

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from trainer.config import Config, ConfigError
+from trainer.config import Config, ConfigError, TinyConfig
 from trainer.config.evaluation import JUDGE
 from trainer.data import DataError, PromptSampler, load_train_prompts, without
-from trainer.doctor.findings import Finding
+from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
 from trainer.overlap import settle
+from trainer.policies.lora_files import read_adapters
 from trainer.policies.text_limits import text_limits
 from trainer.prompt_notes import prompt_notes
 from trainer.types import Prompt
@@ -130,6 +131,25 @@ def check_base(config: Config) -> Iterator[Finding]:
             yield Finding("policy", "FAIL", f"{field}: no file at {Path(path).absolute()}", remedy)
         else:
             yield _look_into(field, Path(path))
+    yield from _check_adapters(config)
+
+
+def _check_adapters(config: Config) -> Iterator[Finding]:
+    """The adapters that training goes on from."""
+    lora = getattr(config.policy, "lora", None)
+    if lora is None or lora.path is None:
+        return
+    assert not isinstance(config.policy, TinyConfig)
+    try:
+        adapters = read_adapters(Path(lora.path), config.policy)
+    except ConfigError as error:
+        yield Finding("policy", "FAIL", str(error))
+        return
+    rank = max(len(adapter.a) for adapter in adapters.values())
+    status: Status = "OK" if rank <= lora.rank else "FAIL"
+    remedy = "" if rank <= lora.rank else f"set policy.lora.rank to {rank}"
+    told = f"goes on from {len(adapters)} adapters of rank {rank} in {lora.path}; policy.lora.rank is {lora.rank}"
+    yield Finding("policy", status, told, remedy)
 
 
 def _look_into(field: str, path: Path) -> Finding:

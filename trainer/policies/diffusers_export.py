@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ConfigError, DiffusersConfig
+from trainer.config import ConfigError
 from trainer.policies.lora import compute_dtype
+from trainer.policies.lora_files import pipeline_class
 from trainer.policies.weight_files import plain_name
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -50,7 +51,7 @@ def reload_folder(config: Any, folder: Path, device: torch.device) -> Any:
 
 def write_lora(model: Any, folder: Path, dtype: torch.dtype) -> None:
     """Adapters by diffusers' names, scaled so that alpha is the rank: loaders that ignore alpha draw the same pictures."""
-    pipeline = _pipeline(model.config)
+    pipeline = pipeline_class(model.config)
     layers = {name: tensor.to(dtype).contiguous() for name, tensor in adapter_tensors(model.network).items()}
     pipeline.save_lora_weights(folder, transformer_lora_layers=layers, weight_name=LORA_FILE)
 
@@ -65,7 +66,7 @@ def reload_lora(config: Any, folder: Path, device: torch.device) -> Any:
     ):  # the numbers that the run held, in float32: diffusers gives adapters the type of the network,
         for tensor in model.network.state_dict().values():  # and one narrower than the file's would change them
             tensor.copy_(tensor.to(compute_dtype(config)))
-    pipeline = _pipeline(config)
+    pipeline = pipeline_class(config)
     options = {"return_alphas": True} if config.type == "flux" else {}
     loaded = pipeline.lora_state_dict(folder, weight_name=LORA_FILE, local_files_only=True, **options)
     state, alphas = loaded if options else (loaded, None)
@@ -86,14 +87,6 @@ def adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
         name.removeprefix("base_model.model."): tensor * scale if ".lora_B." in name else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _pipeline(config: DiffusersConfig) -> Any:
-    """The diffusers pipeline class that the base folder names."""
-    import diffusers
-
-    index = json.loads((Path(config.pretrained) / "model_index.json").read_text(encoding="utf-8"))
-    return getattr(diffusers, str(index["_class_name"]))
 
 
 def _pipeline_files(base: Path) -> Iterator[Path]:

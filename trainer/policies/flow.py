@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.phases import PhaseClock
 from trainer.policies.base import KlType, SamplingPlan, Solver
-from trainer.policies.lora import frozen_copy
+from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
 from trainer.samplers.schedules import sigmas
 from trainer.samplers.solvers import Dpm2m
@@ -30,7 +30,7 @@ class FlowModel(Protocol):
     @property
     def network(self) -> nn.Module:
         """What predicts velocities; its parameters with `requires_grad` are trained. With adapters (peft) it has
-        `disable_adapter()`, and the reference is the network without them."""
+        `disable_adapter()`, and the reference is the network with those it started with, or without any."""
         ...
 
     @property
@@ -92,6 +92,8 @@ class FlowPolicy:
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
         self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
+        if keep_reference and has_adapter:
+            keep_start(model.network)
         self._encoded: tuple[tuple[Prompt, ...], Conditioning] = ((), {})
         self._schedules: dict[tuple[Any, ...], list[float]] = {}
 
@@ -274,7 +276,7 @@ class FlowPolicy:
         if self._copy is not None:
             yield self._copy
             return
-        with self.model.network.disable_adapter():  # type: ignore[operator]  # peft's context manager
+        with start_weights(self.model.network):
             yield self.model.network
 
     def _schedule(self, plan: SamplingPlan) -> list[float]:

@@ -23,7 +23,7 @@ from trainer.policies.frozen import (
     stack,
     vae_dtype,
 )
-from trainer.policies.lora import autocast, compute_dtype, prepare_network, weight_dtype
+from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.packing import PATCH, pack, unpack
 from trainer.types import Prompt
 
@@ -41,7 +41,7 @@ class FluxFlow:
         vae_config = AutoencoderKL.load_config(config.pretrained, subfolder="vae", local_files_only=True)
         vae = load_part(AutoencoderKL, config, "vae", vae_dtype(vae_config, config))
         pipeline = load_pipeline(FluxPipeline, config, {"transformer": transformer, "vae": vae})
-        self.about = f"FLUX.1 weights of {config.pretrained}."
+        self.about = f"FLUX.1 weights of {config.pretrained}{adapters_of(config.lora)}."
         self.transformer = transformer.config
         self.scheduler = pipeline.scheduler.config
         self.own_size: int = pipeline.default_sample_size * pipeline.vae_scale_factor

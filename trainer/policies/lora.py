@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError, LoraConfig
 from trainer.config.network import NetworkConfig
+from trainer.policies.lora_files import start_from
 
 # Attention projections of image and text tokens, by diffusers' names: where Flow-GRPO puts its adapters.
 ATTENTION_PROJECTIONS = (
@@ -26,11 +28,17 @@ ATTENTION_PROJECTIONS = (
 
 
 _GRAPHS = 64
+_START = "start"
 
 
 def weight_dtype(config: NetworkConfig, lora: LoraConfig | None) -> torch.dtype:
     """Type that the network's weights are loaded in: float32 where they are trained, the compute type where frozen."""
     return torch.float32 if lora is None else compute_dtype(config)
+
+
+def adapters_of(lora: LoraConfig | None) -> str:
+    """Where the adapters come from that the weights start with, for a sentence on them; empty for new ones."""
+    return "" if lora is None or lora.path is None else f" with the adapters of {lora.path}"
 
 
 def compute_dtype(config: NetworkConfig) -> torch.dtype:
@@ -44,15 +52,17 @@ def autocast(config: NetworkConfig, device: torch.device) -> torch.autocast:
 
 
 def prepare_network(network: Any, config: NetworkConfig, lora: LoraConfig | None, device: torch.device) -> nn.Module:
-    """A diffusers transformer, trained in full or by new adapters, as the configuration says. Names stay as they are.
+    """A diffusers transformer, trained in full or by adapters, new ones or those of `lora.path`. Names stay as they are.
 
     Raises:
-        ConfigError: a name of `lora.target_modules` fits no linear layer.
+        ConfigError: a name of `lora.target_modules` fits no linear layer, or `lora.path` cannot be gone on from.
     """
     network.eval().to(device).requires_grad_(lora is None)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     prepared = network if lora is None else add_adapters(network, lora)
+    if lora is not None and lora.path is not None:
+        start_from(prepared, lora, config)
     if config.compile:
         compile_blocks(network)
     return prepared
@@ -100,6 +110,42 @@ def frozen_copy(network: nn.Module) -> nn.Module:
         if module._compiled_call_impl is not None:
             twin.compile(recompile_limit=_GRAPHS)
     return frozen
+
+
+def keep_start(network: Any) -> None:
+    """Keep frozen adapters as the network's are now, for `start_weights`; none where they add nothing yet."""
+    if not any(bool(p.any()) for name, p in network.named_parameters() if ".lora_B." in name):
+        return
+    network.add_adapter(_START, network.peft_config["default"])
+    weights = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, parameter in weights.items():
+            if f".{_START}." in name:
+                parameter.copy_(weights[name.replace(f".{_START}.", ".default.")])
+                parameter.requires_grad_(False)
+            elif ".lora_" in name:
+                parameter.requires_grad_(True)  # adding the others froze it
+
+
+@contextmanager
+def start_weights(network: Any) -> Iterator[None]:
+    """Inside the block the network draws as it did at the start: with the adapters that were kept, or with none."""
+    if _START not in network.peft_config:
+        with network.disable_adapter():
+            yield
+        return
+    layers = [module for module in network.modules() if hasattr(module, "lora_A")]
+    _activate(layers, _START)
+    try:
+        yield
+    finally:
+        _activate(layers, "default")
+
+
+def _activate(layers: Sequence[Any], name: str) -> None:
+    """As PEFT's `set_adapter`, which would also change what is trained."""
+    for layer in layers:
+        layer._active_adapter = [name]
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from trainer.policies.frozen import (
     refuse_sources,
     to_pixels,
 )
-from trainer.policies.lora import autocast, compute_dtype, prepare_network, weight_dtype
+from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.packing import PATCH, pack, unpack
 from trainer.types import Prompt
 
@@ -38,7 +38,7 @@ class QwenImageFlow:
         transformer = load_part(QwenImageTransformer2DModel, config, "transformer", weight_dtype(config, config.lora))
         vae = load_part(AutoencoderKLQwenImage, config, "vae", compute_dtype(config))
         pipeline = load_pipeline(QwenImagePipeline, config, {"transformer": transformer, "vae": vae})
-        self.about = f"Qwen-Image weights of {config.pretrained}."
+        self.about = f"Qwen-Image weights of {config.pretrained}{adapters_of(config.lora)}."
         self.transformer = transformer.config
         self.scheduler = pipeline.scheduler.config
         self.own_size: int = pipeline.default_sample_size * pipeline.vae_scale_factor

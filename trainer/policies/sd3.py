@@ -26,7 +26,7 @@ from trainer.policies.frozen import (
     stack,
     vae_dtype,
 )
-from trainer.policies.lora import autocast, compute_dtype, prepare_network, weight_dtype
+from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.sd3_tokens import Sd3Transformer, join_sources
 from trainer.types import Prompt
 
@@ -48,7 +48,7 @@ class Sd3Flow:
         )
         parts = {"transformer": transformer, "vae": vae, **absent}
         pipeline = load_pipeline(StableDiffusion3Pipeline, config, parts)
-        self.about = f"Stable Diffusion 3 weights of {config.pretrained}."
+        self.about = f"Stable Diffusion 3 weights of {config.pretrained}{adapters_of(config.lora)}."
         self.transformer = transformer.config
         self.scheduler = pipeline.scheduler.config
         self.vae = Autoencoder(vae, device)

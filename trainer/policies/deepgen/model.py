@@ -13,7 +13,7 @@ from trainer.policies.deepgen.loading import load
 from trainer.policies.deepgen.sources import SIDE_MULTIPLE
 from trainer.policies.flow import Conditioning
 from trainer.policies.frozen import Autoencoder, check_size, check_sources, own_noise_levels
-from trainer.policies.lora import autocast, prepare_network
+from trainer.policies.lora import adapters_of, autocast, prepare_network
 from trainer.types import Prompt
 
 
@@ -24,7 +24,7 @@ class DeepGenFlow:
         """Raises ConfigError: a folder or the checkpoint is missing or does not fit, with the remedy."""
         loaded = load(config, device)
         self.config, self.device = config, device
-        self.about = f"DeepGen weights of {config.checkpoint}: {loaded.report}."
+        self.about = f"DeepGen weights of {config.checkpoint}{adapters_of(config.lora)}: {loaded.report}."
         self.networks = loaded.networks
         self.transformer = self.networks.transformer.config
         self.scheduler = loaded.scheduler
