@@ -41,6 +41,7 @@ from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_u
 from trainer.rollout import Drawn
 from trainer.run_lock import run_lock
 from trainer.saving import Saver, find_start, restore
+from trainer.scorer_records import check_agreement, scorer_records
 from trainer.starts import changes_since, keep_start
 from trainer.stopping import StopSignals
 from trainer.types import StopTrainingError
@@ -222,6 +223,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Run
             ThreadPoolExecutor(1, "evaluation")
         )  # ends after the client, which ends its work
         client = stack.enter_context(_connect(config, group, stack, recorder, checkpoint))
+        check_agreement(client, group)
         engine = build_engine(policy.trainable, config.optim, config.distributed, group)
         saver = Saver(config, group)
         stack.callback(saver.close)
@@ -249,6 +251,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Run
         if run.updater.sft is not None:
             run.updater.sft.data.leave_out(data.overlap.texts())
         _take_up(run, checkpoint, passed_over)
+        recorder.write_scorers(scorer_records(client, group))
         signals.training(client.interrupt, says=group.is_main)
         with run.flight.on_crash():
             yield run
@@ -338,7 +341,8 @@ def _connect(
             last_train=-1 if checkpoint is None else checkpoint.step,
             last_evaluation=-1 if last_row is None else last_row,
         )
-    return RewardClient(config.rewards, urls=resolve_urls(config.rewards, launched), tape=tape)
+    urls = resolve_urls(config.rewards, launched)
+    return RewardClient(config.rewards, urls=urls, tape=tape, is_main=group.is_main)
 
 
 def start_services(

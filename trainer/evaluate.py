@@ -73,7 +73,9 @@ def evaluate_checkpoint(
         notify = print if group.is_main else None
         urls = start_services(config.rewards, group, stack, folder / "logs", notify)
         executor = stack.enter_context(ThreadPoolExecutor(1, "evaluation"))
-        client = stack.enter_context(RewardClient(config.rewards, urls=resolve_urls(config.rewards, urls)))
+        client = stack.enter_context(
+            RewardClient(config.rewards, urls=resolve_urls(config.rewards, urls), is_main=group.is_main)
+        )
         rounds = Rounds(sets, config, policy, client, group, trained_on(train_rows), executor)
         step = 0 if checkpoint is None else checkpoint.step
         scored = rounds.draw_and_score(folder, step, final=True, stop_requested=lambda: False)

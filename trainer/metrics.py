@@ -1,4 +1,5 @@
-"""Writes what a run leaves behind: metrics.jsonl, samples/, summary.json, progress; tells the reporters.
+"""Writes what a run leaves behind: metrics.jsonl, rewards.json, samples/, summary.json, progress; tells the reporters, and
+says what has fallen silent.
 
 Rank 0 records; on every other rank each method returns at once. A reader may look at any moment: whole files appear by
 a rename, and `metrics.jsonl` grows by whole lines. The report page explains every key of a row.
@@ -23,6 +24,7 @@ from PIL import Image
 from trainer.config import LoggingConfig
 from trainer.progress import Progress
 from trainer.reporters import Picture, Reporters, RunIdentity
+from trainer.silence import SilenceWatch
 
 _SAMPLES = re.compile(r"^step_(\d{6,})(\.json)?$")
 _CREDENTIALS = re.compile(r"(://)[^/\s@'\"]+@")
@@ -62,8 +64,10 @@ class Recorder:
         # Unbuffered: a line is one write, so a kill leaves whole lines, and a reader sees each at once.
         self._lines = (self.run_dir / "metrics.jsonl").open("ab", buffering=0)
         self._progress = Progress(max_steps, shown=logging.progress, start=max(last, 0))
+        self._silence = SilenceWatch(logging.warn_after_steps)
         for row in kept:
             self._progress.remember(row)
+            self._silence.add(row)
         self._reporters = Reporters(logging.report_to, self._identity(config_yaml, resume_step, logging), self.note)
 
     def record(self, row: Mapping[str, Any]) -> None:
@@ -81,6 +85,8 @@ class Recorder:
         if values:
             self._reporters.scalars(step, values)
         self._progress.show(plain)
+        for sentence in self._silence.add(plain):
+            self.note(f"warning: {sentence}")
 
     def save_samples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep evaluation samples: `samples/step_000000/<n>.png` and the list `samples/step_000000.json`.
@@ -112,6 +118,11 @@ class Recorder:
         ]
         if shown:
             self._reporters.pictures(step, shown)
+
+    def write_scorers(self, records: Mapping[str, Any]) -> None:
+        """Write `rewards.json`: `{"scorers": {reward: scorer}, "changes": [...]}`, what scored each reward and since when."""
+        if self.is_main:
+            write_atomic(self.run_dir / "rewards.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`; a number that is not finite is written as null."""

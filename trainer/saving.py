@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.distributed import World
+from trainer.scorer_records import scorer_records
 
 if TYPE_CHECKING:
     from trainer.assemble import Run
@@ -62,7 +62,9 @@ class Saver:
             CheckpointError: the save before failed, on any rank.
         """
         started = time.perf_counter()
-        state = json.dumps(_state(run), indent=1)
+        tree = _state(run)
+        run.recorder.write_scorers({key: tree[key] for key in ("scorers", "changes")})
+        state = json.dumps(tree, indent=1)
         if state != self._saved:
             parameters = _share(run)
             if parameters is None:
@@ -106,7 +108,7 @@ def _state(run: Run) -> dict[str, Any]:
         "spread": {key: value.tolist() for key, value in run.spread.state_dict().items()},
         "totals": vars(run.totals),
         "row": _without_clock(run.row),
-        "revisions": run.client.revisions,
+        **scorer_records(run.client, run.world),
         "evaluation": run.evaluator.state_dict(),
     }
 
@@ -231,7 +233,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Take over everything a checkpoint holds; those of later steps are set aside until a new one is whole.
 
     Raises:
-        CheckpointError: it is of another model or other rewards.
+        CheckpointError: it is of another model or other columns of rewards.
+        RewardServiceError: a column is scored by another scorer, and its `on_change` is stop.
         DataError: it is of other prompts.
     """
     state = checkpoint.state
@@ -247,6 +250,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             f"the checkpoint of step {checkpoint.step} does not fit this config ({error}): put policy and "
             "rewards.columns back as they were, or choose another run_name"
         ) from error
+    for name in run.client.go_on(state.get("scorers", {}), state.get("changes", ()), checkpoint.step):
+        run.spread.forget(list(run.config.rewards.columns).index(name))
     checkpoint.close()
     run.position = state["sampler"]
     run.sampler.load_state_dict(run.position)
@@ -257,8 +262,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.saver.retention.began_at = run.step
     if run.world.is_main:
         set_aside_after(run.config.run_dir / "checkpoints", run.step)
-    for sentence in _changed_revisions(state["revisions"], run.client.revisions):
-        run.recorder.note(sentence)
 
 
 def _check_same_columns(before: list[str], now: list[str]) -> None:
@@ -278,12 +281,3 @@ def _restore_tensors(run: Run, checkpoint: Checkpoint) -> None:
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and run.world.device.type == "cuda":
         torch.cuda.set_rng_state(random_state["cuda"], run.world.device)
-
-
-def _changed_revisions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return [
-        f"reward {name} has the revision {revision}; the run was trained against {before[name]} so far, and their scores "
-        "may not be comparable"
-        for name, revision in now.items()
-        if before.get(name, revision) != revision
-    ]

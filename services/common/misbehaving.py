@@ -32,6 +32,13 @@ Fault = Literal[
     "nan",
     "infinity",
     "null_without_error",
+    "out_of_range",
+    "all_out_of_range",
+    "constant",
+    "other_name",
+    "other_revision",
+    "other_range",
+    "other_direction",
     "garbage",
     "wrong_type",
     "status_500",
@@ -115,6 +122,14 @@ _SCORER = {
 }
 
 
+_OTHER: dict[str, dict[str, Any]] = {
+    "other_name": {"name": "something_else"},
+    "other_revision": {"revision": "2"},
+    "other_range": {"range": [-1000, None]},
+    "other_direction": {"higher_is_better": False},
+}
+
+
 async def _request_of(request: Request) -> dict[str, Any]:
     if request.headers.get("content-type", "").startswith("multipart/"):
         async with request.form(max_files=10_000, max_part_size=1 << 26) as form:
@@ -144,8 +159,9 @@ async def _answer(fault: Fault, wanted: dict[str, Any], settings: MisbehavingSet
             os.kill(os.getpid(), signal.SIGKILL)
     results = [_result(item) for item in wanted["items"]]
     _spoil(fault, results)
+    scorer = {**_SCORER, **_OTHER.get(fault, {})}
     return _json(
-        {"results": results, "scorer": _SCORER, "request_id": wanted.get("request_id") or "-", "schema_version": "1"}
+        {"results": results, "scorer": scorer, "request_id": wanted.get("request_id") or "-", "schema_version": "1"}
     )
 
 
@@ -180,6 +196,14 @@ def _spoil(fault: Fault, results: list[dict[str, Any]]) -> None:
             last["score"] = float("inf")
         case "null_without_error":
             last["score"] = None
+        case "out_of_range":
+            last["score"] = -50.0
+        case "all_out_of_range":
+            for result in results:
+                result["score"] = -1e30
+        case "constant":
+            for result in results:
+                result["score"] = 7.0
 
 
 class _Disconnect(Response):

@@ -66,6 +66,8 @@ def check_scores_are_true_or_masked(scores: Scores) -> None:
         ("nan", {"invalid_response": 3}),
         ("infinity", {"invalid_response": 3}),
         ("null_without_error", {"invalid_response": 3}),
+        ("out_of_range", {"out_of_range": 3}),
+        ("all_out_of_range", {"out_of_range": 12}),
         ("short_list", {"invalid_response": 3}),
         ("long_list", {"invalid_response": 12}),
         ("wrong_ids", {"invalid_response": 12}),
@@ -94,6 +96,20 @@ def test_a_fault_ends_in_masks_inside_the_deadline(server: Misbehaving, fault: s
         server.choose("none")
         time.sleep(0.35)  # let the breaker rest
         assert ask(client).valid_BR.all()  # and the run goes on
+
+
+@pytest.mark.parametrize("fault", ["other_name", "other_revision", "other_range", "other_direction"])
+def test_a_scorer_that_changes_under_the_run_stops_it(server: Misbehaving, fault: str) -> None:
+    server.choose("none")
+    with client_of(server) as client:
+        assert ask(client).valid_BR.all()
+        server.choose(fault)
+        scores = ask(client)
+        assert not scores.valid_BR.any() and scores.failures["r"] == Counter(changed_scorer=12)
+        assert scores.stop_reason is not None and "comes from another scorer" in scores.stop_reason.replace(
+            "come ", "comes "
+        )
+        server.choose("none")
 
 
 @pytest.mark.parametrize("fault", ["short_list", "status_500", "status_503", "overloaded", "disconnect"])

@@ -377,8 +377,8 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "ranks_outwait": (["distributed.timeout_s=400"], ["timeout_s = 400", "420 s", "wait for ocr", "raise it"]),
     "ranks_outwait_start": (
-        ["rewards.ready_timeout_s=1800"],
-        ["timeout_s = 1800", "ready_timeout_s = 1800", "raise it"],
+        ["rewards.ready_timeout_s=3600"],
+        ["timeout_s = 3600", "ready_timeout_s = 3600", "raise it"],
     ),
     "warmup": (["optim.warmup_steps=10"], ["warmup_steps = 10", "max_steps = 10", "train longer"]),
     "no_such_service": (["rewards.columns.ocr.service=ocrr"], ["columns.ocr.service = 'ocrr'", "(there: ocr)"]),

@@ -344,22 +344,27 @@ def test_metrics_without_a_checkpoint_would_be_lost(small: Callable[..., Path]) 
     assert finding.status == "WARN" and "written anew" in finding.message
 
 
-def test_another_revision_than_the_run_was_trained_against_is_warned_about(
-    small: Callable[..., Path], rules_url: str
-) -> None:
-    path = small(rules_url)
-    checkpoint(load_config(path, Config), 6, revisions={"color": "older"})
-    finding = only(found(path), "services", "WARN")
-    assert "was trained against older" in finding.message and "run_name" in finding.remedy
-
-
-def test_the_revisions_a_run_records_are_those_of_its_rewards(small: Callable[..., Path], rules_url: str) -> None:
-    """The trainer saves `client.revisions` with each checkpoint; the doctor finds nothing to say about the same ones."""
+def test_another_scorer_than_the_run_was_trained_against_is_found(small: Callable[..., Path], rules_url: str) -> None:
     path = small(rules_url)
     config = load_config(path, Config)
     with RewardClient(config.rewards, urls={"rules": (rules_url,)}) as client:
-        assert client.revisions.keys() == {"color"}
-        checkpoint(config, 6, revisions=client.revisions)
+        before = client.scorers.state()
+    before["color"] |= {"revision": "older"}
+    checkpoint(config, 6, scorers=before)
+    finding = only(found(path), "services", "FAIL")
+    assert "another scorer than the one the run was trained against (revision older, now " in finding.message
+    assert "run_name" in finding.remedy and "rewards.columns.color.on_change=accept" in finding.remedy
+    accepted = only(found(path, "rewards.columns.color.on_change=accept"), "services", "WARN")
+    assert "revision older, now " in accepted.message
+
+
+def test_the_scorers_a_run_records_are_those_of_its_rewards(small: Callable[..., Path], rules_url: str) -> None:
+    """The trainer saves them with each checkpoint; the doctor finds nothing to say about the same ones."""
+    path = small(rules_url)
+    config = load_config(path, Config)
+    with RewardClient(config.rewards, urls={"rules": (rules_url,)}) as client:
+        assert client.scorers.state().keys() == {"color"}
+        checkpoint(config, 6, scorers=client.scorers.state())
     assert not [f for f in found(path) if f.area == "services" and f.status != "OK"]
 
 

@@ -41,6 +41,10 @@ class RunningSpread:
             spread.seen_R[r] = True
         return spread
 
+    def forget(self, reward: int) -> None:
+        """The next step sets this reward's spread anew: it is measured in another unit from now on."""
+        self.seen_R[reward] = False
+
     def floor(self, fraction: float) -> Tensor:
         """std_floor_R: `fraction` of the running spread, float64 (R,); 0 for a reward not seen yet."""
         return fraction * self.std_R

@@ -149,7 +149,7 @@ class Config(Section):
     def _ranks_outwait_rewards(self) -> Config:
         services = self.rewards.services
         waits = {
-            name: column.patience_s + 2 * services[column.service].timeout_s
+            name: column.patience_s + 2 * services[column.service].longest_s
             for name, column in self.rewards.columns.items()
         }
         if self.rewards.columns and self.distributed.timeout_s <= self.rewards.ready_timeout_s:
@@ -161,7 +161,7 @@ class Config(Section):
         if name is not None and self.distributed.timeout_s <= waits[name]:
             raise ValueError(
                 f"distributed.timeout_s = {self.distributed.timeout_s:g} is not above the {waits[name]:g} s that a rank may "
-                f"wait for {name} (its patience_s and two deadlines), so the other ranks would give up first; raise it"
+                f"wait for {name} (its patience_s, and twice its queue_timeout_s and timeout_s), so the other ranks would give up first; raise it"
             )
         return self
 

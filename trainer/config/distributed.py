@@ -21,7 +21,7 @@ class DeviceConfig(Section):
 class DistributedConfig(DeviceConfig):
     """Processes and devices."""
 
-    timeout_s: float = Field(1800.0, gt=0, description="Longest wait in a collective operation.")
+    timeout_s: float = Field(3600.0, gt=0, description="Longest wait in a collective operation.")
     deepspeed: FilePath | None = Field(
         None, description="A DeepSpeed JSON file, as in configs/deepspeed; null: every rank holds everything."
     )

@@ -43,4 +43,7 @@ class LoggingConfig(Section):
         None, gt=0, description="Dense peak of one device in its training type, for perf/mfu; null knows common GPUs."
     )
     report_every: int = Field(25, ge=1, description="Steps between rebuilds of report.html.")
+    warn_after_steps: int = Field(
+        3, ge=1, description="Steps in a row in which a reward is constant, or the gradient is 0, before that is said."
+    )
     progress: bool = Field(True, description="A progress bar on a terminal, lines elsewhere.")

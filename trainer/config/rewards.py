@@ -30,17 +30,30 @@ class ServiceConfig(Section):
     )
     urls: tuple[str, ...] = Field((), description="Where it runs. Several: the least loaded is asked first.")
     token_file: FilePath | None = Field(None, description="File with the bearer token.")
-    timeout_s: float = Field(60.0, gt=0, description="Hard deadline of one micro-batch, retries included.")
+    ca_file: FilePath | None = Field(
+        None, description="Certificates (PEM) of a company's CA, trusted beside the usual ones; or set SSL_CERT_FILE."
+    )
+    timeout_s: float = Field(
+        60.0, gt=0, description="Hard deadline of one micro-batch from when it is sent, retries included."
+    )
+    queue_timeout_s: float = Field(
+        600.0, gt=0, description="Longest wait in the trainer's own queue, behind max_in_flight requests."
+    )
     connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
     max_attempts: int = Field(
         4, ge=1, le=100, description="Attempts within the deadline (transport, 502-504); 429 is waited out."
     )
-    max_in_flight: int = Field(32, ge=1, description="Requests under way at once.")
+    max_in_flight: int = Field(32, ge=1, description="Requests of one process under way at once; the others queue.")
     breaker_failures: int = Field(5, ge=1, description="Failures in a row that take a URL out for a while.")
     breaker_reset_s: float = Field(5.0, gt=0, description="How long it stays out before one trial request.")
     hedge: bool = Field(False, description="Send a second request to another URL past the p95 latency.")
     image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
     nice: int = Field(0, ge=0, le=19, description="Politeness of a started service: 19 leaves the CPU to the trainer.")
+
+    @property
+    def longest_s(self) -> float:
+        """How long a micro-batch may take at most, from its submission to its answer."""
+        return self.queue_timeout_s + self.timeout_s
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +101,11 @@ class RewardConfig(Section):
     service: str = Field(description="A name under rewards.services.")
     reward: str | None = Field(None, description="Which of the service's rewards; null is its default.")
     on_failure: Literal["mask", "drop_group", "stop"] = Field("mask", description="What a failed score does.")
+    on_change: Literal["stop", "accept"] = Field(
+        "stop",
+        description="What another scorer behind this reward does (name, revision, template, range, direction), in a run or "
+        "since its checkpoint. accept: go on, and note it in the log, the tape, the report and the checkpoint.",
+    )
     max_failure_rate: Share = Field(0.5, description="Above this share of failures in the window: pause and wait.")
     failure_window: int = Field(200, ge=1, description="How many last scores the failure rate is taken over.")
     patience_s: float = Field(300.0, ge=0, description="How long a pause waits for the service before the run stops.")

@@ -49,6 +49,6 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     yield from check_device(config)
     yield from check_memory(config)
     yield from check_disk(config)
-    revisions = yield from check_run(config, sampler)
+    scorers = yield from check_run(config, sampler)
     yield from check_ports(config)
-    yield from check_services(config, revisions)
+    yield from check_services(config, scorers)

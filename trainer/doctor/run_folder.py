@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume, list_checkpoints
 from trainer.config import Config
@@ -51,10 +52,11 @@ def check_disk(config: Config) -> Iterator[Finding]:
         yield Finding("disk", "OK", message)
 
 
-def check_run(config: Config, sampler: PromptSampler | None) -> Generator[Finding, None, Mapping[str, str]]:
+def check_run(config: Config, sampler: PromptSampler | None) -> Generator[Finding, None, Mapping[str, Any]]:
     """What a start would do: begin, go on from a step, or refuse.
 
-    Returns reward to the scorer revision that the run to be resumed was trained against; empty when none is recorded.
+    Returns reward to the scorer that the run to be resumed was trained against, as a checkpoint holds it; empty when none
+    is recorded.
     """
     try:
         candidates = find_resume(config.resume, config.run_dir / "checkpoints")
@@ -96,8 +98,8 @@ def check_run(config: Config, sampler: PromptSampler | None) -> Generator[Findin
     if sampler is not None:
         yield from _check_sampler(sampler, checkpoint)
     yield from _check_changes(config, checkpoint.step)
-    revisions: Mapping[str, str] = checkpoint.state.get("revisions", {})
-    return revisions
+    scorers: Mapping[str, Any] = checkpoint.state.get("scorers", {})
+    return scorers
 
 
 def _check_sampler(sampler: PromptSampler, checkpoint: Checkpoint) -> Iterator[Finding]:

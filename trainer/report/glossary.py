@@ -81,6 +81,6 @@ GLOSSARY: dict[str, str] = {
     "latency_ms/<reward>/p50": "Half of the step's micro-batches were answered faster, from submit to answer; p95: "
     "nineteen of twenty; max: all.",
     "failed/<reward>/<code>": "Scores of this step that failed, by code (timeout, overloaded, upstream, internal, "
-    "parse_error, non_finite, ...). They are masked, never replaced by a number.",
+    "parse_error, non_finite, out_of_range, client_queue, changed_scorer, ...). They are masked, never replaced by a number.",
     "cached/<reward>": "Scores of this step that came from the service's cache.",
 }

@@ -28,14 +28,17 @@ from trainer.report.plots import (
     update_plots,
 )
 from trainer.report.run_folder import RunFolder, base_statement, evaluated_step, load_run, number, percent
+from trainer.report.warnings import warnings
 
 SHOWN_CARDS = 12  # the others are behind a fold
 MAX_TABLE_ROWS = 40
+_REVISION_LENGTH = 80  # characters; a judge's names all its settings
 _FILES = {
     "config.yaml": "the resolved configuration of the newest start; training with it makes this run again",
     "starts": "the configuration of each start, by the step it went on from",
     "metrics.jsonl": "every number of this page, one JSON object a step",
     "summary.json": "the result in short",
+    "rewards.json": "what scored each reward, and where that changed",
     "samples": "evaluation pictures with what was read and how they scored",
     "eval": "per evaluation every picture's scores, alarms, benchmark tables, and the last pictures of benchmarks",
     "checkpoints": "weights, averaged weights and what an exact resume needs",
@@ -102,6 +105,7 @@ def render(run: RunFolder, now: datetime) -> str:
         sentence=sentence(run),
         facts=facts(run),
         how_evaluated=how_evaluated(run),
+        warnings=warnings(run),
         control=bool(run.setting("rewards", "shuffle_control", default=False)),
         about_base=about_base(run),
         gallery=gallery,
@@ -283,12 +287,10 @@ def services(run: RunFolder) -> list[dict[str, str]]:
     table = []
     for name in run.rewards():
         p50, p95, worst = (run.series.get(f"latency_ms/{name}/{q}", ([], []))[1] for q in ("p50", "p95", "max"))
-        column = run.setting("rewards", "columns", name, default={})
-        served = [str(column[key]) for key in ("service", "reward") if isinstance(column, Mapping) and column.get(key)]
         table.append(
             {
                 "name": name,
-                "served": " / ".join(served) or "–",
+                "served": _served(run, name),
                 "p50": _milliseconds(_median(p50)),
                 "p95": _milliseconds(_median(p95)),
                 "max": _milliseconds(max((value for value in worst if not math.isnan(value)), default=math.nan)),
@@ -296,6 +298,17 @@ def services(run: RunFolder) -> list[dict[str, str]]:
             }
         )
     return table
+
+
+def _served(run: RunFolder, name: str) -> str:
+    """Service, reward and revision of a column."""
+    column, scorer = run.setting("rewards", "columns", name, default={}), run.scorers.get(name, {})
+    parts = [column.get("service"), column.get("reward")] if isinstance(column, Mapping) else []
+    text = " / ".join(str(part) for part in parts if part) or "–"
+    revision = str(scorer.get("revision") or "")
+    if not revision:
+        return text
+    return f"{text}, revision {revision[:_REVISION_LENGTH]}{'…' if len(revision) > _REVISION_LENGTH else ''}"
 
 
 def evaluations(run: RunFolder) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -35,6 +35,8 @@ class RunFolder:
         summary: of summary.json, only if it is about the last row's step; an earlier finish is stale.
         samples: records by step.
         config_changes: steps after which the configuration changed, with what changed.
+        scorers: of rewards.json: what scores each reward.
+        scorer_changes: likewise: where a reward came from another scorer, in order.
         problems: what was there and could not be read.
     """
 
@@ -46,6 +48,8 @@ class RunFolder:
     stale_summary: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     config_changes: Sequence[tuple[int, Sequence[Change]]] = ()
+    scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scorer_changes: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
 
     @property
@@ -169,6 +173,7 @@ def load_run(path: Path) -> RunFolder:
     text = _read(path / "config.yaml", problems)
     rows = list(read_rows(path / "metrics.jsonl"))
     summary = _json(path / "summary.json", problems, dict)
+    records = _json(path / "rewards.json", problems, dict)
     fresh = summary.get("steps") == max((row["step"] for row in rows), default=0)
     return RunFolder(
         path=path,
@@ -179,6 +184,8 @@ def load_run(path: Path) -> RunFolder:
         stale_summary={} if fresh else summary,
         samples=_samples(path / "samples", problems),
         config_changes=course(path),
+        scorers=_only(records.get("scorers"), dict, problems),
+        scorer_changes=_only(records.get("changes"), list, problems),
         problems=problems,
     )
 
@@ -269,6 +276,16 @@ def _json(path: Path, problems: list[str], kind: type) -> Any:
         problems.append(f"{path.name} holds {type(value).__name__}, not {kind.__name__}")
         return kind()
     return value
+
+
+def _only(value: Any, kind: type, problems: list[str]) -> Any:
+    """A part of rewards.json, if it holds mappings as it should."""
+    entries = value.values() if isinstance(value, dict) else value
+    if isinstance(value, kind) and all(isinstance(entry, dict) for entry in entries):
+        return value
+    if value is not None:
+        problems.append(f"rewards.json holds {type(value).__name__} where {kind.__name__} of mappings belongs")
+    return kind()
 
 
 def _samples(folder: Path, problems: list[str]) -> dict[int, list[Mapping[str, Any]]]:

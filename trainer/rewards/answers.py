@@ -10,6 +10,8 @@ from typing import Any, Literal
 from trainer.config.base import UserError
 from wire.schema import ErrorCode
 
+_MOST_TEXT = 1000  # characters of a service's message that are kept: it goes to the screen, the tape and the report
+
 
 class ClientCode(StrEnum):
     """Failures that the client itself found. A service's own codes are wire.schema.ErrorCode."""
@@ -19,6 +21,9 @@ class ClientCode(StrEnum):
     REFUSED = "refused"  # another 4xx: the request is wrong and stays wrong
     SERVER_ERROR = "server_error"  # 500 or another status nobody asked for
     INVALID_RESPONSE = "invalid_response"  # a 200 that breaks the contract
+    OUT_OF_RANGE = "out_of_range"  # a number outside the range that the scorer declares
+    CHANGED_SCORER = "changed_scorer"  # from another scorer than the one the run began with
+    CLIENT_QUEUE = "client_queue"  # never sent: this client's own queue was full for too long
     NOT_ON_TAPE = "not_on_tape"  # a replayed run asks for what was not recorded
 
 
@@ -50,7 +55,16 @@ def all_failed(ids: Sequence[str], code: str, message: str) -> dict[str, Answer]
     return dict.fromkeys(ids, answer)
 
 
-EventKind = Literal["ready", "warning", "failure", "breaker", "pause", "resume", "stop", "restart"]
+def readable(text: str) -> str:
+    """A service's own words, fit for a screen and a file: on one line, no control characters, not too long."""
+    line = " ".join(text[: 4 * _MOST_TEXT].split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= _MOST_TEXT else f"{line[:_MOST_TEXT]}…"
+
+
+EventKind = Literal[
+    "ready", "waiting", "warning", "failure", "changed", "breaker", "pause", "resume", "stop", "restart"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from trainer.config import RewardsConfig
-from trainer.rewards.answers import Answer, OnEvent, RewardEvent
+from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, all_failed
+from trainer.rewards.identity import Scorers, differences
 from trainer.rewards.payload import encode_samples, make_call
-from trainer.rewards.transport import ServiceCaller
+from trainer.rewards.transport import AttemptError, Scored, ServiceCaller
 from trainer.types import Sample
+from wire.schema import ScorerInfo
 
 
 class Moment(NamedTuple):
@@ -20,6 +22,11 @@ class Moment(NamedTuple):
 
     kind: str
     step: int
+
+    @property
+    def next_step(self) -> int:
+        """The training step under way, or the first after the evaluation."""
+        return self.step + (self.kind == "evaluation")
 
 
 @dataclass
@@ -30,6 +37,7 @@ class MicroBatch:
         asked: reward name to the samples it was asked for.
         moment: when in the run.
         answers: reward name to sample id to answer.
+        scorers: reward name to what scored it; missing where nothing did.
         latency_s: reward name to seconds from submit to the answer.
     """
 
@@ -38,19 +46,23 @@ class MicroBatch:
     submitted_at: float
     moment: Moment
     answers: dict[str, dict[str, Answer]] = field(default_factory=dict)
+    scorers: dict[str, ScorerInfo] = field(default_factory=dict)
     latency_s: dict[str, float] = field(default_factory=dict)
 
 
 class Dispatcher:
     """Encodes micro-batches and scores them. Lives on one event loop."""
 
-    def __init__(self, config: RewardsConfig, callers: Mapping[str, ServiceCaller], on_event: OnEvent) -> None:
+    def __init__(
+        self, config: RewardsConfig, callers: Mapping[str, ServiceCaller], scorers: Scorers, on_event: OnEvent
+    ) -> None:
         self._config = config
         self._callers = callers
+        self._scorers = scorers
         self._on_event = on_event
 
     async def score(self, micro: MicroBatch, names: Sequence[str], started_at: float) -> None:
-        """Fill `micro.answers` for `names`. Each service's deadline counts from `started_at`.
+        """Fill `micro.answers` for `names`; latencies count from `started_at`.
 
         Asked a second time, a whole micro-batch travels again (a group scorer compares within it), and an answer that
         was good stays when its repetition fails.
@@ -71,10 +83,20 @@ class Dispatcher:
         encoding = caller.config.image_encoding
         encoded = dict(zip((s.id for s in micro.samples), await images[encoding], strict=True))
         asked = micro.asked[name]
-        call, answers = make_call(asked, [encoded[s.id] for s in asked], encoding, self._config.columns[name].reward)
-        if call is not None:
-            answers |= await caller.score(call, started_at + caller.config.timeout_s)
         before = micro.answers.get(name, {})
+        try:
+            async with caller.slot():  # requests are built in turn, too: thousands at once would stop the event loop
+                reward = self._config.columns[name].reward
+                call, answers = make_call(asked, [encoded[s.id] for s in asked], encoding, reward)
+                if call is not None:
+                    scored = await caller.score(call)
+                    answers |= self._admitted(micro, name, scored)
+                    if scored.scorer is not None:
+                        if differences(micro.scorers.get(name, scored.scorer), scored.scorer)[0]:
+                            before = {}  # of another scorer
+                        micro.scorers[name] = scored.scorer
+        except AttemptError as error:
+            answers = all_failed([sample.id for sample in asked], error.code, error.message)
         micro.answers[name] = {
             sample.id: before[sample.id]
             if _was_better(before.get(sample.id), answers[sample.id])
@@ -83,12 +105,44 @@ class Dispatcher:
         }
         micro.latency_s[name] = time.monotonic() - started_at
         failed = [answer for answer in answers.values() if answer.failed]
-        if failed:
+        if failed and failed[0].code != ClientCode.CHANGED_SCORER:  # which was said, once
             text = f"{len(failed)} of {len(asked)} scores failed; the first: {failed[0].code}: {failed[0].message}"
             self._on_event(RewardEvent("failure", name, text))
 
+    def _admitted(self, micro: MicroBatch, name: str, scored: Scored) -> dict[str, Answer]:
+        """The answers, if they come from the scorer that this reward has in this run."""
+        if scored.scorer is None:
+            return scored.answers
+        problem = self._scorers.admit(name, scored.scorer, scored.url, micro.moment.next_step)
+        return (
+            scored.answers if problem is None else all_failed(list(scored.answers), ClientCode.CHANGED_SCORER, problem)
+        )
+
     def _caller(self, name: str) -> ServiceCaller:
         return self._callers[self._config.columns[name].service]
+
+
+def keep_one_scorer(micros: Sequence[MicroBatch], names: Sequence[str], now: Mapping[str, ScorerInfo]) -> None:
+    """Of a batch in which a reward came from two scorers, keep the scores of one: those of two cannot be compared.
+
+    A change that is accepted falls into some batch; what the earlier scorer said in it is masked.
+
+    Args:
+        now: the scorer that each reward comes from by now.
+    """
+    for name in names:
+        scored = [micro for micro in micros if name in micro.scorers]
+        if not scored:
+            continue
+        newest = any(not differences(micro.scorers[name], now[name])[0] for micro in scored)
+        kept = now[name] if newest else scored[-1].scorers[name]
+        for micro in scored:
+            if differences(micro.scorers[name], kept)[0]:
+                text = "its scorer was replaced by another one in the same batch, and their scores cannot be compared"
+                micro.answers[name] = {
+                    id: Answer(None, ClientCode.CHANGED_SCORER, text) if answer.score is not None else answer
+                    for id, answer in micro.answers[name].items()
+                }
 
 
 def _was_better(before: Answer | None, now: Answer) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.rewards.answers import Answer
+from trainer.rewards.answers import Answer, ClientCode
 from trainer.rewards.payload import Call, encode_samples, make_call
 from trainer.types import Prompt, Sample
-from wire.schema import ErrorCode, ScorerInfo
+from wire.schema import ErrorCode
 
 _WORD = "HELLO"
 _NOT_JUDGED = {ErrorCode.NOT_APPLICABLE, ErrorCode.BAD_INPUT}
@@ -39,7 +39,7 @@ def canary_call(encoding: str, reward: str | None) -> Call:
     return call
 
 
-def judge(answers: Mapping[str, Answer], scorer: ScorerInfo, must_differ: bool) -> tuple[str | None, str | None]:
+def judge(answers: Mapping[str, Answer], must_differ: bool) -> tuple[str | None, str | None]:
     """(what is wrong with the reward, what could not be judged); both None when all is well."""
     right, wrong = (answers[f"canary-{name}"] for name in ("right", "wrong"))
     codes = {answer.code for answer in (right, wrong) if answer.score is None}
@@ -47,11 +47,9 @@ def judge(answers: Mapping[str, Answer], scorer: ScorerInfo, must_differ: bool) 
         return None, f"the probes could not be judged ({', '.join(sorted(codes))}: {right.message or wrong.message})"
     if right.score is None or wrong.score is None:
         failed = right if right.score is None else wrong
+        if failed.code == ClientCode.OUT_OF_RANGE:
+            return f"a probe {failed.message}", None
         return f"a probe has no score: {failed.code}: {failed.message}", None
-    low, high = scorer.range
-    for score in (right.score, wrong.score):
-        if (low is not None and score < low) or (high is not None and score > high):
-            return f"a probe scores {score}, outside the range [{low}, {high}] that {scorer.name} declares", None
     if must_differ and right.score == wrong.score:
         return (
             f"both probes score {right.score}, the asked word in the asked colour and a plain disc: the reward looks "

@@ -25,7 +25,8 @@ import numpy as np
 
 from trainer.config import RewardsConfig
 from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
-from trainer.rewards.batch import Dispatcher, MicroBatch, Moment
+from trainer.rewards.batch import Dispatcher, MicroBatch, Moment, keep_one_scorer
+from trainer.rewards.identity import ScorerChange, Scorers
 from trainer.rewards.mixture import mix
 from trainer.rewards.pause import FailureGuard
 from trainer.rewards.startup import check_service, raise_together
@@ -49,6 +50,7 @@ class RewardClient:
             are logged in any case.
         tape: every answer is recorded there. Where the config says replay, answers come from its tape instead, and no
             service is asked for anything.
+        is_main: whether this process says that it waits; all ranks wait for the same services.
     """
 
     def __init__(
@@ -58,15 +60,17 @@ class RewardClient:
         urls: Mapping[str, Sequence[str]],
         on_event: OnEvent | None = None,
         tape: TapeRecorder | None = None,
+        is_main: bool = True,
     ) -> None:
         for name in config.services:
             if not urls.get(name) and config.tape.mode != "replay":
                 raise RewardServiceError(f"service {name} has no URL: set rewards.services.{name}.urls")
         self.config = config
-        self.revisions: dict[str, str] = {}  # of each column's scorer, known after `start`
+        self.scorers = Scorers(config.columns, self._emit)  # of each column; known after `start`
         self.grouped: frozenset[str] = frozenset()  # columns that compare the samples of a group; known after `start`
         self._urls = urls
         self._listener = on_event
+        self._is_main = is_main
         self._tape = tape
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="reward-client", daemon=True)
@@ -108,6 +112,33 @@ class RewardClient:
             raise RuntimeError(f"the reward client is {self._state}: call start() first")
         moment = Moment("train" if columns is None else "evaluation", step)
         return Batch(self, self._dispatcher, columns, group_size, moment)
+
+    def go_on(
+        self, before: Mapping[str, Mapping[str, Any]], changes: Sequence[Mapping[str, Any]], step: int
+    ) -> list[str]:
+        """Compare every reward with what a checkpoint of `step` was trained against. To be called after `start`.
+
+        Returns the columns that come from another scorer now, where that is accepted.
+
+        Args:
+            before: the scorers as `Scorers.state` gave them; a column that is missing is not compared.
+            changes: those that the run had until then, to be kept.
+
+        Raises:
+            RewardServiceError: a reward is another one, and its `on_change` is stop.
+        """
+        return self._call(self._go_on(before, changes, step), _GRACE_S)
+
+    async def _go_on(
+        self, before: Mapping[str, Mapping[str, Any]], changes: Sequence[Mapping[str, Any]], step: int
+    ) -> list[str]:
+        if isinstance(self._dispatcher, TapePlayer):
+            self._dispatcher.wind_to(step)
+        self.scorers.changes[:0] = [ScorerChange.from_dict(change) for change in changes]
+        changed = self.scorers.go_on(before, step)
+        if self._tape is not None:
+            self._tape.note(self.scorers.changes)
+        return changed
 
     def interrupt(self) -> None:
         """End a pause (now or later) at once, with a stop reason. Safe in signal handlers and other threads."""
@@ -154,13 +185,13 @@ class RewardClient:
     async def _open(self) -> None:
         if self.config.tape.mode == "replay":
             assert self.config.tape.path is not None, "checked by the configuration"
-            self._dispatcher = self._guard = TapePlayer(Path(self.config.tape.path), self.config, self._emit)
-            self.revisions = self._dispatcher.revisions
+            path = Path(self.config.tape.path)
+            self._dispatcher = self._guard = TapePlayer(path, self.config, self.scorers, self._emit)
             return
         for name, service in self.config.services.items():
             self._callers[name] = ServiceCaller(name, service, self._urls[name], self._emit)
-        self._dispatcher = Dispatcher(self.config, self._callers, self._emit)
-        self._guard = FailureGuard(self.config, self._callers, self._dispatcher, self._emit)
+        self._dispatcher = Dispatcher(self.config, self._callers, self.scorers, self._emit)
+        self._guard = FailureGuard(self.config, self._callers, self._dispatcher, self.scorers, self._emit)
         checks = []
         for name, caller in self._callers.items():
             columns = {key: column for key, column in self.config.columns.items() if column.service == name}
@@ -169,10 +200,12 @@ class RewardClient:
         raise_together(outcomes)
         for outcome in outcomes:
             if isinstance(outcome, dict):
-                self.revisions |= {name: info.revision for name, info in outcome.items()}
-                self.grouped |= {name for name, info in outcome.items() if info.grouped}
+                for name, scorer in outcome.items():
+                    asked = self.config.canary and self.config.columns[name].canary != "none"
+                    self.scorers.begin(name, scorer, proven=asked)
+                self.grouped |= {name for name, scorer in outcome.items() if scorer.grouped}
         if self._tape is not None:
-            self._tape.start(self.revisions)
+            self._tape.start(self.scorers.now)
 
     async def _shut(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -184,7 +217,8 @@ class RewardClient:
         await self._loop.shutdown_default_executor()
 
     def _emit(self, event: RewardEvent) -> None:
-        level = logging.INFO if event.kind in _QUIET else logging.WARNING
+        quiet = event.kind in _QUIET or (event.kind == "waiting" and not self._is_main)
+        level = logging.INFO if quiet else logging.WARNING
         logger.log(level, "%s: %s: %s", event.kind, event.subject, event.message)
         if self._listener is not None:
             self._listener(event)
@@ -240,8 +274,8 @@ class Batch:
     def collect(self) -> Scores:
         """Block until every request is answered or past its deadline; rows in the order of submission.
 
-        A reward above its failure rate pauses the call (up to its `patience_s`, and one more deadline). Check
-        `stop_reason` of what is returned.
+        A reward above its failure rate pauses the call (up to its `patience_s`, and one more time in the queue and
+        deadline). Check `stop_reason` of what is returned.
         """
         if self._collected:
             raise RuntimeError("this batch was collected already; make a new one with client.batch()")
@@ -250,9 +284,10 @@ class Batch:
         started = time.perf_counter()
         reason = self._client._call(self._finish(), self._longest_wait_s())
         waited_s = time.perf_counter() - started
+        keep_one_scorer(self._micros, self.names, self._client.scorers.now)
         cells = {name: {i: a for m in self._micros for i, a in m.answers.get(name, {}).items()} for name in self.names}
         if self._client._tape is not None:
-            self._client._tape.write(self._moment, self._samples, cells)
+            self._client._tape.write(self._moment, self._samples, cells, self._client.scorers.changes)
         config = self._client.config
         # Evaluation names its columns, and must see the truth in a control run, too.
         shuffle = config.shuffle_control and self._explicit is None
@@ -288,8 +323,8 @@ class Batch:
     def _longest_wait_s(self) -> float:
         config = self._client.config
         columns = [config.columns[name] for name in self.names]
-        deadline_s = max((config.services[column.service].timeout_s for column in columns), default=0.0)
-        return 2 * deadline_s + max((column.patience_s for column in columns), default=0.0) + _GRACE_S
+        longest_s = max((config.services[column.service].longest_s for column in columns), default=0.0)
+        return 2 * longest_s + max((column.patience_s for column in columns), default=0.0) + _GRACE_S
 
     def _asks(self, sample: Sample, name: str) -> bool:
         return self._explicit is not None or name in sample.prompt.weights

@@ -40,6 +40,7 @@ class EndpointPool:
         self._clock = clock
         self.endpoints = [Endpoint(url, CircuitBreaker(failures, reset_s, clock)) for url in urls]
         self._latencies_s: deque[float] = deque(maxlen=200)
+        self._answered_at = clock()
 
     def pick(self, exclude: Endpoint | None = None, *, cooling: bool = False) -> Endpoint | None:
         """The URL with the fewest requests under way that may be asked now, or None. Ties go to the first.
@@ -67,8 +68,14 @@ class EndpointPool:
             waits.append((wait, endpoint.breaker.retry_in() > 0))
         return min(waits)
 
+    def is_gone(self, since: float, for_s: float) -> bool:
+        """Whether every URL is out for its failures, and none gave a good answer for `for_s` seconds from `since` on."""
+        quiet_s = self._clock() - max(since, self._answered_at)
+        return quiet_s >= for_s and all(endpoint.breaker.state == "open" for endpoint in self.endpoints)
+
     def answered(self, seconds: float) -> None:
-        """Remember the latency of a good answer."""
+        """Remember a good answer and its latency."""
+        self._answered_at = self._clock()
         self._latencies_s.append(seconds)
 
     def hedge_after_s(self) -> float | None:

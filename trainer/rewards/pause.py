@@ -14,7 +14,8 @@ from trainer.config import RewardsConfig
 from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, RewardServiceError
 from trainer.rewards.batch import Dispatcher, MicroBatch
 from trainer.rewards.failure_rate import FailureWindow
-from trainer.rewards.startup import POLL_S, check_canary, wait_ready
+from trainer.rewards.identity import Scorers
+from trainer.rewards.startup import POLL_S, WaitingLine, check_canary, wait_ready
 from trainer.rewards.transport import ServiceCaller
 
 _OUTAGES = (ClientCode.UNREACHABLE, ClientCode.UNAVAILABLE)
@@ -24,11 +25,17 @@ class FailureGuard:
     """Watches the failure rate of every reward over the batches of a run. Lives on one event loop."""
 
     def __init__(
-        self, config: RewardsConfig, callers: Mapping[str, ServiceCaller], dispatcher: Dispatcher, on_event: OnEvent
+        self,
+        config: RewardsConfig,
+        callers: Mapping[str, ServiceCaller],
+        dispatcher: Dispatcher,
+        scorers: Scorers,
+        on_event: OnEvent,
     ) -> None:
         self._config = config
         self._callers = callers
         self._dispatcher = dispatcher
+        self._scorers = scorers
         self._on_event = on_event
         self._windows = {name: FailureWindow(column.failure_window) for name, column in config.columns.items()}
         self._outages: dict[str, tuple[float, float]] = {}  # when one that did not end began, and was last seen
@@ -37,6 +44,8 @@ class FailureGuard:
     async def review(self, micros: Sequence[MicroBatch], names: Sequence[str], *, patient: bool) -> str | None:
         """Enter a finished batch; pause for the rewards above their rate. The reason to stop, or None.
 
+        A reward that became another one is not waited for: that does not pass.
+
         Args:
             patient: pause also, below the rate, for services that did not answer.
         """
@@ -44,6 +53,8 @@ class FailureGuard:
         return "; ".join(reason for reason in reasons if reason) or None
 
     async def _review_one(self, micros: Sequence[MicroBatch], name: str, patient: bool) -> str | None:
+        if name in self._scorers.refused:
+            return self._scorers.refused[name]
         window, limit = self._windows[name], self._config.columns[name].max_failure_rate
         window.add(_answers(micros, name))
         bearable = window.rate <= limit
@@ -63,6 +74,8 @@ class FailureGuard:
                 )
             )
             await self._ask_again(micros, name)
+            if name in self._scorers.refused:
+                return self._scorers.refused[name]
             # The outage is over: it must not count against the scores that come now.
             window.clear()
             window.add(_answers(micros, name))
@@ -107,6 +120,7 @@ class FailureGuard:
 
     async def _any_url_scores(self, name: str, caller: ServiceCaller, deadline: float, canary_by: float) -> str | None:
         column = self._config.columns[name]
+        line = WaitingLine(name, f"service {caller.name}", deadline - time.monotonic(), self._on_event)
         while True:
             problems = []
             for endpoint in caller.pool.endpoints:
@@ -122,6 +136,7 @@ class FailureGuard:
                     return None
             if time.monotonic() + POLL_S >= deadline:
                 return "; ".join(problems)
+            line.look("; ".join(problems))
             await asyncio.sleep(POLL_S)
 
     async def _ask_again(self, micros: Sequence[MicroBatch], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Samples as a wire-v1 request: items that refer to multipart parts, and the parts."""
+"""Samples as a wire-v1 request: items that refer to multipart parts, and the parts as they are sent."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ _FILE_TYPES: dict[str, MediaType] = {
 }
 
 
+_JOINED_BYTES = 1 << 18  # less than that is sent together: each piece costs a turn of the event loop
+
+
 @dataclass(frozen=True)
 class Call:
     """One request for one reward: everything but the time that is left.
@@ -47,6 +50,30 @@ class Call:
         """The JSON of the request."""
         head = {"reward": self.reward, "deadline_ms": max(1, deadline_ms), "request_id": request_id}
         return f'{{"items":{self.items_json},{json.dumps(head)[1:]}'
+
+
+def multipart(request: bytes, parts: Mapping[str, bytes], boundary: str) -> list[bytes]:
+    """A multipart/form-data body of the JSON part `request` and the images, in pieces. Large images are not copied."""
+    pieces: list[bytes] = []
+    joined = bytearray()
+    for name, data in [("request", request), *parts.items()]:
+        kind = "application/json" if name == "request" else "application/octet-stream"
+        file = "request.json" if name == "request" else name
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{file}"\r\nContent-Type: {kind}'
+        )
+        joined += head.encode() + b"\r\n\r\n"
+        if len(data) >= _JOINED_BYTES:
+            pieces += [bytes(joined), data]
+            joined.clear()
+        else:
+            joined += data
+        joined += b"\r\n"
+        if len(joined) >= _JOINED_BYTES:
+            pieces.append(bytes(joined))
+            joined.clear()
+    joined += f"--{boundary}--\r\n".encode()
+    return [*pieces, bytes(joined)]
 
 
 def encode_pixels(image_HWC: np.ndarray, encoding: str) -> bytes:

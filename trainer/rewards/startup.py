@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,27 +13,64 @@ from pydantic import ValidationError
 from trainer.config import RewardConfig
 from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
 from trainer.rewards.canary import canary_call, judge
+from trainer.rewards.certificates import is_untrusted
 from trainer.rewards.endpoint import Endpoint
+from trainer.rewards.identity import describe_change, differences
 from trainer.rewards.transport import AttemptError, ServiceCaller, error_text
 from wire.schema import SCHEMA_VERSION, ScorerInfo, ServiceInfo
 
 POLL_S = 0.25
 _PROBE_TIMEOUT_S = 5.0
 _LEAST_CANARY_S = 1.0
+_FIRST_LINE_S = 5.0
+_NEXT_LINE_S = 10.0
 
 
-async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float) -> None:
-    """Poll `/ready` until it answers 200. A refused connection, 429 and 5xx are waited for; another status is final.
+class WaitingLine:
+    """Says what is waited for and why: after five seconds, and every ten from then on.
+
+    Args:
+        subject: the event's.
+        what: a name for a person.
+        limit_s: how long the wait may last.
+    """
+
+    def __init__(self, subject: str, what: str, limit_s: float, on_event: OnEvent) -> None:
+        self._subject, self._what, self._limit_s, self._on_event = subject, what, limit_s, on_event
+        self._since = time.monotonic()
+        self._next_s = _FIRST_LINE_S
+
+    def look(self, problem: str) -> None:
+        """Say it, if it is time to."""
+        waited_s = time.monotonic() - self._since
+        if waited_s >= self._next_s:
+            self._next_s = waited_s + _NEXT_LINE_S
+            text = f"waiting for {self._what} for {waited_s:.0f} of at most {self._limit_s:.0f} s: {problem}"
+            self._on_event(RewardEvent("waiting", self._subject, text))
+
+
+async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float, on_event: OnEvent | None = None) -> None:
+    """Poll `/ready` until it answers 200. A refused connection, 429 and 5xx are waited for; another status is final, and so
+    is a certificate that is not trusted.
+
+    Args:
+        on_event: told after some seconds what is waited for, again and again.
 
     Raises:
         RewardServiceError: not ready within `timeout_s`, or not such a service at all.
     """
     deadline = time.monotonic() + timeout_s
+    line = WaitingLine(caller.name, url, timeout_s, on_event) if on_event is not None else None
     while True:
         try:
             response = await caller.get(url, "/ready", min(_PROBE_TIMEOUT_S, max(deadline - time.monotonic(), 0.05)))
         except (httpx.HTTPError, TimeoutError) as error:
-            problem = f"{error or type(error).__name__}"
+            if is_untrusted(error):
+                raise RewardServiceError(
+                    f"service {caller.name} at {url}: its certificate is not trusted ({error}). Name the file with your CA's "
+                    f"certificate in rewards.services.{caller.name}.ca_file, or in SSL_CERT_FILE"
+                ) from error
+            problem = f"{error or _name(error)}"
         else:
             if response.status_code == 200:
                 return
@@ -47,7 +85,13 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float) -> None:
                 f"service {caller.name} at {url} was not ready within {round(timeout_s, 1):g} s: {problem}. Start it, correct "
                 f"rewards.services.{caller.name}.urls, or raise rewards.ready_timeout_s"
             )
+        if line is not None:
+            line.look(problem)
         await asyncio.sleep(POLL_S)
+
+
+def _name(error: Exception) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError | httpx.TimeoutException) else type(error).__name__
 
 
 async def check_service(
@@ -55,7 +99,7 @@ async def check_service(
 ) -> dict[str, ScorerInfo]:
     """All URLs of one service in parallel: ready, of this contract, with every reward that `columns` name.
 
-    Returns what scores each column; its revision is the same at all URLs.
+    Returns what scores each column: the same at all URLs, and the same by the canary's answer as by `/v1/info`.
 
     Raises:
         RewardServiceError: naming the service, the URL and the remedy; several problems are listed together.
@@ -65,13 +109,15 @@ async def check_service(
     outcomes = await asyncio.gather(*checks, return_exceptions=True)
     raise_together(outcomes)
     found = [outcome for outcome in outcomes if isinstance(outcome, dict)]
-    for name in columns:
-        seen = {infos[name].revision: e.url for infos, e in zip(found, caller.pool.endpoints, strict=True)}
-        if len(seen) > 1:
-            listed = ", ".join(f"{url} has {revision}" for revision, url in seen.items())
-            raise RewardServiceError(
-                f"reward {name}: the URLs of service {caller.name} would score differently ({listed}): run one revision"
-            )
+    first = caller.pool.endpoints[0]
+    for scorers, endpoint in zip(found, caller.pool.endpoints, strict=True):
+        for name in columns:
+            one, other = differences(found[0][name], scorers[name])
+            if one:
+                listed = "; ".join(f"{k}: {first.url} has {one[k]}, {endpoint.url} has {other[k]}" for k in one)
+                raise RewardServiceError(
+                    f"reward {name}: the URLs of service {caller.name} would score differently ({listed}): run one revision"
+                )
     return found[0]
 
 
@@ -95,7 +141,7 @@ async def _check_url(
 ) -> dict[str, ScorerInfo]:
     """What scores each column at this URL."""
     url = endpoint.url
-    await wait_ready(caller, url, deadline - time.monotonic())
+    await wait_ready(caller, url, deadline - time.monotonic(), on_event)
     info = await read_info(caller, url)
     known = {reward.name: reward for reward in info.rewards}
     scorers = {}
@@ -107,31 +153,51 @@ async def _check_url(
                 f"{', '.join(known)}"
             )
         scorers[name] = known[wanted]
+        _check_range(scorers[name], f"reward {name} (service {caller.name} at {url})")
     if canary:
         for name, column in columns.items():
             if column.canary != "none":
-                await check_canary(caller, endpoint, name, column, deadline, on_event)
+                scorer = await check_canary(caller, endpoint, name, column, deadline, on_event)
+                if change := describe_change(scorers[name], scorer):
+                    raise RewardServiceError(
+                        f"reward {name} (service {caller.name} at {url}): its scores come from another scorer than /v1/info "
+                        f"names ({change}): update the service, or point rewards.columns.{name} at the right one"
+                    )
     on_event(RewardEvent("ready", caller.name, f"{url} is ready: {info.service} ({', '.join(known)})"))
     return scorers
 
 
+def _check_range(scorer: ScorerInfo, where: str) -> None:
+    """Raises RewardServiceError when no score could ever be told to be inside the range."""
+    ends = [end for end in scorer.range if end is not None]
+    if not all(math.isfinite(end) for end in ends) or ends != sorted(ends):
+        raise RewardServiceError(
+            f"{where}: {scorer.name} declares the range {list(scorer.range)}; it must be the lowest and the highest score, "
+            "finite, or null where there is no limit"
+        )
+
+
 async def check_canary(
     caller: ServiceCaller, endpoint: Endpoint, name: str, column: RewardConfig, deadline: float, on_event: OnEvent
-) -> None:
-    """Score the probes at one URL. Raises RewardServiceError when the reward is wrong, constant or gives no score."""
+) -> ScorerInfo:
+    """Score the probes at one URL. Returns what scored them.
+
+    Raises:
+        RewardServiceError: the reward is wrong, constant or gives no score.
+    """
     call = canary_call(caller.config.image_encoding, column.reward)
     where = f"reward {name} (service {caller.name} at {endpoint.url})"
-    now = time.monotonic()
-    limit = min(now + caller.config.timeout_s, max(deadline, now + _LEAST_CANARY_S))
+    limit_s = min(caller.config.timeout_s, max(deadline - time.monotonic(), _LEAST_CANARY_S))
     try:
-        answers, scorer = await caller.score_at(endpoint, call, limit)
+        answers, scorer = await caller.score_at(endpoint, call, limit_s)
     except AttemptError as error:
         raise RewardServiceError(f"{where}: the canary failed: {error.code}: {error.message}") from error
-    wrong, unsure = judge(answers, scorer, must_differ=column.canary == "differ")
+    wrong, unsure = judge(answers, must_differ=column.canary == "differ")
     if wrong:
         raise RewardServiceError(f"{where}: {wrong}")
     if unsure:
         on_event(RewardEvent("warning", name, f"{where}: {unsure}"))
+    return scorer
 
 
 async def read_info(caller: ServiceCaller, url: str) -> ServiceInfo:

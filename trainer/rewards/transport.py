@@ -1,4 +1,8 @@
-"""One service over HTTP: attempts, retries, hedging, all inside one hard deadline."""
+"""One service over HTTP: attempts, retries, hedging, all inside one hard deadline that begins when a request is sent.
+
+What waits in this client's own queue, because `max_in_flight` requests are under way, has a bound of its own and speaks
+against nobody.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,29 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from pydantic import ValidationError
 
 from trainer.config import ServiceConfig
-from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, RewardServiceError, all_failed
+from trainer.rewards.answers import (
+    Answer,
+    ClientCode,
+    OnEvent,
+    RewardEvent,
+    RewardServiceError,
+    all_failed,
+    readable,
+)
+from trainer.rewards.certificates import ssl_context
 from trainer.rewards.checks import InvalidResponseError, check_response
 from trainer.rewards.endpoint import Endpoint, EndpointPool, backoff_s, parse_retry_after
-from trainer.rewards.payload import Call
+from trainer.rewards.payload import Call, multipart
+from trainer.rewards.slots import LoopClock, SlotQueue
 from wire.schema import ErrorBody, ErrorCode, ScorerInfo
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
@@ -46,6 +62,14 @@ class AttemptError(Exception):
         return self.code == ErrorCode.OVERLOADED and self.retry_after_s is not None
 
 
+class Scored(NamedTuple):
+    """An answer for every id of a request; what scored them and where, None and empty where nothing did."""
+
+    answers: dict[str, Answer]
+    scorer: ScorerInfo | None = None
+    url: str = ""
+
+
 class ServiceCaller:
     """Scores requests at one service. Lives on one event loop."""
 
@@ -54,7 +78,8 @@ class ServiceCaller:
         self.config = config
         self.pool = EndpointPool(urls, config.breaker_failures, config.breaker_reset_s)
         self._on_event = on_event
-        self._slots = asyncio.Semaphore(config.max_in_flight)
+        self._queue = SlotQueue(config.max_in_flight, self._why_leave_queue)
+        self._clock = LoopClock()  # deadlines are times of this clock
         self._rng = random.Random()  # jitter only; results do not depend on it
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", **_authorization(name, config)},
@@ -63,7 +88,7 @@ class ServiceCaller:
                 max_keepalive_connections=config.max_in_flight,
                 keepalive_expiry=KEEPALIVE_S,
             ),
-            timeout=httpx.Timeout(config.timeout_s),
+            verify=ssl_context(urls, config.ca_file, f"rewards.services.{name}.ca_file"),
             trust_env=False,
             follow_redirects=False,
         )
@@ -73,42 +98,47 @@ class ServiceCaller:
 
     async def get(self, url: str, path: str, timeout_s: float) -> httpx.Response:
         """A small GET. Raises httpx.HTTPError, or TimeoutError past `timeout_s`."""
-        async with asyncio.timeout(timeout_s):
-            return await self._http.get(url + path, timeout=_timeouts(self.config, timeout_s))
+        return await self._clock.within(
+            timeout_s, self._http.get(url + path, timeout=_timeouts(self.config, timeout_s))
+        )
 
-    async def score(self, call: Call, deadline: float) -> dict[str, Answer]:
-        """An answer for every id of `call`, at the latest at `deadline` (time.monotonic())."""
+    def slot(self) -> AbstractAsyncContextManager[None]:
+        """Wait until fewer than `max_in_flight` requests are under way, and be one of them inside the block.
+
+        Raises:
+            AttemptError: that took `queue_timeout_s`; or no URL has answered for as long as a request may take.
+        """
+        return self._queue.slot()
+
+    def _why_leave_queue(self, since: float) -> AttemptError | None:
+        if time.monotonic() >= since + self.config.queue_timeout_s:
+            message = (
+                f"not sent: for queue_timeout_s = {self.config.queue_timeout_s:g} s there were max_in_flight = "
+                f"{self.config.max_in_flight} other requests of this process to {self.name} under way. Raise "
+                f"rewards.services.{self.name}.queue_timeout_s or .max_in_flight, or give it more urls"
+            )
+            return AttemptError(ClientCode.CLIENT_QUEUE, message, retry=False, blame=False)
+        if self.pool.is_gone(since, self.config.timeout_s):
+            return AttemptError(ClientCode.UNREACHABLE, f"every URL of {self.name} has failed lately", retry=False)
+        return None
+
+    async def score(self, call: Call) -> Scored:
+        """An answer for every id of `call`, at the latest after `timeout_s`. For the holder of a `slot`."""
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._slots.acquire()
-        except TimeoutError:
-            message = f"{self.config.max_in_flight} requests to {self.name} were under way until the deadline"
-            return all_failed(call.ids, ErrorCode.TIMEOUT, message)
-        try:
-            return await self._with_retries(call, deadline)
+            with self._clock.watched():
+                return await self._with_retries(call, self._clock.now() + self.config.timeout_s)
         except AttemptError as error:
-            return all_failed(call.ids, error.code, error.message)
-        finally:
-            self._slots.release()
+            return Scored(all_failed(call.ids, error.code, error.message))
 
-    async def score_at(self, endpoint: Endpoint, call: Call, deadline: float) -> tuple[dict[str, Answer], ScorerInfo]:
+    async def score_at(self, endpoint: Endpoint, call: Call, timeout_s: float) -> tuple[dict[str, Answer], ScorerInfo]:
         """One attempt at one URL, which knows nothing of the breaker. Raises AttemptError."""
-        remaining = deadline - time.monotonic()
-        margin = min(ANSWER_MARGIN_S, 0.05 * remaining)  # what the service has by then still reaches us in time
-        json_part = call.body(int((remaining - margin) * 1000), uuid.uuid4().hex).encode()
-        files = [("request", ("request.json", json_part, "application/json"))]
-        files += [(name, (name, data, "application/octet-stream")) for name, data in call.parts.items()]
+        margin = min(ANSWER_MARGIN_S, 0.05 * timeout_s)  # what the service has by then still reaches us in time
+        json_part = call.body(int((timeout_s - margin) * 1000), uuid.uuid4().hex).encode()
         try:
-            async with (
-                asyncio.timeout_at(deadline),
-                self._http.stream(
-                    "POST", endpoint.url + "/v1/score", files=files, timeout=_timeouts(self.config, remaining)
-                ) as response,
-            ):
-                body = await _read(response)
+            response, body = await self._clock.within(timeout_s, self._post(endpoint.url, json_part, call, timeout_s))
         except TimeoutError as error:
             raise AttemptError(
-                ErrorCode.TIMEOUT, f"{endpoint.url} gave no answer within {remaining:.1f} s", retry=False
+                ErrorCode.TIMEOUT, f"{endpoint.url} gave no answer within {timeout_s:.1f} s", retry=False
             ) from error
         except httpx.HTTPError as error:
             message = f"{endpoint.url}: {error or type(error).__name__}"
@@ -122,14 +152,27 @@ class ServiceCaller:
                 ClientCode.INVALID_RESPONSE, f"{endpoint.url} broke the contract: {error}", retry=False
             ) from error
 
-    async def _with_retries(self, call: Call, deadline: float) -> dict[str, Answer]:
+    async def _post(self, url: str, json_part: bytes, call: Call, timeout_s: float) -> tuple[httpx.Response, bytes]:
+        boundary = uuid.uuid4().hex
+        pieces = multipart(json_part, call.parts, boundary)
+        headers = {
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Content-Length": str(sum(map(len, pieces))),
+        }
+        timeouts = _timeouts(self.config, timeout_s)
+        async with self._http.stream(
+            "POST", url + "/v1/score", content=_each(pieces), headers=headers, timeout=timeouts
+        ) as response:
+            return response, await _read(response)
+
+    async def _with_retries(self, call: Call, deadline: float) -> Scored:
         failures = 0
         last: AttemptError | None = None
         while True:
             endpoint = self.pool.pick()
             if endpoint is None:
                 wait, open_breaker = self.pool.free_in()
-                if time.monotonic() + wait + LEAST_ATTEMPT_S >= deadline:
+                if self._clock.now() + wait + LEAST_ATTEMPT_S >= deadline:
                     # Another request was told to come back later than this one can wait: ask rather than give up.
                     endpoint = self.pool.pick(cooling=True)
             if endpoint is None:
@@ -146,7 +189,7 @@ class ServiceCaller:
                     raise last
                 failures += not last.full
                 wait = self._wait_after(last, failures)
-            if failures >= self.config.max_attempts or time.monotonic() + wait + LEAST_ATTEMPT_S >= deadline:
+            if failures >= self.config.max_attempts or self._clock.now() + wait + LEAST_ATTEMPT_S >= deadline:
                 raise last
             await asyncio.sleep(wait * self._rng.uniform(1.0, 1.1))
 
@@ -156,7 +199,7 @@ class ServiceCaller:
         # A full queue is not a failure: it is waited out as long as the deadline allows, or another URL is asked.
         return 0.0 if self.pool.pick() is not None else error.retry_after_s or 0.0
 
-    async def _hedged(self, first: Endpoint, call: Call, deadline: float) -> dict[str, Answer]:
+    async def _hedged(self, first: Endpoint, call: Call, deadline: float) -> Scored:
         """One attempt; past the usual latency a second one at another URL, and the first good answer counts."""
         after_s = self.pool.hedge_after_s() if self.config.hedge else None
         if after_s is None or len(self.pool.endpoints) < 2:
@@ -176,26 +219,28 @@ class ServiceCaller:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _attempt(self, endpoint: Endpoint, call: Call, deadline: float) -> dict[str, Answer]:
+    async def _attempt(self, endpoint: Endpoint, call: Call, deadline: float) -> Scored:
         """One attempt, entered in the books of its URL."""
         breaker = endpoint.breaker
         trial = breaker.state != "closed"
         breaker.acquire()
         endpoint.outstanding += 1
-        started = time.monotonic()
+        started, lost_s = time.monotonic(), self._clock.lost_s
         verdict: Callable[[], object] = breaker.release
         try:
             if trial:
                 await self._check_ready(endpoint, deadline)
-            answers, _ = await self.score_at(endpoint, call, deadline)
+            answers, scorer = await self.score_at(endpoint, call, deadline - self._clock.now())
             verdict = breaker.success
             self.pool.answered(time.monotonic() - started)
             if trial:
                 self._on_event(RewardEvent("breaker", self.name, f"{endpoint.url} answers again"))
-            return answers
+            return Scored(answers, scorer, endpoint.url)
         except AttemptError as error:
             if error.retry_after_s is not None:
                 endpoint.not_before = time.monotonic() + error.retry_after_s
+            if error.blame and self._clock.lost_s - lost_s > (time.monotonic() - started) / 2:
+                raise  # this process was away for most of the time: it says nothing about the URL
             verdict = breaker.failure if error.blame else breaker.success
             raise
         finally:
@@ -205,7 +250,7 @@ class ServiceCaller:
                 self._on_event(RewardEvent("breaker", self.name, text))
 
     async def _check_ready(self, endpoint: Endpoint, deadline: float) -> None:
-        timeout_s = min(self.config.connect_timeout_s, deadline - time.monotonic())
+        timeout_s = min(self.config.connect_timeout_s, deadline - self._clock.now())
         try:
             response = await self.get(endpoint.url, "/ready", timeout_s)
         except (httpx.HTTPError, TimeoutError) as error:
@@ -236,7 +281,12 @@ def error_text(body: bytes) -> str:
         error = ErrorBody.model_validate_json(body).error
     except ValidationError:
         return repr(body[:120].decode("utf-8", "replace"))
-    return f"{error.message} (field {error.field})" if error.field else error.message
+    return readable(f"{error.message} (field {error.field})" if error.field else error.message)
+
+
+async def _each(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 async def _read(response: httpx.Response) -> bytes:
@@ -254,8 +304,8 @@ async def _read(response: httpx.Response) -> bytes:
 
 
 def _timeouts(config: ServiceConfig, remaining_s: float) -> httpx.Timeout:
-    remaining_s = max(remaining_s, 0.001)
-    return httpx.Timeout(remaining_s, connect=min(config.connect_timeout_s, remaining_s))
+    """Of a request that ends by itself after `remaining_s`: only connecting has a limit of its own."""
+    return httpx.Timeout(None, connect=min(config.connect_timeout_s, max(remaining_s, 0.001)))
 
 
 def _authorization(name: str, config: ServiceConfig) -> dict[str, str]:

@@ -131,16 +131,6 @@ def test_the_deadline_is_hard(scripted: Any, connect: Any) -> None:
     assert scores.waited_s < 1.5
 
 
-def test_the_deadline_counts_time_in_the_clients_own_queue(scripted: Any, connect: Any) -> None:
-    server = scripted(lambda request: replace(good(request), delay_s=0.4))
-    started = time.monotonic()
-    scores = ask(connect(server, timeout_s=0.6, max_in_flight=1), micro_batches=4)
-    assert time.monotonic() - started < 1.5
-    assert scores.valid_BR[:4].all()
-    assert scores.failures["r"] == Counter(timeout=12)
-    assert "1 requests to svc were under way" in scores.details[-1]["r"]["error"]["message"]
-
-
 def test_retries_stay_inside_the_deadline(scripted: Any, connect: Any) -> None:
     server = scripted(lambda _: Reply({}, 503))
     started = time.monotonic()

@@ -52,7 +52,12 @@ def test_the_canary_shows_the_word_in_the_colour_and_neither(scripted: Any, conn
     red, blue = right.reshape(-1, 3).astype(int), wrong.reshape(-1, 3).astype(int)
     assert (red[:, 0] - red[:, 2]).max() > 100 > (red[:, 2] - red[:, 0]).max()
     assert (blue[:, 2] - blue[:, 0]).max() > 100 > (blue[:, 0] - blue[:, 2]).max()
-    assert client.revisions == {"r": "1"}
+    assert client.scorers.state()["r"] == {
+        **SCORER,
+        "template_sha256": None,
+        "higher_is_better": True,
+        "grouped": False,
+    }
     assert "scripted" in client.said("ready")[0]
 
 

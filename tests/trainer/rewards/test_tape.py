@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support import reward_servers
-from tests.support.reward_servers import Reply, ScriptedServer, good, make_samples
+from tests.support.reward_servers import SCORER, Reply, ScriptedServer, good, make_samples
 from trainer.config import Config, RewardsConfig
 from trainer.doctor.services import check_services
 from trainer.rewards import RewardClient, RewardServiceError, TapeRecorder
@@ -74,7 +74,7 @@ def test_a_replay_gives_what_was_recorded_and_asks_nobody(tmp_path: Path, script
     with replay(tmp_path / "tape") as client:
         after = [score(client, make_samples(6, {"a": 1.0, "b": 1.0}, first=step), step) for step in (1, 2)]
         after.append(score(client, make_samples(6, {}), 2, ["b"]))
-        assert client.revisions == {"a": "1", "b": "1"}
+        assert {name: scorer["revision"] for name, scorer in client.scorers.state().items()} == {"a": "1", "b": "1"}
     assert (len(server.requests), len(server.gets)) == asked
     for old, new in zip(before, after, strict=True):
         assert new.scores_BR.equal(old.scores_BR) and new.valid_BR.equal(old.valid_BR)
@@ -85,7 +85,8 @@ def test_a_replay_gives_what_was_recorded_and_asks_nobody(tmp_path: Path, script
 def test_a_line_is_a_sample(tmp_path: Path, scripted: Callable[..., Any]) -> None:
     record(tmp_path / "tape", scripted(every_third_fails), steps=1)
     head, *lines = map(json.loads, (tmp_path / "tape" / "rank_0.jsonl").read_text(encoding="utf-8").splitlines())
-    assert head == {"tape": 1, "revisions": {"a": "1", "b": "1"}}
+    scorer = {**SCORER, "template_sha256": None, "higher_is_better": True, "grouped": False}
+    assert head == {"tape": 2, "scorers": {"a": scorer, "b": scorer}}
     assert [(line["kind"], line["step"], line["id"]) for line in lines] == [
         *(("train", 1, f"s{n}") for n in range(1, 7)),
         *(("evaluation", 1, f"s{n}") for n in range(6)),

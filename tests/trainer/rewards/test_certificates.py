@@ -1,0 +1,96 @@
+"""A company's own CA: services behind it are reached when it is named, and otherwise refused with the remedy."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.reward_servers import ScriptedServer, make_samples
+from trainer.rewards import RewardServiceError
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+
+
+@pytest.fixture(scope="module")
+def company(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CA (`ca.pem`) and a server's key and certificate for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("company")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=company")
+    openssl("req", *new_key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=rewards")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names"]
+    openssl("x509", "-req", "-in", "server.csr", *signing, "-out", "server.pem")
+    return folder
+
+
+@pytest.fixture
+def server(company: Path) -> Iterator[ScriptedServer]:
+    """A reward server behind TLS."""
+    running = ScriptedServer()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(company / "server.pem", company / "server.key")
+    running._server.socket = context.wrap_socket(running._server.socket, server_side=True)
+    running.url = running.url.replace("http:", "https:")
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def scores(client: Any) -> bool:
+    batch = client.batch()
+    batch.submit(make_samples(2, {"r": 1.0}))
+    return bool(batch.collect().valid_BR.all())
+
+
+def test_a_ca_that_is_named_is_trusted(server: ScriptedServer, company: Path, connect: Any) -> None:
+    assert scores(connect(server, ca_file=str(company / "ca.pem")))
+
+
+def test_ssl_cert_file_is_read(
+    server: ScriptedServer, company: Path, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(company / "ca.pem"))
+    assert scores(connect(server))
+
+
+def test_without_it_the_start_says_at_once_what_to_name(server: ScriptedServer, connect: Any) -> None:
+    client = connect(server, start=False, rewards={"ready_timeout_s": 600.0})  # waiting would not help
+    with pytest.raises(
+        RewardServiceError, match=r"is not trusted .*rewards\.services\.svc\.ca_file, or in SSL_CERT_FILE"
+    ):
+        client.start()
+
+
+@pytest.mark.parametrize(("content", "message"), [("no certificate", "holds no certificate"), (None, "cannot be read")])
+def test_a_ca_file_that_holds_no_certificate(
+    scripted: Any, connect: Any, tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    client = connect(scripted(), start=False, ca_file=str(path))
+    with pytest.raises(RewardServiceError, match=rf"rewards\.services\.svc\.ca_file = .*{message}"):
+        client.start()
+
+
+def test_a_variable_that_is_wrong_hurts_nobody_without_tls(
+    scripted: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    assert scores(connect(scripted()))

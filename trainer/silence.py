@@ -1,0 +1,102 @@
+"""Notices what has nothing to teach any more: a reward that turned constant, a gradient that is 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Silence:
+    """Consecutive steps in which something said nothing.
+
+    Attributes:
+        subject: a reward's name, `gradient`, or `eval/<reward>`.
+        first, last: the steps.
+        value: the one score that all samples of all these steps have; None where they differ between groups.
+        sentence: for a person.
+    """
+
+    subject: str
+    first: int
+    last: int
+    value: float | None
+    sentence: str = ""
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
+
+
+class SilenceWatch:
+    """Looks at the rows of metrics.jsonl in order.
+
+    Args:
+        after_steps: how many steps in a row something must be silent to be worth a sentence. It is said again whenever the
+            silence has become twice as long.
+    """
+
+    def __init__(self, after_steps: int) -> None:
+        self._after = after_steps
+        self._running: dict[str, Silence] = {}
+        self._varied: set[str] = set()  # held-out rewards whose last evaluation had different scores
+        self.found: list[Silence] = []  # all that were worth a sentence, those that ended, too
+
+    def add(self, row: Mapping[str, Any]) -> list[str]:
+        """Take in a row. Returns what is to be said now."""
+        said = self._held_out(row)
+        step = int(row["step"])
+        quiet = [key.split("/")[1] for key in row if key.startswith("adv/") and key.endswith("/zero_group_share")]
+        for name in quiet:
+            constant = row.get(f"reward/{name}/std") == 0
+            value = row.get(f"reward/{name}/mean") if constant else None
+            said += self._count(name, step, row[f"adv/{name}/zero_group_share"] == 1, value)
+        if "grad_norm" in row:
+            said += self._count("gradient", step, row["grad_norm"] == 0, None)
+        return said
+
+    def _count(self, subject: str, step: int, silent: bool, value: float | None) -> list[str]:
+        if not silent:
+            self._running.pop(subject, None)
+            return []
+        silence = self._running.setdefault(subject, Silence(subject, step, step, value))
+        silence.last = step
+        silence.value = silence.value if silence.value == value else None
+        silence.sentence = _sentence(silence)
+        if silence.steps < self._after:
+            return []
+        if silence not in self.found:
+            self.found.append(silence)
+        doublings, rest = divmod(silence.steps, self._after)
+        return [silence.sentence] if rest == 0 and doublings & (doublings - 1) == 0 else []
+
+    def _held_out(self, row: Mapping[str, Any]) -> list[str]:
+        """An evaluation in which every prompt has the same score, after one in which they differed."""
+        said = []
+        for key in [key for key in row if key.startswith("eval/") and key.endswith("/low")]:
+            name = key.removesuffix("/low")
+            if row[key] != row.get(f"{name}/high"):
+                self._varied.add(name)
+            elif name in self._varied:
+                self._varied.discard(name)
+                step = int(row.get("eval/step") or row["step"])
+                text = (
+                    f"in the evaluation after step {step} every held-out prompt scores {row[name]:.6g} by "
+                    f"{name.removeprefix('eval/')}: it is saturated, or the service gives everything the same score"
+                )
+                self.found.append(Silence(name, step, step, row[name], text))
+                said.append(text)
+        return said
+
+
+def _sentence(silence: Silence) -> str:
+    steps = f"in the {silence.steps} steps from {silence.first} to {silence.last}"
+    if silence.subject == "gradient":
+        return f"the gradient was 0 {steps}: nothing is learned. Look at adv/<reward>/zero_group_share and adv/trained_share"
+    if silence.value is not None:
+        return (
+            f"every score of the reward {silence.subject} was {silence.value:.6g} {steps}: it is saturated, or its service "
+            "gives everything the same score, and it teaches nothing"
+        )
+    return f"the reward {silence.subject} told no two samples of a group apart {steps}: it teaches nothing"
