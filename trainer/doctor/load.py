@@ -52,15 +52,17 @@ async def check_load(
     It is reckoned as one that works on one thing after the other; one with workers or batches is faster.
     """
     asked = [name for name in scorers if any(name in dataset.rewards for dataset in config.data.train)]
-    work = []
+    work: list[Work] = []
+    unknown: list[str] = []
     for name in asked:
         column = config.rewards.columns[name]
         if config.rewards.canary and column.canary != "none":
             seconds = await _measure(caller, column)
-            if seconds is not None:
+            if seconds is None:
+                unknown.append(name)
+            else:
                 work.append(_work(config, name, seconds, compares=scorers[name].grouped))
-    measured = [each.reward for each in work]
-    if unknown := [name for name in asked if name not in measured]:
+    if unknown:
         text = f"how long {caller.name} needs for {', '.join(unknown)}: the probes got no score to measure"
         yield Finding("services", "NOT CHECKED", f"{text}, so a step is not compared with its deadline")
     if work:
