@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -77,6 +77,7 @@ def render_page(
         macro=by_name["overall", MACRO],
         micro=by_name["overall", MICRO],
         macro_note=_macro_note(len(primaries)),
+        official=_official(by_name["overall", MACRO]),
         dimensions=[(row, _parts(row, rows)) for row in primaries],
         images=len(records),
         judged=sum(record.verdicts is not None for record in records),
@@ -110,9 +111,21 @@ def thumbnail(path: Path) -> str | None:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
+def _official(row: Row) -> Row:
+    """The row with the official reading in place of ours."""
+    return replace(
+        row,
+        correct=row.official_correct,
+        judged=row.official_judged,
+        accuracy=row.official_accuracy,
+        low=row.official_low,
+        high=row.official_high,
+    )
+
+
 def _macro_note(count: int) -> str:
     if count == len(PRIMARIES):
-        return "What the leaderboard prints: each dimension below counts the same."
+        return "Answers as the benchmark's own tool reads them, each dimension the same: what the leaderboard prints."
     return f"Over {count} of {len(PRIMARIES)} dimensions, so not comparable with the leaderboard's."
 
 

@@ -2,6 +2,9 @@
 
 Only `<score>` decides. `<analysis>` is read for itself and tolerantly: what is wrong with it never voids a verdict.
 Nothing is guessed: a list of another length, a value other than 0 or 1, or two lists that differ is no verdict.
+
+The benchmark's own tool reads the same answers by a stricter and blinder rule. `official_verdicts` is that reading, since
+the leaderboard was made with it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from services.common.judge.answers import after_thinking, to_ascii
 _SCORE = re.compile(r"<score>(.*?)</score>", re.DOTALL | re.IGNORECASE)
 _OPEN_SCORE = re.compile(r"<score>\s*([\[【［][^\]】］<]*[\]】］])\s*(?:</|```|$)", re.IGNORECASE)
 _ANALYSIS = re.compile(r"<analysis>(.*?)</analysis>", re.DOTALL | re.IGNORECASE)
+_OFFICIAL_LISTS = [re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL) for tag in ("analysis", "score")]
 _FENCE = re.compile(r"```[a-zA-Z]*")
 _QUOTES = "\"'`“”‘’"
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -40,6 +44,23 @@ def parse_verdicts(answer: str, count: int) -> tuple[int, ...]:
     if len(readings) > 1:
         raise ParseError(f"the answer has {len(blocks)} <score> lists that differ")
     return readings.pop()
+
+
+def official_verdicts(answer: str, count: int) -> tuple[int, ...] | None:
+    """How the benchmark's own tool reads an answer (CodeGoat24/UniGenBench, eval/src/eval_common.py), None where it does not.
+
+    The first `<analysis>` and the first `<score>`, thoughts included, must each be a Python literal of `count` entries, so
+    an apostrophe that is not escaped or a code fence loses the answer. Of the scores the number 1 passes; all else has
+    failed, such as '1' in quotes.
+    """
+    lists = []
+    for pattern in _OFFICIAL_LISTS:
+        found = pattern.search(answer)
+        literal = _literal(found.group(1).strip()) if found else None
+        if not isinstance(literal, list | tuple | str | dict | set) or len(literal) != count:
+            return None
+        lists.append(literal)
+    return tuple(int(entry == 1) for entry in lists[1])
 
 
 def parse_reasons(answer: str, count: int) -> tuple[str, ...]:
@@ -76,13 +97,19 @@ def _read_list(block: str, count: int) -> tuple[int, ...]:
 
 def _as_literal(text: str) -> list[str]:
     """The list that the text spells in Python or JSON; empty when it spells none."""
+    tree = _literal(text)
+    return [str(entry) for entry in tree] if isinstance(tree, list | tuple) else []
+
+
+def _literal(text: str) -> object:
+    """What the text spells as a Python literal; None when it spells none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a backslash in a judge's prose is no matter of ours
-            tree = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return []
-    return [str(entry) for entry in tree] if isinstance(tree, list | tuple) else []
+            tree: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return tree
 
 
 def _split(text: str) -> list[str]:

@@ -13,9 +13,11 @@ from typing import Any
 
 from services.eval.dimensions import PRIMARIES
 from services.eval.page import render_page
+from services.eval.parsing import official_verdicts
+from services.eval.prompts import Prompt
 from services.eval.settings import ReportOptions
 from services.eval.store import Place, Plan, Record, read_plan, read_records, write_atomic
-from services.eval.table import Difference, Judged, Row, tabulate
+from services.eval.table import MACRO, Difference, Judged, Row, tabulate
 
 TABLE_CSV, TABLE_JSON, PAGE = "table.csv", "table.json", "page.html"
 _NAME_WIDTH = 50  # the longest dimension, indented
@@ -52,7 +54,7 @@ def load_results(folder: Path) -> Results:
     known, _ = read_records(folder)
     prompts = {prompt.index: prompt for prompt in plan.prompts}
     records = tuple(_record_for(place, known.get(place.key), len(prompts[place.index].points)) for place in plan.places)
-    images = tuple(Judged(prompts[record.index], record.image, record.verdicts) for record in records)
+    images = tuple(_judged(record, prompts[record.index]) for record in records)
     return Results(plan, records, images)
 
 
@@ -69,12 +71,12 @@ def write_report(folder: Path, options: ReportOptions) -> Report:
 def official_layout(images: Iterable[Judged]) -> dict[str, dict[str, dict[str, float]]]:
     """The two blocks of the benchmark's own result file: names as in the prompt file, accuracies rounded to 4 digits.
 
-    As there, images without verdicts are left out, and an English primary name with parts keeps the space before its
+    As there, verdicts are those that the benchmark's own tool reads, images without any are left out, and an English primary name with parts keeps the space before its
     hyphen ("Attribute ").
     """
     totals: dict[str, dict[str, list[int]]] = {"primary_dimensions": {}, "sub_dimensions": {}}
     for each in images:
-        for point, verdict in zip(each.prompt.points, each.verdicts or (), strict=False):
+        for point, verdict in zip(each.prompt.points, each.official or (), strict=False):
             for block, name in (
                 ("primary_dimensions", point.name.partition("-")[0]),
                 ("sub_dimensions", point.name),
@@ -93,15 +95,18 @@ def official_layout(images: Iterable[Judged]) -> dict[str, dict[str, dict[str, f
 
 def table_text(rows: Sequence[Row]) -> str:
     """The table for a terminal, in percent."""
-    lines = [f"{'':{_NAME_WIDTH}}{'accuracy':>9}{'95 % interval':>18}{'judged / asked':>18}"]
+    head = f"{'':{_NAME_WIDTH}}{'accuracy':>9}{'95 % interval':>17}{'judged / asked':>16}"
+    lines = [f"{head}{'official':>10}{'judged':>8}"]
     for row in rows:
         interval = "-" if row.low is None else f"{_percent(row.low)} to {_percent(row.high)}"
         name = ("  " if row.kind == "sub" else "") + row.name
-        lines.append(
-            f"{name:{_NAME_WIDTH}}{_percent(row.accuracy):>9}{interval:>18}{f'{row.judged} / {row.asked}':>18}"
-        )
+        ours = f"{_percent(row.accuracy):>9}{interval:>17}{f'{row.judged} / {row.asked}':>16}"
+        lines.append(f"{name:{_NAME_WIDTH}}{ours}{_percent(row.official_accuracy):>10}{row.official_judged:>8}")
+    lines.append(
+        f"official: the same answers as the benchmark's own tool reads them; the leaderboard's number is its {MACRO}"
+    )
     primaries = sum(row.kind == "primary" for row in rows)
-    if primaries < len(PRIMARIES):
+    if not _is_whole(rows):
         lines.append(
             f"only {primaries} of {len(PRIMARIES)} primary dimensions are asked: no number for the leaderboard"
         )
@@ -130,6 +135,10 @@ def _record_for(place: Place, record: Record | None, num_points: int) -> Record:
     return replace(record, index=place.index, image=place.image, file=place.file)
 
 
+def _judged(record: Record, prompt: Prompt) -> Judged:
+    return Judged(prompt, record.image, record.verdicts, official_verdicts(record.answer, len(prompt.points)))
+
+
 def _as_csv(rows: Iterable[dict[str, Any]]) -> str:
     lines = list(rows)
     buffer = io.StringIO()
@@ -149,6 +158,7 @@ def _tree(results: Results, rows: Sequence[Row], options: ReportOptions) -> dict
         "failures": results.failures,
         "notes": list(plan.notes),
         "bootstrap": {"resamples": options.resamples, "seed": options.seed, "unit": "prompt", "level": 0.95},
+        "leaderboard": {"reading": "official", "overall": rows[0].official_accuracy, "comparable": _is_whole(rows)},
         "rows": [asdict(row) for row in rows],
         "failed_images": [
             {"index": each.index, "image": each.image, "file": each.file, "code": each.code, "message": each.message}
@@ -156,6 +166,11 @@ def _tree(results: Results, rows: Sequence[Row], options: ReportOptions) -> dict
         ],
         **official_layout(results.images),
     }
+
+
+def _is_whole(rows: Sequence[Row]) -> bool:
+    """Whether all primary dimensions are asked: a mean over fewer is not the leaderboard's."""
+    return sum(row.kind == "primary" for row in rows) == len(PRIMARIES)
 
 
 def _percent(value: float | None) -> str:

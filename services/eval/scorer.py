@@ -14,9 +14,12 @@ from services.common.judge.metrics import JudgeMetrics
 from services.common.scorer import Failure, Item, Result, Score
 from services.eval.dimensions import Language
 from services.eval.judge import REWARD, Judgement, JudgeMethod, Missing, judge_image
+from services.eval.parsing import official_verdicts
 from services.eval.prompts import Point, PointsError, Prompt, read_points
 from wire.schema import ErrorCode, ScorerInfo
 
+# What an answer tells beside the score; a change of it changes this, as kept answers would lack it.
+DETAILS_REVISION = "2"
 MAX_POINTS = 64  # published prompts have up to 10
 
 
@@ -24,7 +27,8 @@ class EvalScorer:
     """Serves the reward `unigenbench` by asking a judge. An `AsyncScorer`.
 
     An item has one image, its prompt, and in `metadata` the lists `testpoints` and `descriptions` of a UniGenBench row,
-    in English or Chinese. Components: `point_<i>`, 1 or 0. Details: per point its name, dimension, verdict and reason.
+    in English or Chinese. Components: `point_<i>`, 1 or 0. Details: per point its name, dimension, verdict and reason; and
+    `official`, the verdicts as the benchmark's own tool reads the answer (null where it cannot).
     An answer that cannot be read is `parse_error`, one that was cut is `truncated`; neither is a score of 0.
     """
 
@@ -35,7 +39,7 @@ class EvalScorer:
         self.client = JudgeClient(endpoint, self._metrics)
         self._info = ScorerInfo(
             name=REWARD,
-            revision=f"model={endpoint.model} {method.revision}",
+            revision=f"model={endpoint.model} {method.revision} details={DETAILS_REVISION}",
             template_sha256=method.instructions.templates["en"].sha256,
             range=(0.0, 1.0),
         )
@@ -114,5 +118,10 @@ def to_score(judgement: Judgement, points: Sequence[Point]) -> Score:
     return Score(
         sum(verdicts) / len(verdicts),
         {f"point_{number}": float(verdict) for number, verdict in enumerate(verdicts)},
-        {"points": details, "resampled": judgement.resampled},
+        {"points": details, "official": _official(judgement, len(points)), "resampled": judgement.resampled},
     )
+
+
+def _official(judgement: Judgement, count: int) -> JsonValue:
+    read = official_verdicts(judgement.answer, count)
+    return None if read is None else list(read)

@@ -6,7 +6,7 @@ Axes: P prompts, D the 27 sub dimensions, N resamples, K rows of the table (2 ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,15 @@ _POOL_DX = np.array([[dimension.primary == name for name in PRIMARIES] for dimen
 
 @dataclass(frozen=True)
 class Judged:
-    """One image: the verdicts on its prompt's points, or None where the judge gave none."""
+    """One image: the verdicts on its prompt's points, or None where the judge gave none.
+
+    `official`: the same answer as the benchmark's own tool reads it, None where it cannot.
+    """
 
     prompt: Prompt
     image: int
     verdicts: tuple[int, ...] | None
+    official: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Row:
     """A line of the table. `accuracy` is correct by judged, in 0 to 1, None where nothing was judged.
 
     For the mean of primary dimensions it is the mean of their accuracies, None where one of those asked has none.
-    `low` and `high` bound the 95 % interval, None where it would stand on one prompt.
+    `low` and `high` bound the 95 % interval, None where it would stand on one prompt. The fields that begin with
+    `official` are the same of the answers as the benchmark's own tool reads them: the leaderboard's way of counting.
     """
 
     kind: str
@@ -47,6 +52,11 @@ class Row:
     accuracy: float | None
     low: float | None
     high: float | None
+    official_correct: int
+    official_judged: int
+    official_accuracy: float | None
+    official_low: float | None
+    official_high: float | None
 
 
 @dataclass(frozen=True)
@@ -84,23 +94,37 @@ def tabulate(images: Sequence[Judged], *, resamples: int = 10_000, seed: int = 0
     """The rows whose dimension is asked at all: overall, primary in the leaderboard's order, sub.
 
     The percentile bootstrap (Efron 1979) draws prompts with replacement, each with all its images and test points,
-    because the verdicts on one prompt are not independent. With failures left out of the denominators the accuracies
-    are those of the benchmark's own tool.
+    because the verdicts on one prompt are not independent. Both readings are resampled by the same draws. Failures are
+    left out of the denominators, as the benchmark's own tool leaves them out.
     """
-    counts = count(images)
-    correct, judged, asked = (_pool(part.sum(0)) for part in (counts.correct_PD, counts.judged_PD, counts.asked_PD))
-    in_use = counts.asked_PD.sum(0) > 0
-    accuracy = _accuracies(counts.correct_PD.sum(0), counts.judged_PD.sum(0), in_use)
-    drawn = [
-        _accuracies(weights @ counts.correct_PD, weights @ counts.judged_PD, in_use)
-        for weights in _resample(len(counts.asked_PD), resamples, seed)
-    ]
-    low, high = _interval(np.concatenate(drawn), counts.judged_PD)
-    return [
-        Row(kind, name, int(correct[k]), int(judged[k]), int(asked[k]), *_known(accuracy[k], low[k], high[k]))
-        for k, (kind, name) in enumerate(_names())
-        if asked[k]
-    ]
+    ours, theirs = count(images), count([replace(each, verdicts=each.official) for each in images])
+    asked = _pool(ours.asked_PD.sum(0))
+    ends = [_measure(counts, resamples, seed) for counts in (ours, theirs)]
+    totals = [(_pool(counts.correct_PD.sum(0)), _pool(counts.judged_PD.sum(0))) for counts in (ours, theirs)]
+    rows = []
+    for k, (kind, name) in enumerate(_names()):
+        if not asked[k]:
+            continue
+        (correct, judged), (official_correct, official_judged) = ((int(c[k]), int(j[k])) for c, j in totals)
+        known, official = (_known(*(values[k] for values in each)) for each in ends)
+        rows.append(
+            Row(
+                kind,
+                name,
+                correct,
+                judged,
+                int(asked[k]),
+                accuracy=known[0],
+                low=known[1],
+                high=known[2],
+                official_correct=official_correct,
+                official_judged=official_judged,
+                official_accuracy=official[0],
+                official_low=official[1],
+                official_high=official[2],
+            )
+        )
+    return rows
 
 
 def compare(
@@ -161,6 +185,17 @@ def count(images: Sequence[Judged]) -> Counts:
                 counts.judged_PD[p, d] += 1
                 counts.correct_PD[p, d] += each.verdicts[position]
     return counts
+
+
+def _measure(counts: Counts, resamples: int, seed: int) -> tuple[Floats, Floats, Floats]:
+    """Accuracies of the K rows and the bounds of their intervals."""
+    in_use = counts.asked_PD.sum(0) > 0
+    accuracy = _accuracies(counts.correct_PD.sum(0), counts.judged_PD.sum(0), in_use)
+    drawn = [
+        _accuracies(weights @ counts.correct_PD, weights @ counts.judged_PD, in_use)
+        for weights in _resample(len(counts.asked_PD), resamples, seed)
+    ]
+    return accuracy, *_interval(np.concatenate(drawn), counts.judged_PD)
 
 
 def _names() -> list[tuple[str, str]]:

@@ -16,11 +16,13 @@ Place = tuple[str, int, int]
 @dataclass(frozen=True)
 class Point:
     """A test point of the UniGenBench judge: its name as the prompt file writes it, its dimension in English (None
-    while no answer has told it), and the verdict (None where the judge gave none)."""
+    while no answer has told it), the verdict (None where the judge gave none), and the verdict as the benchmark's own
+    tool reads the same answer (None where it cannot)."""
 
     name: str
     dimension: str | None
     passed: bool | None
+    official: bool | None = None
 
 
 @dataclass(frozen=True)

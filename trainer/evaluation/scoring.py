@@ -140,14 +140,18 @@ class Scorer:
 
 
 def verdicts(prompt: Prompt, details: Mapping[str, Any]) -> tuple[Point, ...]:
-    """A prompt's test points with the judge's verdicts: `components` has them by position, `points` the dimensions."""
+    """A prompt's test points with the judge's verdicts: `components` has them by position, `points` the dimensions,
+    `official` the verdicts as the benchmark's own tool reads the answer.
+    """
     names = [str(name) for name in prompt.metadata["testpoints"]]
     components, told = details.get("components") or {}, details.get("points") or []
     found = [components.get(f"point_{number}") for number in range(len(names))]
     dimensions = [str(point["dimension"]) for point in told] if len(told) == len(names) else [None] * len(names)
+    listed = details.get("official")
+    official = listed if isinstance(listed, list) and len(listed) == len(names) else [None] * len(names)
     return tuple(
-        Point(name, dimension, None if verdict is None else bool(verdict))
-        for name, dimension, verdict in zip(names, dimensions, found, strict=True)
+        Point(name, dimension, *(None if each is None else bool(each) for each in (verdict, theirs)))
+        for name, dimension, verdict, theirs in zip(names, dimensions, found, official, strict=True)
     )
 
 

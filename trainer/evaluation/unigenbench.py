@@ -1,7 +1,8 @@
 """UniGenBench's table from the judge's verdicts, as the judge service's own command makes it.
 
-Pictures without verdicts are left out of the denominators and counted; the leaderboard's overall number is the mean of
-the primary dimensions (macro); all test points together is micro.
+Pictures without verdicts are left out of the denominators and counted; macro is the mean of the primary dimensions, micro
+is all test points together. Both stand there twice: by the service's reading of the judge's answers, and by the benchmark's
+own tool's, which is stricter. The leaderboard's number is macro by the tool's reading.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ NOT_APPLICABLE = "not_applicable"
 @dataclass(frozen=True)
 class Row:
     """A line: `kind` is overall, primary or sub. `accuracy` is correct by judged (for MACRO the mean of the primary
-    dimensions that are asked, None where one of them has none). The 95 % interval is of the overall rows alone."""
+    dimensions that are asked, None where one of them has none). The 95 % interval is of the overall rows alone. The fields
+    that begin with `official` are the same by the tool's reading."""
 
     kind: str
     name: str
@@ -35,6 +37,11 @@ class Row:
     accuracy: float | None
     low: float | None = None
     high: float | None = None
+    official_correct: int = 0
+    official_judged: int = 0
+    official_accuracy: float | None = None
+    official_low: float | None = None
+    official_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,20 +58,28 @@ class Table:
         return next(row.accuracy for row in self.rows if row.name == name)
 
     def metrics(self, key: str) -> dict[str, float]:
-        """`<key>/overall` (macro) with its interval, `/overall_micro`, `/answered_share`, `/primary/<dimension>`."""
+        """`<key>/overall` (macro) and `/overall_official` with their intervals, `/overall_micro`, `/answered_share`,
+        `/primary/<dimension>`.
+        """
         macro = self.rows[0]
         values = {"overall": macro.accuracy, "overall/low": macro.low, "overall/high": macro.high}
+        values |= {"overall_official": macro.official_accuracy}
+        values |= {"overall_official/low": macro.official_low, "overall_official/high": macro.official_high}
         values |= {"overall_micro": self.rows[1].accuracy, "answered_share": self.answered / self.pictures}
         values |= {f"primary/{row.name}": row.accuracy for row in self.rows if row.kind == "primary"}
         return {f"{key}/{name}": value for name, value in values.items() if value is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it; the two blocks of the benchmark's own result file are among it."""
+        """As JSON holds it; the two blocks of the benchmark's own result file are among it, by the tool's reading."""
         blocks = {
             f"{kind}_dimensions": {
-                row.name: {"correct": row.correct, "total": row.judged, "accuracy": round(row.accuracy, 4)}
+                row.name: {
+                    "correct": row.official_correct,
+                    "total": row.official_judged,
+                    "accuracy": round(row.official_accuracy, 4),
+                }
                 for row in self.rows
-                if row.kind == kind and row.accuracy is not None
+                if row.kind == kind and row.official_accuracy is not None
             }
             for kind in ("primary", "sub")
         }
@@ -72,6 +87,7 @@ class Table:
         return {
             "overall_accuracy": self.rows[0].accuracy,
             "overall_accuracy_micro": self.rows[1].accuracy,
+            "overall_accuracy_official": self.rows[0].official_accuracy,
             **about,
             **blocks,
             "rows": [asdict(row) for row in self.rows],
@@ -95,6 +111,29 @@ def tabulate(outcomes: Sequence[Outcome], judge: str) -> Table:
     subs = list(dict.fromkeys(dimensions[point.name] for outcome in outcomes for point in outcome.points))
     if not subs:
         raise ValueError("no picture of this set has test points; the prompts need `testpoints` and `descriptions`")
+    ours, theirs = (_rows(each, dimensions, subs) for each in (outcomes, [_as_official(each) for each in outcomes]))
+    rows = [
+        replace(
+            row,
+            official_correct=other.correct,
+            official_judged=other.judged,
+            official_accuracy=other.accuracy,
+            official_low=other.low,
+            official_high=other.high,
+        )
+        for row, other in zip(ours, theirs, strict=True)
+    ]
+    failed = [outcome.errors.get(judge, "unknown") for outcome in outcomes if not _answered(outcome)]
+    return Table(tuple(rows), len(outcomes), len(outcomes) - len(failed), dict(Counter(failed).most_common()))
+
+
+def _as_official(outcome: Outcome) -> Outcome:
+    """The picture with the verdicts that the benchmark's own tool reads."""
+    return replace(outcome, points=tuple(replace(point, passed=point.official) for point in outcome.points))
+
+
+def _rows(outcomes: Sequence[Outcome], dimensions: Mapping[str, str], subs: Sequence[str]) -> list[Row]:
+    """The table by one reading of the answers."""
     primaries = list(dict.fromkeys(primary(name) for name in subs))
     pool_DX = np.array([[primary(name) == each for each in primaries] for name in subs], np.float64)
     asked_PD, judged_PD, correct_PD = _counts(outcomes, dimensions, subs)
@@ -103,8 +142,7 @@ def tabulate(outcomes: Sequence[Outcome], judge: str) -> Table:
     for kind, names, pool in (("primary", primaries, pool_DX), ("sub", subs, np.eye(len(subs)))):
         counts = zip(names, correct @ pool, judged @ pool, asked @ pool, strict=True)
         rows += [Row(kind, name, int(c), int(j), int(a), c / j if j else None) for name, c, j, a in counts]
-    failed = [outcome.errors.get(judge, "unknown") for outcome in outcomes if not _answered(outcome)]
-    return Table(tuple(rows), len(outcomes), len(outcomes) - len(failed), dict(Counter(failed).most_common()))
+    return rows
 
 
 def primary(name: str) -> str:

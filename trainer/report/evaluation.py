@@ -30,13 +30,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class BenchmarkTable:
-    """UniGenBench's table of a set: rows of kind, name, accuracy, interval, judged by asked."""
+    """UniGenBench's table of a set: rows of kind, name, accuracy, interval, judged by asked, and the accuracy of what the
+    benchmark's own tool reads of the same answers."""
 
     name: str
     step: int
     answered: str
     failures: str
-    rows: tuple[tuple[str, str, str, str, str], ...]
+    rows: tuple[tuple[str, str, str, str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,17 @@ def _table(name: str, step: int, tree: Any) -> BenchmarkTable:
             "–" if row["accuracy"] is None else percent(row["accuracy"]),
             "" if row["low"] is None else f"{percent(row['low'])} to {percent(row['high'])}",
             f"{row['judged']} / {row['asked']}",
+            _official(row),
         )
         for row in tree["rows"]
     ]
     return BenchmarkTable(name, step, f"{tree['answered']} of {tree['pictures']}", failures, tuple(rows))
+
+
+def _official(row: Mapping[str, Any]) -> str:
+    """The accuracy and of how many points; a dash in tables of runs that did not count them."""
+    accuracy = row.get("official_accuracy")
+    return "–" if accuracy is None else f"{percent(accuracy)} of {row['official_judged']}"
 
 
 def _plots(run: RunFolder) -> list[Plot]:

@@ -13,8 +13,9 @@ GLOSSARY: dict[str, str] = {
     "eval/<reward>/gain": "Mean change since the evaluation before training, paired by picture; "
     "eval/<reward>/gain_low and eval/<reward>/gain_high bound its 95 % interval.",
     "eval/<set>/<reward>": "The same of a named evaluation set.",
-    "eval/<set>/overall": "UniGenBench's overall accuracy of a set: the mean of the primary dimensions, as the "
-    "leaderboard has it. overall_micro counts every test point the same, answered_share is the share of pictures with "
+    "eval/<set>/overall": "UniGenBench's overall accuracy of a set: the mean of the primary dimensions. "
+    "overall_official is the same of the answers as the benchmark's own tool reads them, which is the leaderboard's way; "
+    "overall_micro counts every test point the same, answered_share is the share of pictures with "
     "verdicts, primary/<dimension> the accuracy of a dimension.",
     "eval/step": "The step whose weights the row's evaluation is of, where they were scored while training went on.",
     "stats/saturation": "Mean saturation of a few of the step's pictures, 0 to 1. Likewise stats/brightness, "

@@ -35,7 +35,8 @@ def make_run(folder: Path, *, prompts: int = 27, hostile: bool = False) -> Path:
             place = Place(index, image, f"{index}_{image}.png", f"{index}-{image}")
             Image.new("RGBA", (300, 200), (index * 9, 90, 90, 255)).save(folder / "images" / place.file)
             places.append(place)
-            record = Record(place.key, index, image, place.file, (1 - image, 1), (f"{text} seen", "ink"))
+            answer = f"<analysis>['a', 'b']</analysis><score>[{1 - image}, '1']</score>"
+            record = Record(place.key, index, image, place.file, (1 - image, 1), (f"{text} seen", "ink"), answer=answer)
             if index % 10 == 5 and image:
                 record = Record(place.key, index, image, place.file, None, code="parse_error", message=f"no tag {text}")
             records.append(record)
@@ -74,7 +75,9 @@ def test_the_page_says_what_was_judged_and_what_is_missing(tmp_path: Path) -> No
     text = " ".join(Elements(page).text.split())
     assert "51 of 54 images judged" in text and "3 parse_error" in text and "no tag" in text
     assert "102 / 108" in text  # test points
-    assert "What the leaderboard prints" in text and "row 3: a red cat" in text
+    assert "what the leaderboard prints" in text and "Official reading, mean of primary dimensions" in text
+    assert "0.0 of 6" in text, "a dimension whose passes stand in quotes, by the official reading"
+    assert "row 3: a red cat" in text
     assert "parse_error: no tag" in text and "a red cat in ink, seen" in text
 
 

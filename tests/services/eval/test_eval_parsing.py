@@ -6,7 +6,7 @@ import pytest
 
 from services.common.judge.answers import Answer
 from services.eval.judge import Missing, read_answer
-from services.eval.parsing import ParseError, parse_reasons, parse_verdicts
+from services.eval.parsing import ParseError, official_verdicts, parse_reasons, parse_verdicts
 from wire.schema import ErrorCode
 
 PUBLISHED = (
@@ -71,6 +71,40 @@ REFUSED = {
     "only thought": ("<think><score>[1, 0]</score></think>", 2, "no <score>"),
     "nested": ("<score>[[1], [0]]</score>", 2, "neither 0 nor 1"),
 }
+
+
+ANALYSIS = "<analysis>['a', 'b']</analysis>"
+# What the benchmark's own tool makes of an answer about two points.
+OFFICIAL = {
+    "published form": (PUBLISHED, (1, 0)),
+    "quoted numbers have failed": (f"{ANALYSIS}<score>['1', '1']</score>", (0, 0)),
+    "some quoted": (f"{ANALYSIS}<score>[1, '1']</score>", (1, 0)),
+    "floats and booleans": (f"{ANALYSIS}<score>[1.0, True]</score>", (1, 1)),
+    "another value has failed": (f"{ANALYSIS}<score>[2, 1]</score>", (0, 1)),
+    "double quotes and an apostrophe": ('<analysis>["the cat\'s hat", "b"]</analysis><score>[1, 0]</score>', (1, 0)),
+    "an apostrophe that is escaped": ("<analysis>['the cat\\'s hat', 'b']</analysis><score>[1, 0]</score>", (1, 0)),
+    "an apostrophe that is not": ("<analysis>['the cat's hat', 'b']</analysis><score>[1, 0]</score>", None),
+    "a line break in the analysis": ("<analysis>['a\nb', 'x']</analysis><score>[1, 0]</score>", None),
+    "a line break between entries": ("<analysis>['a',\n 'x']</analysis>\n<score>\n[1, 0]\n</score>", (1, 0)),
+    "a code fence": (f"{ANALYSIS}<score>```[1, 0]```</score>", None),
+    "no analysis": ("<score>[1, 0]</score>", None),
+    "an analysis of another length": ("<analysis>['a']</analysis><score>[1, 0]</score>", None),
+    "scores of another length": (f"{ANALYSIS}<score>[1]</score>", None),
+    "a scalar": (f"{ANALYSIS}<score>1</score>", None),
+    "a tag in capitals": (f"{ANALYSIS}<SCORE>[1, 0]</SCORE>", None),
+    "a tag that is not closed": (f"{ANALYSIS}<score>[1, 0]", None),
+    "a draft in a thought": (f"<think><score>[0, 0]</score></think>{ANALYSIS}<score>[1, 1]</score>", (0, 0)),
+    "full width": (f"{ANALYSIS}<score>［１，０］</score>", None),
+    "words": (f"{ANALYSIS}<score>[yes, no]</score>", None),
+    "empty": ("", None),
+    "deep": (f"{ANALYSIS}<score>{'[' * 5000}</score>", None),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_benchmarks_own_reading(name: str) -> None:
+    answer, verdicts = OFFICIAL[name]
+    assert official_verdicts(answer, 2) == verdicts
 
 
 @pytest.mark.parametrize("name", READ)

@@ -122,6 +122,32 @@ def test_a_folder_is_judged_and_the_table_written(tmp_path: Path, name: str) -> 
     assert first["verdicts"] == [1, 0] and first["reasons"] == ["ink", "not red"] and "<score>" in first["answer"]
 
 
+def test_both_readings_are_in_the_table_the_files_and_the_page(tmp_path: Path) -> None:
+    """Numbers in quotes and an apostrophe: read here, lost to the benchmark's own tool, whose way the leaderboard counts."""
+    flags = make_inputs(tmp_path)
+
+    def behave(question: Question) -> Reply:
+        analysis = {"0": "['a', 'b']", "1": "['a', 'b']", "2": "['the cat's hat', 'b']"}[asked(question)[0]]
+        scores = "['1', '1']" if asked(question)[0] == "1" else "[1, 1]"
+        return Reply(f"<analysis>{analysis}</analysis><score>{scores}</score>")
+
+    with judging(behave, "QwenVL") as judge:
+        done = run(judge, *flags)
+    table = tree(tmp_path)
+    micro = next(row for row in table["rows"] if row["name"] == "Overall, all test points")
+    assert (micro["correct"], micro["judged"], micro["accuracy"]) == (12, 12, 1.0)
+    assert (micro["official_correct"], micro["official_judged"], micro["official_accuracy"]) == (4, 8, 0.5)
+    assert table["leaderboard"] == {"reading": "official", "overall": 0.5, "comparable": False}
+    assert {each["accuracy"] for each in table["sub_dimensions"].values()} == {0.5}
+    with (tmp_path / "run/table.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["accuracy"], row["official_accuracy"]) for row in rows[:2]] == [("1.0", "0.5")] * 2
+    assert "official" in done.stdout and "the leaderboard's number is its Overall, mean of primary" in done.stdout
+    assert [line.split()[-2:] for line in done.stdout.splitlines() if "all test points" in line] == [["50.00", "8"]]
+    page = (tmp_path / "run/page.html").read_text("utf-8")
+    assert "Official reading, mean of primary dimensions" in page and "50.0 of 8" not in page and "50.0 of 4" in page
+
+
 def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
     flags = make_inputs(tmp_path)
     with judging(passing, "QwenVL") as judge:
@@ -218,7 +244,7 @@ def test_what_has_changed_is_judged_anew(tmp_path: Path, change: str) -> None:
         more = ["--template-en", str(template)]
     else:
         model, more = "other", ["--model", "other"]
-    with judging(lambda _question: Reply("<score>[0, 0]</score>"), model) as judge:
+    with judging(lambda _question: Reply("<analysis>['a', 'b']</analysis><score>[0, 0]</score>"), model) as judge:
         run(judge, *flags, *more)
         assert judge.calls == expected
     assert tree(tmp_path)["sub_dimensions"]["Style"]["correct"] == 6 - expected

@@ -102,6 +102,20 @@ async def test_the_score_is_the_share_of_passed_points_and_says_which() -> None:
     assert "「a cat」" in question.text and "Attribute - Color: blue" in question.text
 
 
+@pytest.mark.parametrize(
+    ("answer", "official"),
+    [
+        ("<analysis>['a', 'b', 'c']</analysis><score>[1, 1, 0]</score>", [1, 1, 0]),
+        ("<analysis>['a', 'b', 'c']</analysis><score>['1', '1', '0']</score>", [0, 0, 0]),
+        ("<analysis>['a', 'the cat's', 'c']</analysis><score>[1, 1, 0]</score>", None),
+    ],
+)
+async def test_the_official_reading_of_the_same_answer_is_told(answer: str, official: list[int] | None) -> None:
+    async with serving(answering(answer)) as (client, _):
+        [result] = await score(client, item())
+    assert result["score"] == pytest.approx(2 / 3) and result["details"]["official"] == official
+
+
 async def test_chinese_points_are_asked_in_chinese() -> None:
     points = {"testpoints": ["风格", "属性-颜色"], "descriptions": ["水墨", "红色"], "language": "zh"}
     async with serving(answering("<score>［１，１］</score>")) as (client, judge):
