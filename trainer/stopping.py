@@ -77,7 +77,7 @@ class StopSignals:
             return  # it is on its way out
         self._act()
         if self._says and not again:
-            say(f"\n{self._name}: saving after this step, or as soon as an evaluation can be left\n")
+            say(f"{self._name}: saving after this step, or as soon as an evaluation can be left")
 
     def _stopped(self) -> str:
         return f"{self._name}: stopped before training began; the same command starts it again"
@@ -95,6 +95,7 @@ def install(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) -> 
 
 def say(text: str) -> None:
     """Write to standard error from a signal handler: not by print, since the signal may have come in the middle of one.
-    Where the terminal is gone, nobody reads it."""
+    On a terminal it takes the place of the progress bar and the lines below. Where the terminal is gone, nobody reads it."""
+    clear = "\r\x1b[J" if os.isatty(2) else "\n"
     with contextlib.suppress(OSError):
-        os.write(2, text.encode())
+        os.write(2, f"{clear}{text}\n".encode())

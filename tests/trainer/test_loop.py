@@ -20,7 +20,8 @@ from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
 from trainer.assemble import assemble
 from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.config import Config, ConfigError
-from trainer.config.file import load_config
+from trainer.config.file import dump_config, load_config
+from trainer.doctor.run_folder import check_run
 from trainer.loop import train
 from trainer.tally import Tally
 from trainer.update import Updater
@@ -219,11 +220,39 @@ def test_the_checkpoint_a_run_goes_on_from_is_not_kept_open(
         assert str(run.config.run_dir / "checkpoints") not in Path("/proc/self/maps").read_text()
 
 
+def test_going_on_with_another_config_is_said_and_each_is_kept(
+    small: Callable[..., Config], scripted: Callable[..., ScriptedServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = scripted(by_words)
+    assert train(small(server, max_steps=1)) == 0
+    assert "has changed" not in capsys.readouterr().err
+    config = small(server, max_steps=2, optim={"lr": 5e-4}, column={"max_failure_rate": 0.5})
+    findings = [finding.message for finding in check_run(config, None)]
+    assert train(config) == 0
+    changes = [
+        "max_steps: 1 -> 2",
+        "optim.lr: 0.001 -> 0.0005",
+        "rewards.columns.r.max_failure_rate: 1.0 -> 0.5",
+    ]
+    told = capsys.readouterr().err
+    assert "The config has changed since step 1 was trained:\n" + "".join(f"  {line}\n" for line in changes) in told
+    [warned] = [message for message in findings if "differs" in message]
+    assert warned.endswith(": " + "; ".join(changes[1:])), (
+        "the doctor's is the trainer's, but for what is no experiment"
+    )
+    starts = sorted((config.run_dir / "starts").iterdir())
+    assert [path.name for path in starts] == ["0001_step_000000.yaml", "0002_step_000001.yaml"]
+    assert "lr: 0.001" in starts[0].read_text() and starts[1].read_text() == dump_config(config)
+    assert "<code>optim.lr</code>" in (config.run_dir / "report.html").read_text(encoding="utf-8")
+
+
 def test_another_model_or_other_rewards_cannot_go_on(
     small: Callable[..., Config], scripted: Callable[..., ScriptedServer]
 ) -> None:
     server = scripted(by_words)
-    assert train(small(server, max_steps=1)) == 0
+    first = small(server, max_steps=1)
+    assert train(first) == 0
+    kept = (first.run_dir / "config.yaml").read_text()
     with pytest.raises(CheckpointError, match=r"step 1 does not fit this config .*policy and rewards\.columns"):
         train(small(server, max_steps=2, policy={"type": "tiny", "num_layers": 1, "num_heads": 2, "head_dim": 16}))
     with pytest.raises(CheckpointError, match=r"does not fit this config .*rewards\.columns were r, now r, s"):
@@ -233,6 +262,8 @@ def test_another_model_or_other_rewards_cannot_go_on(
         }
         config = small(server, max_steps=2).model_dump(mode="json") | {"rewards": rewards}
         train(load_config(_written(config), Config))
+    assert (first.run_dir / "config.yaml").read_text() == kept, "a start that is refused leaves it as it was"
+    assert len(list((first.run_dir / "starts").iterdir())) == 1
 
 
 def _written(config: dict[str, Any]) -> Path:

@@ -20,6 +20,7 @@ from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
 from trainer.checkpoint import Checkpoint, list_checkpoints
 from trainer.config import Config
 from trainer.config.file import load_config
+from trainer.config.rewards import TapeConfig
 from trainer.loop import train
 from trainer.policies.flow import FlowPolicy
 from trainer.stopping import STOP_SIGNALS, StartStoppedError, StopSignals
@@ -152,6 +153,26 @@ def test_a_step_is_saved_before_it_is_evaluated(
     assert_same_run(config, whole)
     pointer = (config.run_dir / "checkpoints" / "best").read_text()
     assert '"step_000002"' in pointer and '"step_000004"' in pointer
+
+
+def test_the_tape_of_an_evaluation_that_was_left_replays(
+    small: Callable[..., Config], scripted: Callable[..., ScriptedServer], whole: Config
+) -> None:
+    """What was recorded of it before the end is recorded anew, and not twice."""
+    holds = Holds(held=3, number=signal.SIGTERM)  # the second of two requests: the first may be on the tape already
+    config = small(scripted(holds), evaluation__batch_size=4)
+    recording = config.model_copy(
+        update={"rewards": config.rewards.model_copy(update={"tape": TapeConfig(mode="record")})}
+    )
+    assert train(recording) == 0
+    holds.released.set()
+    assert train(recording) == 0
+    assert_same_run(recording, whole)
+    tape = TapeConfig(mode="replay", path=str(config.run_dir / "tape"))
+    again = small(scripted(by_words), "again")
+    replayed = again.model_copy(update={"rewards": again.rewards.model_copy(update={"tape": tape})})
+    assert train(replayed) == 0
+    assert_same_run(replayed, whole)
 
 
 @pytest.mark.parametrize("wait", [True, False])
