@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +81,8 @@ class Totals:
 class Run:
     """Everything a step needs. `step` counts finished steps; `position` is the sampler's after them.
 
-    `drawn` is the next step's batch where it is sampled ahead; it is not saved, and a resumed run samples it again.
+    `executor` has a thread that waits for scores. `drawn` is the next step's batch where it is sampled ahead; it is not
+    saved, and a resumed run samples it again.
     `row` is the last step's row of metrics.jsonl as long as its evaluation is not done; a checkpoint keeps it.
     """
 
@@ -100,6 +101,7 @@ class Run:
     spread: RunningSpread
     saver: Saver
     signals: StopSignals
+    executor: Executor
     position: dict[str, Any]
     step: int = 0
     drawn: Drawn | None = None
@@ -219,9 +221,8 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Run
             rank=group.rank,
             world=group.size,
         )
-        executor = stack.enter_context(
-            ThreadPoolExecutor(1, "evaluation")
-        )  # ends after the client, which ends its work
+        # One thread waits for scores while the main thread looks out for signals, one scores evaluations in the background.
+        executor = stack.enter_context(ThreadPoolExecutor(2, "scores"))  # ends after the client, which ends its work
         client = stack.enter_context(_connect(config, group, stack, recorder, checkpoint))
         check_agreement(client, group)
         engine = build_engine(policy.trainable, config.optim, config.distributed, group)
@@ -247,6 +248,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Run
             spread=RunningSpread(len(config.rewards.columns)),
             saver=saver,
             signals=signals,
+            executor=executor,
         )
         if run.updater.sft is not None:
             run.updater.sft.data.leave_out(data.overlap.texts())

@@ -5,7 +5,9 @@ Axes: P prompts, G group, B = P*G samples of this rank, S trained steps, R rewar
 
 from __future__ import annotations
 
+import math
 import time
+from concurrent.futures import wait
 
 from torch import Tensor
 
@@ -13,10 +15,13 @@ from trainer.advantages import ESTIMATORS, RunningSpread
 from trainer.assemble import Run, assemble, is_finished
 from trainer.config import Config
 from trainer.evaluation import rollout_statistics
-from trainer.rollout import roll_out
+from trainer.rollout import Drawn, roll_out
 from trainer.step_metrics import advantage_metrics, reward_metrics, wait_metrics
 from trainer.stopping import StopSignals
 from trainer.types import Scores, StopTrainingError
+
+LOOK_S = 0.1  # between two looks at whether all ranks have their scores, or are asked to stop
+LATE_S = 5.0  # after a signal, a step whose rewards come within it is finished
 
 
 def train(config: Config, signals: StopSignals | None = None) -> int:
@@ -40,8 +45,11 @@ def train(config: Config, signals: StopSignals | None = None) -> int:
             if run.row is not None:  # of step 0, or of a step whose evaluation an earlier start could not finish
                 record(run, run.row)
             while run.step < config.max_steps and not run.stop_requested():
-                run.row = train_step(run)
-                keep_step(run, run.row)
+                row = train_step(run)
+                if row is None:
+                    break
+                run.row = row
+                keep_step(run, row)
                 if run.step % config.logging.report_every == 0 and run.step < config.max_steps:
                     run.build_report()
         except StopTrainingError as error:
@@ -56,8 +64,11 @@ def train(config: Config, signals: StopSignals | None = None) -> int:
         return 1 if stopped and not terminated else 0
 
 
-def train_step(run: Run) -> dict[str, float | None]:
-    """One step, from prompts to changed weights. Returns its row of metrics.jsonl."""
+def train_step(run: Run) -> dict[str, float | None] | None:
+    """One step, from prompts to changed weights. Returns its row of metrics.jsonl.
+
+    None: asked to stop, and its rewards are late. Nothing has changed then, and the next start makes it again.
+    """
     started, cpu = time.perf_counter(), time.process_time()
     drawn = run.drawn or roll_out(run, run.step)
     run.drawn = None
@@ -65,7 +76,9 @@ def train_step(run: Run) -> dict[str, float | None]:
         run.drawn = roll_out(run, run.step + 1)  # by the weights before this update, while this step is scored
     sampled = time.perf_counter()
 
-    scores = drawn.batch.collect()
+    scores = await_scores(run, drawn)
+    if scores is None:
+        return None
     run.flight.add(run.step + 1, drawn, scores)
     run.stop_together(scores.stop_reason)
     collected = time.perf_counter()
@@ -93,6 +106,22 @@ def train_step(run: Run) -> dict[str, float | None]:
     }
     run.totals.add(row)
     return dict(row)
+
+
+def await_scores(run: Run, drawn: Drawn) -> Scores | None:
+    """The scores of a step's rollouts when all ranks have theirs; None when a signal to stop came, and they are late.
+
+    A judge may take as long as its deadline, which is longer than whoever ends the process will wait.
+    """
+    collecting = run.executor.submit(drawn.batch.collect)
+    asked_at = math.inf
+    while run.world.any(not collecting.done()):
+        if run.signals.asked:
+            asked_at = min(asked_at, time.monotonic())
+        if run.world.any(time.monotonic() - asked_at > LATE_S):  # all ranks leave together
+            return None
+        wait([collecting], LOOK_S)
+    return collecting.result()
 
 
 def advantages(

@@ -77,7 +77,7 @@ class StopSignals:
             return  # it is on its way out
         self._act()
         if self._says and not again:
-            say(f"{self._name}: saving after this step, or as soon as an evaluation can be left")
+            say(f"{self._name}: saving after this step, or before it where its rewards are late")
 
     def _stopped(self) -> str:
         return f"{self._name}: stopped before training began; the same command starts it again"

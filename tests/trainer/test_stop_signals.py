@@ -127,6 +127,29 @@ def test_an_evaluation_is_left_at_once_and_made_at_the_next_start(
     assert_same_run(config, whole)
 
 
+def test_a_step_that_waits_for_its_rewards_is_left_and_made_again(
+    small: Callable[..., Config], scripted: Callable[..., ScriptedServer], whole: Config
+) -> None:
+    """A judge may take as long as its deadline, which whoever ends the process does not wait for."""
+    released, seen = threading.Event(), [0]
+
+    def hold(request: Request) -> Reply:
+        if not is_heldout(request):
+            seen[0] += 1
+            if seen[0] == 6:  # of the third step, whose samples are sent in two requests
+                os.kill(os.getpid(), signal.SIGTERM)
+                released.wait(BOUND_S)
+        return by_words(request)
+
+    config = small(scripted(hold))
+    assert train(config) == 0
+    released.set()
+    assert read_metrics(config.run_dir)[-1]["step"] == 2 and state(config, 2)["step"] == 2
+    assert not (config.run_dir / "flight").exists()
+    assert train(config) == 0
+    assert_same_run(config, whole)
+
+
 def test_a_step_is_saved_before_it_is_evaluated(
     small: Callable[..., Config], scripted: Callable[..., ScriptedServer], whole: Config
 ) -> None:
