@@ -40,10 +40,17 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.advantages": ("trainer.types",),
     "trainer.losses": ("trainer.types",),
     "trainer.samplers": ("trainer.types",),
-    "trainer.policies": ("trainer.types", "trainer.config", "trainer.samplers", "trainer.words", "trainer.phases"),
+    "trainer.policies": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.samplers",
+        "trainer.words",
+        "trainer.phases",
+        "=wire.images",
+    ),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
     "trainer.deepgen": ("trainer.config", "trainer.prompts"),
-    "trainer.prompts": ("trainer.types", "trainer.config", "=wire.quotes"),
+    "trainer.prompts": ("trainer.types", "trainer.config", "=wire.quotes", "=wire.containers"),
     "trainer.overlap": ("trainer.types", "trainer.config", "trainer.prompts"),
     "trainer.prompt_notes": (
         "trainer.types",
@@ -67,6 +74,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=trainer.policies.base",
         "trainer.losses",
         "trainer.distributed",
+        "=wire.images",
     ),
     "trainer.tally": ("trainer.losses", "trainer.distributed"),
     "trainer.update": (
@@ -112,6 +120,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.starts",
         "=wire.quotes",
         "trainer.silence",
+        "=wire.images",
     ),
     "trainer.evaluation": (
         "trainer.types",
@@ -123,6 +132,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.distributed",
         "trainer.metrics",
         "trainer.deepgen",
+        "=wire.images",
     ),
     "trainer.sft": (
         "trainer.types",

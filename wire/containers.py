@@ -30,6 +30,17 @@ _PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x y dx dy
 
+_OTHERS = {
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"\0\0\0 ftypavif": "an AVIF",
+    b"\0\0\0\x1cftypavif": "an AVIF",
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+}
+
 _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _SCAN = bytes((0xFF, _SOS))
 _ALONE = frozenset((0x01, 0xD8, *range(0xD0, 0xD8)))  # markers without a segment
@@ -83,6 +94,12 @@ def media_type_of(head: bytes | memoryview) -> EncodedType | None:
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     return "image/webp" if head.startswith(b"RIFF") and head[8:] == b"WEBP" else None
+
+
+def other_type_of(head: bytes | memoryview) -> str | None:
+    """What else a file is that people take for a picture we read, with its article, from its first 16 bytes or more."""
+    head = bytes(head[:16])
+    return next((name for mark, name in _OTHERS.items() if head.startswith(mark)), None)
 
 
 def read_container(data: bytes, media_type: EncodedType) -> Container:

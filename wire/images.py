@@ -15,7 +15,14 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from wire.base64_text import base64_length, decode_base64
-from wire.containers import Container, ContainerError, media_type_of, png_data_is_whole, read_container
+from wire.containers import (
+    Container,
+    ContainerError,
+    media_type_of,
+    other_type_of,
+    png_data_is_whole,
+    read_container,
+)
 from wire.schema import ImageRef, MediaType
 
 _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
@@ -28,16 +35,6 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-_OTHERS = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
-    b"\0\0\0 ftypavif": "an AVIF",
-    b"\0\0\0\x1cftypavif": "an AVIF",
-    b"%PDF": "a PDF",
-    b"<svg": "an SVG",
 }
 
 
@@ -187,8 +184,12 @@ def read_picture(source: bytes | Path) -> Image.Image:
     A file that is cut off is an error, never a picture that is black below. Raises OSError when the file cannot be read
     and BadImageError when it is no such picture.
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    return decode(data, media_type_of(data) or "image/png", limits=_NO_LIMITS)
+    if isinstance(source, bytes):
+        return decode(source, media_type_of(source) or "image/png", limits=_NO_LIMITS)
+    try:
+        return read_picture(source.read_bytes())
+    except BadImageError as error:
+        raise BadImageError(f"{source}: {error}") from error
 
 
 def shared(image: Image.Image) -> Image.Image:
@@ -271,7 +272,7 @@ def _unreadable(media_type: str, reason: object) -> BadImageError:
 def _what_is_wrong(data: bytes | memoryview) -> str:
     if not data:
         return "it has no bytes"
-    kind = next((name for mark, name in _OTHERS.items() if bytes(data[:16]).startswith(mark)), None)
+    kind = other_type_of(data)
     if kind is not None:
         return f"it begins as {kind} does; PNG, JPEG and WebP are taken"
     return f"its {len(data)} bytes do not begin as an image does"

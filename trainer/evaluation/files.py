@@ -24,6 +24,7 @@ from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
 from trainer.metrics import write_atomic
 from trainer.types import Sample
+from wire.images import read_picture
 
 _STEP = re.compile(r"^step_(\d{6,})$")
 
@@ -53,8 +54,11 @@ def read_pictures(folder: Path, chosen: EvaluationSet, world: World, size: int) 
         pictures = []
         for index, duplicate in places[start : start + size]:
             prompt = chosen.prompts[index]
-            with Image.open(folder / chosen.folder / f"{names[index]}.{duplicate}.png") as image:
-                pixels_HWC = np.asarray(image.convert("RGB"))
+            path = folder / chosen.folder / f"{names[index]}.{duplicate}.png"
+            try:
+                pixels_HWC = np.asarray(read_picture(path).convert("RGB"))
+            except ValueError as error:
+                raise OSError(str(error)) from error
             sample = Sample(id=f"{prompt.id}#{duplicate}", group_id=prompt.id, prompt=prompt, image_HWC=pixels_HWC)
             pictures.append(Picture(index, duplicate, sample))
         yield pictures

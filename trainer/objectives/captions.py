@@ -20,6 +20,7 @@ from trainer.config import ConfigError, SftLossConfig
 from trainer.config.algorithm import SftSetConfig
 from trainer.seeds import sample_seed
 from trainer.types import Prompt
+from wire.images import read_picture
 
 _ATTEMPTS = 10  # pictures tried for one place before the data set is given up
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -121,7 +122,9 @@ class CaptionData:
 
     def _open(self, path: Path) -> np.ndarray:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            known = image.format in ("PNG", "JPEG", "MPO", "WEBP")
+            # Pillow alone takes a PNG or JPEG whose data ends early for one that is black or grey below.
+            upright = (read_picture(path) if known else ImageOps.exif_transpose(image)).convert("RGB")
         if self.config.size is not None:
             height, width = self.config.size
             upright = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)

@@ -19,6 +19,7 @@ from trainer.policies.embedding_cache import EmbeddingCache, fingerprint
 from trainer.policies.lora import compute_dtype
 from trainer.policies.weight_files import variant_of
 from trainer.types import Prompt
+from wire import images
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
 _PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its pictures
@@ -218,9 +219,8 @@ def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
 
 
 def read_picture(path: str | Path, area: int, multiple: int) -> Tensor:
-    """An RGB picture (H, W, 3), uint8, `fitted`."""
-    with Image.open(path) as picture:
-        rgb = picture.convert("RGB")
+    """An upright RGB picture (H, W, 3), uint8, `fitted`. Raises OSError or ValueError naming a file that is cut off."""
+    rgb = images.read_picture(Path(path)).convert("RGB")
     width, height = fitted(rgb.size, area, multiple)
     resized = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, 3)
@@ -245,7 +245,7 @@ def check_sources(prompts: Sequence[Prompt], area: int, multiple: int, largest: 
 
 def _picture_size(path: str, prompt: Prompt) -> tuple[int, int]:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
             return picture.size
     except _BROKEN as error:
         raise ConfigError(

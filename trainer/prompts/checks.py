@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.base import UserError
+from wire.containers import media_type_of, other_type_of
 
 MAX_ID_LENGTH = 200  # a sample's id is the prompt's and a number, and the wire carries 256 characters
 MAX_PROMPT_LENGTH = 65_536
+MAX_TARGETS = 256  # and below: what the reward services take
+MAX_TARGET_LENGTH = 4096
 MAX_METADATA_DEPTH = 32
 MAX_SOURCE_IMAGES = 8
-MAX_IMAGE_BYTES = 32 * 1024 * 1024  # what the reward services take
+MAX_IMAGE_BYTES = 32 * 1024 * 1024
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 _NO_TEXT = re.compile(
@@ -48,7 +51,9 @@ def check_targets(where: str, value: Any) -> tuple[str, ...] | None:
         return None
     if not isinstance(value, list) or not value:
         raise DataError(f'{where}: {shown(value)} is not a list of texts like ["SALE"]; leave it out for none')
-    return tuple(check_text(f"{where}[{i}]", target) for i, target in enumerate(value))
+    if len(value) > MAX_TARGETS:
+        raise DataError(f"{where}: {len(value)} texts are more than {MAX_TARGETS}; leave some out")
+    return tuple(check_text(f"{where}[{i}]", target, MAX_TARGET_LENGTH) for i, target in enumerate(value))
 
 
 def check_metadata(where: str, value: Any) -> dict[str, Any]:
@@ -106,12 +111,26 @@ def _check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
             continue
         if not 0 < size <= MAX_IMAGE_BYTES:
             raise DataError(f"{where}: {path} has {size} bytes; it must have 1 to {MAX_IMAGE_BYTES}")
+        _check_type(where, path)
         return str(path)
     places = " or ".join(str(path.absolute()) for path in tried)
     raise DataError(
         f"{where}: no image at {places}; relative paths count from the prompt file's folder or `images` in it, or from the "
         "data set's `image_dir`"
     )
+
+
+def _check_type(where: str, path: Path) -> None:
+    """By the first bytes: files are renamed more often than they are converted."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise DataError(f"{where}: {path.absolute()} cannot be read: {error.strerror}") from error
+    if media_type_of(head) is None:
+        kind = other_type_of(head)
+        begins = "does not begin as an image does" if kind is None else f"begins as {kind} does"
+        raise DataError(f"{where}: {path} {begins}; save it as PNG, JPEG or WebP, whatever the file is called")
 
 
 def shown(value: Any) -> str:

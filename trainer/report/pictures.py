@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from trainer.report.run_folder import RunFolder, number
+from wire.images import ImageLimits, decode
 from wire.quotes import quoted_texts
 
 MAX_SIDE = 256  # larger pictures are scaled down: the page stays mailable
@@ -164,12 +165,9 @@ def _picture(run_dir: Path, name: object, problems: list[str]) -> tuple[str | No
     try:
         if not path.is_relative_to(run_dir.resolve()):
             raise OSError("it lies outside the run folder")
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PICTURE_PIXELS:
-                raise OSError(f"{image.width}x{image.height} pixels; the limit is {MAX_PICTURE_PIXELS}")
-            image.load()
-            small = max(image.size) <= MAX_SIDE
-            picture = image.convert("RGB")
+        image = decode(path.read_bytes(), "image/png", limits=ImageLimits(max_pixels=MAX_PICTURE_PIXELS))
+        small = max(image.size) <= MAX_SIDE
+        picture = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # damaged or absurd files
         problems.append(f"sample {name}: {error}")
         return None, 0, 0

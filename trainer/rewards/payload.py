@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from trainer.rewards.answers import Answer
 from trainer.types import Sample
-from wire.images import encode
+from wire.containers import media_type_of, other_type_of
+from wire.images import BadImageError, encode
 from wire.schema import ErrorCode, ImageRef, MediaType, ScoreItem
 
 MEDIA_TYPES: dict[str, MediaType] = {
@@ -21,12 +22,6 @@ MEDIA_TYPES: dict[str, MediaType] = {
     "png": "image/png",
     "webp": "image/webp",
     "jpeg": "image/jpeg",
-}
-_FILE_TYPES: dict[str, MediaType] = {
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
 }
 
 
@@ -95,17 +90,17 @@ def make_call(
     ids: list[str] = []
     items: list[str] = []
     parts: dict[str, bytes] = {}
-    sources: dict[str, str] = {}  # path to part
+    sources: dict[str, ImageRef] = {}  # by path
     refused: dict[str, Answer] = {}
     for index, (sample, image) in enumerate(zip(samples, images, strict=True)):
         part = f"image{index}"
         try:
             for path in sample.prompt.source_images:
                 if path not in sources:
-                    parts[f"source{len(sources)}"] = Path(path).read_bytes()
-                    sources[path] = f"source{len(sources)}"
+                    part_name = f"source{len(sources)}"
+                    sources[path], parts[part_name] = _source(path, part_name)
             item = _item(sample, part, encoding, sources)
-        except OSError as error:
+        except (OSError, BadImageError) as error:
             refused[sample.id] = Answer(None, ErrorCode.BAD_INPUT, f"cannot be sent: source_images: {error}")
             continue
         except ValidationError as error:
@@ -121,7 +116,7 @@ def make_call(
     return call, refused
 
 
-def _item(sample: Sample, part: str, encoding: str, sources: Mapping[str, str]) -> ScoreItem:
+def _item(sample: Sample, part: str, encoding: str, sources: Mapping[str, ImageRef]) -> ScoreItem:
     images = []
     if sample.image_HWC is not None:
         height, width, _ = sample.image_HWC.shape
@@ -133,11 +128,16 @@ def _item(sample: Sample, part: str, encoding: str, sources: Mapping[str, str]) 
         prompt=prompt.text,
         images=images,
         completion=sample.completion,
-        source_images=[_source(path, sources[path]) for path in prompt.source_images] or None,
+        source_images=[sources[path] for path in prompt.source_images] or None,
         targets=None if prompt.targets is None else list(prompt.targets),
         metadata=dict(prompt.metadata),
     )
 
 
-def _source(path: str, part: str) -> ImageRef:
-    return ImageRef(media_type=_FILE_TYPES[Path(path).suffix.lower()], part=part)
+def _source(path: str, part: str) -> tuple[ImageRef, bytes]:
+    """A source image's reference and bytes; these say what it is, not its name. Raises OSError and BadImageError."""
+    data = Path(path).read_bytes()
+    media_type = media_type_of(data)
+    if media_type is None:
+        raise BadImageError(f"{path} is {other_type_of(data) or 'no picture'}; PNG, JPEG and WebP can be sent")
+    return ImageRef(media_type=media_type, part=part), data

@@ -104,3 +104,28 @@ def test_no_deadline_left_is_still_a_valid_request() -> None:
     call, _ = make_call(samples, encode_samples(samples, "rgb8"), "rgb8", None)
     assert call is not None
     assert ScoreRequest.model_validate_json(call.body(-5, "r")).deadline_ms == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("cat.jpg", "PNG"), ("cat.png", "JPEG"), ("cat.jpeg", "WEBP"), ("cat.webp", "PNG")]
+)
+def test_a_source_image_is_what_its_first_bytes_say(tmp_path: Path, name: str, form: str) -> None:
+    path = tmp_path / name
+    Image.new("RGB", (6, 4), "red").save(path, form)
+    sample = replace(make_samples(1, {})[0], prompt=Prompt("p", "edit", source_images=(str(path),)))
+    call, refused = make_call([sample], encode_samples([sample], "rgb8"), "rgb8", None)
+    assert call is not None and refused == {}
+    [source] = ScoreRequest.model_validate_json(call.body(1, "r")).items[0].source_images or []
+    assert source.media_type == f"image/{form.lower()}"
+    assert decode(call.parts[str(source.part)], source.media_type).size == (6, 4)
+
+
+def test_a_source_image_that_is_none_fails_its_samples_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    Image.new("P", (6, 4)).save(path, "GIF")
+    first, second = make_samples(2, {})
+    second = replace(second, prompt=Prompt("p", "edit", source_images=(str(path),)))
+    call, refused = make_call([first, second], encode_samples([first, second], "rgb8"), "rgb8", None)
+    assert call is not None and list(call.ids) == ["s0"] and list(call.parts) == ["image0"]
+    assert refused["s1"].code == "bad_input"
+    assert refused["s1"].message == f"cannot be sent: source_images: {path} is a GIF; PNG, JPEG and WebP can be sent"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.policies.frozen import fitted
+from wire.images import read_picture
 
 SIDE_MULTIPLE = 32  # pixels; 28 of them, two patches of 14, are one token of the vision tower
 _TOWER_SCALE = 28 / 32
@@ -24,9 +25,11 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def read_source(path: str | Path, area: int) -> Tensor:
-    """A picture (H, W, 3), uint8, of about `area` pixels, its sides multiples of 32, little distorted."""
-    with Image.open(path) as picture:
-        rgb = picture.convert("RGB")
+    """An upright picture (H, W, 3), uint8, of about `area` pixels, its sides multiples of 32, little distorted.
+
+    Raises OSError or ValueError naming a file that is cut off.
+    """
+    rgb = read_picture(Path(path)).convert("RGB")
     width, height = fitted(rgb.size, area, SIDE_MULTIPLE)
     pixels = bytearray(rgb.resize((width, height), Image.Resampling.BICUBIC).tobytes())
     return torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3)
