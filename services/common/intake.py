@@ -17,8 +17,9 @@ from wire.schema import ScoreRequest
 
 REQUEST_PART = "request"
 MAX_JSON_VALUES = 1_000_000
-# Of one value, at most, while it is read and checked: an object of one number takes 184 bytes, and there are two of it.
-_VALUE_BYTES = 220
+# Of one value, at most, while it is read, checked and made a key of: an object of one number takes 184 bytes, and for a
+# while there are two of it.
+_VALUE_BYTES = 300
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_json(body: bytes | bytearray, hold: Hold | None = None) -> object:
             413, f"JSON with more than {MAX_JSON_VALUES} commas and brackets: send fewer items in one request"
         )
     if hold is not None:
-        hold.take(values * _VALUE_BYTES + len(body) * _widest(body))
+        hold.take(values * _VALUE_BYTES + len(body) * (1 + _widest(body)))
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
