@@ -144,3 +144,20 @@ def test_scores_under_a_wrong_key_or_for_another_number_of_items_are_refused():
             decode_scores(key, data, items)
     with pytest.raises(DamagedMessage):
         decode_scores(KEY, json.dumps({"key": KEY.hex(), "scores": [{"value": "0.5"}]}).encode()[:-3], 1)
+
+
+def test_a_part_that_several_items_of_a_job_name_travels_once():
+    ref = ImageRef(media_type="image/png", part="source")
+    own = [ImageRef(media_type="image/png", part=f"p{n}") for n in range(3)]
+    group = [ScoreItem(id=str(n), group_id="g", prompt="p", images=[own[n]], source_images=[ref]) for n in range(3)]
+    parts = {"source": memoryview(b"the source"), **{f"p{n}": memoryview(b"picture %d" % n) for n in range(3)}}
+    found = decode_job(stored(encode_job(b"id", "front", job_of(*group, parts=parts), 5)))
+    assert sorted(bytes(part) for part in found.parts.values()) == [
+        b"picture 0",
+        b"picture 1",
+        b"picture 2",
+        b"the source",
+    ]
+    for number, item in enumerate(found.items):
+        assert bytes(found.parts[item.images[0].part]) == b"picture %d" % number
+        assert bytes(found.parts[item.source_images[0].part]) == b"the source"

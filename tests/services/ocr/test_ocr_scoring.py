@@ -251,6 +251,15 @@ def test_too_many_targets_are_refused_with_both_numbers() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_characters_that_stand_for_many_count_as_many(variant: Variant) -> None:
+    """U+FDFA is one character and eighteen under NFKC."""
+    for prompt, targets in (("", ["\ufdfa" * 300]), ('"' + "\ufdfa" * 300 + '"', None)):
+        with pytest.raises(ValueError, match=f"have 5400 characters; the limit is {MAX_TARGET_CHARS}"):
+            find_targets(variant, prompt, targets)
+    assert find_targets(variant, "", ["\ufdfa" * 200]) == ["\ufdfa" * 200]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @given(lines=st.lists(st.text(max_size=12), max_size=5), text=st.text(min_size=1, max_size=12))
 def test_any_text_scores_between_0_and_1(variant: Variant, lines: list[str], text: str) -> None:
     try:

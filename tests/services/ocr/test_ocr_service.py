@@ -105,6 +105,20 @@ def test_a_bad_item_has_its_code_and_its_neighbour_a_score(service: str) -> None
         ]
 
 
+def test_a_long_target_holds_no_worker(service: str) -> None:
+    """Three hundred thousand characters that stand for eighteen each are refused; as many as fit are a bad item alone."""
+    image = to_ref(line_of("HELLO"), "image/png").model_dump(exclude_none=True)
+    long = {"id": "a", "prompt": "x", "targets": ["\ufdfa" * 300_000], "images": [image]}
+    refused = httpx.post(f"{service}/v1/score", json={"items": [long]}, timeout=30)
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "items.0.targets.0")
+    assert "at most 4096 characters; got 300000" in refused.json()["error"]["message"]
+    fitting = [{**long, "id": str(n), "targets": ["\ufdfa" * 4096]} for n in range(64)]
+    good = {"id": "good", "prompt": "x", "targets": ["HELLO"], "images": [image]}
+    *bad, last = post(service, [*fitting, good], deadline_ms=20_000)["results"]
+    assert {result["error"]["code"] for result in bad} == {"bad_input"}
+    assert last["score"] == 1.0
+
+
 def test_a_score_does_not_depend_on_the_request_it_came_in(service: str) -> None:
     """Noise is added so that the reading is uncertain and any change of arithmetic would show in a confidence."""
     noisy = [Image.effect_noise((192, 48), 120).convert("RGB") for _ in range(12)]
