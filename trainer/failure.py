@@ -116,8 +116,8 @@ class Watch:
                     if self._store.check([f"{self._key}/note"]):
                         self._end(json.loads(self._store.get(f"{self._key}/note")))
                     now = self._look_at(neighbour)
-            except (OSError, RuntimeError):
-                now = seen  # the store is served by a process that may be gone, too
+            except Exception:  # the store is served by a process that may be gone, or its answer is cut off: watch on
+                now = seen
             if now != seen or not now:
                 seen, seen_at = now, time.monotonic()
             elif now != b"done" and time.monotonic() - seen_at > LOST_AFTER_S:

@@ -172,18 +172,20 @@ class Batcher(Dispatcher):
                 if error is None
                 else [Failure(ErrorCode.INTERNAL, f"the scorer raised {error}")] * len(items)
             )
-            self._metrics.compute_seconds.labels(reward).observe(took)
-            self._measure_rate(len(items), took, self._concurrency)
-            rest = iter(results)
-            for entry in batch:
-                own = [next(rest) for _ in entry.job.items]
-                if NOT_AWAITED in own and entry.is_awaited():  # someone joined when it had been dropped
-                    self._queues[reward][entry] = None
-                else:
-                    self._settle(entry, own, started, took)
-            if not self._stopped:
-                self._idle.append(lane)
-                self._pump()
+            try:
+                self._metrics.compute_seconds.labels(reward).observe(took)
+                self._measure_rate(len(items), took, self._concurrency)
+                rest = iter(results)
+                for entry in batch:
+                    own = [next(rest) for _ in entry.job.items]
+                    if NOT_AWAITED in own and entry.is_awaited():  # someone joined when it had been dropped
+                        self._queues[reward][entry] = None
+                    else:
+                        self._settle(entry, own, started, took)
+            finally:  # a bug must not cost the lane, which nobody would miss
+                if not self._stopped:
+                    self._idle.append(lane)
+                    self._pump()
 
         future.add_done_callback(on_done)
 

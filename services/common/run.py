@@ -108,12 +108,14 @@ class _Server(uvicorn.Server):
 
     async def _drain(self, drain_s: float) -> None:
         until = time.monotonic() + drain_s
-        while self._service.in_flight and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        if self._service.in_flight:
-            logger.warning("drain time is over", extra={"drain_s": drain_s, "in_flight": self._service.in_flight})
-            self._service.abandon()
-        self.should_exit = True
+        try:
+            while self._service.in_flight and time.monotonic() < until:
+                await asyncio.sleep(0.02)
+            if self._service.in_flight:
+                logger.warning("drain time is over", extra={"drain_s": drain_s, "in_flight": self._service.in_flight})
+                self._service.abandon()
+        finally:  # whatever happened: who sent the signal waits for the end
+            self.should_exit = True
 
     async def _announce(self) -> None:
         while not self._service.ready and not self.should_exit:

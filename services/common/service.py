@@ -30,6 +30,7 @@ from services.common.image_hosts import ImageHosts
 from services.common.intake import Parsed, parse_request
 from services.common.jobs import check_groups, make_plan
 from services.common.limits import RateLimits
+from services.common.loops import Loop
 from services.common.memory import Hold, MemoryBudget
 from services.common.metrics import Metrics
 from services.common.scorer import AsyncScorer, Failure, Scorer
@@ -66,7 +67,7 @@ class Service:
         self.draining = False
         self.failure: str | None = None
         self._ready = False
-        self._watching: asyncio.Task[None] | None = None
+        self._watching = Loop("watching the scorer", self._watch, pause_s=_WATCH_S)
         self._cache = ScoreCache(settings.cache_entries)
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._fetcher = _make_fetcher(settings)
@@ -87,7 +88,7 @@ class Service:
 
     @property
     def _lost(self) -> str | None:
-        return next((part.lost for part in self._parts if part.lost is not None), None)
+        return next((part.lost for part in self._parts if part.lost is not None), self._watching.failure)
 
     async def start(self) -> None:
         """Load and warm up; the service is ready afterwards. Raises StartError."""
@@ -104,14 +105,13 @@ class Service:
             raise StartError(self.failure) from error
         self._ready = True
         self.metrics.ready.set(1)
-        self._watching = asyncio.create_task(self._watch())
+        self._watching.start()
         logger.info("ready", extra={"seconds": round(time.monotonic() - started, 3)})
 
     async def stop(self) -> None:
         """Stop at once; call `drain` before to let queued work finish."""
         self.drain()
-        if self._watching is not None:
-            self._watching.cancel()
+        await self._watching.end()
         for part in reversed(self._parts):
             await part.stop()
         if self.audit is not None:
@@ -143,12 +143,10 @@ class Service:
 
     async def _watch(self) -> None:
         """Let a scorer that lost its workers try to come back: a service that is not ready gets no work to do it."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            self.metrics.ready.set(self.ready)
-            for part in self._parts:
-                if part.lost is not None:
-                    await part.recover()
+        self.metrics.ready.set(self.ready)
+        for part in self._parts:
+            if part.lost is not None:
+                await part.recover()
 
     def abandon(self) -> None:
         """Answer all that is in flight now; what has no score yet is `overloaded`."""

@@ -11,6 +11,7 @@ from services.common.dispatch import Dispatcher, Entry, StartError, check_warmup
 from services.common.isolation import score_isolated_async
 from services.common.metrics import Metrics
 from services.common.scorer import AsyncScorer
+from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.streamer")
 
@@ -72,7 +73,16 @@ class Streamer(Dispatcher):
     def _accept(self, entry: Entry) -> None:
         task = asyncio.get_running_loop().create_task(self._run(entry))
         self._tasks[entry] = task
-        task.add_done_callback(lambda _done: self._tasks.pop(entry, None))
+        task.add_done_callback(lambda done: self._ended(entry, done))
+
+    def _ended(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(entry, None)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:  # a bug of ours: who waits must not wait until the deadline
+            logger.error("a job raised", exc_info=error)
+            self._fail(entry, ErrorCode.INTERNAL, f"scoring raised {type(error).__name__}: {error}")
 
     def _withdraw(self, entry: Entry) -> None:
         self._forget(entry)

@@ -230,7 +230,7 @@ class ProcessPool:
         """Load the replacement beside the old process, so that recycling costs no capacity."""
         try:
             successor = self._start()
-        except StartFailed:
+        except Exception:  # whatever it is, the next batch tries again: only this thread would know of it
             logger.exception("a worker's replacement did not start; the old one goes on")
             slot.replacing = False
             return
@@ -255,7 +255,10 @@ class ProcessPool:
         with self._lock:
             if self._closed:
                 raise StartFailed("the pool is closed")
-            worker = _Worker(self._factory)
+            try:
+                worker = _Worker(self._factory)
+            except OSError as error:  # no memory, no process ids, no file handles: it may pass
+                raise StartFailed(f"a worker process cannot be started: {error}") from error
             self._started.add(worker)
         return worker
 

@@ -70,16 +70,23 @@ class Supervisor:
             _signal(self._process, signal.SIGKILL)  # its children keep GPUs and the port
             pause = self._first_pause_s if time.monotonic() - began > _HEALTHY_S else pause
             logger.error("ended", extra={"command": self._command[0], "exit_code": code, "restart_in_s": pause})
-            if self._stopping.wait(pause):
+            again = self._start_again(pause)
+            if again is None:
                 return
+            pause = again
+            if self._stopping.is_set():  # it came while this one was starting
+                _signal(self._process, signal.SIGTERM)
+
+    def _start_again(self, pause: float) -> float | None:
+        """Start after the pause; the next pause, or None when there is to be no start any more."""
+        while not self._stopping.wait(pause):
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
             try:
                 self._process = self._start()
-            except OSError:
-                logger.exception("the command cannot be started again")
-                return
-            if self._stopping.is_set():  # it came while this one was starting
-                _signal(self._process, signal.SIGTERM)
+                return pause
+            except OSError:  # no memory, no process ids, a file system that is away: it may pass
+                logger.exception("the command cannot be started again", extra={"next_try_in_s": pause})
+        return None
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 
+from services.common.loops import end
 from services.common.metrics import Metrics
 from services.common.scale.claims import Claims, Delivery
 from services.common.scale.connection import Connection, RedisAway
 from services.common.scale.keys import Keys
 from services.common.scale.metrics import ScaleMetrics
 from services.common.scale.plane import Plane
-from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from wire.schema import ScorerInfo
 

@@ -126,19 +126,28 @@ class LocalServices:
     def _watch(self) -> None:
         while not self._stopping.wait(_POLL_S):
             for name, service in self._services.items():
-                if service.given_up or service.alive():
-                    continue
-                service.reap()
-                if service.restarts == MAX_RESTARTS:
-                    service.given_up = True
-                    self._notify(f"{name} died {MAX_RESTARTS + 1} times and stays down; its log:\n{service.tail()}")
-                    continue
-                self._notify(f"{name} died; starting it again on {service.url}. Its last words:\n{service.tail(3)}")
-                # A service that dies at once must not use up its restarts in a second.
-                if self._stopping.wait(0.5 * 2**service.restarts):
-                    return
-                service.restarts += 1
-                service.spawn(port=int(service.url.rpartition(":")[2]))
+                try:
+                    self._look_after(name, service)
+                except (
+                    Exception
+                ) as error:  # a full disk, no process ids: said, tried again, and the others looked after
+                    service.given_up = service.restarts >= MAX_RESTARTS
+                    self._notify(f"{name} cannot be started again ({type(error).__name__}: {error})")
+
+    def _look_after(self, name: str, service: _LocalService) -> None:
+        if service.given_up or service.alive():
+            return
+        service.reap()
+        if service.restarts == MAX_RESTARTS:
+            service.given_up = True
+            self._notify(f"{name} died {MAX_RESTARTS + 1} times and stays down; its log:\n{service.tail()}")
+            return
+        self._notify(f"{name} died; starting it again on {service.url}. Its last words:\n{service.tail(3)}")
+        # A service that dies at once must not use up its restarts in a second.
+        if self._stopping.wait(0.5 * 2**service.restarts):
+            return
+        service.restarts += 1
+        service.spawn(port=int(service.url.rpartition(":")[2]))
 
 
 class _LocalService:

@@ -1,4 +1,4 @@
-"""The way to Redis: one client per process, errors sorted into "away at present" and "refused"."""
+"""The way to Redis: one client per process, errors sorted into "not at present" and "refused"."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.common.settings import without_password
@@ -25,27 +25,31 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0  # above every BLOCK we ask for
 _PAUSE_S = 0.2
+# What Redis answers while it runs another client's script, loads, cannot save, has no memory, too few replicas or no
+# primary, or keeps something from us that its operator may give back: errors of the moment, not of the command.
+_FOR_NOW = frozenset(
+    {"BUSY", "LOADING", "MISCONF", "OOM", "NOREPLICAS", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"}
+    | {"UNBLOCKED", "NOPERM", "NOAUTH", "WRONGPASS"}
+)
+_DISCARDED = "Transaction discarded because of: "
 
 
 class RedisAway(Exception):
-    """Redis does not answer, is loading its data, or is a replica at present: try again later."""
+    """Redis does not answer, or refuses everything or every write for the moment: try again later."""
 
 
 class RedisRefused(Exception):
-    """Redis answered with an error: out of memory, a key of another type, a command it does not know."""
-
-
-class RedisFull(RedisRefused):
-    """Redis has no memory left to write with."""
+    """Redis answered with an error that does not pass: a key of another type, a command it does not know."""
 
 
 class Connection:
-    """Sends commands. `failure` is why Redis does not answer at present, or None."""
+    """Sends commands. `failure` is why Redis cannot be used at present, or None."""
 
     def __init__(self, url: str, ca_file: Path | None = None) -> None:
         """`ca_file` names further authorities for rediss://. Raises ValueError for a URL that is none of redis://, rediss:// and unix://."""
         self.url = without_password(url)
-        self.failure: str | None = None
+        self._silent: str | None = None
+        self._refusing: str | None = None
         tls: dict[str, Any] = {}
         if ca_file is not None and url.startswith("rediss:"):
             tls["ssl_ca_certs"] = str(ca_file)
@@ -59,14 +63,22 @@ class Connection:
             **tls,
         )
 
+    @property
+    def failure(self) -> str | None:
+        return self._silent or self._refusing
+
     async def call(self, *command: Any, **options: Any) -> Any:
         """One command's answer; `options` go to the client's parser. Raises RedisAway or RedisRefused."""
         return await self._guard(self._client.execute_command(*command, **options))  # type: ignore[no-untyped-call]
 
-    async def pipeline(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+    async def pipeline(
+        self, commands: Sequence[Command], *, atomic: bool = False, needed: int | None = None
+    ) -> list[Any]:
         """The commands' answers, in order. A command that is refused has its `RedisRefused` in its place.
 
-        `atomic`: all or none take effect, so the first refusal is raised. Raises RedisAway.
+        `atomic`: all or none take effect, so the first refusal is raised. `needed`: how many of the commands, from the
+        first, must be taken; None is all. Raises RedisAway, also when one of these is refused for the moment: others
+        of them may have been taken by then.
         """
         if not commands:
             return []
@@ -74,15 +86,24 @@ class Connection:
         for command in commands:
             pipe.execute_command(*command)
         answers: list[Any] = await self._guard(pipe.execute(raise_on_error=atomic))
-        return [_refusal(each) if isinstance(each, RedisError) else each for each in answers]
+        for answer in answers[:needed]:
+            if isinstance(answer, RedisError):
+                self._check_passing(answer)
+        return [RedisRefused(_reason(each)) if isinstance(each, RedisError) else each for each in answers]
 
     async def patiently(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Repeat `send` until Redis answers."""
+        """Repeat `send` until Redis takes it."""
         while True:
             try:
                 return await send()
             except RedisAway:
                 await asyncio.sleep(_PAUSE_S)
+
+    def takes_writes(self) -> None:
+        """A write was taken: nothing is refused for the moment any more. Reading says nothing of that."""
+        if self._refusing is not None:
+            logger.info("Redis takes commands again", extra={"redis": self.url})
+            self._refusing = None
 
     async def close(self) -> None:
         try:
@@ -93,27 +114,41 @@ class Connection:
     async def _guard(self, answer: Awaitable[T]) -> T:
         try:
             value = await answer
-        except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
-            self._away(str(error) or type(error).__name__)
-            raise RedisAway(self.failure) from error
         except ResponseError as error:
             self._back()
-            raise _refusal(error) from error
+            self._check_passing(error)
+            raise RedisRefused(_reason(error)) from None  # the client's own error quotes the command
+        except (RedisConnectionError, RedisTimeoutError, RedisError, OSError) as error:
+            self._away(str(error) or type(error).__name__)
+            raise RedisAway(self.failure) from error
         self._back()
         return value
 
+    def _check_passing(self, error: RedisError) -> None:
+        """Raise RedisAway for an error of the moment."""
+        reason = _reason(error)
+        if reason.partition(" ")[0] not in _FOR_NOW:
+            return
+        if self._refusing is None:
+            logger.warning("Redis refuses for the moment", extra={"redis": self.url, "reason": reason})
+        self._refusing = f"Redis at {self.url} refuses commands for the moment ({reason})"
+        raise RedisAway(self._refusing) from None
+
     def _away(self, reason: str) -> None:
-        if self.failure is None:
+        if self._silent is None:
             logger.warning("Redis is away", extra={"redis": self.url, "reason": reason})
-        self.failure = f"Redis at {self.url} does not answer ({reason})"
+        self._silent = f"Redis at {self.url} does not answer ({reason})"
 
     def _back(self) -> None:
-        if self.failure is not None:
+        if self._silent is not None:
             logger.info("Redis is back", extra={"redis": self.url})
-            self.failure = None
+            self._silent = None
 
 
-def _refusal(error: RedisError) -> RedisRefused:
-    """Without the command, which the client quotes: it may hold a picture."""
-    reason = str(error).rpartition("of pipeline caused error: ")[2]
-    return RedisFull(reason) if isinstance(error, OutOfMemoryError) else RedisRefused(reason)
+def _reason(error: RedisError) -> str:
+    """The error's code and sentence, without the command, which the client quotes: it may hold a picture."""
+    text = str(error).rpartition("of pipeline caused error: ")[2]
+    if text.startswith(_DISCARDED):
+        return text.removeprefix(_DISCARDED)
+    code = getattr(error, "status_code", None)  # which the client takes off the text of the errors that it knows
+    return f"{code} {text}" if code and not text.startswith(f"{code} ") else text

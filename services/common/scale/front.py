@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from services.common.cache import ScoreCache
 from services.common.dispatch import Dispatcher, Entry, Job, QueueFull
+from services.common.loops import Loop
 from services.common.metrics import Metrics
-from services.common.scale.connection import Command, RedisAway, RedisFull, RedisRefused
+from services.common.scale.connection import Command, RedisAway, RedisRefused
 from services.common.scale.keys import FRONT_TTL_MS
 from services.common.scale.messages import Answer, DamagedMessage, decode_answer, encode_job
 from services.common.scale.outbox import Outbox
 from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
-from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from wire.schema import ErrorCode
 
@@ -26,7 +26,6 @@ logger = logging.getLogger("services.front")
 
 _AUDIT_S = 2.0
 _BLOCK_MS = 500
-_PAUSE_S = 0.2
 _REPLIES = 256  # read at a time
 _SEND = 16  # jobs sent at a time: they may be of megabytes
 
@@ -69,19 +68,20 @@ class Front(Dispatcher):
         self._replies = plane.keys.replies(self._name)
         self._jobs: dict[bytes, _Sent] = {}
         self._sent: dict[Entry, _Sent] = {}
-        self._outbox = Outbox(self._send, _SEND)
-        self._listening: asyncio.Task[None] | None = None
+        self._outbox = Outbox(self._send, _SEND, self._give_up)
+        self._listening = Loop("listening for answers", self._listen, said_elsewhere=(RedisAway,))
+        self._audited = time.monotonic()
 
     async def start(self) -> None:
-        self._listening = asyncio.create_task(self._listen())
+        self._listening.start()
 
     async def stop(self) -> None:
         """Abandon what still waits, withdraw it from Redis, and remove this front's keys."""
         self.abandon()
         await self._outbox.flush(timeout_s=1.0)
-        if self._listening is None:
+        if self._listening.task is None:
             return
-        await end(self._listening)
+        await self._listening.end()
         try:
             await self._connection.call("DEL", self._open, self._replies)
         except (RedisAway, RedisRefused):
@@ -89,7 +89,9 @@ class Front(Dispatcher):
 
     @property
     def lost(self) -> str | None:
-        """The first reward that no live worker serves."""
+        """Why no answers come: the first reward that no live worker serves, or what keeps this front from listening."""
+        if self._listening.failure is not None:
+            return self._listening.failure
         for name, workers in self._watch.workers.items():
             if workers == 0:
                 revision = self._rewards[name].revision
@@ -132,14 +134,12 @@ class Front(Dispatcher):
             self._outbox.put(sent)
 
     async def _send(self, batch: list[_Sent]) -> None:
-        try:
-            await self._connection.patiently(lambda: self._send_once(batch))
-        except RedisRefused as error:
-            logger.error("Redis refused jobs", extra={"jobs": len(batch), "reason": str(error)})
-            code = ErrorCode.OVERLOADED if isinstance(error, RedisFull) else ErrorCode.INTERNAL
-            for sent in batch:
-                if sent.job_id in self._jobs:
-                    self._fail(sent.entry, code, f"Redis refused the job: {error}")
+        await self._connection.patiently(lambda: self._send_once(batch))
+
+    def _give_up(self, batch: list[_Sent], error: Exception) -> None:
+        for sent in batch:
+            if sent.job_id in self._jobs:
+                self._fail(sent.entry, ErrorCode.INTERNAL, f"the job could not be sent through Redis: {error}")
 
     async def _send_once(self, batch: list[_Sent]) -> None:
         """Add the jobs that are new, take out those that were withdrawn: all or none."""
@@ -176,18 +176,10 @@ class Front(Dispatcher):
         return self._keys.jobs(self._rewards[sent.entry.reward])
 
     async def _listen(self) -> None:
-        audited = time.monotonic()
-        while True:
-            try:
-                await self._read(_BLOCK_MS)
-                if time.monotonic() >= audited + _AUDIT_S:
-                    await self._audit()
-                    audited = time.monotonic()
-            except (RedisAway, RedisRefused):
-                await asyncio.sleep(_PAUSE_S)
-            except Exception:
-                logger.exception("listening for answers raised")
-                await asyncio.sleep(_PAUSE_S)
+        await self._read(_BLOCK_MS)
+        if time.monotonic() >= self._audited + _AUDIT_S:
+            await self._audit()
+            self._audited = time.monotonic()
 
     async def _read(self, block_ms: int | None) -> bool:
         """Deliver the answers that are there. Whether there were any.
@@ -212,7 +204,8 @@ class Front(Dispatcher):
         entry = sent.entry
         try:
             answer = decode_answer(fields[b"answer"], len(entry.job.items))
-        except (KeyError, DamagedMessage) as error:
+        except Exception as error:  # of whatever kind: it would be read again and again, and no other after it
+            logger.error("an answer is damaged", exc_info=not isinstance(error, KeyError | DamagedMessage))
             self._scale_metrics.damaged.inc()
             del self._jobs[sent.job_id]
             self._fail(entry, ErrorCode.INTERNAL, f"the worker's answer could not be read: {error}")

@@ -38,6 +38,10 @@ class Keys:
         """Stream of answers to a front."""
         return self._name("replies", front)
 
+    def probe(self) -> str:
+        """What every process writes now and then, to learn whether Redis takes writes."""
+        return self._name("probe")
+
     def scores(self, key: bytes) -> str:
         """Scores in the shared cache, by the job's content hash."""
         return self._name("scores", key.hex())

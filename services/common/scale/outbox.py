@@ -8,18 +8,27 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from services.common.scale.tasks import end
+from services.common.loops import end
 
 logger = logging.getLogger("services.redis")
 T = TypeVar("T")
 
 
 class Outbox(Generic[T]):
-    """Calls `send` with up to `most` things, in the order they were put in, never twice at a time."""
+    """Calls `send` with up to `most` things, in the order they were put in, never twice at a time.
 
-    def __init__(self, send: Callable[[list[T]], Awaitable[None]], most: int) -> None:
+    What `send` raises is a bug; `give_up` is told, so that the things it was about are not waited for.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[T]], Awaitable[None]],
+        most: int,
+        give_up: Callable[[list[T], Exception], None],
+    ) -> None:
         self._send = send
         self._most = most
+        self._give_up = give_up
         self._waiting: deque[T] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -39,5 +48,6 @@ class Outbox(Generic[T]):
             batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             try:
                 await self._send(batch)
-            except Exception:  # a bug must not stop what comes after
+            except Exception as error:  # a bug must not stop what comes after
                 logger.exception("sending to Redis raised", extra={"things": len(batch)})
+                self._give_up(batch, error)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
+from typing import Any
 
 from services.common.dispatch import StartError
+from services.common.loops import Loop
 from services.common.parts import Part
 from services.common.scale.connection import Command, RedisAway, RedisRefused
-from services.common.scale.keys import GROUP
+from services.common.scale.keys import FRONT_TTL_MS, GROUP
 from services.common.scale.plane import Plane
-from services.common.scale.tasks import end
 
 logger = logging.getLogger("services.redis")
 
@@ -32,7 +32,7 @@ class StreamWatch(Part):
         self._clock_ms = 0.0
         self._answered: tuple[float, int] | None = None
         self._jobs_per_s: float | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._polling = Loop("watching Redis", self.poll, pause_s=_POLL_S, said_elsewhere=(RedisAway,))
         self.depth = 0
         self.workers: dict[str, int] = dict.fromkeys(plane.rewards, 0)
 
@@ -44,17 +44,16 @@ class StreamWatch(Part):
             await self.poll()
         except (RedisAway, RedisRefused) as error:
             raise StartError(f"{error}: start it, or correct --redis") from error
-        self._task = asyncio.create_task(self._run())
+        self._polling.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await end(self._task)
+        await self._polling.end()
         await self._connection.close()
 
     @property
     def lost(self) -> str | None:
         """Why Redis cannot be used at present, or None."""
-        return self._connection.failure
+        return self._connection.failure or self._polling.failure
 
     def now_ms(self) -> float:
         """Redis's clock, which dates the jobs: machines need not agree on the time."""
@@ -67,8 +66,8 @@ class StreamWatch(Part):
         return min(60, max(1, math.ceil(self.depth / self._jobs_per_s)))
 
     async def poll(self) -> None:
-        """Look once. Raises RedisAway or RedisRefused; a missing group is made again."""
-        commands: list[Command] = [("TIME",)]
+        """Look once, and write once. Raises RedisAway or RedisRefused; a missing group is made again."""
+        commands: list[Command] = [("TIME",), ("SET", self._keys.probe(), 1, "PX", FRONT_TTL_MS)]
         for info in self._rewards.values():
             commands += [
                 ("XLEN", self._keys.jobs(info)),
@@ -77,14 +76,18 @@ class StreamWatch(Part):
                 ("GET", self._keys.answered(info)),
             ]
         answers = await self._connection.pipeline(commands)
-        seconds, microseconds = answers[0]
+        seconds, microseconds = _not_refused(answers[0])
+        _not_refused(answers[1])
+        self._connection.takes_writes()
         self._clock_ms = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
         depth = answered = 0
         for number, name in enumerate(self._rewards):
-            length, pending, workers, done = answers[1 + 4 * number : 5 + 4 * number]
-            if any(isinstance(each, RedisRefused) for each in (length, pending, workers, done)):
+            length, pending, workers, done = answers[2 + 4 * number : 6 + 4 * number]
+            if isinstance(pending, RedisRefused) and str(pending).startswith("NOGROUP"):
                 await self._create_groups()
                 continue
+            for answer in (length, pending, workers, done):
+                _not_refused(answer)
             depth += length
             answered += int(done or 0)
             self.workers[name] = sum(float(until) > self.now_ms() for until in workers[1::2])
@@ -93,14 +96,6 @@ class StreamWatch(Part):
             self._metrics.workers.labels(name).set(self.workers[name])
         self.depth = depth
         self._measure_rate(answered)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_POLL_S)
-            try:
-                await self.poll()
-            except (RedisAway, RedisRefused) as error:
-                logger.debug("polling failed", extra={"reason": str(error)})
 
     def _measure_rate(self, answered: int) -> None:
         now, before = time.monotonic(), self._answered
@@ -131,3 +126,10 @@ class StreamWatch(Part):
                 "Redis may evict job streams: set its maxmemory-policy to volatile-lru, which evicts cached scores only",
                 extra={"maxmemory_policy": policy},
             )
+
+
+def _not_refused(answer: Any) -> Any:
+    """The answer of a command of a pipeline. Raises RedisRefused."""
+    if isinstance(answer, RedisRefused):
+        raise answer
+    return answer

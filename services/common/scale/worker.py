@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from services.common.caller import Caller, NotAwaited
 from services.common.decoding import Decoding
 from services.common.dispatch import Dispatcher, Job, Outcome
 from services.common.errors import ApiError
+from services.common.loops import Loop
 from services.common.memory import Hold
 from services.common.parts import Part
 from services.common.scale import scripts
@@ -23,7 +25,6 @@ from services.common.scale.messages import Answer, DamagedMessage, JobMessage, d
 from services.common.scale.outbox import Outbox
 from services.common.scale.plane import Plane
 from services.common.scale.shared_cache import SharedCache
-from services.common.scale.tasks import end
 from services.common.scale.watch import StreamWatch
 from services.common.scorer import Failure, Item, Score
 from wire.images import ImageLimits
@@ -31,7 +32,6 @@ from wire.schema import ErrorCode
 
 logger = logging.getLogger("services.worker")
 
-_PAUSE_S = 0.2
 _ANSWERS = 64  # sent at a time
 _SUSPECT = 2  # deliveries that came to nothing, after which a job is taken alone: it may be what ends workers
 
@@ -89,10 +89,21 @@ class Worker(Part):
         self._needed = needed
         self._held: dict[tuple[str, bytes], _Held] = {}
         self._freed = asyncio.Event()
-        self._outbox = Outbox(self._finish, _ANSWERS)
+        self._outbox = Outbox(self._finish, _ANSWERS, self._give_up)
         self._draining = self._left = False
-        self._serving: asyncio.Task[None] | None = None
-        self._reporting: asyncio.Task[None] | None = None
+        self._serving = Loop(
+            "reading jobs",
+            self._turn,
+            said_elsewhere=(RedisAway,),
+            goes_on=lambda: not self._draining or self._needed(),
+            last=self._leave,
+        )
+        self._reporting = Loop(
+            "reporting to the fronts",
+            self._report,
+            pause_s=min(1.0, limits.visibility_timeout_s / 4),
+            said_elsewhere=(RedisAway,),
+        )
         self._next_claim = 0.0
 
     async def start(self) -> None:
@@ -100,18 +111,18 @@ class Worker(Part):
             await self._claims.forget_the_dead()
             await self._report()
             await self._watch.poll()
-        self._serving = asyncio.create_task(self._serve())
-        self._reporting = asyncio.create_task(self._keep_reporting())
+        self._serving.start()
+        self._reporting.start()
 
     async def stop(self) -> None:
         """Stop reading, send the answers that are there, hand back the rest."""
         self._draining = True
         self.abandon()
-        if self._serving is None or self._reporting is None:
+        if self._serving.task is None:
             return
-        await asyncio.wait({self._serving}, timeout=1.0)
-        await end(self._serving)
-        await end(self._reporting)
+        await asyncio.wait({self._serving.task}, timeout=1.0)
+        await self._serving.end()
+        await self._reporting.end()
         self.abandon()  # what its last reading brought
         await self._outbox.flush(timeout_s=2.0)
         try:
@@ -136,16 +147,12 @@ class Worker(Part):
     def in_flight(self) -> int:
         return len(self._held)
 
-    async def _serve(self) -> None:
-        while not self._draining or self._needed():
-            try:
-                await self._turn()
-            except (RedisAway, RedisRefused) as error:
-                logger.debug("reading jobs failed", extra={"reason": str(error)})
-                await asyncio.sleep(_PAUSE_S)
-            except Exception:
-                logger.exception("reading jobs raised")
-                await asyncio.sleep(_PAUSE_S)
+    @property
+    def lost(self) -> str | None:
+        """What keeps this worker from reading jobs, or from being counted among the live ones."""
+        return self._serving.failure or self._reporting.failure
+
+    async def _leave(self) -> None:
         self._left = True
         with suppress(RedisAway, RedisRefused):
             await self._claims.leave()
@@ -192,7 +199,7 @@ class Worker(Part):
             try:
                 taken.append(_Held(delivery, decode_job(delivery.fields)))
             except DamagedMessage as error:
-                await self._drop(delivery, error)
+                await self._connection.patiently(partial(self._drop, delivery, error))
         asked = [("SISMEMBER", self._keys.open_jobs(held.message.front), held.message.job_id) for held in taken]
         awaited = await self._connection.patiently(lambda: self._connection.pipeline(asked))
         sizes = {held.message.key: len(held.message.items) for held in taken if held.message.key is not None}
@@ -268,7 +275,7 @@ class Worker(Part):
         """Take jobs out of their streams and answer those that are still open; save their scores for all."""
         saves = [self._save_command(held) for held in done]
         commands = [self._finish_command(held) for held in done] + [save for save in saves if save is not None]
-        answers = await self._connection.patiently(lambda: self._connection.pipeline(commands))
+        answers = await self._connection.patiently(lambda: self._connection.pipeline(commands, needed=len(done)))
         for held, delivered in zip(done, answers[: len(done)], strict=True):
             if isinstance(delivered, RedisRefused):
                 logger.error("Redis refused an answer", extra={"reason": str(delivered)})
@@ -277,6 +284,13 @@ class Worker(Part):
             self._held.pop(held.place, None)
         for saved in answers[len(done) :]:
             self._shared.check(saved)
+        self._metrics.held.set(len(self._held))
+        self._freed.set()
+
+    def _give_up(self, done: list[_Held], _error: Exception) -> None:
+        """Hold jobs no longer whose answers could not be sent: silent from now on, they go to another."""
+        for held in done:
+            self._held.pop(held.place, None)
         self._metrics.held.set(len(self._held))
         self._freed.set()
 
@@ -298,12 +312,6 @@ class Worker(Part):
         scores = [each for each in held.answer.outcome.results if isinstance(each, Score) and each.cacheable]
         return self._shared.command(key, scores) if len(scores) == len(held.message.items) else None
 
-    async def _keep_reporting(self) -> None:
-        while True:
-            await asyncio.sleep(min(1.0, self._limits.visibility_timeout_s / 4))
-            with suppress(RedisAway, RedisRefused):
-                await self._report()
-
     async def _report(self) -> None:
         """Say that we live and what we work on; learn what nobody waits for any more, and leave that."""
         takes_jobs = not self._left and self._local.lost is None
@@ -312,11 +320,14 @@ class Worker(Part):
         running = [held for held in self._held.values() if held.task is not None and not held.task.done()]
         asked = [("SISMEMBER", self._keys.open_jobs(held.message.front), held.message.job_id) for held in running]
         reports = self._claims.report(self._held, takes_jobs=takes_jobs)
-        awaited = (await self._connection.pipeline([*asked, *reports]))[: len(asked)]
-        for held, is_open in zip(running, awaited, strict=True):
+        answers = await self._connection.pipeline([*asked, *reports])
+        for held, is_open in zip(running, answers[: len(asked)], strict=True):
             if is_open == 0 and held.task is not None and not held.task.done():
                 held.task.cancel()
                 self._outbox.put(held)
+        for answer in answers:
+            if isinstance(answer, RedisRefused):
+                raise answer
 
 
 def _failed(held: _Held, code: ErrorCode, message: str, *, expired: bool = False) -> Answer:
