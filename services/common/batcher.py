@@ -182,10 +182,14 @@ class Batcher(Dispatcher):
                         self._queues[reward][entry] = None
                     else:
                         self._settle(entry, own, started, took)
-            finally:  # a bug must not cost the lane, which nobody would miss
-                if not self._stopped:
-                    self._idle.append(lane)
-                    self._pump()
+            except Exception as error:  # a bug of ours may cost neither the lane nor the time of who waits
+                logger.exception("answering a batch raised")
+                for entry in batch:
+                    if entry in self._entries:
+                        self._fail(entry, ErrorCode.INTERNAL, f"answering raised {type(error).__name__}: {error}")
+            if not self._stopped:
+                self._idle.append(lane)
+                self._pump()
 
         future.add_done_callback(on_done)
 

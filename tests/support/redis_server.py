@@ -22,7 +22,7 @@ class RedisServer:
     """The process. `kill` is SIGKILL. `start` brings it back on the same port, with what its file has kept."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as sock:
@@ -32,13 +32,13 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder), "--logfile", "redis.log")
+        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--logfile", "redis.log")
         keep = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
         self._process = subprocess.Popen(["redis-server", *where, *keep, *self._options])
         until = time.monotonic() + 20
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError("redis-server did not start: " + (self._folder / "redis.log").read_text())
+                raise RuntimeError("redis-server did not start: " + (self.folder / "redis.log").read_text())
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -50,7 +50,7 @@ class RedisServer:
     def kill_and_lose(self, count: int) -> None:
         """SIGKILL, and the last `count` bytes of the append-only file are gone, as they may be when power fails."""
         self.kill()
-        [path] = self._folder.glob("appendonlydir/*.incr.aof")
+        [path] = self.folder.glob("appendonlydir/*.incr.aof")
         os.truncate(path, max(0, path.stat().st_size - count))
 
     def client(self) -> redis.Redis:

@@ -119,8 +119,8 @@ class Connection:
             self._check_passing(error)
             raise RedisRefused(_reason(error)) from None  # the client's own error quotes the command
         except (RedisConnectionError, RedisTimeoutError, RedisError, OSError) as error:
-            self._away(str(error) or type(error).__name__)
-            raise RedisAway(self.failure) from error
+            self._away(_reason(error) or type(error).__name__)
+            raise RedisAway(self.failure) from None
         self._back()
         return value
 
@@ -145,7 +145,7 @@ class Connection:
             self._silent = None
 
 
-def _reason(error: RedisError) -> str:
+def _reason(error: Exception) -> str:
     """The error's code and sentence, without the command, which the client quotes: it may hold a picture."""
     text = str(error).rpartition("of pipeline caused error: ")[2]
     if text.startswith(_DISCARDED):

@@ -109,13 +109,3 @@ async def test_what_redis_brings_back_from_the_past_is_dropped(running, redis_se
             front = both.app.state.service._dispatcher._name
             client.sadd(KEYS.open_jobs(front), "0123")
             await until(lambda: not client.sismember(KEYS.open_jobs(front), "0123"))
-
-
-async def test_a_full_redis_is_overloaded_and_recovers(running, redis_server):
-    async with running(PromptLengthScorer(), redis=redis_server.url) as both:
-        with redis_server.client() as client:
-            client.config_set("maxmemory", 1)
-            [result] = await ask(both, text_items("a"))
-            assert result["error"]["code"] == "overloaded" and "Redis refused the job" in result["error"]["message"]
-            client.config_set("maxmemory", 0)
-        assert (await ask(both, text_items("a")))[0]["score"] == 1
