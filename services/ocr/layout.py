@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from services.ocr.engines.base import Box
 
 _LEAST_OVERLAP = 0.5  # of the lower box's height, to be on one row
+_MOST_INTRUSION = 0.5  # of a box's shorter side, to the left of a column's edge: detectors draw their boxes wide
 _LEAST_TILT = math.radians(0.5)  # below it the angle of a box is noise
 _TALL = 1.5  # height by width above which a box holds a column of characters
 
@@ -131,11 +132,11 @@ class _Page:
         return sorted(rows, key=lambda row: float(self._middle_y[row].mean()))
 
     def _columns(self, places: list[int]) -> list[list[int]]:
-        """Groups of boxes with nothing above or below another group's, from the left."""
+        """Groups of boxes with next to nothing above or below another group's, from the left."""
         columns: list[list[int]] = []
         end = -math.inf
         for place in sorted(places, key=lambda place: self._left[place]):
-            if self._left[place] >= end:
+            if self._left[place] >= end - _MOST_INTRUSION * min(self._heights[place], self._widths[place]):
                 columns.append([])
             columns[-1].append(place)
             end = max(end, self._right[place])

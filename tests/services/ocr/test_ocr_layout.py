@@ -59,6 +59,10 @@ PLAUSIBLE: dict[str, tuple[list[Word], str]] = {
     "a sentence beside a line": ([*KEEP_CALM, ("SALE ENDS", 500, 280, 60)], "KEEP CALM AND CARRY ON"),
     "a sentence beside two lines": ([*KEEP_CALM, ("A", 500, 150, 60), ("B", 500, 330, 60)], "KEEP CALM AND CARRY ON"),
     "a staircase up": ([("ONE", 0, 300, 60), ("TWO", 200, 200, 60), ("THREE", 400, 100, 60)], "ONE TWO THREE"),
+    "a word raised above its neighbours' ends": (
+        [("WELCOME", 0, 480, 70), ("TO", 270, 400, 70), ("PARIS", 345, 480, 70)],
+        "WELCOME TO PARIS",
+    ),
     "a word raised by more than half": (
         [("HELLO", 0, 500, 80), ("MY", 300, 430, 80), ("WORLD", 450, 500, 80), ("until the very end", 0, 640, 60)],
         "HELLO MY WORLD until",
