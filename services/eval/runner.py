@@ -113,9 +113,10 @@ class _Judging:
     async def _work(self, places: Iterable[Place], bar: tqdm[Any]) -> None:
         for place in places:  # shared by all workers
             result = await self._judge(place, self._prompts[place.index])
-            if isinstance(result, Missing) and self._client.failure is not None:
+            failure = self._client.failure
+            if isinstance(result, Missing) and failure is not None:
                 await self._client.recover()  # an image that breaks every call is no dead judge
-                if (failure := self._client.failure) is not None:
+                if self._client.failure is not None:
                     raise JudgeError(ErrorCode.UPSTREAM, f"{failure}; the same command goes on from here")
             record = Record.of(place, result)
             await asyncio.to_thread(self._log.append, record)

@@ -74,4 +74,4 @@ def _text(message: Mapping[str, Any]) -> str:
     thought = message.get("reasoning_content") or message.get("reasoning")
     if not thought:
         return content
-    return f"<think>{thought}</think>{content}" if content.strip() else f"<think>{thought}"
+    return f"<think>\n{thought}\n</think>\n{content}" if content.strip() else f"<think>\n{thought}"

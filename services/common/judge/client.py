@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic_core import to_json
@@ -63,9 +64,11 @@ class JudgeEndpoint:
 
 def server_url(url: str) -> str:
     """The server's address without `/v1`, with which addresses of OpenAI-compatible servers are often given."""
+    parts = urlsplit(url)
+    path = parts.path
     for end in ("/chat/completions", "/v1"):
-        url = url.rstrip("/").removesuffix(end)
-    return url.rstrip("/")
+        path = path.rstrip("/").removesuffix(end)
+    return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
 
 
 def _log_waiting(reason: str) -> None:

@@ -305,6 +305,26 @@ def test_a_full_disk_ends_the_run_and_the_rest_is_judged_later(tmp_path: Path, m
     assert tree(tmp_path)["images"] == {"asked": 6, "judged": 6}
 
 
+def test_a_dead_engine_behind_a_living_server_ends_the_run_and_marks_no_image(tmp_path: Path) -> None:
+    flags = make_inputs(tmp_path)
+    with judging(lambda _question: Reply("EngineDeadError", status=500), "QwenVL") as judge:
+        done = run(judge, *flags, check=False)
+    assert done.returncode == 1 and "up and answers no call" in done.stderr and "goes on from here" in done.stderr
+    assert read_records(tmp_path / "run") == ({}, 0)
+
+
+def test_a_picture_that_breaks_every_call_ends_no_run(tmp_path: Path) -> None:
+    flags = make_inputs(tmp_path, prompts=2, per_prompt=1)
+
+    def behave(question: Question) -> Reply:
+        return Reply("no such picture", status=500) if "prompt number 0." in question.text else passing(question)
+
+    with judging(behave, "QwenVL") as judge:
+        done = run(judge, *flags)
+    assert tree(tmp_path)["images"] == {"asked": 2, "judged": 1}
+    assert "1 images without verdicts (1 upstream)" in done.stderr
+
+
 def test_ctrl_c_keeps_what_was_judged_and_writes_the_table(tmp_path: Path) -> None:
     flags = make_inputs(tmp_path)
     with judging(lambda q: passing(q) if asked(q)[0] == "0" else Reply("", delay_s=60), "QwenVL") as judge:
