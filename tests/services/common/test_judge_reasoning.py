@@ -45,7 +45,7 @@ async def test_the_answer_counts_and_not_the_reasoning_beside_it(reasoning):
 
 async def test_totals_in_the_reasoning_are_compared_with_the_answer_as_where_they_come_within():
     apart, _ = await compared(Reply(FIRST, reasoning=TOTALS))
-    within, _ = await compared(Reply(f"<think>{TOTALS}</think>{FIRST}"))
+    within, _ = await compared(Reply(f"<think>\n{TOTALS}</think>{FIRST}"))
     flags = [each.details["comparisons"][0]["flags"] for each in (apart, within)]
     assert flags == [["totals_disagree"]] * 2
 
