@@ -64,6 +64,10 @@ class ContainerError(ValueError):
     """The file is damaged, ends early, or is made of too many pieces; the message says which."""
 
 
+class TooManyPiecesError(ContainerError):
+    """The file is made of more pieces than a picture needs."""
+
+
 @dataclass(frozen=True)
 class Container:
     """One file. `width` and `height` are in pixels, as stored; `orientation` is Exif's, 1 (upright) to 8, and
@@ -137,7 +141,7 @@ def _read_png(data: bytes) -> Container:
         if kind == b"IEND":
             break
         if chunks >= MAX_CHUNKS:
-            raise ContainerError(f"PNG of more than {MAX_CHUNKS} chunks, the limit; save it anew")
+            raise TooManyPiecesError(f"PNG of more than {MAX_CHUNKS} chunks, the limit; save it anew")
     pixels = data if whole else b"".join((_PNG, *(data[start:end] for start, end in kept)))
     depth = _CHANNELS.get(color, 1) * (2 if bits == 16 and color == 0 else 1)
     upright, notes = _orientation(exif)
@@ -189,7 +193,7 @@ def _read_jpeg(data: bytes) -> Container:
             exif = body
         scans += marker == _SOS
         if scans > MAX_SCANS:
-            raise ContainerError(f"JPEG of {data.count(_SCAN)} scans; the limit is {MAX_SCANS}")
+            raise TooManyPiecesError(f"JPEG of {data.count(_SCAN)} scans; the limit is {MAX_SCANS}")
     if frame is None or not scans:
         raise ContainerError("its header is damaged")
     return _as_jpeg(kept, frame, scans, exif)
@@ -204,12 +208,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             raise _cut(data, "its end marker")
         padding += found.start() - at if found is not None else MAX_PADDING + 1
         if found is None or padding > MAX_PADDING:
-            raise ContainerError(f"JPEG with more than {MAX_PADDING} bytes between its segments, the limit")
+            raise TooManyPiecesError(f"JPEG with more than {MAX_PADDING} bytes between its segments, the limit")
         start, marker = found.start(), data[found.start() + 1]
         if marker == _EOI:
             return
         if number > MAX_SEGMENTS:
-            raise ContainerError(f"JPEG of more than {MAX_SEGMENTS} segments, the limit; save it anew")
+            raise TooManyPiecesError(f"JPEG of more than {MAX_SEGMENTS} segments, the limit; save it anew")
         at = start + 2
         if marker in _ALONE:
             continue
@@ -271,7 +275,7 @@ def _read_webp(data: bytes) -> Container:
         at += 8 + length + length % 2
         chunks += 1
         if chunks > MAX_CHUNKS:
-            raise ContainerError(f"WebP of more than {MAX_CHUNKS} chunks, the limit; save it anew")
+            raise TooManyPiecesError(f"WebP of more than {MAX_CHUNKS} chunks, the limit; save it anew")
     return Container("image/webp", width, height, 3 if kind == b"VP8 " else 4, data)
 
 

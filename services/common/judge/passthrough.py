@@ -23,7 +23,10 @@ from services.common.intake import read_json
 from services.common.judge.answers import BrokenOffError
 from services.common.judge.client import CHAT, MODELS, JudgeClient
 from services.common.judge.endings import EventWatch, check_ending
+from services.common.memory import Hold
 from services.common.service import Service
+from wire.base64_text import decode_base64, first_bytes
+from wire.containers import TooManyPiecesError, media_type_of, read_container
 
 _EVENTS = "text/event-stream"
 
@@ -121,16 +124,20 @@ class _Passed(Response):
                 if scope["method"] == "POST":
                     request = Request(scope, receive)
                     body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
-                    await asyncio.to_thread(check_urls, body)
+                    await asyncio.to_thread(check_urls, body, settings.max_image_pixels, hold)
                 relay = self._owner.relay(scope["method"], self._path, body, settings.request_timeout_s, send)
                 await _unless_gone(asyncio.ensure_future(relay), receive)
         finally:
             hold.release()
 
 
-def check_urls(body: bytes) -> None:
-    """Raise ApiError: 400 not JSON, 422 for a message in which a `url`, `image_url`, `video_url`, ... is no data URL."""
-    tree = read_json(body)
+def check_urls(body: bytes, max_pixels: int, hold: Hold) -> None:
+    """Look at every `url`, `image_url`, `video_url`, ... of the messages. `hold` is charged with what the body becomes.
+
+    Raises ApiError: 400 not JSON, 413 or 429 for want of memory, 422 for a URL that is no data URL, or a picture that
+    would cost the judge more than a picture may cost here.
+    """
+    tree = read_json(body, hold)
     left: list[object] = [tree.get("messages")] if isinstance(tree, dict) else []
     while left:
         value = left.pop()
@@ -139,12 +146,33 @@ def check_urls(body: bytes) -> None:
         elif isinstance(value, dict):
             left.extend(value.values())
             for name, given in value.items():
-                if name.endswith("url") and isinstance(given, str) and not given.startswith("data:"):
+                if not name.endswith("url") or not isinstance(given, str):
+                    continue
+                if not given.startswith("data:"):
                     raise ApiError(
                         422,
                         f"`{name}` is {given[:80]!r}: pictures are not fetched here, send their bytes as a data URL",
                         field="messages",
                     )
+                if (problem := _too_costly(given, max_pixels)) is not None:
+                    raise ApiError(422, f"`{name}` holds what the judge is not given: {problem}", field="messages")
+
+
+def _too_costly(url: str, max_pixels: int) -> str | None:
+    """Why a picture is too much work to decode. What is no picture, or a damaged one, is for the judge to refuse."""
+    text = url.partition(",")[2]
+    media_type = media_type_of(first_bytes(text, 16))
+    if media_type is None:
+        return None
+    try:
+        found = read_container(decode_base64(text), media_type)
+    except TooManyPiecesError as error:
+        return str(error)
+    except ValueError:
+        return None
+    if found.width * found.height <= max_pixels:
+        return None
+    return f"{found.width}x{found.height} pixels; the limit is {max_pixels}"
 
 
 def _failure(error: Exception, seconds: float) -> ApiError:

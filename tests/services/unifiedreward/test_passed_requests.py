@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import logging
 
 import httpx
 import pytest
+from PIL import Image
 
 from services.common.app import create_app
 from services.common.judge.passthrough import PassThrough
@@ -99,3 +102,32 @@ async def test_pictures_in_a_message_and_urls_in_texts_and_tools_pass_unchanged(
         for body in bodies:
             assert (await client.post(PATH, json=body)).status_code == 200
     assert [json.loads(each) for each in seen] == bodies
+
+
+def jpeg(*more):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+    data = buffer.getvalue()
+    return data[:2] + b"".join(more) + data[2:]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (jpeg(*[b"\xff\xfe\x00\x02"] * 2000), "more than 1024 segments"),
+        (jpeg().replace(b"\x00\x08\x00\x08", b"\xea\x60\xea\x60", 1), "60000x60000 pixels; the limit is 16777216"),
+        (jpeg(), None),
+        (jpeg()[:-20], None),  # for the judge to refuse
+        (b"GIF89a", None),
+    ],
+)
+async def test_a_picture_that_is_too_much_work_is_not_passed_on(data, problem):
+    seen = []
+    app = gateway(httpx.MockTransport(lambda request: seen.append(request) or httpx.Response(200, json={})))
+    url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
+        answer = await client.post(PATH, json=body)
+    assert len(seen) == (problem is None)
+    assert answer.status_code == (200 if problem is None else 422)
+    assert problem is None or problem in answer.json()["error"]["message"]
