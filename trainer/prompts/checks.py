@@ -18,6 +18,7 @@ MAX_TARGET_LENGTH = 4096
 MAX_METADATA_DEPTH = 32
 MAX_SOURCE_IMAGES = 8
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
+_FOLDERS_LOOKED_INTO = 100
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 _NO_TEXT = re.compile(
@@ -114,10 +115,23 @@ def _check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
         _check_type(where, path)
         return str(path)
     places = " or ".join(str(path.absolute()) for path in tried)
-    raise DataError(
-        f"{where}: no image at {places}; relative paths count from the prompt file's folder or `images` in it, or from the "
-        "data set's `image_dir`"
-    )
+    remedy = "relative paths count from the prompt file's folder or `images` in it, or from the data set's `image_dir`"
+    if elsewhere := _near(text, folders[0]):
+        remedy = f"it is in {elsewhere}: set the data set's `image_dir` to that"
+    raise DataError(f"{where}: no image at {places}; {remedy}")
+
+
+def _near(name: str, folder: Path) -> Path | None:
+    """A folder inside `folder`, or beside it, that has a file of this name."""
+    for above in (folder, folder.absolute().parent):
+        try:
+            inside = sorted(path for path in above.iterdir() if path.is_dir())
+        except OSError:
+            continue  # not ours to read: the hint is left out
+        for path in inside[:_FOLDERS_LOOKED_INTO]:
+            if (path / name).is_file():
+                return path
+    return None
 
 
 def _check_type(where: str, path: Path) -> None:

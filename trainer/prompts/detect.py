@@ -10,7 +10,7 @@ from typing import Literal
 
 from trainer.config.data import PromptFormat
 from trainer.prompts.checks import DataError
-from trainer.prompts.lines import first_line, is_foreign
+from trainer.prompts.lines import first_line, is_foreign, lines
 from trainer.prompts.tables import find_delimiter
 
 Split = Literal["train", "test"]
@@ -161,7 +161,10 @@ def _of_text(path: Path, prompt_column: str | None, delimiter: str | None) -> Pr
             "%s is a table, its columns set apart by tabs: read as such (`format: txt` takes its lines)", path
         )
         return "csv"
+    tabs = {each.count("\t") for _, each in lines(path)}
+    if len(tabs) > 1:
+        return "txt"  # a tab here and there is part of a prompt
     raise DataError(
-        f"{path}: its first line has tabs, as a table has, and none of its columns is known as the prompts': name it by "
-        "`prompt_column`, or say `format: txt` if each line is a prompt"
+        f"{path}: its lines have {tabs.pop()} tabs each, as a table has, and none of its columns is known as the prompts': name "
+        "it by `prompt_column`, or say `format: txt` if each line is a prompt"
     )

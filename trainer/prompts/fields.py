@@ -66,12 +66,21 @@ def split_row(row: Mapping[str, Any], prompt_column: str | None = None) -> dict[
     with_targets = isinstance(targets, list) and bool(targets) and all(isinstance(each, str) for each in targets)
     taken |= {*negative, *inputs, *(("targets",) if with_targets else ())}
     return {
-        "prompt": None if text is None else row[text],
-        "negative_prompt": (given[negative[0]] or None) if negative else None,
+        "prompt": None if text is None else _said(row[text]),
+        "negative_prompt": _said(given[negative[0]]) if negative else None,
         "targets": targets if with_targets else None,
         "source_images": _pictures(given, inputs),
         "metadata": {name: value for name, value in row.items() if name not in taken and not is_input(name)},
     }
+
+
+def _said(value: Any) -> Any:
+    """What the user says in a list of chat messages, as verl's tables hold prompts; any other value as it is."""
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        by_user = [each.get("content") for each in value if each.get("role") == "user"]
+        if len(by_user) == len(value) == 1:
+            return by_user[0]
+    return value
 
 
 def _pictures(row: Mapping[str, Any], inputs: Sequence[str]) -> list[str] | None:

@@ -149,7 +149,7 @@ def _make_prompt(
     images = check_images(f"{where}: source_images", row.get("source_images"), folders)
     metadata = check_metadata(f"{where}: metadata", row.get("metadata"))
     negative = None
-    if row.get("negative_prompt") is not None:
+    if row.get("negative_prompt") is not None and str(row["negative_prompt"]).strip():  # a blank one is none
         negative = check_text(f"{where}: negative_prompt", row["negative_prompt"])
     if row.get("id") is not None:
         name = check_text(f"{where}: id", row["id"], MAX_ID_LENGTH)

@@ -40,32 +40,32 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers. Only a line feed ends one."""
     return ((n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1) if line.strip())
 
 
 def first_line(path: Path) -> str:
     """The first line that is not blank; empty without one."""
-    return next((line for _, line in _lines(path)), "")
+    return next((line for _, line in lines(path)), "")
 
 
 def read_txt(path: Path) -> Rows:
     """A prompt a line."""
-    return ((number, {"prompt": line}) for number, line in _lines(path))
+    return ((number, {"prompt": line}) for number, line in lines(path))
 
 
 def read_quoting_txt(path: Path) -> Rows:
     """A prompt a line; the texts it quotes are what OCR looks for, those in straight double quotes first, as in
     flow_grpo's `ocr` folder.
     """
-    for number, line in _lines(path):
+    for number, line in lines(path):
         yield number, {"prompt": line, "targets": quoted_texts(line, straight_first=True) or None}
 
 
 def read_jsonl(path: Path) -> Rows:
     """Our own rows: a field that is none of ours is refused."""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         row = _parse_object(f"{path}:{number}", line)
         for key in row:
             if key not in FIELDS:
@@ -81,7 +81,7 @@ def read_jsonl(path: Path) -> Rows:
 
 def read_rows(path: Path, prompt_column: str | None = None) -> Rows:
     """Other projects' rows, a JSON object a line."""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         row = _parse_object(f"{path}:{number}", line)
         yield number, split_at(f"{path}:{number}", row, prompt_column)
 

@@ -156,7 +156,9 @@ def test_pictures_in_a_folder_beside_the_rows(folder: Path) -> None:
         str(folder / "images" / "c.png"),
     )
     row = {"prompt": "x", "images": ["d.png"]}
-    with pytest.raises(DataError, match=r"no image at .*d\.png or .*images/d\.png.*`image_dir`"):
+    with pytest.raises(
+        DataError, match=r"no image at .*/d\.png or .*images/d\.png; it is in .*elsewhere: set .*`image_dir` to that"
+    ):
         read(folder, row)
     (prompt,) = read(folder, row, image_dir=str(folder / "elsewhere")).prompts
     assert prompt.source_images == (str(folder / "elsewhere" / "d.png"),)

@@ -51,10 +51,14 @@ def test_a_table_called_txt_can_be_taken_line_by_line(tmp_path: Path) -> None:
 
 
 def test_tabs_without_a_known_column_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"its first line has tabs.*`prompt_column`.*`format: txt`"):
+    with pytest.raises(DataError, match=r"its lines have 1 tabs each.*`prompt_column`.*`format: txt`"):
         read(tmp_path, "a.txt", "a cat\tanimals\na dog\tanimals\n")
     file = read(tmp_path, "a.txt", "What\tKind\na dog\tanimals\n", prompt_column="What")
     assert texts(file) == ["a dog"] and file.prompts[0].metadata == {"Kind": "animals"}
+
+
+def test_a_tab_here_and_there_is_part_of_a_prompt(tmp_path: Path) -> None:
+    assert texts(read(tmp_path, "a.txt", "a cat\tin a hat\na dog\n")) == ["a cat\tin a hat", "a dog"]
 
 
 def test_json_called_txt_is_refused(tmp_path: Path) -> None:
@@ -137,6 +141,16 @@ def test_rows_by_another_name(tmp_path: Path) -> None:
         DataError, match=r"b\.jsonl:1: prompt_column = wide: the row has no such field, but prompt, long"
     ):
         read(tmp_path, "b.jsonl", '{"prompt": "short", "long": "x"}\n', prompt_column="wide")
+
+
+def test_prompts_as_chat_messages(tmp_path: Path) -> None:
+    """verl's tables hold them so."""
+    user = {"role": "user", "content": "a cat"}
+    row = {"prompt": [user], "negative_prompt": [{"role": "user", "content": " "}], "data_source": "ocr"}
+    (prompt,) = read(tmp_path, "a.jsonl", json.dumps(row), format="rows").prompts
+    assert (prompt.text, prompt.negative_prompt, prompt.metadata) == ("a cat", None, {"data_source": "ocr"})
+    with pytest.raises(DataError, match="is a list, not a text"):
+        read(tmp_path, "b.jsonl", json.dumps({"prompt": [{"role": "system", "content": "x"}, user]}), format="rows")
 
 
 def test_a_folder_of_text_files(tmp_path: Path) -> None:
