@@ -220,7 +220,7 @@ def readers_of_targets(rewards: RewardsConfig) -> frozenset[str]:
 
 def _keys(prompt: Prompt, *, with_targets: bool) -> list[tuple[str, str]]:
     edited = [Path(image).name for image in prompt.source_images]  # one instruction may be given for many images
-    keys = [("same id", prompt.id), ("same prompt", " | ".join([_normalised(prompt.text), *edited]))]
+    keys = [("same prompt", " | ".join([_normalised(prompt.text), *edited])), ("same id", prompt.id)]
     if prompt.targets and with_targets:
         keys.append(("same targets", " | ".join(sorted(_normalised(target) for target in prompt.targets))))
     return keys

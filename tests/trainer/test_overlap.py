@@ -163,7 +163,7 @@ def test_a_set_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
 def test_each_training_prompt_is_found_once() -> None:
     train = [Prompt("same", "a cat", targets=("X",))]
     heldout = [Prompt("h", "a cat"), Prompt("same", "other"), Prompt("i", "new", targets=("x",))]
-    assert [each.what for each in find_overlaps(train, heldout)] == ["same id"]
+    assert [each.what for each in find_overlaps(train, heldout)] == ["same prompt"]
 
 
 def test_a_run_says_and_lists_what_it_leaves_out(tmp_path: Path, recipe: Callable[..., Path]) -> None:

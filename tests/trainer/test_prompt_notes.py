@@ -115,7 +115,7 @@ def test_policies_that_read_all_or_refuse_have_no_limit() -> None:
 
 
 def test_a_run_counts_long_prompts_once_and_the_libraries_are_silent(
-    folders: dict[str, Path], tmp_path: Path, recipe: Callable[..., Path]
+    folders: dict[str, Path], tmp_path: Path, recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "long.txt").write_text("".join(f"{letter * 100} red\n" for letter in "abcd"))
     policy = {"type": "sd3", "pretrained": str(folders["sd3"]), "dtype": "float32", "max_sequence_length": LENGTH}
@@ -129,7 +129,9 @@ def test_a_run_counts_long_prompts_once_and_the_libraries_are_silent(
     assert said.count("4 of 4 prompts lose words after 77 tokens (CLIP; T5 reads 90): long 4") == 1
     assert said.count("4 of 4 prompts lose words after 90 tokens (T5): long 4") == 1
     assert "truncated" not in said and "sequence length is longer" not in said
+    capfd.readouterr()
     found = [finding for finding in check_data(load_config(config, Config)) if "lose words" in finding.message]
+    assert capfd.readouterr().err == "", "nor is the doctor interrupted"
     assert [finding.status for finding in found] == ["WARN", "WARN"] and all(finding.remedy for finding in found)
 
 

@@ -53,7 +53,9 @@ def _limit(encoder: str, tokenizer: Any, tokens: int, *, frame: int | None = Non
     def lost_from(text: str) -> int | None:
         if len(text.encode()) <= read:
             return None  # a token is a byte at least
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        # verbose: else it says of the first long text that it is one.
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = encoded["offset_mapping"]
         return int(offsets[read][0]) if len(offsets) > read else None
 
     return TextLimit(encoder, tokens, lost_from, "policy.max_sequence_length" if raised else None)
