@@ -71,7 +71,7 @@ async def silent_worker(
         await worker.watch.stop()
 
 
-async def until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(holds: Callable[[], object], timeout_s: float = 30.0) -> None:
     """Wait until `holds()`; fails the test when it does not come to hold."""
     end = time.monotonic() + timeout_s
     while not holds():

@@ -23,12 +23,13 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[str], url: str, lines: queue.Queue[str], errors: list[str]) -> None:
         self.process, self.url, self.lines, self.errors = process, url, lines, errors
+        self.readers: list[threading.Thread] = []
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    def wait_ready(self, timeout_s: float = 20) -> None:
+    def wait_ready(self, timeout_s: float = 60) -> None:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             try:
@@ -38,6 +39,21 @@ class Server:
                 pass
             time.sleep(0.03)
         raise AssertionError("not ready: " + "".join(self.errors))
+
+    def wait_counted(self, name: str, value: float, timeout_s: float = 30) -> None:
+        """Wait until /metrics says that of a count that has no labels."""
+        until = time.monotonic() + timeout_s
+        line = f"{name} {value:.1f}"
+        while line not in httpx.get(self.url + "/metrics", trust_env=False).text.splitlines():
+            assert time.monotonic() < until, f"{line} did not come to hold"
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        """All that was written to standard error by the process, which has ended."""
+        self.process.wait(30)
+        for reader in self.readers:
+            reader.join()
+        return "".join(self.errors)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -70,7 +86,9 @@ def running_service(
     try:
         first = lines.get(timeout=60)
         assert " listening on http" in first, first
-        yield Server(process, first.split()[-1], lines, error_lines)
+        server = Server(process, first.split()[-1], lines, error_lines)
+        server.readers = readers
+        yield server
     finally:
         process.kill()
         process.wait()

@@ -14,6 +14,7 @@ from services.common.judge.content import image_part, text_part
 from services.common.judge.metrics import JudgeMetrics
 from services.common.judge.scripted import Reply, answer_about, read_question
 from services.common.judge.templates import load_template, own_template
+from tests.support.gated import until
 from tests.support.judges import judging
 from tests.support.ports import free_port
 from wire.schema import ErrorCode
@@ -110,7 +111,7 @@ async def test_calls_live_through_a_restart_of_the_server(client_of):
     port = free_port()
     client = client_of(f"http://127.0.0.1:{port}")
     calls = [asyncio.ensure_future(ask(client)) for _ in range(5)]
-    await asyncio.sleep(0.5)
+    await until(lambda: client.failure is not None)
     assert client.failure is not None and str(port) in client.failure
     assert not any(call.done() for call in calls)
     with judging("back", port=port):
@@ -129,7 +130,7 @@ async def test_a_cancelled_call_gives_its_slot_back(client_of):
     with judging(lambda question: Reply("x", delay_s=5 if question.text == "slow" else 0)) as judge:
         client = client_of(judge, concurrency=1)
         slow = asyncio.ensure_future(ask(client, "slow"))
-        await asyncio.sleep(0.1)
+        await until(lambda: judge.calls == 1)
         slow.cancel()
         assert (await ask(client, "fast")).text == "x"
 

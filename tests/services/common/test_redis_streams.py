@@ -368,7 +368,7 @@ async def test_another_revision_has_another_stream(running, redis_server):
 
     async with running(Newer(), redis=redis_server.url, role="worker"):
         async with running(PromptLengthScorer(), redis=redis_server.url, role="front", wait_ready=False) as front:
-            await asyncio.sleep(0.7)
+            await until(lambda: front.app.state.service._ready)
             ready = await front.get("/ready")
     assert ready.status_code == 503
     assert "no live worker serves reward 'prompt_length' at revision '1'" in ready.json()["error"]["message"]

@@ -6,14 +6,15 @@ import asyncio
 import json
 import logging
 import re
-import time
+import threading
 
 import pytest
 
-from services.common.fakes import ConstantScorer, PromptLengthScorer, SlowScorer
+from services.common.fakes import ConstantScorer, PromptLengthScorer
 from services.common.logs import JsonFormatter
 from services.common.openapi import FOLDER, SERVICES, render
 from services.common.scorer import Failure
+from tests.support.gated import Gated, until
 from wire.schema import ErrorBody, ErrorCode, ServiceInfo
 
 pytestmark = pytest.mark.anyio
@@ -23,17 +24,23 @@ TOKEN = "0123456789abcdef-secret"
 
 
 class LoadsSlowly(ConstantScorer):
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+
     def load(self):
-        time.sleep(0.15)
+        assert self.gate.wait(30)
 
 
 async def test_ready_only_after_load_and_warm_up(running):
-    async with running(LoadsSlowly(), wait_ready=False) as client:
+    scorer = LoadsSlowly()
+    async with running(scorer, wait_ready=False) as client:
         assert (await client.get("/health")).status_code == 200
         early = await client.get("/ready")
         assert (early.status_code, early.json()["error"]["code"]) == (503, "not_ready")
         assert (await client.post("/v1/score", json={"items": [ITEM]})).status_code == 503
-        await asyncio.sleep(0.3)
+        scorer.gate.set()
+        await until(lambda: client.app.state.service.ready)
         assert (await client.get("/ready")).json() == {"status": "ready"}
 
 
@@ -48,29 +55,33 @@ async def test_failed_start_says_why_and_never_gets_ready(running, stage):
             return Failure(ErrorCode.UPSTREAM, "weights are missing behind me")
 
     async with running(Broken(), wait_ready=False) as client:
-        await asyncio.sleep(0.1)
+        await until(lambda: client.app.state.service.failure is not None)
         answer = await client.get("/ready")
     assert answer.status_code == 503
     assert "weights are missing" in answer.json()["error"]["message"]
 
 
 async def test_draining_refuses_new_work_and_finishes_old(running):
-    async with running(SlowScorer(0.2)) as client:
+    scorer = Gated()
+    async with running(scorer) as client:
         old = asyncio.create_task(client.post("/v1/score", json={"items": [ITEM]}))
-        await asyncio.sleep(0.05)
+        await until(lambda: client.app.state.service.in_flight == 1)
         client.app.state.service.drain()
         assert (await client.get("/ready")).status_code == 503
         new = await client.post("/v1/score", json={"items": [ITEM]})
         assert (new.status_code, "shutting down" in new.json()["error"]["message"]) == (503, True)
+        scorer.gate.set()
         assert (await old).json()["results"][0]["score"] == 1
 
 
 async def test_abandoned_items_are_answered(running):
-    async with running(SlowScorer(0.3, max_batch=1)) as client:
+    scorer = Gated(max_batch=1)
+    async with running(scorer) as client:
         items = [ITEM, ITEM | {"id": "b", "prompt": "pp"}]
         waiting = asyncio.create_task(client.post("/v1/score", json={"items": items}))
-        await asyncio.sleep(0.05)
+        await until(lambda: len(client.app.state.service._dispatcher._entries) == 2)
         client.app.state.service.abandon()
+        scorer.gate.set()
         codes = [result["error"]["code"] for result in (await waiting).json()["results"]]
     assert codes == ["overloaded", "overloaded"]
 
@@ -189,9 +200,7 @@ async def test_a_bug_while_starting_is_said_and_not_called_loading(running):
             raise KeyError("warmup")
 
     async with running(ForgetfulScorer(), wait_ready=False) as client:
-        until = time.monotonic() + 5
-        while client.app.state.service.failure is None and time.monotonic() < until:
-            await asyncio.sleep(0.005)
+        await until(lambda: client.app.state.service.failure is not None)
         answer = await client.get("/ready")
         assert answer.status_code == 503
         assert "did not start: starting raised KeyError: 'warmup'" in answer.json()["error"]["message"]

@@ -24,6 +24,7 @@ from services.common.fakes import (
     WrongCountScorer,
 )
 from services.common.scorer import Failure, Score
+from tests.support.gated import Gated, until
 from wire.images import encode, to_ref
 from wire.schema import ErrorCode, ScoreResponse
 
@@ -216,8 +217,18 @@ async def test_repeated_input_comes_from_the_cache_and_failures_do_not(running):
 
 
 async def test_deadline_keeps_what_is_done(running):
-    async with running(SlowScorer(0.3, max_batch=1)) as client:
-        results = results_of(await post(client, [item(n) for n in (1, 2, 3)], deadline_ms=500))
+    class StopsAtTheSecond(Gated):
+        def score(self, reward, items):
+            return (
+                super().score(reward, items)
+                if items[0].prompt != "x"
+                else PromptLengthScorer.score(self, reward, items)
+            )
+
+    scorer = StopsAtTheSecond()
+    async with running(scorer) as client:
+        results = results_of(await post(client, [item(n) for n in (1, 2, 3)], deadline_ms=3000))
+        scorer.gate.set()
     assert results["i1"].score == 1
     assert {results["i2"].error.code, results["i3"].error.code} == {ErrorCode.TIMEOUT}
 
@@ -235,13 +246,15 @@ async def test_server_bounds_requests_without_a_deadline(running):
 
 
 async def test_full_queue_is_429_with_retry_after(running):
-    async with running(SlowScorer(0.2, max_batch=1), queue_size=4, max_items=4) as client:
+    scorer = Gated()
+    async with running(scorer, queue_size=4, max_items=4) as client:
         busy = asyncio.create_task(post(client, [item(n) for n in range(1, 5)]))
-        await asyncio.sleep(0.05)
+        await until(lambda: client.app.state.service.in_flight == 4)
         refused = await post(client, [item(9)])
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert "4 items are in flight and 1 more would exceed the limit of 4" in refused.json()["error"]["message"]
+        scorer.gate.set()
         assert (await busy).status_code == 200
         assert (await post(client, [item(9)])).status_code == 200, "room again"
 
@@ -249,14 +262,18 @@ async def test_full_queue_is_429_with_retry_after(running):
 async def test_memory_of_decoded_images_is_bounded(running):
     big = {"data": b64(encode(Image.new("RGB", (1024, 1024)), "image/png")), "media_type": "image/png"}
     limits = {"max_memory_bytes": 1 << 22, "max_body_bytes": 1 << 20}
-    async with running(SlowScorer(0.3), **limits) as client:
+    scorer = Gated()
+    scorer.gate.set()
+    async with running(scorer, **limits) as client:
         assert (await post(client, [item(1, images=[big])])).status_code == 200
+        scorer.gate.clear()
         alone = await post(client, [item(2, images=[big, big])])
         assert (alone.status_code, alone.json()["error"]["code"]) == (413, "too_large")
         busy = asyncio.create_task(post(client, [item(3, images=[big])]))
-        await asyncio.sleep(0.1)
+        await until(lambda: client.app.state.service._dispatcher._entries)  # what is submitted has been decoded
         together = await post(client, [item(4, images=[big])])
         assert together.status_code == 429
+        scorer.gate.set()
         assert (await busy).status_code == 200
         assert "reward_memory_bytes 0.0" in (await client.get("/metrics")).text, "all of it was given back"
 
@@ -308,7 +325,7 @@ async def test_body_above_the_limit_is_refused_declared_or_chunked(running):
 async def test_slow_body_is_408(running):
     async def slow():
         yield b"{"
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(30)
         yield b"}"
 
     async with running(PromptLengthScorer(), body_timeout_s=0.05) as client:
@@ -341,13 +358,13 @@ async def test_metrics_count_constant_groups_codes_and_batches(running):
 
 
 async def test_client_that_leaves_takes_its_items_along(running):
-    scorer = SlowScorer(0.1, max_batch=1)
+    scorer = Gated()
     async with running(scorer) as client:
         leaving = asyncio.create_task(post(client, [item(n) for n in range(1, 9)]))
-        await asyncio.sleep(0.05)
+        await until(lambda: client.app.state.service.in_flight == 8)
         leaving.cancel()
-        await asyncio.sleep(0.02)
-        assert client.app.state.service.in_flight == 0
+        await until(lambda: client.app.state.service.in_flight == 0)
+        scorer.gate.set()
         results_of(await post(client, [item(50)]))
     assert len(scorer.batches) <= 3 + 1, "warm-up, the one that ran, the next request; not the eight"
 

@@ -12,6 +12,7 @@ from services.common.dispatch import Job, StartError
 from services.common.metrics import Metrics
 from services.common.scorer import Failure, Item, Score
 from services.common.streamer import Streamer
+from tests.support.gated import until
 from wire.schema import ErrorCode, ScorerInfo
 
 pytestmark = pytest.mark.anyio
@@ -104,13 +105,12 @@ async def test_what_could_come_out_better_is_not_cached(scorer, streamer):
 
 async def test_nobody_waits_so_the_calls_are_cancelled(scorer, streamer):
     one, two = (streamer.submit("longest", job("wait", key=b"k"), soon()) for _ in range(2))
-    await asyncio.sleep(0.01)
+    await until(lambda: scorer.groups)
     one.cancel()
     await asyncio.sleep(0.01)
     assert scorer.cancelled == 0, "someone else still waits"
     two.cancel()
-    await asyncio.sleep(0.01)
-    assert scorer.cancelled == 1
+    await until(lambda: scorer.cancelled == 1)
 
 
 async def test_the_scorer_is_told_the_deadline(scorer, streamer):
@@ -132,7 +132,7 @@ async def test_who_joins_a_job_and_waits_longer_gets_its_own_time(scorer, stream
     scorer.score = until_the_deadline
     hurried, patient = soon(0.2), soon(20)
     first = streamer.submit("longest", job("a", "b", key=b"k"), hurried)
-    await asyncio.sleep(0.01)
+    await until(lambda: hurried in scorer.deadlines)
     twin = streamer.submit("longest", job("a", "b", key=b"k"), patient)
     assert [result.code for result in (await first).results] == [ErrorCode.TIMEOUT] * 2
     assert not twin.done() and scorer.deadlines[-2:] == [hurried, patient]

@@ -205,10 +205,9 @@ def test_replacement_that_does_not_load_is_a_failure_not_a_hang(tmp_path):
         results = pool.score("dangerous", [item("a"), item("b")])
         assert all(isinstance(result, Failure) and "the weights are gone" in result.message for result in results)
         assert "the weights are gone" in pool.failure
-        began, restarts = time.monotonic(), pool.restarts
+        restarts = pool.restarts
         [again] = pool.score("dangerous", [item("a")])
         assert "next try in" in again.message and pool.restarts == restarts, "a pause, not a load for every batch"
-        assert time.monotonic() - began < 0.2
         path.touch()
         until = time.monotonic() + 20
         while pool.failure is not None and time.monotonic() < until:

@@ -280,7 +280,15 @@ def test_a_judge_that_does_not_come_back_ends_the_run_and_marks_no_image(tmp_pat
     flags, port = make_inputs(tmp_path, prompts=5, per_prompt=4), free_port()
     judge = judging(lambda q: passing(q) if asked(q)[0] == "0" else Reply("", delay_s=60), "QwenVL", port=port)
     with judge as asking:
-        killer = threading.Timer(2.0, judge.__exit__, (None, None, None))
+
+        def end_the_judge() -> None:
+            until = time.monotonic() + 60
+            while asking.calls < 5 and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(1.0)  # for the answers of the first four on their way; the fifth would wait for a minute
+            judge.__exit__(None, None, None)
+
+        killer = threading.Thread(target=end_the_judge)
         killer.start()
         done = run(asking, *flags, "--image-timeout-s", "4", check=False)
         killer.join()

@@ -423,9 +423,33 @@ def fakes_started(log):
 
 
 def test_a_process_that_ends_at_once_is_started_ever_more_seldom():
-    with Supervisor([sys.executable, "-c", "raise SystemExit(3)"], os.environ, first_pause_s=0.2) as supervisor:
-        time.sleep(2.5)
-        assert 2 <= supervisor.starts <= 4, "pauses of 0.2, 0.4, 0.8 and 1.6 s"
+    with Supervisor([sys.executable, "-c", "raise SystemExit(3)"], os.environ, first_pause_s=0.05) as supervisor:
+        pauses, wait = [], supervisor._stopping.wait
+        supervisor._stopping.wait = lambda seconds: pauses.append(seconds) or wait(seconds)
+        until = time.monotonic() + 60
+        while supervisor.starts < 5:
+            assert time.monotonic() < until, "it is not started again"
+            time.sleep(0.02)
+    assert pauses[-3:] == sorted(pauses)[-3:] and all(b == 2 * a for a, b in itertools.pairwise(pauses[:4]))
+
+
+def test_a_start_that_fails_for_the_moment_is_tried_again(monkeypatch):
+    """No memory, no process ids: the thread that starts the judge must not end of it."""
+    starts = []
+
+    def start(supervisor):
+        starts.append(supervisor)
+        if len(starts) in (2, 3):
+            raise OSError("Resource temporarily unavailable")
+        return right(supervisor)
+
+    right = Supervisor._start
+    monkeypatch.setattr(Supervisor, "_start", start)
+    with Supervisor([sys.executable, "-c", ""], os.environ, first_pause_s=0.02):
+        until = time.monotonic() + 60
+        while len(starts) < 5:
+            assert time.monotonic() < until, "it is not started again"
+            time.sleep(0.02)
 
 
 def test_a_program_that_is_not_there_is_told():

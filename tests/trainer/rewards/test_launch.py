@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from tests.support.reward_servers import ROOT
 from trainer.config import RewardsConfig
 from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
-from trainer.rewards.launch import to_flags
+from trainer.rewards.launch import _LocalService, to_flags
 
 FAKE = {"module": "common.fakes"}
 
@@ -90,6 +91,28 @@ def test_a_service_that_dies_too_often_stays_down(marker: Path, monkeypatch: pyt
         wait_until(lambda: any("fake died 1 times and stays down" in line for line in lines))
         time.sleep(0.3)
         assert processes(marker) == []
+
+
+@linux_only
+def test_a_start_that_cannot_be_made_is_said_and_tried_again(marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, no process ids: the thread that looks after the services must not end of it."""
+    lines: list[str] = []
+    failing = threading.Event()
+    right = _LocalService.spawn
+
+    def spawn(service: _LocalService, port: int | None) -> None:
+        if failing.is_set():
+            failing.clear()
+            raise OSError("No space left on device")
+        right(service, port)
+
+    monkeypatch.setattr(_LocalService, "spawn", spawn)
+    with LocalServices(config(), marker / "logs", notify=lines.append):
+        (pid,) = service_pids(marker)
+        failing.set()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: any("fake cannot be started again (OSError: No space left" in line for line in lines))
+        wait_until(lambda: service_pids(marker) not in ([], [pid]))
 
 
 @linux_only

@@ -186,12 +186,17 @@ def test_a_batch_is_collected_once(scripted: Any, connect: Any) -> None:
 
 
 def test_close_gives_up_what_is_under_way_and_ends_the_thread(scripted: Any, connect: Any) -> None:
-    client = connect(scripted(lambda request: replace(good(request), delay_s=1.0)), timeout_s=30.0)
+    server = scripted(lambda request: replace(good(request), delay_s=20.0))
+    client = connect(server, timeout_s=60.0)
+    asked = len(server.requests)
     client.batch().submit(make_samples(2, {"r": 1.0}))
-    time.sleep(0.1)
+    until = time.monotonic() + 30
+    while len(server.requests) == asked:
+        assert time.monotonic() < until, "the service was not asked"
+        time.sleep(0.01)
     started = time.perf_counter()
     client.close()
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 15.0, "it waited for the answer"
     assert not any(thread.name == "reward-client" for thread in threading.enumerate())
     client.close()
     with pytest.raises(RuntimeError, match="closed"):
