@@ -261,24 +261,27 @@ def test_a_folder_that_is_no_environment_is_never_deleted(copy: Path, tmp_path: 
     assert (precious / "thesis.txt").read_text() == "years of work"
 
 
-def test_signals_and_exit_codes_are_the_trainers_own(copy: Path, tmp_path: Path) -> None:
-    """The script replaces itself by the trainer, so SIGTERM to the script is SIGTERM to the trainer."""
+@pytest.mark.parametrize("gpus", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_and_exit_codes_are_the_trainers_own(
+    copy: Path, tmp_path: Path, number: signal.Signals, gpus: str
+) -> None:
+    """The script replaces itself by the trainer or the launcher, so a signal to the script is one to them."""
     python = fake_python(tmp_path / "bin")
     code = "import os, signal, sys, time\n"
-    code += (
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nprint('up', os.getpid(), flush=True)\ntime.sleep(60)\n"
-    )
-    (copy / "trainer/__main__.py").write_text(code)
+    code += f"signal.signal({int(number)}, lambda *_: sys.exit(7))\n"
+    code += "print('up', os.getpid(), flush=True)\ntime.sleep(60)\n"
+    (copy / "trainer" / ("__main__.py" if gpus == "1" else "launch.py")).write_text(code)
     python.write_text(python.read_text().replace('"-m trainer "*|', ""))
     process = subprocess.Popen(
         ["bash", str(copy / "train.sh")],
-        env={**os.environ, "PYTHON": str(python)},
+        env={**os.environ, "PYTHON": str(python), "NGPUS": gpus},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("up "))
     assert int(line.split()[1]) == process.pid
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(timeout=30) == 7
     process.stdout.close()
