@@ -253,7 +253,13 @@ def test_a_judge_that_is_down_stops_the_run_and_is_made_up_for(
     server.behave = lambda request: Reply("down", status=500) if is_bench(request) else by_item(request)
     assert train(config) == 1
     assert "on_failure is stop" in json.loads((config.run_dir / "summary.json").read_text())["stopped"]
-    server.behave = lambda request: good(request, lambda _: 0.5)
+
+    def recovered(request: Request) -> Reply:
+        reply = good(request, lambda _: 0.5)
+        reply.body["scorer"] = JUDGE if is_bench(request) else SCORER
+        return reply
+
+    server.behave = recovered
     assert train(config) == 0
     assert sorted(evaluations(config)) == [0, 2, 4, 6]
 
