@@ -7,7 +7,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,8 @@ from trainer.metrics import plain_numbers, write_atomic
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
 from trainer.prompt_notes import prompt_notes
-from trainer.rewards import RewardClient, resolve_urls
+from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
+from trainer.rewards.identity import changes_since
 
 Weights = Literal["average", "trained"]
 BASE = "base"
@@ -76,13 +77,51 @@ def evaluate_checkpoint(
         client = stack.enter_context(
             RewardClient(config.rewards, urls=resolve_urls(config.rewards, urls), is_main=group.is_main)
         )
+        for sentence in _check_scorers(client, checkpoint, against):
+            if group.is_main:
+                print(sentence)
         rounds = Rounds(sets, config, policy, client, group, trained_on(train_rows), executor)
         step = 0 if checkpoint is None else checkpoint.step
         scored = rounds.draw_and_score(folder, step, final=True, stop_requested=lambda: False)
         assert scored is not None, "nothing asks it to stop"
         results = rounds.put_together(scored, folder, step, start)
-        _write(folder, results, label, group)
+        _write(folder, results, label, client, group)
     return folder
+
+
+def _check_scorers(client: RewardClient, checkpoint: Checkpoint | None, against: Path | None) -> list[str]:
+    """Whether the scores can be compared: with those of `against`, and with what the checkpoint was trained on.
+
+    Returns sentences to be said.
+
+    Raises:
+        RewardServiceError: `against` was scored by another scorer, so that gains would be of two rulers.
+    """
+    said, now = [], client.scorers.now
+    if checkpoint is not None:
+        for name, change in changes_since(checkpoint.state.get("scorers", {}), now).items():
+            said.append(
+                f"warning: reward {name} comes from another scorer than {checkpoint.path} was trained on ({change})"
+            )
+    for name, change in changes_since(_recorded_scorers(against), now).items():
+        text = f"reward {name} comes from another scorer than in --against {against} ({change})"
+        if client.config.columns[name].on_change == "stop":
+            raise RewardServiceError(
+                f"{text}, so gains over it would mean nothing: evaluate that one again, leave --against out, or set "
+                f"rewards.columns.{name}.on_change=accept"
+            )
+        said.append(f"warning: {text}; its gain compares two scorers")
+    return said
+
+
+def _recorded_scorers(folder: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    """The scorers of an evaluation; none where its folder does not say, as that of a run's own evaluation."""
+    try:
+        tree = {} if folder is None else json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found: Mapping[str, Mapping[str, Any]] = tree.get("scorers", {}) if isinstance(tree, dict) else {}
+    return found
 
 
 def _named_or_newest(source: str | None, run_dir: Path) -> Checkpoint:
@@ -118,10 +157,10 @@ def load_weights(policy: Policy, checkpoint: Checkpoint, weights: Weights) -> No
         parameter.copy_(checkpoint.read(name)[kind])
 
 
-def _write(folder: Path, results: Results, label: str, group: World) -> None:
+def _write(folder: Path, results: Results, label: str, client: RewardClient, group: World) -> None:
     if not group.is_main:
         return
-    tree = {"weights": label, "step": results.step, **plain_numbers(results.row)}
+    tree = {"weights": label, "step": results.step, **plain_numbers(results.row), "scorers": client.scorers.state()}
     write_atomic(folder / "evaluation.json", json.dumps(tree, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
     print(table_text(results))
 

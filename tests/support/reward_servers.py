@@ -47,6 +47,11 @@ def good(request: Mapping[str, Any], score: Callable[[dict[str, Any]], float] | 
     return Reply({"results": results, "scorer": SCORER, "request_id": request.get("request_id") or "-"})
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # with five, a burst of connections is refused and made again a second later
+
+
 class ScriptedServer:
     """A wire-v1 server in a thread that answers scoring requests as `behave` says and keeps all it was sent."""
 
@@ -67,8 +72,7 @@ class ScriptedServer:
         self.headers: list[Mapping[str, str]] = []
         self.gets: list[str] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

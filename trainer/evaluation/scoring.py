@@ -150,7 +150,8 @@ def verdicts(prompt: Prompt, details: Mapping[str, Any]) -> tuple[Point, ...]:
     listed = details.get("official")
     official = listed if isinstance(listed, list) and len(listed) == len(names) else [None] * len(names)
     return tuple(
-        Point(name, dimension, *(None if each is None else bool(each) for each in (verdict, theirs)))
+        # Any other number than 0 and 1 is no verdict.
+        Point(name, dimension, *(bool(each) if each in (0, 1) else None for each in (verdict, theirs)))
         for name, dimension, verdict, theirs in zip(names, dimensions, found, official, strict=True)
     )
 

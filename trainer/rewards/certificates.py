@@ -13,7 +13,8 @@ from trainer.rewards.answers import RewardServiceError
 
 
 def ssl_context(urls: Sequence[str], ca_file: str | None, field: str) -> ssl.SSLContext:
-    """Trusts the usual authorities (certifi's list, or what SSL_CERT_FILE and SSL_CERT_DIR name instead) and `ca_file`.
+    """Trusts the authorities of the system and of certifi, or those that SSL_CERT_FILE and SSL_CERT_DIR name in their place,
+    and `ca_file`.
 
     Args:
         urls: whom it is for; where none is https, nothing is read and nobody is trusted.
@@ -23,15 +24,15 @@ def ssl_context(urls: Sequence[str], ca_file: str | None, field: str) -> ssl.SSL
     Raises:
         RewardServiceError: a file is missing or holds no certificate.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificates and host names
     if ca_file is None and not any(url.lower().startswith("https:") for url in urls):
-        return context
-    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.create_default_context()  # with what the two variables name, as far as it is there
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file:
         _trust(context, file, "SSL_CERT_FILE")
-    if folder:
-        context.load_verify_locations(capath=folder)  # looked into when a certificate is checked
-    if not file and not folder:
+    if folders and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
+        raise RewardServiceError(f"SSL_CERT_DIR = {folders} is no folder: correct the variable, or unset it")
+    if not file and not folders:
         context.load_verify_locations(certifi.where())
     if ca_file is not None:
         _trust(context, ca_file, field)

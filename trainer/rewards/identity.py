@@ -66,6 +66,12 @@ def describe_change(before: ScorerInfo, after: ScorerInfo) -> str:
     return _both(*differences(before, after))
 
 
+def changes_since(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, ScorerInfo]) -> dict[str, str]:
+    """Columns whose scorer differs from what `Scorers.state` once gave, with what differs."""
+    known = {name: ScorerInfo.model_validate(before[name]) for name in now if name in before}
+    return {name: change for name in known if (change := describe_change(known[name], now[name]))}
+
+
 class Scorers:
     """The scorer of every column of a run.
 

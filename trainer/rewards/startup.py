@@ -16,7 +16,7 @@ from trainer.rewards.canary import canary_call, judge
 from trainer.rewards.certificates import is_untrusted
 from trainer.rewards.endpoint import Endpoint
 from trainer.rewards.identity import describe_change, differences
-from trainer.rewards.transport import AttemptError, ServiceCaller, error_text
+from trainer.rewards.transport import AttemptError, ServiceCaller, error_text, reason_of
 from wire.schema import SCHEMA_VERSION, ScorerInfo, ServiceInfo
 
 POLL_S = 0.25
@@ -70,7 +70,7 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float, on_event
                     f"service {caller.name} at {url}: its certificate is not trusted ({error}). Name the file with your CA's "
                     f"certificate in rewards.services.{caller.name}.ca_file, or in SSL_CERT_FILE"
                 ) from error
-            problem = f"{error or _name(error)}"
+            problem = reason_of(error)
         else:
             if response.status_code == 200:
                 return
@@ -88,10 +88,6 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float, on_event
         if line is not None:
             line.look(problem)
         await asyncio.sleep(POLL_S)
-
-
-def _name(error: Exception) -> str:
-    return "no answer in time" if isinstance(error, TimeoutError | httpx.TimeoutException) else type(error).__name__
 
 
 async def check_service(
@@ -206,7 +202,7 @@ async def read_info(caller: ServiceCaller, url: str) -> ServiceInfo:
     try:
         response = await caller.get(url, "/v1/info", _PROBE_TIMEOUT_S)
     except (httpx.HTTPError, TimeoutError) as error:
-        raise RewardServiceError(f"{where}: /v1/info: {error or type(error).__name__}") from error
+        raise RewardServiceError(f"{where}: /v1/info: {reason_of(error)}") from error
     if response.status_code in (401, 403):
         raise RewardServiceError(
             f"{where} refuses the token ({response.status_code}); set rewards.services.{caller.name}.token_file"

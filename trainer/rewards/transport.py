@@ -141,7 +141,7 @@ class ServiceCaller:
                 ErrorCode.TIMEOUT, f"{endpoint.url} gave no answer within {timeout_s:.1f} s", retry=False
             ) from error
         except httpx.HTTPError as error:
-            message = f"{endpoint.url}: {error or type(error).__name__}"
+            message = f"{endpoint.url}: {reason_of(error)}"
             raise AttemptError(ClientCode.UNREACHABLE, message, retry=True) from error
         if response.status_code != 200:
             raise _status_error(endpoint.url, response, body)
@@ -254,7 +254,7 @@ class ServiceCaller:
         try:
             response = await self.get(endpoint.url, "/ready", timeout_s)
         except (httpx.HTTPError, TimeoutError) as error:
-            message = f"{endpoint.url}/ready: {error or type(error).__name__}"
+            message = f"{endpoint.url}/ready: {reason_of(error)}"
             raise AttemptError(ClientCode.UNREACHABLE, message, retry=True) from error
         if response.status_code != 200:
             raise _status_error(endpoint.url, response, response.content)
@@ -282,6 +282,15 @@ def error_text(body: bytes) -> str:
     except ValidationError:
         return repr(body[:120].decode("utf-8", "replace"))
     return readable(f"{error.message} (field {error.field})" if error.field else error.message)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a connection failed, in words: many of these errors have none of their own."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return "no answer in time"
+    return str(error) or type(error).__name__
 
 
 async def _each(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:

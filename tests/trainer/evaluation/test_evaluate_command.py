@@ -55,6 +55,24 @@ def test_base_and_checkpoint_score_as_the_run_said(trained: Path, capsys: pytest
     assert (run_dir / "metrics.jsonl").read_bytes() == rows, "the run's own files are left alone"
 
 
+def test_an_evaluation_by_another_scorer_is_not_compared(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that was compared with says what scored it; a judge of another revision is another ruler."""
+    folder = load_config(trained, Config).run_dir / "evaluations" / "base"
+    assert main(["evaluate", str(trained), "--checkpoint", "base"]) == 0
+    told = json.loads((folder / "evaluation.json").read_text())
+    assert told["scorers"].keys() == {"color", "small"} and told["scorers"]["color"]["range"] == [0.0, 1.0]
+    told["scorers"]["color"]["revision"] = "older"
+    (folder / "evaluation.json").write_text(json.dumps(told))
+    against = ["evaluate", str(trained), "--against", str(folder)]
+    assert main(against) == 2
+    error = capsys.readouterr().err
+    assert "reward color comes from another scorer than in --against" in error and "(revision older, now" in error
+    assert "on_change=accept" in error
+    config = [*against[:2], "rewards.columns.color.on_change=accept", *against[2:]]
+    assert main(config) == 0
+    assert "its gain compares two scorers" in capsys.readouterr().out
+
+
 def test_the_last_weights_are_others_than_their_average(trained: Path, tmp_path: Path) -> None:
     run_dir = load_config(trained, Config).run_dir
     given = ["evaluate", str(trained), "--weights", "trained", "--output", str(tmp_path / "out")]

@@ -77,6 +77,14 @@ def test_without_it_the_start_says_at_once_what_to_name(server: ScriptedServer, 
         client.start()
 
 
+def test_a_wrong_variable_is_named(server: ScriptedServer, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, message in (("SSL_CERT_FILE", "cannot be read"), ("SSL_CERT_DIR", "is no folder")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "/nowhere")
+            with pytest.raises(RewardServiceError, match=rf"{name} = /nowhere {message}"):
+                connect(server, start=False).start()
+
+
 @pytest.mark.parametrize(("content", "message"), [("no certificate", "holds no certificate"), (None, "cannot be read")])
 def test_a_ca_file_that_holds_no_certificate(
     scripted: Any, connect: Any, tmp_path: Path, content: str | None, message: str
