@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from PIL import Image
-from torch.nn import functional
 
-from machine.gpus import check_torch_uses, shown
+from services.common.towers import Towers
 from services.hps.architecture import check_shapes
 from services.hps.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError
 from services.hps.convert import State, read_published, shapes_of, to_clip_state
@@ -18,18 +17,13 @@ from services.hps.preprocess import preprocess
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-Dtype = Literal["auto", "bf16", "fp32"]
 
 
 class HpsModel:
     """Cosines of images and texts. Not thread-safe."""
 
     def __init__(self, clip: CLIPModel, device: torch.device, dtype: Literal["bf16", "fp32"]) -> None:
-        self._clip = clip
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
-        self._device = device
+        self._towers = Towers(clip, device, dtype)
         self._image_size = cast(int, clip.vision_model.embeddings.image_size)  # CLIPModel takes square images only
 
     @torch.inference_mode()
@@ -39,46 +33,14 @@ class HpsModel:
         """The cosine of each (row of `texts`, image), `batch` images at a time. `texts` are rows of token ids."""
         if not pairs:
             return []
-        texts_ME = self._unit_length(self._clip.get_text_features, torch.tensor(texts, device=self._device))
+        texts_ME = self._towers.texts(torch.tensor(texts))
         found: list[float] = []
         for start in range(0, len(pairs), batch):
             rows, images = zip(*pairs[start : start + batch], strict=True)
-            pixels = torch.stack([preprocess(image, self._image_size, self._device) for image in images])
-            images_NE = self._unit_length(self._clip.get_image_features, pixels)
+            pixels = torch.stack([preprocess(image, self._image_size, self._towers.device) for image in images])
+            images_NE = self._towers.images(pixels)
             found += (images_NE * texts_ME[list(rows)]).sum(-1).tolist()
         return found
-
-    def _unit_length(
-        self, tower: Callable[[torch.Tensor], BaseModelOutputWithPooling], given: torch.Tensor
-    ) -> torch.Tensor:
-        with self._autocast:
-            features = cast(torch.Tensor, tower(given).pooler_output)
-        return functional.normalize(features.float(), dim=-1)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one.
-
-    Raises ValueError for a device that torch does not have, and for `auto` where the machine shows a GPU that torch cannot
-    use."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        check_torch_uses(shown(), instead="--device cpu")
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from error
-    return device
-
-
-def choose_dtype(dtype: Dtype, device: torch.device) -> Literal["bf16", "fp32"]:
-    """`auto` is bf16 on a GPU that has it, fp32 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def load_model(

@@ -17,7 +17,8 @@ from services.hps.vocabulary import read_merges
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
-    from services.hps.model import Dtype, HpsModel
+    from services.common.towers import Dtype
+    from services.hps.model import HpsModel
 
 # Preprocessing, tokenizer and score as they are here; a change of any of them changes this, and every cached score's key.
 SCORING_REVISION = "2"
@@ -51,7 +52,7 @@ class HpsScorer:
         max_batch: int | None = None,
         threads: int | None = None,
     ) -> None:
-        from services.hps.model import choose_device, choose_dtype
+        from services.common.towers import choose_device, choose_dtype
         from services.hps.preprocess import RESIZE
 
         self._checkpoint = checkpoint

@@ -92,14 +92,14 @@ def test_a_batch_equals_its_items_one_by_one(folder: Path, scorer: HpsScorer, ma
 
 def test_each_prompt_of_a_batch_is_encoded_once(scorer: HpsScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scorer._loaded is not None
-    clip = scorer._loaded.model._clip
+    clip = scorer._loaded.model._towers._model
     seen: list[tuple[str, int]] = []
     for name in ("get_text_features", "get_image_features"):
         original = getattr(clip, name)
 
-        def spy(given: torch.Tensor, name: str = name, original: object = original) -> object:
-            seen.append((name, len(given)))
-            return original(given)  # type: ignore[operator]
+        def spy(*, name: str = name, original: object = original, **given: torch.Tensor) -> object:
+            seen.append((name, len(next(iter(given.values())))))
+            return original(**given)  # type: ignore[operator]
 
         monkeypatch.setattr(clip, name, spy)
     scorer.score("hpsv2.1", batch())

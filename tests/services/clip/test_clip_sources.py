@@ -1,0 +1,117 @@
+"""Weights that are missing, damaged or somebody else's: a sentence with the remedy, never a score."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from services.clip.aesthetic import AestheticHead, read_head, write_head
+from services.clip.scorer import ClipScorer
+from services.clip.settings import ClipSettings, make_scorer
+from services.clip.sources import SourceError, inspect_file, inspect_folder
+from services.common.settings import load_settings
+from services.common.workers import ProcessPool
+
+
+@pytest.fixture
+def copy(clip_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_an_incomplete_folder_is_refused(copy: Path, missing: str) -> None:
+    (copy / missing).unlink()
+    with pytest.raises(SourceError, match=r"--model .*copy: there (is no|are no)"):
+        inspect_folder(copy, "--model")
+
+
+def test_another_models_folder_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(SourceError, match="model_type is 'bert', not one of clip, siglip"):
+        inspect_folder(copy, "--model")
+
+
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(copy: Path) -> None:
+    state = load_file(copy / "model.safetensors")
+    del state["visual_projection.weight"]
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"missing_keys.*visual_projection"):
+        ClipScorer(inspect_folder(copy, "--model"), device="cpu").load()
+
+
+def test_a_torn_file_is_refused(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SourceError, match="cannot be loaded"):
+        ClipScorer(inspect_folder(copy, "--model"), device="cpu").load()
+
+
+def test_the_revision_names_the_folder_and_changes_with_weights_and_processor(copy: Path, clip_folder: Path) -> None:
+    first = ClipScorer(inspect_folder(clip_folder, "--model"), device="cpu", dtype="fp32").rewards["clip_sim"].revision
+    assert "tiny-clip sha256:" in first and first.endswith(" fp32")
+    processor = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 2}))
+    other = inspect_folder(copy, "--model")
+    assert other.sha256 != inspect_folder(clip_folder, "--model").sha256
+
+
+def test_a_head_survives_conversion_and_nothing_else_is_unpickled(head_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "head.safetensors"
+    assert write_head(head_path, out) == sum(value.numel() for value in read_head(head_path).values())
+    rows = torch.randn(3, 24)
+    assert AestheticHead(read_head(out))(rows) == AestheticHead(read_head(head_path))(rows)
+    with pytest.raises(SourceError, match="exists"):
+        write_head(head_path, out)
+    torch.save({"layers.0.weight": object()}, tmp_path / "evil.pth")
+    with pytest.raises(SourceError, match="refused, it is damaged or holds more than tensors"):
+        read_head(tmp_path / "evil.pth")
+
+
+def test_a_head_of_other_layers_or_widths_is_refused(head_path: Path, tmp_path: Path) -> None:
+    state = read_head(head_path)
+    torch.save({**state, "layers.9.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(SourceError, match=r"has the keys .* instead of"):
+        read_head(tmp_path / "more.pth")
+    torch.save({**state, "layers.2.weight": torch.zeros(12, 99)}, tmp_path / "wide.pth")
+    with pytest.raises(SourceError, match="do not fit together"):
+        read_head(tmp_path / "wide.pth")
+
+
+def test_a_head_for_another_backbone_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    from tests.support.tiny_clip import write_aesthetic
+
+    write_aesthetic(tmp_path / "head.pth", seed=0, width=30)
+    scorer = ClipScorer(
+        inspect_folder(clip_folder, "--model"),
+        aesthetic=inspect_file(tmp_path / "head.pth", "--aesthetic"),
+        device="cpu",
+    )
+    with pytest.raises(SourceError, match="takes 30 features and --model gives 24"):
+        scorer.load()
+
+
+def test_one_folder_given_twice_is_loaded_once(clip_folder: Path) -> None:
+    source = inspect_folder(clip_folder, "--model")
+    scorer = ClipScorer(source, source, device="cpu")
+    scorer.load()
+    assert len(scorer.backbones) == 1
+
+
+def test_settings_ask_for_some_weights_and_know_deepgens_variable(
+    clip_folder: Path, head_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(ClipSettings, [], prog="clip")
+    assert "nothing to serve: give --model, --pickscore or both" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        load_settings(ClipSettings, ["--pickscore", str(clip_folder), "--aesthetic", str(head_path)], prog="clip")
+    assert "--aesthetic is a head on --model" in capsys.readouterr().err
+    monkeypatch.setenv("CLIP_MODEL_NAME_OR_PATH", str(clip_folder))
+    assert load_settings(ClipSettings, [], prog="clip").model == clip_folder
+    settings = load_settings(ClipSettings, ["--workers", "2", "--device", "cpu"], prog="clip")
+    assert isinstance(make_scorer(settings), ProcessPool)
