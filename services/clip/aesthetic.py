@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from services.clip.sources import SourceError
+from services.common.sources import SourceError
 
 LAYERS = (0, 2, 4, 6, 7)  # what lies between is dropout and has no weights
 REMEDY = "the published file is sac+logos+ava1-l14-linearMSE.pth; `python -m services.clip convert` rewrites it safely"

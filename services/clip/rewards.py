@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from torch.nn import functional
 
 from services.clip.aesthetic import AestheticHead
-from services.clip.backbone import Backbone, cosines
+from services.common.backbone import Backbone, cosines
 from services.common.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from services.clip.sources import Source
 from services.common.scorer import Failure, Item, Result
+from services.common.sources import Source
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
-    from services.clip.backbone import Backbone
     from services.clip.rewards import Reward
+    from services.common.backbone import Backbone
     from services.common.towers import Dtype
 
 # Preprocessing, units and formulas as they are here; a change of any of them changes this, and every cached score's key.
@@ -68,7 +68,7 @@ class ClipScorer:
 
         from services.clip import rewards
         from services.clip.aesthetic import AestheticHead, read_head
-        from services.clip.sources import SourceError
+        from services.common.sources import SourceError
 
         if self._threads is not None:
             torch.set_num_threads(self._threads)
@@ -126,7 +126,7 @@ class ClipScorer:
 
     def _backbone(self, source: Source) -> Backbone:
         """Loaded at most once: PickScore's folder may be given as the model, too."""
-        from services.clip.backbone import Backbone
+        from services.common.backbone import Backbone
 
         if source not in self.backbones:
             self.backbones[source] = Backbone(

@@ -10,9 +10,9 @@ from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.clip.scorer import ClipScorer
-from services.clip.sources import inspect_file, inspect_folder
 from services.common.scorer import Scorer
 from services.common.settings import ServiceSettings
+from services.common.sources import inspect_file, inspect_folder
 from services.common.workers import ProcessPool
 
 

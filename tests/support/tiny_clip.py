@@ -27,7 +27,7 @@ def write_clip(folder: Path, seed: int, *, projection: int = E) -> Path:
     """A CLIPModel of about 100,000 parameters as openai/clip-vit-large-patch14 is laid out."""
     from transformers import CLIPConfig, CLIPModel
 
-    vocabulary = _write_clip_tokenizer(folder)
+    vocabulary = write_clip_tokenizer(folder, CONTEXT)
     tower = {"num_hidden_layers": 2, "intermediate_size": 64, "hidden_size": 32, "num_attention_heads": 2}
     text = tower | {
         "vocab_size": len(vocabulary),
@@ -188,7 +188,7 @@ def _widen(model: torch.nn.Module) -> None:
                 weight.normal_(0, 0.5)
 
 
-def _write_clip_tokenizer(folder: Path) -> dict[str, int]:
+def write_clip_tokenizer(folder: Path, context: int) -> dict[str, int]:
     """CLIP's byte letters without any merges: every letter is a token, the last of a word another one."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -199,7 +199,7 @@ def _write_clip_tokenizer(folder: Path) -> dict[str, int]:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    tokenizer = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT}
+    tokenizer = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": context}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     return vocabulary

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from services.clip.aesthetic import AestheticHead, read_head, write_head
 from services.clip.scorer import ClipScorer
 from services.clip.settings import ClipSettings, make_scorer
-from services.clip.sources import SourceError, inspect_file, inspect_folder
 from services.common.settings import load_settings
+from services.common.sources import SourceError, inspect_file, inspect_folder
 from services.common.workers import ProcessPool
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MODEL_TYPES = ("clip", "siglip")
+CLIPS = ("clip", "siglip")
+_PROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CHUNK = 16 * 1024 * 1024
 
@@ -30,13 +32,17 @@ class Source:
         return f"{self.path.name} sha256:{self.sha256[:16]}"
 
 
-def inspect_folder(path: Path, flag: str) -> Source:
-    """Look at a CLIP or SigLIP folder as transformers writes it. Its weights are read once for their sha256.
+def inspect_folder(
+    path: Path, flag: str, kinds: Sequence[str] = CLIPS, example: str = "openai/clip-vit-large-patch14"
+) -> Source:
+    """Look at a model's folder as transformers writes it. Its weights are read once for their sha256.
+
+    kinds: the values of `model_type` that will do. example: a published folder, for the message.
 
     Raises:
         SourceError: it is no such folder; the message names `flag`, the setting it came from.
     """
-    remedy = "give a folder of a CLIP or SigLIP model, such as openai/clip-vit-large-patch14 downloaded whole"
+    remedy = f"give the folder of a model of type {' or '.join(kinds)}, such as {example} downloaded whole"
     config_path = path / "config.json"
     if not config_path.is_file():
         raise SourceError(f"{flag} {path}: there is no config.json; {remedy}")
@@ -44,15 +50,14 @@ def inspect_folder(path: Path, flag: str) -> Source:
         kind = json.loads(config_path.read_text("utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{flag} {path}: config.json names no model_type ({error!r}); {remedy}") from error
-    if kind not in MODEL_TYPES:
-        raise SourceError(f"{flag} {path}: model_type is {kind!r}, not one of {', '.join(MODEL_TYPES)}; {remedy}")
-    for name in ("preprocessor_config.json",):
-        if not (path / name).is_file():
-            raise SourceError(f"{flag} {path}: there is no {name}; {remedy}")
+    if kind not in kinds:
+        raise SourceError(f"{flag} {path}: model_type is {kind!r}, not one of {', '.join(kinds)}; {remedy}")
+    if not (path / _PROCESSOR).is_file():
+        raise SourceError(f"{flag} {path}: there is no {_PROCESSOR}; {remedy}")
     weights = next((found for pattern in _WEIGHTS if (found := sorted(path.glob(pattern)))), [])
     if not weights:
         raise SourceError(f"{flag} {path}: there are no weights ({' or '.join(_WEIGHTS)}); {remedy}")
-    return Source(path, kind, _sha256([config_path, path / "preprocessor_config.json", *weights]))
+    return Source(path, kind, _sha256([config_path, path / _PROCESSOR, *weights]))
 
 
 def inspect_file(path: Path, flag: str) -> Source:

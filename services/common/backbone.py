@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from services.clip.features import FeatureCache, image_key
-from services.clip.sources import Source, SourceError
+from services.common.features import FeatureCache, image_key
 from services.common.pixels import to_rgb
+from services.common.sources import Source, SourceError
 from services.common.towers import Towers
 
 # A CLIP scales the short side to its size and cuts out the middle. Of an image longer than this many times its short
