@@ -38,9 +38,12 @@ def serve_command(arguments: Sequence[str]) -> None:
 def convert_command(arguments: Sequence[str]) -> None:
     """Raises SourceError or OSError."""
     settings = load_settings(ConvertSettings, arguments, prog="python -m services.clip convert")
-    from services.clip.aesthetic import write_head
+    from services.common.linear_head import check_head
+    from services.common.tensors import read_tensors, write_tensors
 
-    print(f"{settings.out}: {write_head(settings.source, settings.out):,} parameters, from {settings.source}")
+    state = read_tensors(settings.source)
+    check_head(state, settings.source)
+    print(f"{settings.out}: {write_tensors(state, settings.out):,} parameters, from {settings.source}")
 
 
 COMMANDS: dict[str, Command] = {"serve": serve_command, "convert": convert_command}

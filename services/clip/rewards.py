@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pydantic import JsonValue
 from torch.nn import functional
 
-from services.clip.aesthetic import AestheticHead
 from services.common.backbone import Backbone, cosines
+from services.common.linear_head import LinearHead
 from services.common.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
@@ -54,7 +54,7 @@ def logit_over_26(backbone: Backbone, value: float) -> float:
     return logit(backbone, value) / _FLOW_GRPO_PICKSCORE
 
 
-def aesthetic(head: AestheticHead) -> Reward:
+def aesthetic(head: LinearHead) -> Reward:
     """The predictor's rating of the image alone. The prompt plays no part."""
 
     def score(backbone: Backbone, items: Sequence[Item]) -> list[Result]:

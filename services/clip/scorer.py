@@ -67,8 +67,9 @@ class ClipScorer:
         import torch
 
         from services.clip import rewards
-        from services.clip.aesthetic import AestheticHead, read_head
+        from services.common.linear_head import LinearHead
         from services.common.sources import SourceError
+        from services.common.tensors import read_tensors
 
         if self._threads is not None:
             torch.set_num_threads(self._threads)
@@ -81,7 +82,7 @@ class ClipScorer:
                 "diversity": (clip, rewards.diversity),
             }
             if self._aesthetic is not None:
-                head = AestheticHead(read_head(self._aesthetic.path))
+                head = LinearHead(read_tensors(self._aesthetic.path), self._aesthetic.path)
                 width = clip.images([Image.new("RGB", (8, 8))]).shape[1]
                 if head.width != width:
                     raise SourceError(

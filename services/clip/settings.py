@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.clip.scorer import ClipScorer
+from services.common.model_settings import ModelSettings
 from services.common.scorer import Scorer
-from services.common.settings import ServiceSettings
 from services.common.sources import inspect_file, inspect_folder
 from services.common.workers import ProcessPool
 
 
-class ClipSettings(ServiceSettings):
+class ClipSettings(ModelSettings):
     """Serve clip_sim, aesthetic, pickscore and relatives. Another command: `convert`, with its own --help.
 
     Each flag is also an environment variable (CLIP_PICKSCORE, CLIP_PORT, ...).
@@ -37,16 +37,6 @@ class ClipSettings(ServiceSettings):
         default=None,
         description="sac+logos+ava1-l14-linearMSE.pth as published, or as written by `convert`; needs ViT-L/14 as --model.",
     )
-    device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
-    dtype: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="Arithmetic of the towers; auto: bf16 on a GPU that has it, fp32 elsewhere."
-    )
-    max_batch: int | None = Field(
-        default=None, ge=1, le=4096, description="Images per forward pass; unset: 64 on a GPU, 8 on the CPU."
-    )
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Torch's threads per process on the CPU; unset: one per core."
-    )
     feature_entries: int = Field(
         default=16_384, ge=1, description="Images and prompts whose features each backbone remembers (4 kB each)."
     )
@@ -57,10 +47,6 @@ class ClipSettings(ServiceSettings):
             raise ValueError("nothing to serve: give --model, --pickscore or both")
         if self.aesthetic is not None and self.model is None:
             raise ValueError("--aesthetic is a head on --model: give --model, too (openai/clip-vit-large-patch14)")
-        if self.role == "front" and self.dtype == "auto":
-            raise ValueError(
-                "role front has no model to choose a dtype by: give --dtype bf16 or fp32, as the workers have"
-            )
         return self
 
 

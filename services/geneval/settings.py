@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.common.model_settings import ModelSettings
 from services.common.scorer import Scorer
-from services.common.settings import ServiceSettings
 from services.common.sources import inspect_folder
 from services.common.workers import ProcessPool
 from services.geneval.scorer import GenevalScorer
@@ -18,7 +17,7 @@ from services.geneval.scorer import GenevalScorer
 DETECTOR_KINDS = ("mask2former", "grounding-dino", "owlvit", "owlv2")
 
 
-class GenevalSettings(ServiceSettings):
+class GenevalSettings(ModelSettings):
     """Serve GenEval's scores and T2I-R1's gdino.
 
     Each flag is also an environment variable (GENEVAL_DETECTOR, GENEVAL_PORT, ...).
@@ -34,22 +33,6 @@ class GenevalSettings(ServiceSettings):
     clip: Path | None = Field(
         default=None, description="Folder of a CLIP, ViT-L/14 in GenEval, for colours; unset: colours have no score."
     )
-    device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
-    dtype: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="Arithmetic of the CLIP; auto: bf16 on a GPU that has it. The detector is fp32."
-    )
-    max_batch: int | None = Field(default=None, ge=1, le=1024, description="Items per call; unset: 8.")
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Torch's threads per process on the CPU; unset: one per core."
-    )
-
-    @model_validator(mode="after")
-    def _front_names_dtype(self) -> Self:
-        if self.role == "front" and self.dtype == "auto":
-            raise ValueError(
-                "role front has no model to choose a dtype by: give --dtype bf16 or fp32, as the workers have"
-            )
-        return self
 
 
 def make_scorer(settings: GenevalSettings) -> Scorer:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.common.model_settings import ModelSettings
 from services.common.scorer import Scorer
-from services.common.settings import ServiceSettings
 from services.common.workers import ProcessPool
 from services.hps.checkpoint import Version, inspect
 from services.hps.scorer import HpsScorer
 
 
-class HpsSettings(ServiceSettings):
+class HpsSettings(ModelSettings):
     """Serve HPSv2 or HPSv2.1. Other commands: `convert` and `vocabulary`, each with its own --help.
 
     Each flag is also an environment variable (HPS_CHECKPOINT, HPS_PORT, ...).
@@ -36,24 +35,6 @@ class HpsSettings(ServiceSettings):
         default=None,
         description="bpe_simple_vocab_16e6.txt.gz, or a folder with it or merges.txt; unset: beside or in the checkpoint.",
     )
-    device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
-    dtype: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="Arithmetic of the towers; auto: bf16 on a GPU that has it, fp32 elsewhere."
-    )
-    max_batch: int | None = Field(
-        default=None, ge=1, le=4096, description="Images per forward pass; unset: 64 on a GPU, 8 on the CPU."
-    )
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Torch's threads per process on the CPU; unset: one per core."
-    )
-
-    @model_validator(mode="after")
-    def _front_names_dtype(self) -> Self:
-        if self.role == "front" and self.dtype == "auto":
-            raise ValueError(
-                "role front has no model to choose a dtype by: give --dtype bf16 or fp32, as the workers have"
-            )
-        return self
 
 
 def make_scorer(settings: HpsSettings) -> Scorer:

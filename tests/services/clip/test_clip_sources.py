@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.clip.aesthetic import AestheticHead, read_head, write_head
 from services.clip.scorer import ClipScorer
 from services.clip.settings import ClipSettings, make_scorer
+from services.common.linear_head import LinearHead
 from services.common.settings import load_settings
 from services.common.sources import SourceError, inspect_file, inspect_folder
+from services.common.tensors import read_tensors, write_tensors
 from services.common.workers import ProcessPool
 
 
@@ -61,25 +62,26 @@ def test_the_revision_names_the_folder_and_changes_with_weights_and_processor(co
 
 
 def test_a_head_survives_conversion_and_nothing_else_is_unpickled(head_path: Path, tmp_path: Path) -> None:
-    out = tmp_path / "head.safetensors"
-    assert write_head(head_path, out) == sum(value.numel() for value in read_head(head_path).values())
+    out, state = tmp_path / "head.safetensors", read_tensors(head_path)
+    assert write_tensors(state, out) == sum(value.numel() for value in state.values())
     rows = torch.randn(3, 24)
-    assert AestheticHead(read_head(out))(rows) == AestheticHead(read_head(head_path))(rows)
+    assert LinearHead(read_tensors(out), out)(rows) == LinearHead(state, head_path)(rows)
     with pytest.raises(SourceError, match="exists"):
-        write_head(head_path, out)
+        write_tensors(state, out)
     torch.save({"layers.0.weight": object()}, tmp_path / "evil.pth")
     with pytest.raises(SourceError, match="refused, it is damaged or holds more than tensors"):
-        read_head(tmp_path / "evil.pth")
+        read_tensors(tmp_path / "evil.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(SourceError, match="holds no dictionary of tensors"):
+        read_tensors(tmp_path / "list.pth")
 
 
-def test_a_head_of_other_layers_or_widths_is_refused(head_path: Path, tmp_path: Path) -> None:
-    state = read_head(head_path)
-    torch.save({**state, "layers.9.weight": torch.zeros(1)}, tmp_path / "more.pth")
+def test_a_head_of_other_layers_or_widths_is_refused(head_path: Path) -> None:
+    state = read_tensors(head_path)
     with pytest.raises(SourceError, match=r"has the keys .* instead of"):
-        read_head(tmp_path / "more.pth")
-    torch.save({**state, "layers.2.weight": torch.zeros(12, 99)}, tmp_path / "wide.pth")
+        LinearHead({**state, "layers.9.weight": torch.zeros(1)}, head_path)
     with pytest.raises(SourceError, match="do not fit together"):
-        read_head(tmp_path / "wide.pth")
+        LinearHead({**state, "layers.2.weight": torch.zeros(12, 99)}, head_path)
 
 
 def test_a_head_for_another_backbone_is_refused(clip_folder: Path, tmp_path: Path) -> None:
