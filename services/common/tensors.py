@@ -15,7 +15,7 @@ from services.common.sources import SourceError
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pt` or `.pth` (only tensors and plain containers are unpickled) or `.safetensors` file.
 
-    A state dict under the key `state_dict` is taken out of it.
+    A state dict under the key `state_dict` or `model` is taken out of it.
 
     Raises:
         SourceError: the file is damaged, is not complete, or holds anything but tensors.
@@ -32,7 +32,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise SourceError(f"{path}: refused, it is damaged or holds more than tensors; download it again") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         raise SourceError(f"{path}: cannot be read, is it complete? ({error}); download it again") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SourceError(f"{path}: holds no dictionary of tensors")
     return {str(key): value for key, value in state.items()}

@@ -59,10 +59,17 @@ function failed(error) {
   );
 }
 
-/** The recognised lines of a result's one image: `[{text, confidence, box}]`; empty where there are none. */
+/** What is placed in the one image: its recognised `lines` or its `objects`; null where a reward gives neither. */
+function placedOf(details) {
+  const image = details?.images?.[0];
+  if (image?.lines) return { title: "Read in the picture", rows: image.lines };
+  return image?.objects ? { title: "Found in the picture", rows: image.objects } : null;
+}
+
+/** Its lines or objects: `[{text, confidence, box}]`; empty where there are none. */
 function linesOf(details) {
-  const lines = details?.images?.[0]?.lines;
-  return Array.isArray(lines) ? lines.filter((line) => line && typeof line.text === "string") : [];
+  const rows = placedOf(details)?.rows;
+  return Array.isArray(rows) ? rows.filter((line) => line && typeof line.text === "string") : [];
 }
 
 /** Each line's corners `[[x, y], ...]`; empty where they are not numbers. */
@@ -117,15 +124,16 @@ function detailsOf(details) {
   if (!details || !Object.keys(details).length) return null;
   const block = make("div", { className: "seen" });
   const lines = linesOf(details);
-  if (details.images?.[0]?.lines) {
+  const placed = placedOf(details);
+  if (placed) {
     const list = make("ol", { className: "lines" });
     for (const line of lines) {
       const sure = typeof line.confidence === "number" ? `${Math.round(100 * line.confidence)} %` : "";
       list.append(make("li", {}, make("span", {}, line.text), make("span", { className: "hint" }, sure)));
     }
-    block.append(make("h2", {}, "Read in the picture"), lines.length ? list : make("p", {}, "nothing"));
+    block.append(make("h2", {}, placed.title), lines.length ? list : make("p", {}, "nothing"));
   }
-  const rest = Object.entries(details).filter(([name]) => !(name === "images" && details.images?.[0]?.lines));
+  const rest = Object.entries(details).filter(([name]) => !(name === "images" && placed));
   if (rest.length) block.append(make("h2", {}, "Details"), tree(Object.fromEntries(rest)));
   return block;
 }
