@@ -24,7 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "machine": (),
     "wire": (),
     "=services": (),
-    "services.common": ("wire",),
+    "services.common": ("machine", "wire"),
     "services.*": ("services.common", "machine", "wire"),  # any one service; never another
     "=trainer": (),
     "trainer.types": (),

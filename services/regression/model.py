@@ -42,7 +42,9 @@ class RegressionModel:
         load: Any = MODEL_MAPPING[
             type(config)
         ].from_pretrained  # not typed for weights that are given instead of a path
-        model, found = load(None, config=config, state_dict=state, dtype=kind, output_loading_info=True)
+        model, found = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=kind, output_loading_info=True
+        )
         wrong = sorted(map(str, [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]))
         if wrong:
             raise SourceError(f"{weights}: {len(wrong)} tensors do not fit --backbone {backbone}, such as {wrong[0]}")

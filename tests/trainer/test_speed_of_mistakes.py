@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from services.clip.scorer import ClipScorer
+from services.common.sources import Source
 from services.eval.scorer import REWARD
+from services.geneval.scorer import GenevalScorer
 from services.hps.checkpoint import REWARDS as HPS_REWARDS
+from services.imagereward.scorer import ImageRewardScorer
 from services.ocr.scoring import VARIANTS
+from services.regression.recipe import RECIPES
 from services.rules.scorer import builtin_rewards
 from services.unifiedreward.kinds import PAIR_QUESTIONS, POINT_QUESTIONS
 from trainer import __main__ as command
@@ -104,6 +109,11 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
     assert set(REWARDS["rules"]) == {each.info.name for each in builtin_rewards()}
     assert set(REWARDS["unifiedreward"]) == {*PAIR_QUESTIONS, *POINT_QUESTIONS}
     assert REWARDS["eval"] == (REWARD,)
+    some = Source(Path("some"), "clip", "0" * 64)
+    assert set(REWARDS["clip"]) == set(ClipScorer(some, some, some, device="cpu").rewards)
+    assert set(REWARDS["geneval"]) == set(GenevalScorer(some, device="cpu").rewards)
+    assert set(REWARDS["imagereward"]) == set(ImageRewardScorer(some, some.path, device="cpu").rewards)
+    assert set(REWARDS["regression"]) == set(RECIPES)
     assert set(command.FORMATS) == {name for formats in EXPORTERS.values() for name in formats}
     folders = {path.parent.name for path in (ROOT / "services").glob("*/__main__.py")} - {"loadtest"}
     assert set(REWARDS) == folders

@@ -29,6 +29,19 @@ REWARDS: dict[str, tuple[str, ...]] = {
         "edit_pointwise",
     ),
     "eval": ("unigenbench",),
+    "clip": (
+        "clip_sim",
+        "aesthetic",
+        "image_similarity",
+        "clip_direction",
+        "diversity",
+        "pickscore",
+        "pickscore_26",
+        "pickscore_cosine",
+    ),
+    "geneval": ("geneval", "geneval_strict", "geneval_soft", "geneval_soft_plain", "gdino"),
+    "imagereward": ("imagereward",),
+    "regression": ("hpsv3", "editreward"),
 }
 _SERVICES = Path(__file__).resolve().parents[2] / "services"
 
@@ -46,7 +59,8 @@ def check_reward(where: str, reward: str, module: str, args: Mapping[str, object
     Nothing is said of a module outside the table, nor where the service's own file of functions may give the name.
     """
     known = REWARDS.get(module)
-    if known is None or reward in known:
+    own_recipe = module == "regression" and str(args.get("recipe", "")).endswith((".yaml", ".yml"))
+    if known is None or reward in known or own_recipe:
         return
     functions = args.get("functions", os.environ.get("RULES_FUNCTIONS")) if module == "rules" else None
     own = [] if functions is None else _own_names(str(functions), reward)
