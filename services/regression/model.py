@@ -39,9 +39,8 @@ class RegressionModel:
         # The published weights have rows for the tokens that were added to the vocabulary.
         config.text_config.vocab_size = len(state[_EMBEDDINGS])
         kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-        load: Any = MODEL_MAPPING[
-            type(config)
-        ].from_pretrained  # not typed for weights that are given instead of a path
+        # Not typed for weights that are given instead of a path.
+        model_class: Any = MODEL_MAPPING[type(config)]
         model, found = model_class.from_pretrained(
             None, config=config, state_dict=state, dtype=kind, output_loading_info=True
         )
