@@ -35,7 +35,13 @@ def test_the_recipes_of_the_readme_are_there() -> None:
     wanted = {"quickstart", "quickstart_base"}
     wanted |= {
         f"{name}{gpus}"
-        for name in ("sd35_medium_ocr", "sd35_medium_multi", "deepgen_mr_grpo")
+        for name in (
+            "sd35_medium_ocr",
+            "sd35_medium_geneval",
+            "sd35_medium_pickscore",
+            "sd35_medium_multi",
+            "deepgen_mr_grpo",
+        )
         for gpus in ("", "_1gpu")
     }
     assert wanted <= {path.stem for path in RECIPES}

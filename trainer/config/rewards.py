@@ -18,6 +18,12 @@ URL_VARIABLES = {
     "hps": "HPS_URL",
     "unifiedreward": "UNIFIEDREWARD_THINK_URL",
     "eval": "UNIGENBENCH_API_URL",
+    "clip": "CLIP_URL",
+    "aesthetic": "AESTHETIC_URL",
+    "pickscore": "PICKSCORE_URL",
+    "imagereward": "IMAGE_REWARD_URL",
+    "geneval": "GEN_EVAL_URL",
+    "editreward": "EDITREWARD_URL",
 }
 
 

@@ -14,7 +14,20 @@ class Served:
     remark: str = ""
 
 
-PORTS = {"ocr": 18082, "hps": 18083, "rules": 18084, "unifiedreward": 18087, "eval": 18088}
+# By the names that a recipe gives the services. One CLIP service may stand for three.
+PORTS = {
+    "clip": 18080,
+    "aesthetic": 18080,
+    "pickscore": 18080,
+    "imagereward": 18081,
+    "ocr": 18082,
+    "hps": 18083,
+    "rules": 18084,
+    "geneval": 18085,
+    "editreward": 18086,
+    "unifiedreward": 18087,
+    "eval": 18088,
+}
 
 _NO_SERVICE = "no service of ours gives it"
 _NEVER_WORKED = "it cannot work in DeepGen-RL either, which takes 0 for it"
@@ -30,8 +43,15 @@ REWARDS: dict[str, Served | str] = {
     "hps": Served("hps", "hpsv2.1", "the cosine, not twice the cosine"),
     "jpeg_compressibility": Served("rules", "jpeg_compressibility", "in kilobytes, not divided by 500"),
     "jpeg_incompressibility": Served("rules", "jpeg_incompressibility", "in kilobytes"),
-    **dict.fromkeys(
-        ("clip_sim", "ocr_vllm", "unifiedreward_sglang", "pickscore", "image_reward", "aesthetic", "deqa"), _NO_SERVICE
+    "clip_sim": Served(
+        "clip", "clip_sim", "by a service, not by every rank; prompts of more than 77 tokens are counted"
     ),
-    **dict.fromkeys(("recon", "gen_eval", "sim_direction", "format", "editreward"), _NEVER_WORKED),
+    "aesthetic": Served("aesthetic", "aesthetic", "our CLIP service with `--aesthetic`"),
+    "pickscore": Served("pickscore", "pickscore_26", "our CLIP service with `--pickscore`; divided by 26 as there"),
+    "image_reward": Served("imagereward", "imagereward"),
+    "gen_eval": Served("geneval", "geneval_soft", f"{_NEVER_WORKED}; prompts need GenEval's rows as metadata"),
+    "editreward": Served("editreward", "editreward", f"{_NEVER_WORKED}; our regression service, for edits alone"),
+    "sim_direction": Served("clip", "clip_direction", f"{_NEVER_WORKED}; edits need metadata.source_prompt"),
+    **dict.fromkeys(("ocr_vllm", "unifiedreward_sglang", "deqa"), _NO_SERVICE),
+    **dict.fromkeys(("recon", "format"), _NEVER_WORKED),
 }

@@ -78,7 +78,7 @@ def _service_host(text: str) -> dict[str, list[str]]:
             "it must be a host name, such as node7, without a port or any scheme but http://; set OCR_URL or HPS_URL for "
             "a service at another port or behind https"
         )
-    return {f"rewards.services.{name}.urls": [f"http://{host}:{PORTS[name]}"] for name in ("ocr", "hps")}
+    return {f"rewards.services.{name}.urls": [f"http://{host}:{PORTS[name]}"] for name in _ADDRESSED}
 
 
 def _run_folder(text: str) -> dict[str, Any]:
@@ -94,6 +94,8 @@ def _never(text: str) -> dict[str, Any]:
     return {}
 
 
+# The services that DeepGen-RL finds by REWARD_SERVICE_ADDR where their own variable is not set.
+_ADDRESSED = ("ocr", "hps", "aesthetic", "pickscore", "imagereward", "geneval", "editreward")
 _DEEPGEN = ("policy.type", "deepgen")
 _NFT = ("algorithm.objective", "diffusion_nft")
 _NOT_SERVED = "no service of ours gives this reward; leave it out by data.ignore_rewards"
@@ -111,7 +113,9 @@ VARIABLES: dict[str, Variable] = {
     "SD3_5_MODEL_NAME_OR_PATH": _sets("policy.sd3_path", "a local folder", only_if=_DEEPGEN),
     "QWEN2_5_VL_MODEL_NAME_OR_PATH": _sets("policy.qwen_path", "a local folder", only_if=_DEEPGEN),
     "CHECKPOINT": _sets("policy.checkpoint", "a file or a folder", only_if=_DEEPGEN),
-    "CLIP_MODEL_NAME_OR_PATH": Variable(f"clip_sim: {_NOT_SERVED}"),
+    "CLIP_MODEL_NAME_OR_PATH": Variable(
+        "read by our CLIP service, which gives clip_sim, as its `--model`; a local folder", quiet=True
+    ),
     "MODEL_CONFIG": Variable(
         "a Python file, which is not run; the policy section says all that differs between models"
     ),
@@ -142,8 +146,8 @@ VARIABLES: dict[str, Variable] = {
     "CHIEF_IP": Variable("read by train.sh beside NODE_IP_LIST, where MASTER_ADDR is not set", quiet=True),
     # Rewards
     "REWARD_SERVICE_ADDR": Variable(
-        "the host of our OCR and HPS services, at ports 18082 and 18083; OCR_URL and HPS_URL win",
-        "rewards.services.ocr.urls, rewards.services.hps.urls",
+        "the host of these services, each at our port of it; a service's own variable wins",
+        ", ".join(f"rewards.services.{name}.urls" for name in _ADDRESSED),
         _service_host,
         in_sections=True,
     ),
@@ -155,27 +159,24 @@ VARIABLES: dict[str, Variable] = {
     ),
     "UNIGENBENCH_API_URL": _service_url("eval", "our judge service; vLLM is behind it, as above"),
     "HPS_URL": _service_url("hps", "our HPS service, at 18083: 18087 was UnifiedReward's port, too"),
-    **{
-        f"{name}_URL": Variable(_NOT_SERVED)
-        for name in (
-            "AESTHETIC",
-            "IMAGE_REWARD",
-            "PICKSCORE",
-            "DEQA",
-            "GEN_EVAL",
-            "UNIFIEDREWARD_SGLANG",
-            "EDITREWARD",
-            "OCR_VLLM",
-        )
-    },
+    "AESTHETIC_URL": _service_url("aesthetic", "our CLIP service with `--aesthetic`, at 18080"),
+    "PICKSCORE_URL": _service_url(
+        "pickscore", "our CLIP service with `--pickscore`, at 18080: 18083 is HPS's port here"
+    ),
+    "IMAGE_REWARD_URL": _service_url("imagereward", "our ImageReward service, at 18081"),
+    "GEN_EVAL_URL": _service_url("geneval", "our GenEval service, at 18085"),
+    "EDITREWARD_URL": _service_url("editreward", "our regression service, at 18086: 18088 is the judge's port here"),
+    **{f"{name}_URL": Variable(_NOT_SERVED) for name in ("DEQA", "UNIFIEDREWARD_SGLANG", "OCR_VLLM")},
     "OCR_WORKERS": Variable(_OURS_READS.format("OCR", "its number of processes")),
     "HPS_WORKERS": Variable(_OURS_READS.format("HPS", "its number of processes, each with the weights")),
+    "IMAGE_REWARD_WORKERS": Variable(
+        _OURS_READS.format("ImageReward", "its number of processes, each with the weights")
+    ),
     "UNIFIEDREWARD_WORKERS": Variable(_OURS_READS.format("UnifiedReward", "`--workers`, which must be at most 256")),
     **{
         f"{name}_WORKERS": Variable(_LIMITS)
         for name in (
             "AESTHETIC",
-            "IMAGE_REWARD",
             "PICKSCORE",
             "DEQA",
             "GEN_EVAL",

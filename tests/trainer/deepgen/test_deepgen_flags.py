@@ -84,8 +84,8 @@ def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, caps
     assert (config.algorithm.type, config.algorithm.objective) == ("gdpo", "flow_grpo")
     assert (config.algorithm.clip_range, config.algorithm.kl_beta, config.algorithm.kl_type) == (1e-4, 5e-7, "velocity")
     assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (2e-6, "constant", 20)
-    assert config.data.ignore_rewards == ("clip_sim",)
-    assert set(config.rewards.columns) == {"unifiedreward_think", "ocr", "unigenbench"}
+    assert config.data.ignore_rewards == ()
+    assert set(config.rewards.columns) == {"unifiedreward_think", "clip_sim", "ocr", "unigenbench"}
     assert config.distributed.deepspeed == str(ROOT / "configs/deepspeed/zero2.json")
     assert (config.evaluation.dataset_config, config.evaluation.every) == (str(folder / "eval.yaml"), 10)
     assert config.logging.report_to == ("tensorboard", "wandb", "swanlab")
@@ -121,7 +121,7 @@ def test_what_differs_is_said_in_the_line() -> None:
     for line in (
         "prompts_per_step: 32  # 256 pictures, 8 of each, over all GPUs, however many there are",
         "timestep_fraction: 0.6123  # 30 of the 49 stochastic steps; 0.6 of 50 there",
-        "ignore_rewards: [clip_sim]  # clip_sim: no service of ours gives it",
+        "clip_sim: {service: clip, reward: clip_sim}  # by a service, not by every rank",
         "max_steps: 32  # 10 epochs of 100 prompts, 32 a step",
     ):
         assert line in text
@@ -278,7 +278,7 @@ def test_flags_name_fields_that_exist() -> None:
         ("--cfg_scale 0.5", ["--cfg_scale 0.5 must be 0 (no guidance) or at least 1"]),
         ("--eval_inference_mode sde", ["evaluation is deterministic here"]),
         ("--report_to mlflow", ["mlflow is none of tensorboard, wandb, swanlab"]),
-        ("--dataset_config '' --reward_funcs clip_sim", ["--reward_funcs clip_sim: no service of ours gives it"]),
+        ("--dataset_config '' --reward_funcs ocr_vllm", ["--reward_funcs ocr_vllm: no service of ours gives it"]),
         ("--dataset_config none.yaml", ["no file at", "none.yaml"]),
         (
             "--dataset_config typo.yaml",
@@ -299,7 +299,7 @@ def test_flags_name_fields_that_exist() -> None:
 )
 def test_what_cannot_be_translated_is_refused_with_both_numbers(folder: Path, flags: str, words: list[str]) -> None:
     (folder / "typo.yaml").write_text(
-        "datasets: [{path: text.txt, rewards: [{unifiedreward_thnk: 0.9}, {ocr: 0.1}, {clip_sim: 0.1}]}]"
+        "datasets: [{path: text.txt, rewards: [{unifiedreward_thnk: 0.9}, {ocr: 0.1}, {deqa: 0.1}]}]"
     )
     (folder / "lost.yaml").write_text("datasets: [{path: gone.txt, rewards: [{ocr: 1}]}]")
     with pytest.raises(ConfigError) as raised:
