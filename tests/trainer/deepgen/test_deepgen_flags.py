@@ -121,7 +121,7 @@ def test_what_differs_is_said_in_the_line() -> None:
     for line in (
         "prompts_per_step: 32  # 256 pictures, 8 of each, over all GPUs, however many there are",
         "timestep_fraction: 0.6123  # 30 of the 49 stochastic steps; 0.6 of 50 there",
-        "clip_sim: {service: clip, reward: clip_sim}  # by a service, not by every rank",
+        "clip_sim: {reward: clip_sim, service: clip}  # by a service, not by every rank",
         "max_steps: 32  # 10 epochs of 100 prompts, 32 a step",
     ):
         assert line in text
