@@ -36,7 +36,7 @@ class Place:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file such as evaluation_metadata.jsonl. Raises ValueError naming the first wrong line, OSError."""
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(path.read_text("utf-8").splitlines()):
         if not line.strip():
             continue
