@@ -10,10 +10,13 @@ RUN : "${SERVICE:?give --build-arg SERVICE, a folder of services/}" "${PORT:?giv
     && python3 -m venv /opt/venv
 WORKDIR /build
 # The pins alone: this layer is built again only when they change.
-COPY requirements/base.txt requirements/
-COPY requirements/services/common.txt requirements/services/${SERVICE}.txt requirements/services/
+COPY requirements/cpu.txt requirements/cuda.txt requirements/
+COPY requirements/services/${SERVICE}.txt requirements/services/
+COPY scripts/torch_pins.sh scripts/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r "requirements/services/${SERVICE}.txt" \
+    list="requirements/services/${SERVICE}.txt" \
+    && torch="$(sh scripts/torch_pins.sh /opt/venv/bin/python "$list")" \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r "$list" ${torch:+"$torch"} \
     && /opt/venv/bin/pip check \
     && /opt/venv/bin/pip uninstall --yes --quiet pip
 

@@ -9,8 +9,8 @@ FROM ${PYTHON_IMAGE} AS packages
 ENV VENV=/opt/venv
 WORKDIR /app
 # The pins alone: this layer is built again only when they change.
-COPY requirements/base.txt requirements/
-COPY scripts/setup_venv.sh scripts/
+COPY requirements/base.txt requirements/cpu.txt requirements/cuda.txt requirements/
+COPY scripts/setup_venv.sh scripts/torch_pins.sh scripts/
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     export PIP_NO_CACHE_DIR=1 && source scripts/setup_venv.sh && ensure_venv base && "$VENV/bin/pip" check
@@ -20,10 +20,15 @@ ENV VENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBY
 # Otherwise onnxruntime writes down a device id and sends usage events.
 ENV ORT_DISABLE_TELEMETRY=1
 COPY --from=packages /opt/venv /opt/venv
+# Triton (policy.compile) and DeepSpeed's optimizer on the CPU compile when they are first used.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY train.sh ./
-COPY scripts/setup_venv.sh scripts/
-COPY requirements/base.txt requirements/
+COPY scripts/setup_venv.sh scripts/torch_pins.sh scripts/
+COPY requirements/base.txt requirements/cpu.txt requirements/cuda.txt requirements/
 COPY assets assets
 COPY configs configs
 COPY machine machine

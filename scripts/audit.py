@@ -45,7 +45,7 @@ class Findings:
 def pinned(path: Path) -> dict[str, str]:
     """The `name==version` lines of a requirements file, by name."""
     lines = (line.strip() for line in path.read_text("utf-8").splitlines())
-    pins = (line for line in lines if line and not line.startswith(("#", "-")))
+    pins = (line.removesuffix("\\").rstrip() for line in lines if line and not line.startswith(("#", "-")))
     return {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower(): pin for pin in pins}
 
 

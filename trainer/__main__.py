@@ -28,6 +28,9 @@ FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of al
 def _train(args: argparse.Namespace) -> int:
     with StopSignals() as signals:  # before torch is imported, which takes seconds
         config = _recipe(args)
+        from trainer.reporters.installed import check_installed
+
+        check_installed(config.logging.report_to)
         from trainer.loop import train
 
         return train(config, signals)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from scripts.hash_requirements import pins
 from services.common.auth import Tokens
 from tests.support.deployment import ROOT, own_services, settings_of
 
@@ -40,10 +41,10 @@ def normal(name: str) -> str:
 def listed(name: str) -> set[str]:
     """The packages an image's list names, with those of the lists it includes."""
     found: set[str] = set()
-    for line in lines(f"requirements/services/{name}.txt"):
+    for line in lines(f"requirements/services/{name}.in"):
         if line.startswith("-r "):
-            found |= listed(line.removeprefix("-r ").removesuffix(".txt"))
-        elif line and not line.startswith(("#", "-c ")):
+            found |= listed(line.removeprefix("-r ").removesuffix(".in"))
+        elif line and not line.startswith("#"):
             found.add(line)
     return found
 
@@ -90,15 +91,16 @@ def pinned() -> frozenset[str]:
 def test_an_image_installs_what_its_service_imports_and_no_more(name: str) -> None:
     imports = imported("wire") | imported("services/common") | imported(f"services/{name}")
     missing, idle = imports - needed(listed(name)), listed(name) - imports
-    assert not missing, f"add to requirements/services/{name}.txt, or to common.txt: {missing}"
-    assert not idle, f"remove from requirements/services/{name}.txt or common.txt, nothing imports them: {idle}"
+    assert not missing, f"add to requirements/services/{name}.in, or to common.in: {missing}"
+    assert not idle, f"remove from requirements/services/{name}.in or common.in, nothing imports them: {idle}"
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_versions_come_from_the_one_list_of_pins(name: str) -> None:
-    """The lists hold names; `-c ../base.txt` gives the versions, also of what the packages need themselves."""
-    assert lines("requirements/services/common.txt").count("-c ../base.txt") == 1
-    assert "-r common.txt" in lines(f"requirements/services/{name}.txt")
+    """The lists hold names; what is made of them has base.txt's versions and hashes, of what the packages need, too."""
+    assert "-r common.in" in lines(f"requirements/services/{name}.in")
+    base, made = pins(ROOT / "requirements/base.txt"), pins(ROOT / f"requirements/services/{name}.txt")
+    assert made == {package: base[package] for package in needed(listed(name))}, "run scripts/hash_requirements.py"
     assert all(re.fullmatch(r"[a-z0-9-]+", package) for package in listed(name))
     # torch's CUDA libraries, which a machine without a GPU does not have, are pinned by torch itself.
     assert needed(listed(name)) - pinned() == set()

@@ -22,6 +22,7 @@ _KL_TYPES: dict[str, Literal["velocity", "latent"]] = {"v-based": "velocity", "x
 _REPORTERS = ("tensorboard", "wandb", "swanlab")
 _DEEPSPEED = ("zero2", "zero3", "zero3_offload", "zero3_sd3")
 _KEEP_ALL = 1000
+_EXTRAS = "wandb, swanlab: pip install --require-hashes -r requirements/reporters.txt"
 
 
 _OURS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
@@ -49,7 +50,7 @@ def translate(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:
         **_evaluation(args),
         "checkpoint.save_every": Line(args.save_steps),
         "checkpoint.keep": Line(args.save_total_limit) if args.save_total_limit > 0 else Line(_KEEP_ALL, "all, there"),
-        "logging.report_to": Line(_reporters(args.report_to)),
+        "logging.report_to": Line(reporters := _reporters(args.report_to), _EXTRAS if len(reporters) > 1 else ""),
         **({"logging.name": Line(args.run_name)} if args.run_name else {}),
     }
     return lines, [*idle_flags(args, lines), *said]

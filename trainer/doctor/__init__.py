@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.doctor.findings import Finding, as_row, summary, to_json
-from trainer.doctor.packages import check_packages
+from trainer.doctor.packages import check_packages, check_reporters
 
 __all__ = ["Finding", "examine", "run_doctor"]
 
@@ -37,8 +37,9 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
         return
     yield Finding("config", "OK", f"{config_path} loads, and its values fit together")
     yield from check_packages()
+    yield from check_reporters(config)
     # Not before: these import torch, and a mistake in the config is said at once.
-    from trainer.doctor.machine import check_device, check_memory, check_ports
+    from trainer.doctor.machine import check_compiler, check_device, check_memory, check_ports
     from trainer.doctor.prompts import check_base, check_data, check_names
     from trainer.doctor.run_folder import check_disk, check_run
     from trainer.doctor.services import check_services
@@ -47,6 +48,7 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     sampler = yield from check_data(config)
     yield from check_base(config)
     yield from check_device(config)
+    yield from check_compiler(config)
     yield from check_memory(config)
     yield from check_disk(config)
     scorers = yield from check_run(config, sampler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from machine.gpus import GpuError, check_processes, shown, without_driver
 from trainer.config import Config, ConfigError
+from trainer.config.deepspeed import read_deepspeed
 from trainer.distributed import pick_device
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import held_bytes, is_count, is_large, planned_ranks, process_count, sizes
@@ -69,6 +71,28 @@ def _gpu_finding(processes: int) -> Finding:
     if free < total / 2:
         return Finding("device", "WARN", message, "something else holds more than half of it: see nvidia-smi")
     return Finding("device", "OK", message)
+
+
+def check_compiler(config: Config) -> Iterator[Finding]:
+    """A compiler, where something is compiled at its first use: Triton's kernels, DeepSpeed's optimizer on the CPU."""
+    reasons = []
+    if getattr(config.policy, "compile", False):
+        reasons.append("policy.compile")
+    if config.distributed.deepspeed is not None:
+        offload = read_deepspeed(config.distributed.deepspeed)["zero_optimization"].get("offload_optimizer", {})
+        if offload.get("device", "none") != "none":
+            reasons.append(f"offload_optimizer in {Path(config.distributed.deepspeed).name}")
+    if not reasons:
+        return
+    named = [os.environ.get("CC") or "cc", os.environ.get("CXX") or "c++"]
+    missing = [name for name in named if shutil.which(name) is None]
+    what = " and ".join(reasons)
+    if missing:
+        message = f"{what}: compiled at the first use, and there is no {' nor '.join(missing)}"
+        remedy = "install a compiler (Debian, Ubuntu: apt-get install g++), or name yours in CC and CXX"
+        yield Finding("compiler", "FAIL", message, remedy)
+    else:
+        yield Finding("compiler", "OK", f"{what}: {' and '.join(named)} are there")
 
 
 def check_memory(config: Config) -> Iterator[Finding]:

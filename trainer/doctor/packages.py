@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from trainer.config import Config, ConfigError
 from trainer.doctor.findings import Finding
+from trainer.reporters.installed import check_installed
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "base.txt"
 
@@ -18,7 +20,7 @@ def check_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
         yield Finding("packages", "WARN", f"no pins at {requirements}", "run the doctor from a checkout of the project")
         return
     lines = requirements.read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pins = dict(line.removesuffix("\\").strip().split("==") for line in lines if "==" in line and line[0] not in "# ")
     missing, other = [], []
     for name, pinned in pins.items():
         try:
@@ -36,3 +38,11 @@ def check_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
     if not missing and not other:
         python = ".".join(map(str, sys.version_info[:3]))
         yield Finding("packages", "OK", f"all {len(pins)} packages as pinned, Python {python}")
+
+
+def check_reporters(config: Config) -> Iterator[Finding]:
+    """Whether the optional reporters that the recipe names are installed."""
+    try:
+        check_installed(config.logging.report_to)
+    except ConfigError as error:
+        yield Finding("packages", "FAIL", str(error))
