@@ -40,6 +40,7 @@ MAY_UNPICKLE = {"services/common/transport.py"}
 
 # Imported inside functions, for engines and loggers that a user installs when wanted.
 OPTIONAL = {
+    "pip",
     "paddle",
     "paddleocr",
     "pytesseract",
