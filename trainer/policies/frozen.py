@@ -259,7 +259,7 @@ def refuse_sources(prompts: Sequence[Prompt], policy: str) -> None:
     for prompt in prompts:
         if prompt.source_images:
             raise ConfigError(
-                f"prompt {prompt.id!r} of data set {prompt.dataset!r} has source_images, first {prompt.source_images[0]}, but "
-                f"policy.type = {policy} draws from text alone: use sd3 or deepgen for edits; if the pictures are not what an "
-                "edit starts from, leave their field out of the rows"
+                f"prompt {prompt.id!r} of data set {prompt.dataset!r} has source_images, but policy.type = {policy} draws "
+                f"from text alone: use sd3 or deepgen for edits, or leave them out (first {prompt.source_images[0]}): in another "
+                "project's file that is the field of the pictures, such as image or ref_image"
             )

@@ -188,7 +188,6 @@ def test_targets_of_a_row_are_targets(folder: Path) -> None:
 
 def test_a_policy_without_edits_says_what_to_do(folder: Path) -> None:
     prompts = read(folder, {"prompt": "x", "images": ["a.png", "b.png"]}).prompts
-    with pytest.raises(
-        ConfigError, match=r"first .*a\.png, but policy\.type = flux .*use sd3 or deepgen.*leave their field out"
-    ):
+    words = r"policy\.type = flux .*use sd3 or deepgen.*leave them out \(first .*a\.png\): .*such as image or ref_image"
+    with pytest.raises(ConfigError, match=words):
         refuse_sources(prompts, "flux")
