@@ -151,7 +151,7 @@ from trainer import launch
 real = run.parse_args
 run.parse_args = lambda arguments: real([*arguments[: arguments.index("-m")], sys.argv[1]])
 launch._devices = lambda: None
-sys.exit(launch.main(["--nproc", "1", "train", "x"]))
+sys.exit(launch.main(["--nproc", "1", "train", "configs/quickstart.yaml"]))
 """
 
 
