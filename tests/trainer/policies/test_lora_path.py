@@ -66,12 +66,15 @@ def expect_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def first_export(tmp_path: Path, bases: dict[str, Path], kind: str) -> tuple[Path, dict[str, Tensor]]:
-    """Adapters that another run trained, as a file, and the whole weights they make."""
-    run = make_run(tmp_path / "first", section(kind, bases[kind], **FIRST))
-    whole = export_run(run, tmp_path / "whole", to="diffusers", dtype="float32")
-    file = export_run(run, tmp_path / "adapters", to="lora", dtype="float32") / LORA_FILE
-    return file, load_file(str(whole / "transformer" / "diffusion_pytorch_model.safetensors"))
+def first_export(bases: dict[str, Path], kind: str) -> tuple[Path, dict[str, Tensor]]:
+    """Adapters that another run trained, as a file, and the whole weights they make; written once for all tests."""
+    folder = bases[kind].with_name(f"{kind}_first")
+    if not folder.exists():
+        run = make_run(folder, section(kind, bases[kind], **FIRST))
+        export_run(run, folder / "whole", to="diffusers", dtype="float32")
+        export_run(run, folder / "adapters", to="lora", dtype="float32")
+    whole = load_file(str(folder / "whole" / "transformer" / "diffusion_pytorch_model.safetensors"))
+    return folder / "adapters" / LORA_FILE, whole
 
 
 @pytest.mark.parametrize("kind", list(MAKERS))
@@ -79,7 +82,7 @@ def first_export(tmp_path: Path, bases: dict[str, Path], kind: str) -> tuple[Pat
 def test_the_start_draws_as_the_file_whatever_rank_and_scale(
     tmp_path: Path, bases: dict[str, Path], kind: str, lora: dict[str, Any]
 ) -> None:
-    file, whole = first_export(tmp_path, bases, kind)
+    file, whole = first_export(bases, kind)
     expect_same(weights(section(kind, bases[kind], path=str(file), **lora)), whole)
     assert not all(torch.equal(t, whole[n]) for n, t in weights(section(kind, bases[kind], **lora)).items())
     folder = section(kind, bases[kind], path=str(file.parent), **lora)
@@ -89,7 +92,7 @@ def test_the_start_draws_as_the_file_whatever_rank_and_scale(
 
 def test_they_are_exported_again(tmp_path: Path, bases: dict[str, Path]) -> None:
     """A second run that moved them: its export is of the base, not of what it started from."""
-    file, _ = first_export(tmp_path, bases, "sd3")
+    file, _ = first_export(bases, "sd3")
     run = make_run(tmp_path / "second", section("sd3", bases["sd3"], path=str(file), rank=8, alpha=8.0), step=4)
     whole = export_run(run, tmp_path / "whole2", to="diffusers", dtype="float32", verify=True)
     again = export_run(run, tmp_path / "adapters2", to="lora", dtype="float32")
@@ -129,7 +132,7 @@ def as_alphas(tensors: dict[str, Tensor], folder: Path) -> Path:
 def test_other_programs_files_with_their_scales(
     tmp_path: Path, bases: dict[str, Path], write: Callable[[dict[str, Tensor], Path], Path]
 ) -> None:
-    file, whole = first_export(tmp_path, bases, "sd3")
+    file, whole = first_export(bases, "sd3")
     base = load_file(str(bases["sd3"] / "transformer" / "diffusion_pytorch_model.safetensors"))
     path = write(load_file(str(file)), tmp_path / "other")
     found = weights(section("sd3", bases["sd3"], path=str(path), rank=4, alpha=4.0))
@@ -137,7 +140,7 @@ def test_other_programs_files_with_their_scales(
 
 
 def test_names_of_comfyui_are_translated(tmp_path: Path, bases: dict[str, Path]) -> None:
-    file, whole = first_export(tmp_path, bases, "qwen_image")
+    file, whole = first_export(bases, "qwen_image")
     named = {n.replace("transformer.", "diffusion_model.", 1): t for n, t in load_file(str(file)).items()}
     save_file(named, str(tmp_path / "comfy.safetensors"))
     path = str(tmp_path / "comfy.safetensors")
@@ -160,7 +163,7 @@ def test_deepgen_takes_adapters_of_its_transformer(tmp_path: Path, bases: dict[s
 
 
 def test_the_reference_is_the_start_and_stays(tmp_path: Path, bases: dict[str, Path]) -> None:
-    file, _ = first_export(tmp_path, bases, "sd3")
+    file, _ = first_export(bases, "sd3")
     model = build(section("sd3", bases["sd3"], path=str(file), **FIRST))
     before = {name for name, p in model.network.named_parameters() if p.requires_grad}
     policy = FlowPolicy(model, keep_reference=True)
@@ -196,7 +199,7 @@ def test_the_reference_is_the_start_and_stays(tmp_path: Path, bases: dict[str, P
 def test_what_does_not_fit_is_refused(
     tmp_path: Path, bases: dict[str, Path], change: dict[str, Any], words: str
 ) -> None:
-    file, _ = first_export(tmp_path, bases, "sd3")
+    file, _ = first_export(bases, "sd3")
     with pytest.raises(ConfigError, match=words):
         build(section("sd3", bases["sd3"], **{**FIRST, "path": str(file), **change}))
 
@@ -223,7 +226,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path, bases: dict[str, Path])
 def test_a_run_goes_on_from_a_file_and_the_doctor_looks_at_it(
     tmp_path: Path, bases: dict[str, Path], recipe: Callable[..., Path]
 ) -> None:
-    file, _ = first_export(tmp_path, bases, "sd3")
+    file, _ = first_export(bases, "sd3")
     policy = section("sd3", bases["sd3"], path=str(file), **FIRST)
     sampling = {"prompts_per_step": 2, "group_size": 2, "micro_batch_size": 4, "num_inference_steps": 2, "shift": None}
     settings = {
