@@ -5,14 +5,18 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 
 # A service's default port, as in its settings.
-declare -A PORTS=([ocr]=18082 [hps]=18083 [rules]=18084 [unifiedreward]=18087 [eval]=18088)
-SERVICES=(ocr hps rules unifiedreward eval)
+declare -A PORTS=([ocr]=18082 [hps]=18083 [clip]=18080 [rules]=18084 [unifiedreward]=18087 [eval]=18088
+    [geneval]=18085 [imagereward]=18081 [regression]=18086)
+# What `docker compose up` starts, and the shelf.
+SERVICES=(ocr hps clip rules unifiedreward eval)
+SHELF=(geneval imagereward regression)
 
 usage() {
     cat <<'TEXT'
 Usage: bash scripts/build_images.sh [NAME ...]
 
-Builds rewards-NAME:TAG for each NAME: ocr, hps, rules, unifiedreward, eval, trainer. Without a name: the five services.
+Builds rewards-NAME:TAG for each NAME: ocr, hps, clip, rules, unifiedreward, eval, geneval, imagereward, regression, trainer.
+Without a name: the services that `docker compose up` starts, which are the first six.
 
 Environment:
     ENGINE            docker, podman or buildah (default: the first that works)
@@ -62,7 +66,7 @@ fi
 NAMES=("$@")
 ((${#NAMES[@]})) || NAMES=("${SERVICES[@]}")
 for name in "${NAMES[@]}"; do
-    [[ "$name" == trainer || -n "${PORTS[$name]:-}" ]] || die "no image $name. There are: ${SERVICES[*]} trainer."
+    [[ "$name" == trainer || -n "${PORTS[$name]:-}" ]] || die "no image $name. There are: ${SERVICES[*]} ${SHELF[*]} trainer."
 done
 if [[ "${DRY_RUN:-0}" == 1 ]]; then ENGINE="${ENGINE:-docker}"; else ENGINE="${ENGINE:-$(find_engine)}"; fi
 cd "$ROOT"

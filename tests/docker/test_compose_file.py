@@ -15,24 +15,23 @@ from services.common.settings import MIB
 from tests.support.deployment import (
     COMPOSE_FILE,
     ROOT,
-    VARIABLE,
     MissingVariableError,
     Tree,
     compose,
     env_file,
     interpolated,
     own_services,
+    prefix_of,
     settings_of,
+    variables,
 )
 
 SERVICES = compose()["services"]
-BUILT = {name for name in ("ocr", "hps", "rules", "unifiedreward", "eval")}
-PUBLISHED = {"ocr": 18082, "hps": 18083, "rules": 18084, "unifiedreward": 18087, "eval": 18088, "grafana": 3000}
-REQUIRED = {"HPS_MODEL_DIR", "HPS_GPU", "UNIFIEDREWARD_MODEL_DIR", "UNIFIEDREWARD_GPUS", "EVAL_MODEL_DIR", "EVAL_GPUS"}
-
-
-def variables() -> list[re.Match[str]]:
-    return list(VARIABLE.finditer(COMPOSE_FILE.read_text()))
+SHELF = {"geneval": 18085, "imagereward": 18081, "regression": 18086}
+OURS = {"ocr": 18082, "hps": 18083, "clip": 18080, "rules": 18084, "unifiedreward": 18087, "eval": 18088} | SHELF
+PUBLISHED = OURS | {"grafana": 3000}
+JUDGES = {"UNIFIEDREWARD_MODEL_DIR", "UNIFIEDREWARD_GPUS", "EVAL_MODEL_DIR", "EVAL_GPUS"}
+REQUIRED = {"HPS_MODEL_DIR", "HPS_GPU", "CLIP_MODEL_DIR"} | JUDGES
 
 
 def mebibytes(size: str) -> int:
@@ -51,13 +50,15 @@ def test_it_is_valid_by_the_compose_specification() -> None:
 
 
 def test_it_has_every_service_and_what_it_needs() -> None:
-    assert set(own_services()) == BUILT | {"ocr-worker"}
+    assert set(own_services()) == {*OURS, "ocr-worker"}
     others = {"redis", "unifiedreward-vllm", "eval-vllm", "prometheus", "grafana"}
     assert set(SERVICES) == set(own_services()) | others
     assert {name for name, service in SERVICES.items() if service.get("profiles") == ["observe"]} == {
         "prometheus",
         "grafana",
     }
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["shelf"]} == set(SHELF)
+    assert "profiles" not in SERVICES["clip"]
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -97,7 +98,7 @@ def test_a_service_agrees_with_its_settings(name: str) -> None:
     settings = settings_of(arguments["SERVICE"])
     fields = settings.model_fields
     assert int(arguments["PORT"]) == fields["port"].default
-    prefix = arguments["SERVICE"].upper() + "_"
+    prefix = prefix_of(arguments["SERVICE"])
     for variable in service["environment"]:
         # An unknown variable would be ignored without a word.
         assert variable.startswith(prefix) and variable.removeprefix(prefix).lower() in fields, variable
@@ -164,11 +165,11 @@ def test_redis_keeps_jobs_and_drops_only_what_expires() -> None:
     assert redis["volumes"] == ["redis-data:/data"]
 
 
-@pytest.mark.parametrize("name", ["hps", "unifiedreward-vllm", "eval-vllm"])
+@pytest.mark.parametrize("name", ["hps", "clip", *SHELF, "unifiedreward-vllm", "eval-vllm"])
 def test_models_are_mounted_read_only_and_never_made_up(name: str) -> None:
-    prefix = {"hps": "HPS", "unifiedreward-vllm": "UNIFIEDREWARD", "eval-vllm": "EVAL"}[name]
-    gpus = "HPS_GPU" if name == "hps" else f"{prefix}_GPUS"
-    service = compose({f"{prefix}_MODEL_DIR": "/models/it", gpus: "1,2"})["services"][name]
+    prefix = prefix_of(name.removesuffix("-vllm"))
+    gpus = f"{prefix}GPUS" if name.endswith("-vllm") else f"{prefix}GPU"
+    service = compose({f"{prefix}MODEL_DIR": "/models/it", gpus: "1,2"})["services"][name]
     assert service["volumes"] == [
         {
             "type": "bind",
@@ -180,6 +181,16 @@ def test_models_are_mounted_read_only_and_never_made_up(name: str) -> None:
     ]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "device_ids": ["1,2"], "capabilities": ["gpu"]}
+
+
+@pytest.mark.parametrize("name", ["clip", *SHELF])
+def test_light_services_share_the_gpu_of_hps_until_told_otherwise(name: str) -> None:
+    def gpu_in(environment: dict[str, str]) -> object:
+        (device,) = compose(environment)["services"][name]["deploy"]["resources"]["reservations"]["devices"]
+        return device["device_ids"]
+
+    assert gpu_in({"HPS_GPU": "3"}) == ["3"]
+    assert gpu_in({"HPS_GPU": "3", f"{prefix_of(name)}GPU": "5"}) == ["5"]
 
 
 def test_what_must_be_set_is_required_with_a_sentence() -> None:

@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 from services.common.settings import MIB, load_settings
-from tests.support.deployment import ROOT, Tree, compose, own_services, settings_of
+from tests.support.deployment import ROOT, Tree, compose, own_services, prefix_of, settings_of
 
 K8S = ROOT / "deploy/k8s"
-OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": ("ocr", "rules", "hps", "unifiedreward", "eval")}
+GPU = ("ocr", "rules", "hps", "clip", "unifiedreward", "eval")
+SHELF = ("geneval", "imagereward", "regression")
+OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": GPU, "shelf": (*GPU, *SHELF)}
 
 
 def documents(path: Path) -> list[Tree]:
@@ -69,7 +71,8 @@ def test_every_kustomization_names_files_that_exist_and_none_is_left_over() -> N
             assert target.exists(), f"{path}: {name}"
             used.add(target / "kustomization.yaml" if target.is_dir() else target)
     tops = {K8S / "overlays" / name / "kustomization.yaml" for name in OVERLAYS}
-    assert {path.resolve() for path in K8S.rglob("*.yaml")} - used == tops
+    # An overlay may stand on another.
+    assert {path.resolve() for path in K8S.rglob("*.yaml")} - used == tops - used
 
 
 @pytest.mark.parametrize("workload", workloads(written()), ids=lambda each: str(each["metadata"]["name"]))
@@ -243,7 +246,7 @@ def test_every_service_accepts_its_flags_and_environment(overlay: str, monkeypat
         inside = container(deployment)
         with monkeypatch.context() as patch:
             for variable in inside.get("env", []):
-                assert variable["name"].removeprefix(f"{service.upper()}_").lower() in settings_of(service).model_fields
+                assert variable["name"].removeprefix(prefix_of(service)).lower() in settings_of(service).model_fields
                 patch.setenv(variable["name"], variable["value"])
             settings = load_settings(settings_of(service), inside["args"])
         judged = service in {"unifiedreward", "eval"}
@@ -271,12 +274,17 @@ def test_gateways_ask_their_judge_as_in_compose(service: str) -> None:
     assert {"name": "model", "persistentVolumeClaim": {"claimName": f"{service}-model", "readOnly": True}} in volumes
 
 
-def test_every_hps_worker_has_a_gpu_and_every_pod_the_checkpoint() -> None:
-    deployments = of_kind(rendered("gpu"), "Deployment")
-    limits = {name: container(deployments[name])["resources"]["limits"] for name in ("hps-front", "hps-worker")}
-    assert limits["hps-worker"]["nvidia.com/gpu"] == "1" and "nvidia.com/gpu" not in limits["hps-front"]
-    for name in limits:
-        assert {"name": "HPS_CHECKPOINT", "value": "/model"} in container(deployments[name])["env"]
-        assert {"name": "model", "mountPath": "/model", "readOnly": True} in container(deployments[name])[
-            "volumeMounts"
-        ]
+@pytest.mark.parametrize("service", ["hps", "clip", *SHELF])
+def test_every_worker_with_a_model_has_a_gpu_and_every_pod_the_weights(service: str) -> None:
+    deployments = of_kind(rendered("shelf"), "Deployment")
+    limits = {part: container(deployments[f"{service}-{part}"])["resources"]["limits"] for part in ("front", "worker")}
+    assert limits["worker"]["nvidia.com/gpu"] == "1" and "nvidia.com/gpu" not in limits["front"]
+    for part in limits:
+        pod = deployments[f"{service}-{part}"]["spec"]["template"]["spec"]
+        inside = container(deployments[f"{service}-{part}"])
+        given = {variable["name"]: variable["value"] for variable in inside["env"]}
+        assert given[f"{prefix_of(service)}DTYPE"] == "bf16"
+        assert any(value.startswith("/model") for value in given.values())
+        assert {"name": "model", "mountPath": "/model", "readOnly": True} in inside["volumeMounts"]
+        claim = {"claimName": f"{service}-model", "readOnly": True}
+        assert {"name": "model", "persistentVolumeClaim": claim} in pod["volumes"]

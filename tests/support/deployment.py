@@ -14,7 +14,8 @@ from services.common.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
-VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
+# A variable that has no other in its default, so that `${A:-${B:-}}` is read from the inside out.
+VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^{}]*))?\}")
 Tree = dict[str, Any]
 
 
@@ -33,7 +34,18 @@ def interpolated(text: str, environment: Mapping[str, str]) -> str:
             raise MissingVariableError(f"{match['name']}: {match['rest']}")
         return str(match["rest"])
 
-    return VARIABLE.sub(value, text)
+    while VARIABLE.search(text):
+        text = VARIABLE.sub(value, text)
+    return text
+
+
+def variables() -> list[re.Match[str]]:
+    """Every variable of the compose file, those in the default of another included."""
+    found, text = [], COMPOSE_FILE.read_text()
+    while some := list(VARIABLE.finditer(text)):
+        found += some
+        text = VARIABLE.sub("", text)
+    return found
 
 
 def compose(environment: Mapping[str, str] | None = None) -> Tree:
@@ -56,17 +68,21 @@ def own_services() -> dict[str, Tree]:
 
 
 def settings_of(service: str) -> type[ServiceSettings]:
-    """The settings class of one of our services, such as `ocr`."""
+    """The settings class of one of our services, such as `ocr`: the one that its module defines."""
     folder = ROOT / "services" / service
     module = importlib.import_module(
         f"services.{service}.{'settings' if (folder / 'settings.py').exists() else '__main__'}"
     )
-    prefix = service.upper() + "_"
-    for found in vars(module).values():
-        if (
-            isinstance(found, type)
-            and issubclass(found, ServiceSettings)
-            and found.model_config["env_prefix"] == prefix
-        ):
-            return found
-    raise LookupError(f"{module.__name__} has no settings with the prefix {prefix}")
+    found = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, ServiceSettings) and each.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise LookupError(f"{module.__name__} defines {len(found)} settings classes of a service, not one")
+    return found[0]
+
+
+def prefix_of(service: str) -> str:
+    """What the service's variables begin with, such as IMAGE_REWARD_: as its settings say, not as its name."""
+    return str(settings_of(service).model_config["env_prefix"])
