@@ -26,12 +26,14 @@ import uvicorn
 from PIL import Image, ImageDraw, ImageFont, ImageStat
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
+from benchmarks.shapes_detector import draw
 from services.common.app import create_app
 from services.common.fakes import FakeScorer, PromptLengthScorer
 from services.common.run import bind, url_of
 from services.common.scorer import Failure, Item, Result, Score, Scorer
 from services.common.settings import ServiceSettings
 from tests.support.chromium import CHROMIUM, NOT_INSTALLED
+from tests.support.tiny_services import SHAPES_DETECTOR
 from wire.schema import ErrorCode, ScorerInfo
 
 # A busy machine's Chromium may take seconds to draw its first picture.
@@ -532,3 +534,33 @@ def test_pictures_come_by_drop_and_paste_and_others_are_redrawn(open_page: OpenP
         assert shown_scores(page) == [5.0, 5.0]
         assert canvas_image(page).getpixel((15, 10)) == (10, 200, 30)
         assert page.get_by_role("link", name="Save green.png").count() == 2
+
+
+@pytest.mark.browser
+def test_the_objects_that_geneval_found_are_boxed(
+    serving_factory: Callable[..., Any], open_page: OpenPage, tmp_path: Path
+) -> None:
+    row = {"tag": "single_object", "include": [{"class": "circle", "count": 1}]}
+    picture, [(_, (left, top, right, bottom))] = draw(3, ["circle"])
+    picture.save(tmp_path / "circle.png")
+    flags = ("--device", "cpu", "--threads", "1", "--detector", SHAPES_DETECTOR)
+    with serving_factory(*flags, module="services.geneval") as server:
+        server.wait_ready(60)
+        page = open_page(server.url)
+        give(page, tmp_path / "circle.png")
+        page.get_by_text("More to send").click()
+        page.get_by_label("Metadata").fill(json.dumps(row))
+        score(page, "a photo of a circle")
+        assert shown_scores(page) == [1.0]
+        assert page.locator(".lines li span:first-child").all_inner_texts() == ["circle"]
+        drawn = canvas_image(page)
+    pink = [
+        (x, y)
+        for x in range(drawn.width)
+        for y in range(drawn.height)
+        if math.dist(drawn.getpixel((x, y)), BOX_COLOR) < 40
+    ]
+    columns, rows = sorted(x for x, _ in pink), sorted(y for _, y in pink)
+    # The detector's box is a pixel or two beside the drawn one; the number's label stands above its corner.
+    assert columns[0] == pytest.approx(left, abs=5) and columns[-1] == pytest.approx(right, abs=5)
+    assert rows[0] <= top and rows[-1] == pytest.approx(bottom, abs=5)
