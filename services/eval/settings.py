@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from services.common.judge.settings import JudgeOptions, JudgeSettings
+from services.common.judge.settings import JudgeOptions, JudgeSettings, MaxTokens
 from services.eval.judge import JudgeMethod
 from services.eval.prompting import load_instructions
 from services.eval.scorer import EvalScorer
@@ -29,6 +29,7 @@ class EvalOptions(JudgeOptions):
         default="http://127.0.0.1:8000", pattern=r"^https?://\S+$", description="The judge's OpenAI-compatible server."
     )
     model: str = Field(default="QwenVL", min_length=1, description="The judge's served name.")
+    max_tokens: MaxTokens = 4096
     template_en: Path | None = Field(
         default=None, description="Text the judge is asked with for English test points; unset: our own wording."
     )

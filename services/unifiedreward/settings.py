@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.common.judge.settings import JudgeSettings
+from services.common.judge.settings import JudgeSettings, MaxTokens
 from services.common.settings import Port
 from services.unifiedreward.groups import FlexWeights, Tournament
 from services.unifiedreward.kinds import FAMILY_KINDS, Family, KindName
@@ -53,6 +53,7 @@ class UnifiedRewardSettings(JudgeSettings):
     flex_category_weights: Annotated[tuple[Weight, Weight, Weight], NoDecode] = Field(
         default=(1.0, 0.7, 0.7), description="Weights of the categories A, B and C, separated by commas."
     )
+    max_tokens: MaxTokens = 4096
     structured: Structured = Field(
         default="auto",
         description="Hold JSON answers to their schema: auto only with our own texts, on with published ones too.",

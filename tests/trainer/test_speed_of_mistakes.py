@@ -20,6 +20,7 @@ from services.ocr.scoring import VARIANTS
 from services.regression.recipe import RECIPES
 from services.rules.scorer import builtin_rewards
 from services.unifiedreward.kinds import PAIR_QUESTIONS, POINT_QUESTIONS
+from services.vqa.questions import READINGS
 from trainer import __main__ as command
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
@@ -114,6 +115,7 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
     assert set(REWARDS["geneval"]) == set(GenevalScorer(some, device="cpu").rewards)
     assert set(REWARDS["imagereward"]) == set(ImageRewardScorer(some, some.path, device="cpu").rewards)
     assert set(REWARDS["regression"]) == set(RECIPES)
+    assert set(REWARDS["vqa"]) == set(READINGS)
     assert set(command.FORMATS) == {name for formats in EXPORTERS.values() for name in formats}
     folders = {path.parent.name for path in (ROOT / "services").glob("*/__main__.py")} - {"loadtest"}
     assert set(REWARDS) == folders

@@ -24,6 +24,8 @@ URL_VARIABLES = {
     "imagereward": "IMAGE_REWARD_URL",
     "geneval": "GEN_EVAL_URL",
     "editreward": "EDITREWARD_URL",
+    "deqa": "DEQA_URL",
+    "vqa": "VQA_URL",
 }
 
 

@@ -42,6 +42,7 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "geneval": ("geneval", "geneval_strict", "geneval_soft", "geneval_soft_plain", "gdino"),
     "imagereward": ("imagereward",),
     "regression": ("hpsv3", "editreward"),
+    "vqa": ("vqa_yes", "vqa_yes_ratio", "deqa", "deqa_over_5"),
 }
 _SERVICES = Path(__file__).resolve().parents[2] / "services"
 

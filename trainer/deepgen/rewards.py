@@ -14,7 +14,7 @@ class Served:
     remark: str = ""
 
 
-# By the names that a recipe gives the services. One CLIP service may stand for three.
+# By the names that a recipe gives the services. One CLIP service may stand for three; deqa is the VQA service.
 PORTS = {
     "clip": 18080,
     "aesthetic": 18080,
@@ -27,6 +27,7 @@ PORTS = {
     "editreward": 18086,
     "unifiedreward": 18087,
     "eval": 18088,
+    "deqa": 18089,
 }
 
 _NO_SERVICE = "no service of ours gives it"
@@ -52,6 +53,9 @@ REWARDS: dict[str, Served | str] = {
     "gen_eval": Served("geneval", "geneval_soft", f"{_NEVER_WORKED}; prompts need GenEval's rows as metadata"),
     "editreward": Served("editreward", "editreward", f"{_NEVER_WORKED}; our regression service, for edits alone"),
     "sim_direction": Served("clip", "clip_direction", f"{_NEVER_WORKED}; edits need metadata.source_prompt"),
-    **dict.fromkeys(("ocr_vllm", "unifiedreward_sglang", "deqa"), _NO_SERVICE),
+    "deqa": Served(
+        "deqa", "deqa_over_5", "our VQA service: the formula by a judge that vLLM serves, not DeQA-Score's model"
+    ),
+    **dict.fromkeys(("ocr_vllm", "unifiedreward_sglang"), _NO_SERVICE),
     **dict.fromkeys(("recon", "format"), _NEVER_WORKED),
 }

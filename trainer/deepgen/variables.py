@@ -95,7 +95,7 @@ def _never(text: str) -> dict[str, Any]:
 
 
 # The services that DeepGen-RL finds by REWARD_SERVICE_ADDR where their own variable is not set.
-_ADDRESSED = ("ocr", "hps", "aesthetic", "pickscore", "imagereward", "geneval", "editreward")
+_ADDRESSED = ("ocr", "hps", "aesthetic", "pickscore", "imagereward", "geneval", "editreward", "deqa")
 _DEEPGEN = ("policy.type", "deepgen")
 _NFT = ("algorithm.objective", "diffusion_nft")
 _NOT_SERVED = "no service of ours gives this reward; leave it out by data.ignore_rewards"
@@ -166,7 +166,10 @@ VARIABLES: dict[str, Variable] = {
     "IMAGE_REWARD_URL": _service_url("imagereward", "our ImageReward service, at 18081"),
     "GEN_EVAL_URL": _service_url("geneval", "our GenEval service, at 18085"),
     "EDITREWARD_URL": _service_url("editreward", "our regression service, at 18086: 18088 is the judge's port here"),
-    **{f"{name}_URL": Variable(_NOT_SERVED) for name in ("DEQA", "UNIFIEDREWARD_SGLANG", "OCR_VLLM")},
+    "DEQA_URL": _service_url(
+        "deqa", "our VQA service, at 18089; vLLM is behind it, given to the service as `--judge-url`"
+    ),
+    **{f"{name}_URL": Variable(_NOT_SERVED) for name in ("UNIFIEDREWARD_SGLANG", "OCR_VLLM")},
     "OCR_WORKERS": Variable(_OURS_READS.format("OCR", "its number of processes")),
     "HPS_WORKERS": Variable(_OURS_READS.format("HPS", "its number of processes, each with the weights")),
     "IMAGE_REWARD_WORKERS": Variable(

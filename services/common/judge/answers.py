@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # How a server says that the model came to its own end. Some name no reason at all.
 WHOLE = frozenset({None, "stop"})
 CUT = "length"  # at `max_tokens`: the same question would be cut there again
+
+_ROUNDING = 1e-3  # by which a server's log-probability of something certain may be above 0
 
 _THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
@@ -26,6 +28,7 @@ class Answer:
     """What the judge said. `truncated`: it stopped at `max_tokens`, so the end is missing.
 
     Reasoning that the server sent apart stands before the text, in `<think>` tags, as where it is sent within.
+    `first_token`: the likeliest first tokens, each with its log-probability, if they were asked for.
     """
 
     text: str
@@ -33,6 +36,7 @@ class Answer:
     attempts: int = 1
     seconds: float = 0.0
     completion_tokens: int = 0
+    first_token: Sequence[tuple[str, float]] = ()
 
 
 def read_completion(tree: Any, attempts: int = 1, seconds: float = 0.0) -> Answer:
@@ -45,7 +49,7 @@ def read_completion(tree: Any, attempts: int = 1, seconds: float = 0.0) -> Answe
     if reason not in WHOLE and reason != CUT:
         raise BrokenOffError(f"the judge broke its answer off (finish_reason {reason!r:.40})")
     tokens = int((tree.get("usage") or {}).get("completion_tokens") or 0)
-    return Answer(_text(choice["message"]), reason == CUT, attempts, seconds, tokens)
+    return Answer(_text(choice["message"]), reason == CUT, attempts, seconds, tokens, _first_token(choice))
 
 
 def to_ascii(text: str) -> str:
@@ -75,3 +79,13 @@ def _text(message: Mapping[str, Any]) -> str:
     if not thought:
         return content
     return f"<think>\n{thought}\n</think>\n{content}" if content.strip() else f"<think>\n{thought}"
+
+
+def _first_token(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Empty where the server sent no log-probabilities."""
+    places = (choice.get("logprobs") or {}).get("content") or []
+    tops = places[0].get("top_logprobs") or [] if places else []
+    named = tuple((str(top["token"]), float(top["logprob"])) for top in tops)
+    if not all(logprob <= _ROUNDING for _, logprob in named):  # false for NaN, too
+        raise ValueError("a log-probability is above 0")
+    return named

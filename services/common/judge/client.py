@@ -174,13 +174,15 @@ class JudgeClient:
         schema: Mapping[str, Any] | None = None,
         temperature: float = 0,
         seed: int | None = None,
+        top_logprobs: int | None = None,
         has_slot: bool = False,
     ) -> Answer:
         """One user message, answered at `temperature`. `schema` is a JSON schema the answer must follow.
 
-        `has_slot`: the caller took one of `slots` for this call, and gives it back. `deadline` is in `time.monotonic()` seconds and includes the wait for a free slot. Refusals that may pass are
-        tried again `attempts` times; a server that cannot be reached is tried until the deadline, so that calls live
-        through its restart. Raises JudgeError.
+        `top_logprobs`: how many of the likeliest first tokens the answer shall name. `has_slot`: the caller took one of
+        `slots` for this call, and gives it back. `deadline` is in `time.monotonic()` seconds and includes the wait for
+        a free slot. Refusals that may pass are tried again `attempts` times; a server that cannot be reached is tried
+        until the deadline, so that calls live through its restart. Raises JudgeError.
         """
         body: dict[str, Any] = {
             "model": self.endpoint.model,
@@ -191,6 +193,8 @@ class JudgeClient:
         }
         if seed is not None:
             body["seed"] = seed
+        if top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": top_logprobs}
         if schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         started = time.monotonic()

@@ -25,13 +25,17 @@ from services.common.settings import Port, load_settings
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: a completion, or an error when `status` is not 200. `reasoning` is sent apart from the text."""
+    """One answer: a completion, or an error when `status` is not 200. `reasoning` is sent apart from the text.
+
+    `first_token`: the likeliest first tokens and their log-probabilities, sent to who asks for them.
+    """
 
     text: str | None = ""
     finish_reason: str | None = "stop"
     status: int = 200
     delay_s: float = 0.0
     reasoning: str | None = None
+    first_token: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class ScriptedJudge:
                     self.questions.append(question)
                 reply = self.behave(question)
                 await asyncio.sleep(reply.delay_s)
-                return _to_response(reply, self.model)
+                return _to_response(reply, self.model, body.get("top_logprobs") if body.get("logprobs") else None)
             finally:
                 self._now -= 1
 
@@ -113,13 +117,16 @@ def answer_about(template: str, question: Question) -> str:
     return template.replace("{brighter}", str(best)).replace("{brightness}", f"{grey[0]:.4f}")
 
 
-def _to_response(reply: Reply, model: str) -> Response:
+def _to_response(reply: Reply, model: str, top_logprobs: int | None) -> Response:
     if reply.status != 200:
         return JSONResponse({"error": {"message": reply.text}}, status_code=reply.status)
     message = {"role": "assistant", "content": reply.text}
     if reply.reasoning is not None:
         message["reasoning_content"] = reply.reasoning
-    choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+    if top_logprobs is not None and reply.first_token:
+        tops = [{"token": token, "logprob": logprob} for token, logprob in reply.first_token]
+        choice["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops[:top_logprobs]}]}
     usage = {"prompt_tokens": 1, "completion_tokens": len((reply.text or "").split())}
     return JSONResponse({"object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
 

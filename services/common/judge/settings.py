@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -14,9 +14,11 @@ from services.common.judge.client import JudgeEndpoint
 from services.common.judge.content import ImageFormat
 from services.common.settings import CaFile, ServiceSettings, is_loopback, without_password
 
+MaxTokens = Annotated[int, Field(ge=1, description="Longest answer, in tokens.")]
+
 
 class JudgeOptions(BaseSettings):
-    """How the judge is reached and asked; subclasses give `judge_url`, `model` and `max_tokens` their defaults."""
+    """How the judge is reached and asked; subclasses give `judge_url` and `model` their defaults."""
 
     judge_url: str = Field(
         default="http://127.0.0.1:8001", pattern=r"^https?://\S+$", description="The judge's OpenAI-compatible server."
@@ -28,7 +30,6 @@ class JudgeOptions(BaseSettings):
     concurrency: int = Field(default=64, ge=1, le=4096, description="Most calls the judge sees at a time.")
     attempts: int = Field(default=3, ge=1, le=20, description="Tries of a call that is refused (429, 5xx).")
     call_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="Longest one try of a call may take.")
-    max_tokens: int = Field(default=4096, ge=1, description="Longest answer, in tokens.")
     image_format: ImageFormat = Field(
         default="jpeg", description="How the judge gets images: jpeg (quality 95) or png."
     )

@@ -17,13 +17,15 @@ from services.common.judge.scripted import Reply
 from services.eval.settings import EvalSettings, make_scorer
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
+from services.vqa.scorer import VqaScorer
+from services.vqa.settings import VqaSettings
 from tests.support.gateways import score_request
 from tests.support.judges import judging
 from tests.support.redis_services import until
 
 pytestmark = pytest.mark.anyio
 
-ALIVE = Reply("<answer>Image 1 is better</answer><score>[1]</score>")
+ALIVE = Reply("<answer>Image 1 is better</answer><score>[1]</score>", first_token=(("Yes", -0.5),))
 DEAD = Reply("EngineDeadError", status=500)
 IMAGES = [Image.new("RGB", (8, 8), (level,) * 3) for level in (10, 20, 30)]
 METADATA = {"testpoints": ["Style"], "descriptions": ["ink"]}
@@ -49,6 +51,11 @@ def evaluation(url, **more):
     return make_scorer(settings), settings
 
 
+def vqa(url, **more):
+    settings = VqaSettings(judge_url=url, model="judge", check_model=False, **more)
+    return VqaScorer(settings), settings
+
+
 @asynccontextmanager
 async def gateway(make, judge, **more):
     scorer, settings = make(judge.url, cache_entries=0, **more)
@@ -68,7 +75,7 @@ def body(prompt="a lamp"):
     return request
 
 
-@pytest.mark.parametrize("make", [unifiedreward, evaluation])
+@pytest.mark.parametrize("make", [unifiedreward, evaluation, vqa])
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 async def test_several_5xx_without_a_200_between_them_make_the_service_not_ready(make, status):
     behave = Judge()

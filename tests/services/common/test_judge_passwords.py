@@ -13,6 +13,8 @@ from services.common.judge.passthrough import PassThrough
 from services.eval.settings import EvalSettings, make_scorer
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
+from services.vqa.scorer import VqaScorer
+from services.vqa.settings import VqaSettings
 from tests.support.judges import judging
 from tests.support.service_process import ready_service
 
@@ -26,6 +28,9 @@ def app_of(service, **settings):
     if service == "eval":
         given = EvalSettings(**settings)
         scorer = make_scorer(given)
+    elif service == "vqa":
+        given = VqaSettings(**settings)
+        scorer = VqaScorer(given)
     else:
         given = UnifiedRewardSettings(**settings)
         scorer = UnifiedRewardScorer(given)
@@ -37,7 +42,7 @@ def basic(text):
     return f"Basic {base64.b64encode(text.encode()).decode()}"
 
 
-@pytest.mark.parametrize("service", ["unifiedreward", "eval"])
+@pytest.mark.parametrize("service", ["unifiedreward", "eval", "vqa"])
 @pytest.mark.parametrize("legacy", [False, True])
 async def test_bearer_or_a_password_in_the_url(tmp_path, service, legacy):
     file = tmp_path / "tokens"
@@ -62,7 +67,7 @@ async def test_bearer_or_a_password_in_the_url(tmp_path, service, legacy):
             assert refused.status_code == 401, "passwords are for these routes only"
 
 
-@pytest.mark.parametrize("service", ["unifiedreward", "eval"])
+@pytest.mark.parametrize("service", ["unifiedreward", "eval", "vqa"])
 def test_a_client_that_has_only_a_url_asks_the_judge(tmp_path, service):
     """As DeepGen-RL's `UniGenBenchScorer` asks its judge: the address and /v1/chat/completions."""
     file = tmp_path / "tokens"
