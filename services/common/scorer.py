@@ -56,7 +56,8 @@ class Scorer(Protocol):
     `load` and `score` run off the event loop, one call at a time, and may block. Heavy imports belong in `load`. What
     else is to be known of it, as JSON, may be in an attribute `about`, which /v1/info shows; it is asked for off the
     event loop, too, before `load` or after. Rewards that look at the images alone, whatever the prompt, may be named in
-    an attribute `image_only`.
+    an attribute `image_only`. One that serves other trainers' requests with rows of metadata has an attribute
+    `legacy_rows`, a `ServesRows`.
     """
 
     @property

@@ -33,6 +33,7 @@ from services.common.limits import RateLimits
 from services.common.loops import Loop
 from services.common.memory import Hold, MemoryBudget
 from services.common.metrics import Metrics
+from services.common.rows import ServesRows
 from services.common.scorer import AsyncScorer, Failure, Scorer
 from services.common.settings import ServiceSettings
 from wire.images import ImageLimits
@@ -63,6 +64,7 @@ class Service:
         self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
         self.default_reward = next(iter(self.rewards))
         self.image_only = frozenset(getattr(scorer, "image_only", ()))
+        self.legacy_rows: ServesRows | None = getattr(scorer, "legacy_rows", None)
         self._about: Callable[[], Mapping[str, JsonValue]] = lambda: getattr(scorer, "about", {})
         self.draining = False
         self.failure: str | None = None

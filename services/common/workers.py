@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from services.common.isolation import NOT_AWAITED, score_isolated
 from services.common.patience import Backoff, NobodyWaits, Patience, StartFailed, WorkerDied, always
+from services.common.rows import ServesRows
 from services.common.scorer import Failure, Item, Result, Scorer
 from services.common.transport import receive, send, send_stop
 from wire.schema import ErrorCode, ScorerInfo
@@ -96,6 +97,18 @@ class ProcessPool:
         """What the scorer says of itself."""
         about: Mapping[str, JsonValue] = getattr(self._front, "about", {})
         return about
+
+    @property
+    def image_only(self) -> Sequence[str]:
+        """The scorer's rewards that look at the images alone."""
+        named: Sequence[str] = getattr(self._front, "image_only", ())
+        return named
+
+    @property
+    def legacy_rows(self) -> ServesRows | None:
+        """How the scorer serves requests with rows of metadata; None where it does not."""
+        serves: ServesRows | None = getattr(self._front, "legacy_rows", None)
+        return serves
 
     def warmup(self) -> Sequence[tuple[str, Item]]:
         return self._front.warmup()

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from services.common.scorer import Failure, Item, Result, Score
 from services.common.sources import Source
 from services.geneval.grounding import GroundingTask, gdino_score
+from services.geneval.reward_server import RewardServerRows
 from services.geneval.rules import Verdict, verdict
 from services.geneval.specification import Specification
 from wire.schema import ErrorCode, ScorerInfo
@@ -53,6 +54,8 @@ class GenevalScorer:
     items that ask for a colour have no score.
     Raises ValueError when the device is not there.
     """
+
+    legacy_rows = RewardServerRows()
 
     def __init__(
         self,

@@ -47,11 +47,11 @@ def _check_request(decoder: str, body: bytes) -> None:
     from services.common.errors import ApiError
     from services.common.intake import parse_request
     from services.common.legacy.compute import parse_compute
-    from services.common.legacy.pickled import parse_pickled
+    from services.common.legacy.pickled import PickledRequest
     from wire.images import BadImageError, ImageLimits, decode_ref
     from wire.schema import ScoreRequest
 
-    parse = {"compute": partial(parse_compute, "r"), "pickled": partial(parse_pickled, "r")}.get(decoder, parse_request)
+    parse = {"compute": partial(parse_compute, "r"), "pickled": PickledRequest("r").parse}.get(decoder, parse_request)
     kind = "multipart/form-data; boundary=xx" if decoder == "multipart" else "application/json"
     try:
         parsed = parse(bytearray(body), kind, _settings())

@@ -6,18 +6,17 @@ name a reward, group its items, or say that a score is missing; docs/legacy_clie
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from services.common.errors import ApiError
-from services.common.intake import Parsed
 from services.common.legacy.compute import dump_rewards, parse_compute
 from services.common.legacy.items import choose_reward, may_pass, scores_of
-from services.common.legacy.pickled import PickledError, dump_scores, parse_pickled
-from services.common.service import Service
+from services.common.legacy.pickled import PickledError, PickledRequest
+from services.common.service import Parse, Service
+from wire.schema import ScoreResponse
 
 
 def add_legacy_routes(app: FastAPI, service: Service) -> None:
@@ -26,23 +25,23 @@ def add_legacy_routes(app: FastAPI, service: Service) -> None:
     missing = service.settings.legacy_missing
     needs_prompt = reward not in service.image_only
 
-    async def scores(request: Request, parse: Callable[..., Parsed]) -> list[float]:
-        read = partial(parse, reward, needs_prompt=needs_prompt)
+    async def response(request: Request, parse: Parse) -> ScoreResponse:
+        leaves_after_s = service.settings.legacy_timeout_s
         try:
-            answer = await service.score(
-                request, request.scope["arrived"], read, leaves_after_s=service.settings.legacy_timeout_s
-            )
+            return await service.score(request, request.scope["arrived"], parse, leaves_after_s=leaves_after_s)
         except ApiError as error:
             raise may_pass(error.message, error.code) if error.status == 504 else error from error
-        return scores_of(answer, missing)
 
     @app.post("/", include_in_schema=False)
     async def pickled(request: Request) -> Response:
+        asked = PickledRequest(reward, needs_prompt=needs_prompt, serves_rows=service.legacy_rows)
         try:
-            return Response(dump_scores(await scores(request, parse_pickled)), media_type=PickledError.media_type)
+            answer = asked.answer(await response(request, asked.parse), missing)
         except ApiError as error:
             return PickledError(error)
+        return Response(answer, media_type=PickledError.media_type)
 
     @app.post("/compute", include_in_schema=False)
     async def compute(request: Request) -> Response:
-        return Response(dump_rewards(await scores(request, parse_compute)), media_type="application/json")
+        scores = scores_of(await response(request, partial(parse_compute, reward, needs_prompt=needs_prompt)), missing)
+        return Response(dump_rewards(scores), media_type="application/json")

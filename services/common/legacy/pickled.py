@@ -1,74 +1,89 @@
 """The pickle protocol: `{"images": [bytes], "prompts": [str], "metadata": {}}` in, `{"scores": [float]}` out.
 
+With `meta_datas` in place of prompts, `services/common/legacy/rows.py` says more.
+
 Spoken by flow_grpo (its reward-server), verl-omni (`http_scorer_client`) and DeepGen-RL (`RewardEvaluatorClient`).
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from services.common.errors import ApiError, ErrorResponse
 from services.common.intake import Parsed
-from services.common.legacy.items import check_column, check_count, check_prompts, check_shared, to_parsed
-from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, dump_plain, load_plain
+from services.common.legacy.items import check_column, check_count, check_prompts, check_shared, scores_of, to_parsed
+from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, Plain, dump_plain, load_plain
+from services.common.legacy.rows import ROWS, prompts_of, read_rows
 from services.common.memory import Hold
+from services.common.rows import Rows, ServesRows
 from services.common.settings import ServiceSettings
 from wire.containers import media_type_of
+from wire.schema import ScoreResponse
 
 
 class PickledError(ErrorResponse):
-    """An error as clients of the pickle protocol read it: `{"error": message}`."""
+    """An error as clients of the pickle protocol read it: `{"error": message}`, with the field in the message."""
 
     media_type = "application/octet-stream"
 
     def body_of(self, error: ApiError) -> bytes:
-        return dump_plain({"error": error.message})
+        named = error.message if error.field is None else f"{error.field}: {error.message}"
+        return dump_plain({"error": named})
 
 
-def parse_pickled(
-    reward: str,
-    body: bytes | bytearray,
-    _content_type: str,
-    settings: ServiceSettings,
-    hold: Hold | None = None,
-    *,
-    needs_prompt: bool = True,
-) -> Parsed:
-    """Read a pickled request. `hold` is charged with what becomes of it. Raises ApiError 400, 413, 422 or 429.
+class PickledRequest:
+    """One request: it is read, and then answered in the form it asked for."""
 
-    `images` may be `{"source": [...], "edited": [...]}` for edits. `prompts` may be missing where the reward does not
-    need them. `metadata` is one dict for all items, or a list of one per item.
-    """
-    try:
-        tree = load_plain(body, charge=None if hold is None else hold.take)
-    except PickleTooLarge as error:
-        raise ApiError(413, str(error)) from error
-    except PickleError as error:
-        raise ApiError(400, str(error)) from error
-    if not isinstance(tree, dict) or "images" not in tree:
-        raise ApiError(422, "a dict with `images`, `prompts` and `metadata` is needed", field="images")
-    if "meta_datas" in tree:
-        raise ApiError(
-            422,
-            "GenEval's requests (`meta_datas`) ask for an object detector, which is not served here",
-            field="meta_datas",
-        )
-    given = tree["images"]
-    images, sources = (given.get("edited"), given.get("source")) if isinstance(given, dict) else (given, None)
-    count = len(images) if isinstance(images, list) else 0
-    check_count("images", count, settings)
-    metadata = tree.get("metadata") or {}
-    if not isinstance(metadata, list):
-        check_shared("metadata", metadata, count)
-        metadata = [metadata] * count
-    parts: dict[str, memoryview] = {}
-    columns = {
-        "images": _refs("images", check_column("images", images, count), parts),
-        "prompt": check_prompts("prompts", tree.get("prompts"), count, reward, needs_prompt),
-        "metadata": check_column("metadata", metadata, count),
-    }
-    if sources is not None:
-        columns["source_images"] = _refs("images.source", check_column("images.source", sources, count), parts)
-    items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return to_parsed(reward, items, parts, settings)
+    def __init__(self, reward: str, *, needs_prompt: bool = True, serves_rows: ServesRows | None = None) -> None:
+        """`reward` is that of requests with prompts; those with rows of metadata are for `serves_rows`, if there is one."""
+        self._reward = reward
+        self._needs_prompt = needs_prompt
+        self._serves_rows = serves_rows
+        self._rows: Rows | None = None
+
+    def parse(
+        self, body: bytes | bytearray, _content_type: str, settings: ServiceSettings, hold: Hold | None = None
+    ) -> Parsed:
+        """Read a pickled request. `hold` is charged with what becomes of it. Raises ApiError 400, 413, 422 or 429.
+
+        `images` may be `{"source": [...], "edited": [...]}` for edits. `prompts` may be missing where the reward does
+        not need them. `metadata` is one dict for all items, or a list of one per item.
+        """
+        tree = _load(body, hold)
+        given = tree["images"]
+        images, sources = (given.get("edited"), given.get("source")) if isinstance(given, dict) else (given, None)
+        count = len(images) if isinstance(images, list) else 0
+        check_count("images", count, settings)
+        reward, prompts, metadata = self._asked(tree, count)
+        parts: dict[str, memoryview] = {}
+        columns = {
+            "images": _refs("images", check_column("images", images, count), parts),
+            "prompt": prompts,
+            "metadata": metadata,
+        }
+        if sources is not None:
+            columns["source_images"] = _refs("images.source", check_column("images.source", sources, count), parts)
+        items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return to_parsed(reward, items, parts, settings)
+
+    def answer(self, response: ScoreResponse, missing: Literal["error", "nan"]) -> bytes:
+        """The pickle that the client reads, of the scores to what `parse` read. Raises ApiError, see `scores_of`."""
+        scores = scores_of(response, missing)
+        if self._rows is None or self._serves_rows is None:
+            return dump_scores(scores)
+        return dump_plain(self._serves_rows.answer(self._rows, response.results))
+
+    def _asked(self, tree: dict[str, Plain], count: int) -> tuple[str, list[Any], list[Any]]:
+        """The reward, and each item's prompt and metadata."""
+        if ROWS not in tree:
+            prompts = check_prompts("prompts", tree.get("prompts"), count, self._reward, self._needs_prompt)
+            return self._reward, prompts, _dealt_metadata(tree.get("metadata") or {}, count)
+        if self._serves_rows is None:
+            raise ApiError(
+                422, f"GenEval's requests (`{ROWS}`) ask for an object detector, which is not served here", field=ROWS
+            )
+        self._rows = read_rows(tree, count, self._serves_rows)
+        return self._serves_rows.reward, prompts_of(self._rows), [*self._rows.rows]
 
 
 def dump_scores(scores: list[float]) -> bytes:
@@ -92,3 +107,23 @@ def _refs(field: str, images: list[object], parts: dict[str, memoryview]) -> lis
         parts[name] = image
         refs.append([{"part": name, "media_type": media_type_of(image) or "image/jpeg"}])
     return refs
+
+
+def _load(body: bytes | bytearray, hold: Hold | None) -> dict[str, Plain]:
+    try:
+        tree = load_plain(body, charge=None if hold is None else hold.take)
+    except PickleTooLarge as error:
+        raise ApiError(413, str(error)) from error
+    except PickleError as error:
+        raise ApiError(400, str(error)) from error
+    if not isinstance(tree, dict) or "images" not in tree:
+        raise ApiError(422, "a dict with `images`, `prompts` and `metadata` is needed", field="images")
+    return tree
+
+
+def _dealt_metadata(metadata: Plain, count: int) -> list[Any]:
+    """One entry for each item."""
+    if isinstance(metadata, list):
+        return check_column("metadata", metadata, count)
+    check_shared("metadata", metadata, count)
+    return [metadata] * count

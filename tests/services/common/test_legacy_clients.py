@@ -174,7 +174,7 @@ async def test_metadata_sent_once_is_not_multiplied_without_limit(running):
         answer, value = await pickled(client, tree)
         other = await client.post("/compute", json=by_json)
     assert answer.status_code == other.status_code == 413
-    assert value["error"] == "300007000 characters of JSON when dealt out to 1000 items; the limit is 4194304"
+    assert value["error"] == "metadata: 300007000 characters of JSON when dealt out to 1000 items; the limit is 4194304"
     assert other.json()["error"]["field"] == "kwargs"
 
 

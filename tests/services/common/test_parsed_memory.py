@@ -12,7 +12,7 @@ from services.common.errors import ApiError
 from services.common.fakes import PromptLengthScorer
 from services.common.intake import parse_request
 from services.common.legacy.compute import parse_compute
-from services.common.legacy.pickled import parse_pickled
+from services.common.legacy.pickled import PickledRequest
 from services.common.memory import MemoryBudget
 from services.common.metrics import Metrics
 from services.common.settings import ServiceSettings
@@ -81,8 +81,8 @@ def test_a_json_part_and_the_other_protocols_count_too():
     flow = json.dumps({"prompt": ["p"], "image": [""], "kwargs": {"a": [{"k": 1}] * 30_000}}).encode()
     for call in (
         lambda hold: parse_request(part, "multipart/form-data; boundary=xx", SETTINGS, hold),
-        lambda hold: parse_pickled("r", pickle.dumps(batch, 4), "", SETTINGS, hold),
-        lambda hold: parse_pickled("r", pickle.dumps(wide, 4), "", SETTINGS, hold),
+        lambda hold: PickledRequest("r").parse(pickle.dumps(batch, 4), "", SETTINGS, hold),
+        lambda hold: PickledRequest("r").parse(pickle.dumps(wide, 4), "", SETTINGS, hold),
         lambda hold: parse_compute("r", flow, "", SETTINGS, hold),
     ):
         with pytest.raises(ApiError, match="need more than 3145728 bytes"):
