@@ -157,6 +157,31 @@ class Reference:
         """Greedy tokens and their log-probabilities for a message of `images`, in this order, and then `text`."""
         import torch
 
+        ids, types, pixels = self._inputs(images, text)
+        logps = []
+        for _ in range(num_tokens):
+            logp, token = self._next(ids, types, pixels).max(-1)
+            logps.append(float(logp))
+            ids = torch.cat([ids, token.view(1, 1)], 1)
+            types = torch.cat([types, types.new_zeros(1, 1)], 1)
+        return ids[0, -num_tokens:].tolist(), logps
+
+    def likeliest(self, images: Sequence[Image.Image], text: str, count: int) -> list[tuple[str, float]]:
+        """The first token's likeliest texts and their log-probabilities, best first."""
+        best = self._next(*self._inputs(images, text)).topk(count)
+        return [(self._tokenizer.decode([int(i)]), float(logp)) for logp, i in zip(*best, strict=True)]
+
+    def _next(self, ids: torch.Tensor, types: torch.Tensor, pixels: Any) -> torch.Tensor:
+        """Log-probabilities of the next token, [vocabulary]."""
+        import torch
+
+        with torch.no_grad():
+            logits = self._model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **pixels).logits
+        distribution: torch.Tensor = logits[0, -1].log_softmax(-1)
+        return distribution
+
+    def _inputs(self, images: Sequence[Image.Image], text: str) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Token numbers [1, length], which of them are of images [1, length], and the images' patches."""
         content: list[dict[str, Any]] = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
         chat = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -166,13 +191,4 @@ class Reference:
         for grid, tail in zip(pixels["image_grid_thw"], rest, strict=True):
             head += _IMAGE * (int(grid.prod()) // MERGE**2) + tail
         ids = self._tokenizer(head, return_tensors="pt").input_ids
-        types = (ids == self._model.config.image_token_id).long()
-        logps = []
-        for _ in range(num_tokens):
-            with torch.no_grad():
-                logits = self._model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **pixels).logits
-            logp, token = logits[0, -1].log_softmax(-1).max(-1)
-            logps.append(float(logp))
-            ids = torch.cat([ids, token.view(1, 1)], 1)
-            types = torch.cat([types, types.new_zeros(1, 1)], 1)
-        return ids[0, -num_tokens:].tolist(), logps
+        return ids, (ids == self._model.config.image_token_id).long(), pixels

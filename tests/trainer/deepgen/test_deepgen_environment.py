@@ -87,6 +87,22 @@ def test_models_output_and_services_come_from_the_environment(
     ]
 
 
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({"DEQA_URL": "node8:18089"}, "http://node8:18089"),
+        ({"REWARD_SERVICE_ADDR": "node7"}, "http://node7:18089"),
+        ({"REWARD_SERVICE_ADDR": "node7", "DEQA_URL": "http://node8:1"}, "http://node8:1"),
+    ],
+)
+def test_the_quality_scorer_is_found_where_deepgens_variables_say(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], url: str
+) -> None:
+    recipe.write_text(RECIPE.replace("columns: {", "columns: {deqa: {service: deqa, reward: deqa_over_5}, "))
+    recipe.write_text(recipe.read_text().replace("services: {", 'services: {deqa: {urls: ["http://127.0.0.1:1"]}, '))
+    assert load(recipe, monkeypatch, environment).rewards.services["deqa"].urls == (url,)
+
+
 def test_one_url_wins_over_the_host_and_several_share_the_load(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(recipe, monkeypatch, {"REWARD_SERVICE_ADDR": "node7", "OCR_URL": "node1:18082, https://node2:1"})
     assert config.rewards.services["ocr"].urls == ("http://node1:18082", "https://node2:1")
