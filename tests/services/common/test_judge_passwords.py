@@ -10,6 +10,7 @@ import requests
 
 from services.common.app import create_app
 from services.common.judge.passthrough import PassThrough
+from services.common.judge.scripted import Reply
 from services.eval.settings import EvalSettings, make_scorer
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
@@ -73,13 +74,14 @@ def test_a_client_that_has_only_a_url_asks_the_judge(tmp_path, service):
     file = tmp_path / "tokens"
     file.write_text(f"lab:{TOKEN}\n")
     answer = "<score>[1]</score><answer>Image 1 is better</answer>"
+    reply = Reply(answer, first_token=(("Yes", -0.5), ("Good", -1.5)))
     with (
-        judging(answer) as judge,
+        judging(lambda _question: reply) as judge,
         ready_service(service, "--judge-url", f"{judge.url}/v1/", "--model", "judge", "--token-file", str(file)) as url,
     ):
         known = url.replace("http://", f"http://lab:{TOKEN}@")
         body = {"model": "judge", "messages": [{"role": "user", "content": "hello"}], "do_sample": False}
-        reply = requests.post(f"{known}{CHAT}", json=body, timeout=30)
-        assert reply.json()["choices"][0]["message"]["content"] == answer
+        through = requests.post(f"{known}{CHAT}", json=body, timeout=30)
+        assert through.json()["choices"][0]["message"]["content"] == answer
         assert requests.get(f"{known}{MODELS}", timeout=30).json()["data"][0]["id"] == "judge"
         assert requests.post(f"{url}{CHAT}", json=body, timeout=30).status_code == 401
