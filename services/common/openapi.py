@@ -10,7 +10,7 @@ from services.common.app import create_app
 from services.common.fakes import ConstantScorer
 from services.common.settings import ServiceSettings
 
-SERVICES = ("ocr", "rules", "eval", "hps", "unifiedreward", "clip", "geneval", "imagereward", "regression")
+SERVICES = ("ocr", "rules", "eval", "hps", "unifiedreward", "clip", "geneval", "imagereward", "regression", "vqa")
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "openapi"
 
 
