@@ -12,9 +12,14 @@ from dataclasses import dataclass
 # quote closes only where no letter follows: it is also the apostrophe.
 _MARKED = re.compile(
     r'"(?P<straight>[^"]*)"'
+    r"|＂([^＂]*)＂"
     r"|“([^“”]*)”"
     r"|„([^„“”]*)[“”]"
+    r"|‚((?:[^‚‘’]|’(?=\w))*)[‘’](?!\w)"
     r"|«([^«»]*)»"
+    r"|»([^«»]*)«"
+    r"|‹([^‹›]*)›"
+    r"|›([^‹›]*)‹"
     r"|‘((?:[^‘’]|’(?=\w))*)’(?!\w)"
     r"|「([^「」]*)」"
     r"|『([^『』]*)』"
@@ -36,7 +41,7 @@ class Quotation:
 def quotations(prompt: str) -> list[Quotation]:
     """Quotations that are not blank, in order of appearance.
 
-    Quotes are double (straight, curly, low, angled), single (curly, straight) or CJK corner brackets. A straight single
+    Quotes are double or single (straight, curly, low, angled, full-width) or CJK corner brackets. A straight single
     quote is read as an apostrophe wherever it can be one (it's, the dogs' bowls, 'tis, rock 'n' roll). Quotes that are
     not closed quote nothing.
     """

@@ -12,8 +12,8 @@ lines in reading order, and may have other plausible orders (down the columns, s
     and symbols stay. Candidates: all runs of adjacent words, in the lines or across them, so that the score does not
     depend on whether an engine returns words or lines, nor on how many of them the target takes. A Chinese or Japanese
     character is a word. `r(t)` is the best `sim` over the candidates, where look-alikes (0=o, 1=i=j=l, 5=s, v=w, the
-    same in capitals, and l=I) count as equal. The value is the mean of `r(t)` weighted by `|t|`. One line may satisfy
-    several targets.
+    same in capitals, l=I, and Greek and Cyrillic letters that are drawn as Latin ones) count as equal. The value is the
+    mean of `r(t)` weighted by `|t|`. One line may satisfy several targets.
 
 `strict` (case-sensitive). All targets, normalised as in `multi` but word by word. Candidates: runs of adjacent
     recognised words with exactly as many words as the target (all words, where fewer were recognised), joined by one
@@ -52,7 +52,12 @@ MAX_TARGET_CHARS = (
 
 _DEEPGEN_RUN = 3
 _DEEPGEN_FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "j": "l", "5": "s", "v": "w"})
-_LOOK_ALIKES = ("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il")
+_LOOK_ALIKES = (
+    *("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il"),
+    # Drawn the same: Latin beside Greek, which ends in a delta and a triangle, and Latin beside Cyrillic.
+    *map("".join, zip("ABEZHIKMNOPTYXov\u25b3", "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον\u0394", strict=True)),
+    *map("".join, zip("ABEKMHOPCTXaeopcyx", "АВЕКМНОРСТХаеорсух", strict=True)),
+)
 # Han, Hiragana and Katakana are written without spaces between words; 々 and ー belong to what they follow.
 _NO_SPACES = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = re.compile(f"[{_NO_SPACES}][\u3005\u30fc\u3099\u309a]*|[^{_NO_SPACES}]+")

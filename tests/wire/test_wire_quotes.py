@@ -16,6 +16,8 @@ QUOTED = [
     ("a sign “OPEN” and ‘24 h’", ["OPEN", "24 h"]),
     ("写着「你好」和『世界』的牌子", ["你好", "世界"]),
     ("„Hallo“, „Tag” und «Bonjour»", ["Hallo", "Tag", "Bonjour"]),
+    ("»Hallo«, ‹Tag›, ›Nacht‹, ‚Moin‘ und ‚los’", ["Hallo", "Tag", "Nacht", "Moin", "los"]),
+    ("写着＂开门＂的牌子", ["开门"]),
     ("‘don’t stop’ on the dog’s collar", ["don’t stop"]),
     ('a sign "OPEN', []),
     ('"" and " " and "x"', ["x"]),
@@ -75,7 +77,10 @@ def test_the_trainer_finds_the_same_texts(prompt: str, texts: list[str], tmp_pat
     assert shot.right is (True if texts else None)
 
 
-@pytest.mark.parametrize("mark", ['"', "“", "‘", "「", "‘a’", "’a", "“‘「『", "'", "'a", "a'b ", "s' ", "'s' ", "„«"])
+@pytest.mark.parametrize(
+    "mark",
+    ['"', "“", "‘", "「", "‘a’", "’a", "“‘「『", "'", "'a", "a'b ", "s' ", "'s' ", "„«", "»", "»‹", "‚", "‚’a", "›＂"],
+)
 def test_hostile_prompts_are_scanned_in_linear_time(mark: str) -> None:
     started = time.process_time()
     quoted_texts("‘'" + mark * (60_000 // len(mark)))

@@ -29,6 +29,7 @@ logger = logging.getLogger("services.judge")
 Part = Mapping[str, Any]  # a content part of a chat message: {"type": "text", ...} or {"type": "image_url", ...}
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
+_OF_EVERY_CALL = frozenset({401, 403, 404})  # the key, the model or the path is refused: no item is to blame
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _PROBE_S = 5.0
 MODELS, CHAT = "/v1/models", "/v1/chat/completions"
@@ -289,7 +290,7 @@ class JudgeClient:
         return answer
 
     async def _probe(self) -> None:
-        """Ask for one token. A refusal tells nothing of the engine, and then the next real call has to show it."""
+        """Ask for one token. A refusal of this question tells nothing of the engine: the next real call has to show it."""
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": [{"role": "user", "content": "Are you there?"}],
@@ -299,12 +300,12 @@ class JudgeClient:
         }
         try:
             response = await self._http.post(CHAT, content=to_json(body), headers=_JSON, timeout=_PROBE_S)
-            if response.status_code < 500:
-                if response.status_code == 200:
-                    read_completion(response.json())
-                self.health.note_answer()
-            else:
+            if response.status_code == 200:
+                read_completion(response.json())
+            if _breaks(response.status_code):
                 self.note_status(response.status_code)
+            else:
+                self.health.note_answer()
         except httpx.TransportError as error:
             self.note_error(error)
         except BrokenOffError:
@@ -320,10 +321,16 @@ class JudgeClient:
             self.health.note_unreached(_reason(error))
 
     def note_status(self, status: int) -> None:
-        if status >= 500:
+        """What the status of a call that was not answered tells of the server."""
+        if _breaks(status):
             self.health.note_broken(f"HTTP {status}")
         else:
             self.health.note_contact()
+
+
+def _breaks(status: int) -> bool:
+    """Whether a call failed for what would fail every call."""
+    return status >= 500 or status in _OF_EVERY_CALL
 
 
 def _reason(error: httpx.HTTPError) -> str:

@@ -15,9 +15,13 @@ _MAX_LINE = 16 * 1024 * 1024
 
 
 class EventWatch:
-    """Reads a stream of events on its way: gives whole lines on, and stops at the one that says it was broken off."""
+    """Reads a stream of events on its way: gives whole lines on, and stops at the one that says it was broken off.
+
+    `error` says that the server sent an error as an event, too late for a status: the caller reads it there.
+    """
 
     def __init__(self) -> None:
+        self.error: str | None = None
         self._kept = bytearray()
         self._ended = False
 
@@ -48,6 +52,8 @@ class EventWatch:
             self._ended = True
         elif b"finish_reason" in value:
             self._ended |= check_ending(value)
+        elif value.lstrip().startswith(b'{"error"'):
+            self.error = "an error in the middle of its stream"
 
 
 def check_ending(body: bytes) -> bool:

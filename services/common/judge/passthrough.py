@@ -79,7 +79,7 @@ class PassThrough:
 
         try:
             async with asyncio.timeout(seconds), self._client.forward(method, path, body, seconds) as upstream:
-                if path == CHAT and upstream.status_code != 200:
+                if path == CHAT and upstream.status_code >= 500:  # a refusal may be of what this caller asks for
                     self._client.note_status(upstream.status_code)
                 if upstream.headers.get("content-type", "").startswith(_EVENTS):
                     watch = EventWatch()
@@ -87,6 +87,10 @@ class PassThrough:
                         if lines := watch.take(chunk):
                             await start(upstream, lines, False)
                     await start(upstream, watch.end(), True)
+                    if watch.error is not None:
+                        health.note_broken(watch.error)
+                    else:
+                        health.note_answer()
                 else:
                     whole = await upstream.aread()
                     if path == CHAT and upstream.status_code == 200:

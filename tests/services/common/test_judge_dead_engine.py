@@ -13,6 +13,7 @@ from services.common.app import create_app
 from services.common.judge.client import JudgeClient, JudgeEndpoint
 from services.common.judge.health import LOST_AFTER
 from services.common.judge.metrics import JudgeMetrics
+from services.common.judge.passthrough import PassThrough
 from services.common.judge.scripted import Reply
 from services.eval.settings import EvalSettings, make_scorer
 from services.unifiedreward.scorer import UnifiedRewardScorer
@@ -108,6 +109,53 @@ async def test_an_engine_that_hangs_or_breaks_answers_off_is_dead_too():
                 assert (await client.get("/ready")).status_code == 503
                 behave.reply = ALIVE
                 await until(lambda: client.service.ready)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_server_that_refuses_every_call_is_left_too(status):
+    """Its list of models is right: the key, or the model, is refused where calls go."""
+    behave = Judge()
+    with judging(behave) as judge:
+        async with gateway(unifiedreward, judge) as client:
+            behave.reply = Reply("not you", status=status)
+            lost = await client.post("/v1/score", json=body())
+            assert lost.status_code == 503 and lost.headers["retry-after"] == "1"
+            calls = judge.calls
+            await until(lambda: judge.calls > calls + 1)  # asked and refused again
+            assert f"the last with HTTP {status}" in (await client.get("/ready")).json()["error"]["message"]
+            behave.reply = ALIVE
+            await until(lambda: client.service.ready)
+
+
+@pytest.mark.parametrize("end", ["data: [DONE]\n\n", ""])
+async def test_streams_tell_of_the_engine_too(end):
+    """A server that has begun an answer can only say in the stream that its engine died."""
+    whole = 'data: {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    dead = 'data: {"error": {"message": "EngineDeadError", "code": 500}}\n\n' + end
+    replies = [*[dead] * (LOST_AFTER - 1), whole, *[dead] * LOST_AFTER]
+    settings = UnifiedRewardSettings(judge_wait_s=0)
+    scorer = UnifiedRewardScorer(settings)
+    scorer.client._http._transport = httpx.MockTransport(
+        lambda _request: httpx.Response(200, headers={"content-type": "text/event-stream"}, text=replies.pop(0))
+    )
+    app = create_app(scorer, "x", settings, add_routes=PassThrough(scorer.client, 2).add_routes)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
+        while replies:
+            assert scorer.failure is None
+            answer = await client.post("/v1/chat/completions", json={"stream": True})
+            assert answer.status_code == 200
+    assert "up and answers no call" in scorer.failure
+
+
+async def test_a_caller_who_asks_for_another_model_takes_nothing_from_others():
+    settings = UnifiedRewardSettings(judge_wait_s=0)
+    scorer = UnifiedRewardScorer(settings)
+    scorer.client._http._transport = httpx.MockTransport(lambda _request: httpx.Response(404, json={"error": "model"}))
+    app = create_app(scorer, "x", settings, add_routes=PassThrough(scorer.client, 2).add_routes)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
+        for _ in range(LOST_AFTER + 1):
+            assert (await client.post("/v1/chat/completions", json={})).status_code == 404
+    assert scorer.failure is None
 
 
 async def test_one_item_that_breaks_every_call_is_no_dead_engine():

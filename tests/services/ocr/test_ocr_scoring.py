@@ -111,6 +111,7 @@ def test_the_engines_split_into_lines_or_words_does_not_matter(variant: Variant)
 LOOK_ALIKES = [("0pen", "open"), ("l", "1"), ("i", "j"), ("5un", "sun"), ("van", "wan"), ("h0tel", "hotel")]
 LOOK_ALIKES += [(read.upper(), target.upper()) for read, target in LOOK_ALIKES]
 LOOK_ALIKES += [("B1LL", "BILL"), ("lce", "Ice"), ("H0tel 5UN", "Hotel SUN"), ("hotel 24", "hote1 24")]
+LOOK_ALIKES += [("EΛΛA\u25b3A ΨΩMI", "ΕΛΛΑΔΑ ΨΩΜΙ"), ("Kαv MOPE", "Καν ΜΟΡΕ"), ("POCTOB", "РОСТОВ"), ("caxap", "сахар")]
 
 
 @pytest.mark.parametrize(("read", "target"), LOOK_ALIKES)
