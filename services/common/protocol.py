@@ -2,7 +2,7 @@
 
 What costs more to read than it has bytes (thousands of headers, chunks of one byte) is refused. Once a second `sweep`
 looks at all connections. Where there is no room for a new one, the one that does least gives way: it leaves its answer
-unread, or says nothing after its last one.
+unread, sends its request drop by drop, or says nothing after its last one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ logger = logging.getLogger("services.connections")
 HEADER_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 10.0  # in which a client must read LEAST_READ bytes, or all there is
 LEAST_READ = 64 * 1024
+LEAST_SENT = 16 * 1024  # of a body, in _GIVES_WAY_S, or another connection may take its place
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 MAX_AHEAD = 4  # requests sent before the answer to the one before was there; nearly no client does that
@@ -97,7 +98,8 @@ class PatientProtocol(H11Protocol):
     _unsent = 0
     _unsent_since: float | None = None
     _unread_since: float | None = None
-    _made_at = 0.0
+    _sent = 0
+    _sent_since = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,7 +108,6 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._made_at = self.loop.time()
         of_address = 0
         if self.client is not None and (self.counts_loopback or not is_loopback(self.client[0])):
             self._address = _network(self.client[0])
@@ -131,6 +132,7 @@ class PatientProtocol(H11Protocol):
                 return
             super().data_received(data if step >= len(data) else data[start : start + step])
         self._watch_headers()
+        self._watch_body(len(data))
 
     def on_response_complete(self) -> None:
         waits = self.conn.their_state is h11.DONE and bool(self.conn.trailing_data[0])
@@ -186,14 +188,19 @@ class PatientProtocol(H11Protocol):
         return True
 
     def _useless_since(self) -> tuple[int, float] | None:
-        """Sorts connections: first those that do not read, then those that have asked nothing yet, then idle ones, each
-        by how long. None for one in use."""
+        """Sorts connections: first those that do not read, then those that send a body or headers slowly or nothing at
+        all, then idle ones, each by how long. None for one in use."""
         if self._unsent_since is not None:
             return 0, self._unsent_since
-        if self.cycle is None:
-            return 1, self._made_at
+        if self._sends_body() and not self.flow.read_paused:
+            return 1, self._sent_since
+        if self._header_timer is not None:
+            return 2, self._header_timer.when() - HEADER_TIMEOUT_S
         idle = self.timeout_keep_alive_task
-        return None if idle is None else (2, idle.when() - self.timeout_keep_alive)
+        return None if idle is None else (3, idle.when() - self.timeout_keep_alive)
+
+    def _sends_body(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY and self.cycle is not None and not self.cycle.response_complete
 
     def _may_be_chunked(self, data: bytes) -> bool:
         if self.conn.their_state is h11.SEND_BODY:
@@ -221,6 +228,17 @@ class PatientProtocol(H11Protocol):
             if not self.strangers[self._address]:
                 del self.strangers[self._address]
             self._address = None
+
+    def _watch_body(self, count: int) -> None:
+        """Note since when less than LEAST_SENT bytes of a body have come; `count` more are here."""
+        if not self._sends_body():
+            self._sent = 0
+        elif self._sent == 0:  # the first of the body, or of the next LEAST_SENT
+            self._sent, self._sent_since = count, self.loop.time()
+        else:
+            self._sent += count
+            if self._sent >= LEAST_SENT:
+                self._sent, self._sent_since = 0, self.loop.time()
 
     def _watch_headers(self) -> None:
         incomplete = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from services.common import protocol
-from services.common.protocol import MAX_AHEAD, MAX_HEADERS, PatientProtocol, protocol_with, sweep
+from services.common.protocol import LEAST_SENT, MAX_AHEAD, MAX_HEADERS, PatientProtocol, protocol_with, sweep
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET %s HTTP/1.1\r\n" + HOST
@@ -117,6 +117,23 @@ def test_connections_that_ask_nothing_give_way(crowded):
         for _ in range(12):
             stack.enter_context(connected(crowded.port))
         assert status_of(crowded.url + "/health") == 200
+
+
+SLOW = {
+    "a body": b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n%sContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{",
+    "headers of a second request": GET % b"/v1/info" + b"%s\r\n" + GET % b"/v1/info",
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_requests_that_come_drop_by_drop_give_way(crowded, what):
+    """They show a token, so the limit for one address does not hold for them."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            sock = stack.enter_context(connected(crowded.port))
+            sock.sendall(SLOW[what] % b"Authorization: Bearer abcdefghijklmnopqrstuvwxyz\r\n")
+        until(lambda: status_of(crowded.url + "/health") == 200, "shut out", timeout_s=8)
+        until(lambda: status_of(crowded.url + "/v1/info", headers=BEARER) == 200, "shut out", timeout_s=8)
 
 
 def test_connections_with_a_token_do_not_count_among_strangers(crowded):
@@ -280,7 +297,23 @@ def connect(kind, connections, address):
         made.connection_lost(ConnectionError())
         return None
     made.cycle = SimpleNamespace(response_complete=False, message_event=SimpleNamespace(set=lambda: None))
+    made._forget_timer()
     return made
+
+
+def test_a_body_that_keeps_coming_is_in_use():
+    made = connect(protocol_with(8), set(), "10.0.0.1")
+    made.flow, made._sends_body = SimpleNamespace(read_paused=False), lambda: True
+
+    def receive(second, count):
+        made.loop.time = lambda: second
+        made._watch_body(count)
+        return made._useless_since()
+
+    assert [receive(float(second), LEAST_SENT) for second in range(60, 64)] == [(1, 60 + n) for n in range(4)]
+    assert [receive(64.0 + n, 1) for n in range(4)] == [(1, 64)] * 4, "drop by drop"
+    made.flow.read_paused = True
+    assert made._useless_since() is None, "it is the service that does not read"
 
 
 def test_one_address_may_not_take_all_places_before_it_shows_a_token():
