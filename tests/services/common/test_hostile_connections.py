@@ -120,7 +120,7 @@ def test_connections_that_ask_nothing_give_way(crowded):
 
 
 SLOW = {
-    "a body": b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n%sContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{",
+    "a body": POST + b"%sExpect: 100-continue\r\nContent-Length: 9999\r\n\r\n{",
     "headers of a second request": GET % b"/v1/info" + b"%s\r\n" + GET % b"/v1/info",
 }
 
@@ -132,6 +132,7 @@ def test_requests_that_come_drop_by_drop_give_way(crowded, what):
         for _ in range(8):
             sock = stack.enter_context(connected(crowded.port))
             sock.sendall(SLOW[what] % b"Authorization: Bearer abcdefghijklmnopqrstuvwxyz\r\n")
+            assert sock.recv(12) in (b"HTTP/1.1 100", b"HTTP/1.1 200"), "it was admitted"
         until(lambda: status_of(crowded.url + "/health") == 200, "shut out", timeout_s=8)
         until(lambda: status_of(crowded.url + "/v1/info", headers=BEARER) == 200, "shut out", timeout_s=8)
 
