@@ -1,0 +1,68 @@
+"""docs/rewards.md: every reward that a service gives is in both tables, and its commands and recipe are real."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.common.settings import load_settings
+from tests.support.deployment import settings_of
+from trainer.config import Config
+from trainer.config.service_names import REWARDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+NUMBERS, BLIND, WEIGHTS = re.split(r"^## ", PAGE, flags=re.M)[1:4]
+
+
+def first_cells(section: str) -> str:
+    return "\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| "))
+
+
+@pytest.mark.parametrize("service", REWARDS)
+def test_every_reward_has_its_row_in_both_tables(service: str) -> None:
+    [own] = [[cell for cell in first_cells(NUMBERS).splitlines() if cell.strip().startswith(f"`{service}`:")]]
+    assert set(re.findall(r"`([\w.]+)`", "".join(own).replace(f"`{service}`:", ""))) == set(REWARDS[service])
+    blind = set(re.findall(r"`([\w.]+)`", first_cells(BLIND)))
+    units = {"pickscore_26", "pickscore_cosine"}
+    ocr = set(REWARDS["ocr"]) if "ocr" in blind else set()
+    assert not set(REWARDS[service]) - units - ocr - blind
+    assert f"| `{service}` |" in WEIGHTS
+
+
+def test_the_serve_commands_have_flags_that_exist() -> None:
+    lines = [line.split("  #")[0] for line in re.findall(r"^python -m services\.[^\n]+", WEIGHTS, re.M)]
+    served = [shlex.split(line)[2:] for line in lines if " convert " not in line]
+    assert len(served) == 6
+    for module, *flags in served:
+        settings = load_settings(settings_of(module.removeprefix("services.")), flags)
+        assert settings.port
+
+
+def test_the_benchmarks_command_has_flags_that_exist() -> None:
+    [command] = re.findall(r"python -m services\.geneval run ((?:[^\n]|\\\n)+?)\n```", PAGE)
+    done = subprocess.run(
+        [sys.executable, "-m", "services.geneval", "run", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert all(flag in done.stdout for flag in re.findall(r"--\w+", command))
+
+
+def test_the_held_out_set_is_a_recipe() -> None:
+    [block] = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
+    tree = yaml.safe_load(block)
+    recipe = yaml.safe_load((ROOT / "configs/sd35_medium_pickscore.yaml").read_text())
+    recipe["rewards"]["services"] |= tree["rewards"]["services"]
+    recipe["rewards"]["columns"] |= tree["rewards"]["columns"]
+    recipe["evaluation"]["sets"] = tree["evaluation"]["sets"]
+    loaded = Config.model_validate(recipe)
+    assert loaded.evaluation.sets[0].rewards == ("geneval",)
