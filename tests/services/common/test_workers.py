@@ -13,7 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from services.common.fakes import PromptLengthScorer, RaisingScorer
+from services.common.fakes import ConstantScorer, PromptLengthScorer, RaisingScorer
 from services.common.patience import Backoff, StartFailed
 from services.common.scorer import Failure, Item, Score
 from services.common.workers import THREAD_VARIABLES, ProcessPool
@@ -248,3 +248,9 @@ def test_close_ends_all_processes_and_may_be_called_twice():
 def test_no_workers_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         ProcessPool(PromptLengthScorer, workers=0)
+
+
+def test_a_pool_names_the_rewards_that_look_at_the_images_alone():
+    """Else clients that send no prompts are refused as soon as there are two processes."""
+    assert ProcessPool(ConstantScorer, 2).image_only == ConstantScorer.image_only
+    assert ProcessPool(PromptLengthScorer, 2).image_only == ()
