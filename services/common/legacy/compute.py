@@ -11,7 +11,14 @@ from typing import Any
 
 from services.common.errors import ApiError
 from services.common.intake import Parsed, read_json
-from services.common.legacy.items import check_column, check_count, check_prompts, check_shared, to_parsed
+from services.common.legacy.items import (
+    check_column,
+    check_count,
+    check_prompts,
+    check_shared,
+    count_of,
+    to_parsed,
+)
 from services.common.memory import Hold
 from services.common.settings import ServiceSettings
 from wire.base64_text import first_bytes
@@ -40,10 +47,9 @@ def parse_compute(
         raise ApiError(422, "videos are not scored here: send `image`", field="video")
     prompts, images = _either(tree, "prompt", "prompts"), _either(tree, "image", "images")
     counted = "image" if prompts is None else "prompt"
-    column = images if prompts is None else prompts
-    count = len(column) if isinstance(column, list) else 0
+    count = count_of(counted, tree, images if prompts is None else prompts)
     check_count(counted, count, settings)
-    prompts = check_prompts("prompt", prompts, count, reward, needs_prompt)
+    prompts = check_prompts("prompt", tree, prompts, count, reward, needs_prompt)
     extra = _either(tree, "kwargs", "extra") or {}
     if not isinstance(extra, dict):
         raise ApiError(422, f"an object is needed, not {type(extra).__name__}", field="kwargs")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from services.common.errors import ApiError, invalid
+from services.common.errors import ApiError, invalid, nearest
 from services.common.intake import Parsed, check_counts
 from services.common.settings import MIB, ServiceSettings
 from wire.schema import ErrorCode, ScoreRequest, ScoreResponse, ScorerInfo
@@ -19,6 +19,7 @@ _PASSING = frozenset({ErrorCode.TIMEOUT, ErrorCode.OVERLOADED, ErrorCode.UPSTREA
 _RETRY_AFTER_S = 5
 _DESCRIBED = 3  # failed items in a message
 _MAX_SHARED = 4 * MIB  # characters
+_LONGEST_NAME = 64  # characters of a wrong name that are repeated
 
 
 def choose_reward(rewards: Mapping[str, ScorerInfo], wanted: str | None) -> str:
@@ -44,25 +45,47 @@ def check_count(field: str, count: int, settings: ServiceSettings) -> None:
         raise ApiError(422, "there is nothing to score", field=field)
 
 
+def count_of(field: str, tree: Mapping[str, Any], value: object) -> int:
+    """How many items a request has, by one of its lists. Raises ApiError 422 where that is missing or no list."""
+    if value is None:
+        raise ApiError(422, f"there are no `{field}`{misspelt(field, tree)}", field=field)
+    return len(_list_of(field, value))
+
+
+def misspelt(field: str, tree: Mapping[str, Any]) -> str:
+    """A clause that names the field of the request that was probably meant to be `field`, else nothing."""
+    near = nearest(field, [name for name in tree if isinstance(name, str)])
+    return f"; did you mean `{field}` by `{near[:_LONGEST_NAME]}`?" if near and near != field else ""
+
+
 def check_column(field: str, value: object, count: int) -> list[Any]:
     """`value` when it is a list with one entry per item. Raises ApiError 422."""
-    if not isinstance(value, list):
-        raise ApiError(422, f"a list with one entry per item is needed, not {type(value).__name__}", field=field)
-    if len(value) != count:
-        raise ApiError(422, f"{len(value)} entries for {count} items", field=field)
-    return value
+    entries = _list_of(field, value)
+    if len(entries) != count:
+        raise ApiError(422, f"{len(entries)} entries for {count} items", field=field)
+    return entries
 
 
-def check_prompts(field: str, value: object, count: int, reward: str, needs_prompt: bool) -> list[Any]:
+def _list_of(field: str, value: object) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    kind = "bytes" if isinstance(value, memoryview) else type(value).__name__  # which a pickle's bytes are here
+    raise ApiError(422, f"a list with one entry per item is needed, not {kind}", field=field)
+
+
+def check_prompts(
+    field: str, tree: Mapping[str, Any], value: object, count: int, reward: str, needs_prompt: bool
+) -> list[Any]:
     """The items' prompts. Raises ApiError 422 where the reward needs some and gets none: an empty caption is none.
 
-    Clients of quality scorers send no prompts; a reward that looks at the images alone serves them.
+    `tree` is the request, in which they may be misspelt. Clients of quality scorers send no prompts; a reward that looks
+    at the images alone serves them.
     """
     if not needs_prompt:
         return [""] * count if value is None else check_column(field, value, count)
     needs = f"reward {reward!r} judges an image by its prompt: send the text that each image was made for"
     if value is None:
-        raise ApiError(422, f"there are no prompts, and {needs}", field=field)
+        raise ApiError(422, f"there are no prompts, and {needs}{misspelt(field, tree)}", field=field)
     prompts = check_column(field, value, count)
     blank = [place for place, prompt in enumerate(prompts) if isinstance(prompt, str) and not prompt.strip()]
     if blank:

@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from services.common.errors import ApiError, ErrorResponse
 from services.common.intake import Parsed
-from services.common.legacy.items import check_column, check_count, check_prompts, check_shared, scores_of, to_parsed
+from services.common.legacy.items import (
+    check_column,
+    check_count,
+    check_prompts,
+    check_shared,
+    count_of,
+    scores_of,
+    to_parsed,
+)
 from services.common.legacy.plain_pickle import PickleError, PickleTooLarge, Plain, dump_plain, load_plain
 from services.common.legacy.rows import ROWS, prompts_of, read_rows
 from services.common.memory import Hold
@@ -50,9 +58,13 @@ class PickledRequest:
         not need them. `metadata` is one dict for all items, or a list of one per item.
         """
         tree = _load(body, hold)
-        given = tree["images"]
-        images, sources = (given.get("edited"), given.get("source")) if isinstance(given, dict) else (given, None)
-        count = len(images) if isinstance(images, list) else 0
+        given = tree.get("images")
+        if isinstance(given, dict):
+            images, sources = given.get("edited"), given.get("source")
+            count = count_of("edited", given, images)
+        else:
+            images, sources = given, None
+            count = count_of("images", tree, images)
         check_count("images", count, settings)
         reward, prompts, metadata = self._asked(tree, count)
         parts: dict[str, memoryview] = {}
@@ -76,7 +88,7 @@ class PickledRequest:
     def _asked(self, tree: dict[str, Plain], count: int) -> tuple[str, list[Any], list[Any]]:
         """The reward, and each item's prompt and metadata."""
         if ROWS not in tree:
-            prompts = check_prompts("prompts", tree.get("prompts"), count, self._reward, self._needs_prompt)
+            prompts = check_prompts("prompts", tree, tree.get("prompts"), count, self._reward, self._needs_prompt)
             return self._reward, prompts, _dealt_metadata(tree.get("metadata") or {}, count)
         if self._serves_rows is None:
             raise ApiError(
@@ -116,7 +128,7 @@ def _load(body: bytes | bytearray, hold: Hold | None) -> dict[str, Plain]:
         raise ApiError(413, str(error)) from error
     except PickleError as error:
         raise ApiError(400, str(error)) from error
-    if not isinstance(tree, dict) or "images" not in tree:
+    if not isinstance(tree, dict):
         raise ApiError(422, "a dict with `images`, `prompts` and `metadata` is needed", field="images")
     return tree
 

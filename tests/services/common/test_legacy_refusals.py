@@ -54,6 +54,14 @@ def message_of(tree):
 
 
 @pytest.mark.parametrize("form", FORMS)
+async def test_misspelt_prompts_are_named(running, form):
+    field, given = ("prompts", "promts") if form == "pickle" else ("prompt", "promt")
+    async with running(PromptLengthScorer(), legacy=True) as client:
+        status, tree, _ = await ask(client, form, **{given: ["a", "b"]})
+    assert status == 422 and f"did you mean `{field}` by `{given}`?" in message_of(tree)
+
+
+@pytest.mark.parametrize("form", FORMS)
 async def test_without_prompts_a_reward_that_reads_them_refuses_with_the_reason(running, form):
     scorer = PromptLengthScorer()
     async with running(scorer, legacy=True) as client:
