@@ -31,6 +31,8 @@ class ClipScorer:
     Raises ValueError when the device is not there.
     """
 
+    image_only = ("aesthetic", "image_similarity", "diversity")  # clients that send no prompts may ask for these
+
     def __init__(
         self,
         model: Source | None,

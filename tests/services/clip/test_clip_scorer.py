@@ -160,6 +160,21 @@ def test_what_does_not_apply_has_no_score(clip_scorer: ClipScorer) -> None:
     assert isinstance(mixed[1], Score) and code(mixed[0]) is code(mixed[2]) is ErrorCode.BAD_INPUT
 
 
+def test_rewards_that_look_at_the_image_alone_do_not_change_with_the_prompt(clip_scorer: ClipScorer) -> None:
+    for reward, info in clip_scorer.rewards.items():
+        group = [noise(30, 30), noise(31, 30)]
+        first, second = (
+            [
+                value(each)
+                for each in clip_scorer.score(
+                    reward, [item(i, prompt=p, source=group[0], source_prompt="x") for i in group]
+                )
+            ]
+            for p in ("a red cat", "two dogs")
+        )
+        assert (first == second) is (reward in clip_scorer.image_only), info.name
+
+
 def test_damaged_weights_are_not_a_score(clip_folder: Path) -> None:
     broken = ClipScorer(inspect_folder(clip_folder, "--model"), device="cpu", dtype="fp32")
     broken.load()
