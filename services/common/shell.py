@@ -24,6 +24,8 @@ _SAFE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _QUIET = frozenset({*PROBES, "/metrics"})
 _SCORING = frozenset({"/v1/score", "/", "/compute"})
 _KNOWN = frozenset({*_QUIET, *_SCORING, "/v1/info", "/docs", "/openapi.json"})
+# Characters in the logs. A request line may have 64 KiB, and needs no token to be logged.
+_LONGEST_METHOD, _LONGEST_PATH = 32, 256
 _AUDITED = ("reward", "prompts_sha256", "body_bytes")  # beside what the access log has
 
 
@@ -123,8 +125,8 @@ class Shell:
             self._service.metrics.request_seconds.observe(seconds)
         quiet = path in _QUIET and status < 400
         extra = {
-            "method": method,
-            "path": scope["path"],
+            "method": method[:_LONGEST_METHOD],
+            "path": scope["path"][:_LONGEST_PATH],
             "status": status or 499,
             "ms": round(seconds * 1e3, 2),
         }

@@ -29,6 +29,18 @@ def items(*prompts):
 
 
 @pytest.mark.anyio
+async def test_a_strangers_long_path_and_method_do_not_fill_the_logs(running, tmp_path, caplog):
+    caplog.set_level("INFO", "services.access")
+    log = tmp_path / "audit.jsonl"
+    async with running(PromptLengthScorer(), audit_log=log) as client:
+        answer = await client.request("A" * 30_000, "/" + "a" * 30_000)
+    assert answer.status_code == 404 and len(answer.content) < 3000
+    [line], [record] = lines(log), [vars(each) for each in caplog.records if each.name == "services.access"]
+    for entry in (line, record):
+        assert len(entry["path"]) <= 256 and len(entry["method"]) == 32
+
+
+@pytest.mark.anyio
 async def test_a_line_says_who_what_and_how_many(running, tmp_path):
     tokens, log = tmp_path / "tokens", tmp_path / "audit.jsonl"
     tokens.write_text(f"lab:{TOKEN}\n")
