@@ -6,16 +6,17 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 
 # A service's default port, as in its settings.
 declare -A PORTS=([ocr]=18082 [hps]=18083 [clip]=18080 [rules]=18084 [unifiedreward]=18087 [eval]=18088
-    [geneval]=18085 [imagereward]=18081 [regression]=18086)
+    [geneval]=18085 [imagereward]=18081 [regression]=18086 [vqa]=18089)
 # What `docker compose up` starts, and the shelf.
 SERVICES=(ocr hps clip rules unifiedreward eval)
-SHELF=(geneval imagereward regression)
+SHELF=(geneval imagereward regression vqa)
 
 usage() {
     cat <<'TEXT'
 Usage: bash scripts/build_images.sh [NAME ...]
 
-Builds rewards-NAME:TAG for each NAME: ocr, hps, clip, rules, unifiedreward, eval, geneval, imagereward, regression, trainer.
+Builds rewards-NAME:TAG for each NAME: ocr, hps, clip, rules, unifiedreward, eval, geneval, imagereward, regression, vqa,
+trainer.
 Without a name: the services that `docker compose up` starts, which are the first six.
 
 Environment:

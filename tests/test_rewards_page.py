@@ -39,7 +39,7 @@ def test_every_reward_has_its_row_in_both_tables(service: str) -> None:
 def test_the_serve_commands_have_flags_that_exist() -> None:
     lines = [line.split("  #")[0] for line in re.findall(r"^python -m services\.[^\n]+", WEIGHTS, re.M)]
     served = [shlex.split(line)[2:] for line in lines if " convert " not in line]
-    assert len(served) == 6
+    assert len(served) == 7
     for module, *flags in served:
         settings = load_settings(settings_of(module.removeprefix("services.")), flags)
         assert settings.port

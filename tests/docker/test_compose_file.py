@@ -27,7 +27,8 @@ from tests.support.deployment import (
 )
 
 SERVICES = compose()["services"]
-SHELF = {"geneval": 18085, "imagereward": 18081, "regression": 18086}
+MODELS = {"geneval": 18085, "imagereward": 18081, "regression": 18086}
+SHELF = MODELS | {"vqa": 18089}
 OURS = {"ocr": 18082, "hps": 18083, "clip": 18080, "rules": 18084, "unifiedreward": 18087, "eval": 18088} | SHELF
 PUBLISHED = OURS | {"grafana": 3000}
 JUDGES = {"UNIFIEDREWARD_MODEL_DIR", "UNIFIEDREWARD_GPUS", "EVAL_MODEL_DIR", "EVAL_GPUS"}
@@ -135,6 +136,16 @@ def test_a_gateway_asks_its_own_judge(name: str) -> None:
     assert f":{flags['port']}/health" in judge["healthcheck"]["test"][-1]
 
 
+def test_vqa_asks_a_judge_that_is_there_until_told_of_another() -> None:
+    gateway, judge = SERVICES["vqa"], SERVICES["unifiedreward-vllm"]
+    flags = flags_of(judge)
+    assert gateway["environment"]["VQA_JUDGE_URL"] == f"http://unifiedreward-vllm:{flags['port']}"
+    assert gateway["environment"]["VQA_MODEL"] == flags["served-model-name"]
+    assert set(gateway["networks"]) & set(judge["networks"]) == {"judges"}
+    other = compose({"VQA_JUDGE_URL": "http://eval-vllm:8000"})["services"]["vqa"]["environment"]
+    assert other["VQA_JUDGE_URL"] == "http://eval-vllm:8000"
+
+
 def test_the_judges_have_the_ports_of_the_design_and_flags_that_still_exist() -> None:
     assert flags_of(SERVICES["unifiedreward-vllm"])["port"] == "8001"
     assert flags_of(SERVICES["eval-vllm"])["port"] == "8000"
@@ -165,7 +176,7 @@ def test_redis_keeps_jobs_and_drops_only_what_expires() -> None:
     assert redis["volumes"] == ["redis-data:/data"]
 
 
-@pytest.mark.parametrize("name", ["hps", "clip", *SHELF, "unifiedreward-vllm", "eval-vllm"])
+@pytest.mark.parametrize("name", ["hps", "clip", *MODELS, "unifiedreward-vllm", "eval-vllm"])
 def test_models_are_mounted_read_only_and_never_made_up(name: str) -> None:
     prefix = prefix_of(name.removesuffix("-vllm"))
     gpus = f"{prefix}GPUS" if name.endswith("-vllm") else f"{prefix}GPU"
@@ -183,7 +194,7 @@ def test_models_are_mounted_read_only_and_never_made_up(name: str) -> None:
     assert device == {"driver": "nvidia", "device_ids": ["1,2"], "capabilities": ["gpu"]}
 
 
-@pytest.mark.parametrize("name", ["clip", *SHELF])
+@pytest.mark.parametrize("name", ["clip", *MODELS])
 def test_light_services_share_the_gpu_of_hps_until_told_otherwise(name: str) -> None:
     def gpu_in(environment: dict[str, str]) -> object:
         (device,) = compose(environment)["services"][name]["deploy"]["resources"]["reservations"]["devices"]

@@ -18,7 +18,7 @@ from tests.support.deployment import ROOT, Tree, compose, own_services, prefix_o
 K8S = ROOT / "deploy/k8s"
 GPU = ("ocr", "rules", "hps", "clip", "unifiedreward", "eval")
 SHELF = ("geneval", "imagereward", "regression")
-OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": GPU, "shelf": (*GPU, *SHELF)}
+OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": GPU, "shelf": (*GPU, *SHELF, "vqa")}
 
 
 def documents(path: Path) -> list[Tree]:
@@ -157,7 +157,9 @@ def test_an_overlay_has_its_services_and_no_others(overlay: str) -> None:
     manifests = rendered(overlay)
     expected = {"redis"}
     for name in OVERLAYS[overlay]:
-        expected |= {f"{name}-front", f"{name}-vllm" if name in {"unifiedreward", "eval"} else f"{name}-worker"}
+        expected |= {f"{name}-front"}
+        if name != "vqa":  # asks UnifiedReward's judge
+            expected |= {f"{name}-vllm" if name in {"unifiedreward", "eval"} else f"{name}-worker"}
     assert {each["metadata"]["name"] for each in workloads(manifests)} == expected
     namespaces = {each["metadata"].get("namespace") for each in manifests if each["kind"] != "Namespace"}
     assert namespaces == {"rewards"}
@@ -249,7 +251,7 @@ def test_every_service_accepts_its_flags_and_environment(overlay: str, monkeypat
                 assert variable["name"].removeprefix(prefix_of(service)).lower() in settings_of(service).model_fields
                 patch.setenv(variable["name"], variable["value"])
             settings = load_settings(settings_of(service), inside["args"])
-        judged = service in {"unifiedreward", "eval"}
+        judged = service in {"unifiedreward", "eval", "vqa"}
         assert settings.role == ("all" if judged else part) and settings.host == "0.0.0.0", name
 
 

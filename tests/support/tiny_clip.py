@@ -42,19 +42,24 @@ def write_clip(folder: Path, seed: int, *, projection: int = E) -> Path:
     model = CLIPModel(config)
     _widen(model)
     model.save_pretrained(folder)
+    write_processor(folder, IMAGE)
+    return folder
+
+
+def write_processor(folder: Path, side: int) -> None:
+    """How openai/clip-vit-large-patch14 prepares its images, for a square of `side` pixels."""
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": IMAGE},
+        "size": {"shortest_edge": side},
         "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": IMAGE, "width": IMAGE},
+        "crop_size": {"height": side, "width": side},
         "do_normalize": True,
         "image_mean": MEAN,
         "image_std": STD,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
 
 
 def write_siglip(folder: Path, seed: int) -> Path:
@@ -89,10 +94,10 @@ def write_siglip(folder: Path, seed: int) -> Path:
     return folder
 
 
-def write_aesthetic(path: Path, seed: int, width: int = E) -> dict[str, Tensor]:
+def write_aesthetic(path: Path, seed: int, width: int = E, inner: Sequence[int] = (16, 12, 8, 4)) -> dict[str, Tensor]:
     """The published head's layers, 0, 2, 4, 6 and 7, with small widths."""
     torch.manual_seed(seed)
-    sizes = [width, 16, 12, 8, 4, 1]
+    sizes = [width, *inner, 1]
     state = {}
     for number, (given, made) in zip((0, 2, 4, 6, 7), itertools.pairwise(sizes), strict=True):
         state |= {f"layers.{number}.weight": torch.randn(made, given), f"layers.{number}.bias": torch.randn(made)}

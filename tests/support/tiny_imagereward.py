@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,36 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "dog",
 State = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Size:
+    """Of the published layout; pixels, tokens, words and features."""
+
+    vision: int = VISION
+    text: int = TEXT
+    vision_inner: int = INNER
+    text_inner: int = INNER
+    patch: int = PATCH
+    side: int = SIZE
+    vision_layers: int = LAYERS
+    text_layers: int = LAYERS
+    words: int = len(WORDS) + 2
+    positions: int = 64
+    head: tuple[int, ...] = (24, 16, 8, 4)
+
+
+SMALL = Size()
+PUBLISHED = Size(1024, 768, 4096, 3072, 16, 224, 24, 12, 30_524, 512, (1024, 128, 64, 16))  # BLIP-L, 224 pixels
+
+
 def write_vocabulary(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return folder
 
 
-def random_state(seed: int) -> State:
+def random_state(seed: int, size: Size = SMALL) -> State:
     """Every key of ImageReward.pt, those that the score does not use included."""
+    vision, width = size.vision, size.text
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, std: float) -> Tensor:
@@ -37,32 +60,37 @@ def random_state(seed: int) -> State:
 
     eye, mind = "blip.visual_encoder", "blip.text_encoder"
     state: State = {
-        f"{eye}.cls_token": normal(1, 1, VISION, std=0.5),
-        f"{eye}.pos_embed": normal(1, (SIZE // PATCH) ** 2 + 1, VISION, std=0.5),
-        f"{eye}.patch_embed.proj.weight": normal(VISION, 3, PATCH, PATCH, std=1 / PATCH),
-        f"{eye}.patch_embed.proj.bias": normal(VISION, std=0.1),
-        **norm(f"{eye}.norm", VISION),
-        f"{mind}.embeddings.word_embeddings.weight": normal(len(WORDS) + 2, TEXT, std=1),
-        f"{mind}.embeddings.position_embeddings.weight": normal(64, TEXT, std=0.5),
-        f"{mind}.embeddings.position_ids": torch.arange(64)[None],
-        **norm(f"{mind}.embeddings.LayerNorm", TEXT),
-        **linear("blip.vision_proj", 8, VISION),
-        **linear("blip.text_proj", 8, TEXT),
+        f"{eye}.cls_token": normal(1, 1, vision, std=0.5),
+        f"{eye}.pos_embed": normal(1, (size.side // size.patch) ** 2 + 1, vision, std=0.5),
+        f"{eye}.patch_embed.proj.weight": normal(vision, 3, size.patch, size.patch, std=1 / size.patch),
+        f"{eye}.patch_embed.proj.bias": normal(vision, std=0.1),
+        **norm(f"{eye}.norm", vision),
+        f"{mind}.embeddings.word_embeddings.weight": normal(size.words, width, std=1),
+        f"{mind}.embeddings.position_embeddings.weight": normal(size.positions, width, std=0.5),
+        f"{mind}.embeddings.position_ids": torch.arange(size.positions)[None],
+        **norm(f"{mind}.embeddings.LayerNorm", width),
+        **linear("blip.vision_proj", 8, vision),
+        **linear("blip.text_proj", 8, width),
     }
-    for number in range(LAYERS):
+    for number in range(size.vision_layers):
         block = f"{eye}.blocks.{number}"
-        state |= norm(f"{block}.norm1", VISION) | norm(f"{block}.norm2", VISION)
-        state |= linear(f"{block}.attn.qkv", 3 * VISION, VISION) | linear(f"{block}.attn.proj", VISION, VISION)
-        state |= linear(f"{block}.mlp.fc1", INNER, VISION) | linear(f"{block}.mlp.fc2", VISION, INNER)
+        state |= norm(f"{block}.norm1", vision) | norm(f"{block}.norm2", vision)
+        state |= linear(f"{block}.attn.qkv", 3 * vision, vision) | linear(f"{block}.attn.proj", vision, vision)
+        state |= linear(f"{block}.mlp.fc1", size.vision_inner, vision)
+        state |= linear(f"{block}.mlp.fc2", vision, size.vision_inner)
+    for number in range(size.text_layers):
         layer = f"{mind}.encoder.layer.{number}"
-        for part, given in (("attention", TEXT), ("crossattention", VISION)):
-            state |= linear(f"{layer}.{part}.self.query", TEXT, TEXT)
-            state |= linear(f"{layer}.{part}.self.key", TEXT, given) | linear(f"{layer}.{part}.self.value", TEXT, given)
-            state |= linear(f"{layer}.{part}.output.dense", TEXT, TEXT)
-            state |= norm(f"{layer}.{part}.output.LayerNorm", TEXT)
-        state |= linear(f"{layer}.intermediate.dense", INNER, TEXT) | linear(f"{layer}.output.dense", TEXT, INNER)
-        state |= norm(f"{layer}.output.LayerNorm", TEXT)
-    sizes = [TEXT, 24, 16, 8, 4, 1]
+        for part, given in (("attention", width), ("crossattention", vision)):
+            state |= linear(f"{layer}.{part}.self.query", width, width)
+            state |= linear(f"{layer}.{part}.self.key", width, given) | linear(
+                f"{layer}.{part}.self.value", width, given
+            )
+            state |= linear(f"{layer}.{part}.output.dense", width, width)
+            state |= norm(f"{layer}.{part}.output.LayerNorm", width)
+        state |= linear(f"{layer}.intermediate.dense", size.text_inner, width)
+        state |= linear(f"{layer}.output.dense", width, size.text_inner)
+        state |= norm(f"{layer}.output.LayerNorm", width)
+    sizes = [width, *size.head, 1]
     for number, (given, made) in zip((0, 2, 4, 6, 7), itertools.pairwise(sizes), strict=True):
         state |= linear(f"mlp.layers.{number}", made, given)
     return state
