@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from PIL import Image
 
+from services.common.network_scorer import NetworkOptions, NetworkScorer
 from services.common.scorer import Failure, Item, Result
 from services.common.sources import Source
 from wire.schema import ErrorCode, ScorerInfo
@@ -14,13 +15,12 @@ from wire.schema import ErrorCode, ScorerInfo
 if TYPE_CHECKING:
     from services.clip.rewards import Reward
     from services.common.backbone import Backbone
-    from services.common.towers import Dtype
 
 # Preprocessing, units and formulas as they are here; a change of any of them changes this, and every cached score's key.
 SCORING_REVISION = "1"
 
 
-class ClipScorer:
+class ClipScorer(NetworkScorer):
     """Serves what its weights allow: `clip_sim`, `image_similarity`, `clip_direction` and `diversity` of `model`,
     `aesthetic` of `model` with a head, `pickscore`, `pickscore_26` and `pickscore_cosine` of `pickscore`. A `Scorer`.
 
@@ -28,7 +28,7 @@ class ClipScorer:
 
     model: a CLIP or SigLIP. pickscore: PickScore_v1. aesthetic: the head for `model`. At least one of the first two.
     entries: how many images' (and prompts') features each backbone remembers.
-    Raises ValueError when the device is not there.
+    network: device, dtype, max_batch and threads, as `NetworkScorer` takes them.
     """
 
     image_only = ("aesthetic", "image_similarity", "diversity")  # clients that send no prompts may ask for these
@@ -39,42 +39,24 @@ class ClipScorer:
         pickscore: Source | None = None,
         aesthetic: Source | None = None,
         *,
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        max_batch: int | None = None,
-        threads: int | None = None,
         entries: int = 16_384,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        from services.common.towers import choose_device, choose_dtype
-
+        super().__init__(**network)
         self._model, self._pickscore, self._aesthetic = model, pickscore, aesthetic
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(dtype, self._device)
-        self._max_batch = max_batch or (64 if self._device.type == "cuda" else 8)
-        self._threads, self._entries = threads, entries
+        self._entries = entries
         self._served: dict[str, tuple[Backbone, Reward]] = {}
         self.backbones: dict[Source, Backbone] = {}
         self._rewards = {info.name: info for info in self._infos()}
 
-    @property
-    def rewards(self) -> Mapping[str, ScorerInfo]:
-        return self._rewards
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
     def load(self) -> None:
         """Raises SourceError, also for an aesthetic head made for another backbone."""
-        import torch
-
         from services.clip import rewards
         from services.common.linear_head import LinearHead
         from services.common.sources import SourceError
         from services.common.tensors import read_tensors
 
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        self._take_threads()
         if self._model is not None:
             clip = self._backbone(self._model)
             self._served = {

@@ -60,10 +60,7 @@ def make_scorer(settings: ClipSettings) -> Scorer:
         inspect_folder(settings.model, "--model") if settings.model else None,
         inspect_folder(settings.pickscore, "--pickscore") if settings.pickscore else None,
         inspect_file(settings.aesthetic, "--aesthetic") if settings.aesthetic else None,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
+        **settings.network,
         entries=settings.feature_entries,
     )
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.common.network_scorer import NetworkOptions
 from services.common.settings import ServiceSettings
 
 
@@ -22,6 +23,11 @@ class ModelSettings(ServiceSettings):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="Torch's threads per process on the CPU; unset: one per core."
     )
+
+    @property
+    def network(self) -> NetworkOptions:
+        """What `NetworkScorer` takes of them."""
+        return {"device": self.device, "dtype": self.dtype, "max_batch": self.max_batch, "threads": self.threads}
 
     @model_validator(mode="after")
     def _front_names_dtype(self) -> Self:

@@ -12,8 +12,7 @@ import torch
 from torch.nn import functional
 
 from machine.gpus import check_torch_uses, shown
-
-Dtype = Literal["auto", "bf16", "fp32"]
+from services.common.network_scorer import Dtype
 
 
 class Towers:

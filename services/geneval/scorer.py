@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from PIL import Image
 from pydantic import JsonValue
 
+from services.common.network_scorer import NetworkOptions, NetworkScorer
 from services.common.scorer import Failure, Item, Result, Score
 from services.common.sources import Source
 from services.geneval.grounding import GroundingTask, gdino_score
@@ -19,7 +20,6 @@ from services.geneval.specification import Specification
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
-    from services.common.towers import Dtype
     from services.geneval.colors import ColorClassifier
     from services.geneval.detector import Detector, Found
 
@@ -44,7 +44,7 @@ class Seen:
     colors: Mapping[str, Sequence[str]]
 
 
-class GenevalScorer:
+class GenevalScorer(NetworkScorer):
     """Serves `geneval` (the benchmark's 0 or 1), `geneval_strict`, `geneval_soft`, `geneval_soft_plain` and `gdino`.
 
     What to look for comes in the item's metadata: a row of GenEval's file (tag, include, exclude), or T2I-R1's fields.
@@ -52,7 +52,7 @@ class GenevalScorer:
 
     detector: a Mask2Former, Grounding DINO or OWL folder. clip: a CLIP for colours, ViT-L/14 in GenEval; without one,
     items that ask for a colour have no score.
-    Raises ValueError when the device is not there.
+    network: device, dtype, max_batch and threads, as `NetworkScorer` takes them.
     """
 
     legacy_rows = RewardServerRows()
@@ -61,19 +61,10 @@ class GenevalScorer:
         self,
         detector: Source,
         clip: Source | None = None,
-        *,
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        max_batch: int | None = None,
-        threads: int | None = None,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        from services.common.towers import choose_device, choose_dtype
-
+        super().__init__(**network)
         self._sources = detector, clip
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(dtype, self._device)
-        self._max_batch = max_batch or 8
-        self._threads = threads
         self._detector: Detector | None = None
         self._colors: ColorClassifier | None = None
         self._seen: OrderedDict[tuple[bytes, str, tuple[str, ...]], Seen] = OrderedDict()
@@ -84,24 +75,13 @@ class GenevalScorer:
             for name in (*_MARKS, "gdino")
         }
 
-    @property
-    def rewards(self) -> Mapping[str, ScorerInfo]:
-        return self._rewards
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
     def load(self) -> None:
         """Raises SourceError."""
-        import torch
-
         from services.common.backbone import Backbone
         from services.geneval.colors import ColorClassifier
         from services.geneval.detector import load_detector
 
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        self._take_threads()
         detector, clip = self._sources
         self._detector = load_detector(detector, self._device)
         if clip is not None:

@@ -82,9 +82,6 @@ def make_scorer(settings: GenevalSettings) -> Scorer:
     factory = partial(
         GenevalScorer,
         *inspect_networks(settings),
-        device=settings.device,
-        dtype=settings.dtype,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
+        **settings.network,
     )
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)

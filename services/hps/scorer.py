@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from PIL import Image
 from pydantic import JsonValue
 
+from services.common.network_scorer import NetworkOptions, NetworkScorer
 from services.common.scorer import Failure, Item, Result, Score
 from services.hps.checkpoint import REWARDS, Checkpoint
 from services.hps.tokenizer import Tokenizer, Tokens
@@ -17,7 +18,6 @@ from services.hps.vocabulary import read_merges
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
-    from services.common.towers import Dtype
     from services.hps.model import HpsModel
 
 # Preprocessing, tokenizer and score as they are here; a change of any of them changes this, and every cached score's key.
@@ -29,7 +29,7 @@ class _Loaded(NamedTuple):
     tokenizer: Tokenizer
 
 
-class HpsScorer:
+class HpsScorer(NetworkScorer):
     """Serves `hpsv2` or `hpsv2.1`, the one whose weights it was given. A `Scorer`.
 
     The score is the cosine of image and text embedding, without the logit scale and not in percent, as
@@ -46,43 +46,24 @@ class HpsScorer:
         self,
         checkpoint: Checkpoint,
         vocabulary: Path | None = None,
-        *,
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        max_batch: int | None = None,
-        threads: int | None = None,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        from services.common.towers import choose_device, choose_dtype
+        super().__init__(**network)
         from services.hps.preprocess import RESIZE
 
         self._checkpoint = checkpoint
         self._vocabulary = vocabulary or checkpoint.vocabulary
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(dtype, self._device)
-        self._max_batch = max_batch or (64 if self._device.type == "cuda" else 8)
-        self._threads = threads
         self._loaded: _Loaded | None = None
         name = REWARDS[checkpoint.version]
         weights = f"{checkpoint.version} sha256:{checkpoint.sha256[:16]}"
         revision = f"{SCORING_REVISION} {weights} resize={RESIZE} {self._dtype}"
         self._rewards = {name: ScorerInfo(name=name, revision=revision, range=(-1.0, 1.0))}
 
-    @property
-    def rewards(self) -> Mapping[str, ScorerInfo]:
-        return self._rewards
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
     def load(self) -> None:
         """Raises VocabularyError or CheckpointError."""
-        import torch
-
         from services.hps.model import load_model
 
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        self._take_threads()
         tokenizer = Tokenizer(read_merges(self._vocabulary))
         model = load_model(self._checkpoint, tokenizer.vocab_size, self._device, self._dtype)
         self._loaded = _Loaded(model, tokenizer)

@@ -46,9 +46,6 @@ def make_scorer(settings: HpsSettings) -> Scorer:
         HpsScorer,
         inspect(settings.checkpoint, settings.version),
         settings.vocabulary,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
+        **settings.network,
     )
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from PIL import Image
 from pydantic import JsonValue
 
+from services.common.network_scorer import NetworkOptions, NetworkScorer
 from services.common.scorer import Failure, Item, Result, Score
 from services.common.sources import Source, SourceError
 from wire.schema import ErrorCode, ScorerInfo
@@ -17,7 +18,6 @@ from wire.schema import ErrorCode, ScorerInfo
 if TYPE_CHECKING:
     import torch
 
-    from services.common.towers import Dtype
     from services.imagereward.model import ImageRewardModel
 
 # Preprocessing, tokens and units as they are here; a change of any of them changes this, and every cached score's key.
@@ -25,7 +25,7 @@ SCORING_REVISION = "1"
 CONTEXT = 35  # tokens of the prompt, with the first and the last, as in training
 
 
-class ImageRewardScorer:
+class ImageRewardScorer(NetworkScorer):
     """Serves `imagereward`: the head's output in standard deviations from its mean over the published training set,
     mostly -2.3 to 2. A `Scorer`.
 
@@ -33,47 +33,27 @@ class ImageRewardScorer:
     one item are scored each for itself and the item gets their mean.
 
     weights: ImageReward.pt as published or converted. tokenizer: a folder of bert-base-uncased's vocabulary.
-    Raises ValueError when the device is not there.
+    network: device, dtype, max_batch and threads, as `NetworkScorer` takes them.
     """
 
     def __init__(
         self,
         weights: Source,
         tokenizer: Path,
-        *,
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        max_batch: int | None = None,
-        threads: int | None = None,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        from services.common.towers import choose_device, choose_dtype
-
+        super().__init__(**network)
         self._weights, self._tokenizer_path = weights, tokenizer
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(dtype, self._device)
-        self._max_batch = max_batch or (64 if self._device.type == "cuda" else 8)
-        self._threads = threads
         self._model: ImageRewardModel | None = None
         self._tokenizer: Any = None
         revision = f"{SCORING_REVISION} {weights.name} {self._dtype}"
         self._rewards = {"imagereward": ScorerInfo(name="imagereward", revision=revision, range=(None, None))}
 
-    @property
-    def rewards(self) -> Mapping[str, ScorerInfo]:
-        return self._rewards
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
     def load(self) -> None:
         """Raises SourceError."""
-        import torch
-
         from services.imagereward.model import load_model
 
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        self._take_threads()
         self._tokenizer = _read_tokenizer(self._tokenizer_path)
         self._model = load_model(self._weights.path, self._device, self._dtype)
         if len(self._tokenizer) > self._model.vocabulary:

@@ -38,9 +38,6 @@ def make_scorer(settings: ImageRewardSettings) -> Scorer:
         ImageRewardScorer,
         inspect_file(settings.weights, "--weights"),
         settings.tokenizer,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
+        **settings.network,
     )
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from PIL import Image
 from pydantic import JsonValue
 
+from services.common.network_scorer import NetworkOptions, NetworkScorer
 from services.common.scorer import Failure, Item, Result, Score
 from services.common.sources import Source, SourceError
 from services.regression.recipe import Recipe
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
-    from services.common.towers import Dtype
     from services.regression.inputs import Inputs
     from services.regression.model import RegressionModel
 
@@ -27,12 +27,15 @@ PLACEHOLDER = "{prompt}"
 _PUBLISHED_PLACEHOLDER = "{text_prompt}"
 
 
-class RegressionScorer:
+class RegressionScorer(NetworkScorer):
     """Serves the recipe's reward, unbounded. A `Scorer`.
 
     templates: files with the text of each pass, `{prompt}` where the item's prompt goes.
-    Raises ValueError when the device is not there, SourceError when a template cannot be used.
+    network: device, dtype, max_batch and threads, as `NetworkScorer` takes them.
+    Raises SourceError when a template cannot be used.
     """
+
+    gpu_batch, cpu_batch = 16, 2
 
     def __init__(
         self,
@@ -40,20 +43,11 @@ class RegressionScorer:
         backbone: Path,
         weights: Source,
         templates: Sequence[Path],
-        *,
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        max_batch: int | None = None,
-        threads: int | None = None,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        from services.common.towers import choose_device, choose_dtype
-
+        super().__init__(**network)
         self._recipe, self._backbone, self._weights = recipe, backbone, weights
         self._templates = read_templates(recipe, templates)
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(dtype, self._device)
-        self._max_batch = max_batch or (16 if self._device.type == "cuda" else 2)
-        self._threads = threads
         self._model: RegressionModel | None = None
         digest = hashlib.sha256("\0".join(self._templates).encode()).hexdigest()
         fields = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
@@ -61,22 +55,11 @@ class RegressionScorer:
         info = ScorerInfo(name=recipe.name, revision=revision, template_sha256=digest, range=(None, None))
         self._rewards = {recipe.name: info}
 
-    @property
-    def rewards(self) -> Mapping[str, ScorerInfo]:
-        return self._rewards
-
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
     def load(self) -> None:
         """Raises SourceError."""
-        import torch
-
         from services.regression.model import RegressionModel
 
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        self._take_threads()
         self._model = RegressionModel(self._backbone, self._weights.path, self._recipe, self._device, self._dtype)
 
     def score(self, reward: str, items: Sequence[Item]) -> Sequence[Result]:

@@ -49,9 +49,6 @@ def make_scorer(settings: RegressionSettings) -> Scorer:
         settings.backbone,
         inspect_file(settings.weights, "--weights"),
         [Path(each.strip()) for each in settings.templates.split(",") if each.strip()],
-        device=settings.device,
-        dtype=settings.dtype,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
+        **settings.network,
     )
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)
