@@ -101,16 +101,17 @@ def check_torch_uses(gpus: Gpus, instead: str) -> None:
     if torch.cuda.is_available():
         return
     built = torch.version.cuda
+    remedy = "Update the driver, or install a build of torch for it"
     if built is None:
-        why = "is built without CUDA"
+        why, remedy = "is built without CUDA", "Install a build of torch for this driver"
     elif gpus.cuda and _numbers(gpus.cuda) < _numbers(built)[:1]:
         oldest = _OLDEST_DRIVER.get(built.partition(".")[0])
         why = f"is built for CUDA {built}, newer than this driver knows{f' (it needs {oldest})' if oldest else ''}"
     else:
         why = f"is built for CUDA {built} and says: {_words_of_torch()}"
     raise GpuError(
-        f"{gpus}, but torch {torch.__version__} cannot use {'them' if gpus.visible > 1 else 'it'}: it {why}. Update the "
-        f"driver, or install a build of torch for it (docs/installation.md, GPUs). To use the CPU on purpose: {instead}"
+        f"{gpus}, but torch {torch.__version__} cannot use {'them' if gpus.visible > 1 else 'it'}: it {why}. {remedy} "
+        f"(docs/installation.md, GPUs). To use the CPU on purpose: {instead}"
     )
 
 

@@ -76,8 +76,8 @@ def test_a_broken_nvidia_smi_does_not_hide_the_devices(
 @pytest.mark.parametrize(
     ("built", "why"),
     [
-        (None, "it is built without CUDA"),
-        ("13.0", r"it is built for CUDA 13.0, newer than this driver knows \(it needs 580\)"),
+        (None, "it is built without CUDA. Install a build of torch for this driver"),
+        ("13.0", r"it is built for CUDA 13.0, newer than this driver knows \(it needs 580\). Update the driver, or install"),
         ("12.8", "it is built for CUDA 12.8 and says: "),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_everywhere(
     four: Path, monkeypatch: pytest.MonkeyPatch, built: str | None, why: str
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", built)
-    with pytest.raises(ConfigError, match=rf"4 NVIDIA GPUs are here.*{why}.*Update the driver.*distributed.device=cpu"):
+    with pytest.raises(ConfigError, match=rf"4 NVIDIA GPUs are here.*{why}.*distributed.device=cpu"):
         pick_device("auto")
     with pytest.raises(ConfigError, match="4 NVIDIA GPUs are here"):
         pick_device("cuda")

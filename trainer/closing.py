@@ -35,12 +35,12 @@ def _how_it_ended(config: Config, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _table(evaluation: Mapping[str, Any]) -> list[str]:
-    """Per reward the mean before and after, each with its 95 % interval, and the paired gain with its own."""
+    """Per reward the mean before, the mean after with its 95 % interval, and the paired gain with its own."""
     before, after = evaluation["before"], evaluation["after"]
     if not after:
         return []
     intervals, gains = evaluation["interval"], evaluation["gain"]
-    if before == after:
+    if before == after and not gains:  # one evaluation; a later one may find the same means
         rows = [(name, _ends(after[name], intervals.get(name)), "") for name in after]
         title = "Held-out means (95 % interval):"
     else:

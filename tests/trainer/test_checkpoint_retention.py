@@ -141,12 +141,16 @@ def test_a_metric_that_is_not_measured_is_told_at_the_first_row_that_could_have_
     [
         ({"checkpoint": {"save_every": 3}}, "evaluation.every = 2 and checkpoint.save_every = 3; make one a multiple"),
         ({"evaluation": {}}, "metric = eval/color, but evaluation names no prompts"),
+        (
+            {"data": {"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"small": 1.0}}]}},
+            "metric = eval/color, but neither training nor evaluation asks for the reward color",
+        ),
         ({"checkpoint": {"save_every": 4}}, None),
         ({"checkpoint": {"save_every": 1}}, None),
         ({"checkpoint": {"save_every": 3, "keep_best": {"metric": "reward/color/mean"}}}, None),
     ],
 )
-def test_evaluated_steps_must_be_saved_ones(
+def test_the_best_is_told_by_what_is_measured_at_saved_steps(
     recipe: Callable[..., Path], changes: dict[str, dict[str, object]], message: str | None
 ) -> None:
     checkpoint = {"keep_best": {"metric": "eval/color"}} | changes.get("checkpoint", {})

@@ -76,6 +76,12 @@ def test_one_evaluation_or_none_is_no_comparison(config: Config) -> None:
     assert "Held-out" not in told(config, steps=1, eval=none)
 
 
+def test_means_that_did_not_move_are_compared_all_the_same(config: Config) -> None:
+    same = {"before": {"ocr": 1.0}, "after": {"ocr": 1.0}, "interval": {"ocr": [1.0, 1.0]}}
+    still = same | {"gain": {"ocr": {"gain": 0.0, "low": 0.0, "high": 0.0}}}
+    assert "\n  ocr  1.000 → 1.000 (1.000 to 1.000)  +0.000 (+0.000 to +0.000)\n" in told(config, eval=still)
+
+
 @pytest.mark.parametrize(
     ("recipe", "form"),
     [("sd35_medium_ocr", "diffusers"), ("sd35_medium_ocr_1gpu", "lora"), ("deepgen_mr_grpo", "deepgen")],

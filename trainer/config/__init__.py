@@ -175,6 +175,14 @@ class Config(Section):
                 f"checkpoint.keep_best.metric = {best.metric}, but evaluation names no prompts, so it is never measured; give "
                 "evaluation.path or choose a metric of training, such as reward/<name>/mean"
             )
+        name = best.metric.removeprefix("eval/")
+        asked = {name for dataset in self.data.train for name in dataset.rewards}
+        asked |= {name for _, name in self.evaluation.asked()}
+        if name in self.rewards.columns and name not in asked and self.evaluation.dataset_config is None:
+            raise ValueError(
+                f"checkpoint.keep_best.metric = {best.metric}, but neither training nor evaluation asks for the reward {name}, "
+                f"so it is never measured; name it in evaluation.rewards"
+            )
         if saved % evaluated and evaluated % saved:
             raise ValueError(
                 f"checkpoint.keep_best needs steps that are evaluated and saved, but evaluation.every = {evaluated} and "

@@ -10,8 +10,8 @@ from typing import Literal
 
 from trainer.config.data import PromptFormat
 from trainer.prompts.checks import DataError
-from trainer.prompts.lines import first_line, is_foreign, lines
-from trainer.prompts.tables import find_delimiter
+from trainer.prompts.lines import first_line, is_foreign, lines, read_text
+from trainer.prompts.tables import find_delimiter, header_between
 
 Split = Literal["train", "test"]
 
@@ -144,18 +144,16 @@ def _of_text(path: Path, prompt_column: str | None, delimiter: str | None) -> Pr
     if delimiter is not None or prompt_column is not None:
         return "csv"
     line = first_line(path)
-    if line.startswith("{"):
-        try:
-            is_json = isinstance(json.loads(line), dict)
-        except (ValueError, RecursionError):
-            is_json = False
-        if is_json:
-            raise DataError(
-                f"{path}: its first line is a JSON object, not a prompt; say `format: rows` (or jsonl), or `format: txt` if it "
-                "is meant as it is"
-            )
+    if line.startswith(("{", "[")) and (_is_json(line, dict) or _is_json(read_text(path), dict, list)):
+        raise DataError(
+            f"{path}: it holds JSON, not a prompt a line; say `format: json`, or `format: rows` (or jsonl) where each line is an "
+            "object, or `format: txt` if its lines are meant as they are"
+        )
     if "\t" not in line:
-        return "txt"
+        if header_between(path, ",;|") is None:
+            return "txt"
+        logger.warning("%s is a table, as its first line shows: read as such (`format: txt` takes its lines)", path)
+        return "csv"
     if find_delimiter(path, None) == "\t":
         logger.warning(
             "%s is a table, its columns set apart by tabs: read as such (`format: txt` takes its lines)", path
@@ -168,3 +166,10 @@ def _of_text(path: Path, prompt_column: str | None, delimiter: str | None) -> Pr
         f"{path}: its lines have {tabs.pop()} tabs each, as a table has, and none of its columns is known as the prompts': name "
         "it by `prompt_column`, or say `format: txt` if each line is a prompt"
     )
+
+
+def _is_json(text: str, *kinds: type) -> bool:
+    try:
+        return isinstance(json.loads(text), kinds)
+    except (ValueError, RecursionError):
+        return False

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.prompts.checks import DataError, shown
+from trainer.prompts.checks import IMAGE_SUFFIXES, DataError, shown
 
 # The text of a row. Of the first line `prompt` comes before the others; the second line is looked at only without them.
 TEXTS = (
@@ -20,6 +20,8 @@ _SOURCE = "source|src|input|ctrl|control|ref|reference|cond|condition|conditioni
 # What an edit starts from: `image`, which some data sets call what it should come to, or a name that leaves no doubt.
 _PLAIN_INPUT = re.compile(r"(?:image|img|picture)s?(?:_?(?:path|file|list)s?)?(?:_?\d+)?")
 _NAMED_INPUT = re.compile(rf"(?:{_SOURCE})_?{_PICTURE}|control_path(?:_\d+)?")
+# Such as fill50k's `source`: an input where it names a picture, else just a word. A bare `edit` may be the result.
+_BARE_INPUT = re.compile(_SOURCE.replace("|edit|", "|"))
 _OTHER_MEDIA = re.compile(rf"(?:(?:{_SOURCE})_?)?(?:video|audio)s?(?:_?(?:path|file|list|url)s?)?")
 
 
@@ -47,6 +49,17 @@ def is_input(name: str) -> bool:
     return any(kind.fullmatch(plain) for kind in (_PLAIN_INPUT, _NAMED_INPUT, _OTHER_MEDIA))
 
 
+def holds_input(name: str, value: Any) -> bool:
+    """`is_input`; and whether a field called but `source`, `input`, `control` or the like has paths of pictures."""
+    return is_input(name) or (_BARE_INPUT.fullmatch(_plain(name)) is not None and _names_pictures(value))
+
+
+def _names_pictures(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_names_pictures(each) for each in value)
+    return isinstance(value, str) and value.strip().lower().endswith(IMAGE_SUFFIXES)
+
+
 def split_row(row: Mapping[str, Any], prompt_column: str | None = None) -> dict[str, Any]:
     """Another project's row under our names: text, negative prompt, targets, the pictures of an edit; the rest is metadata.
 
@@ -61,7 +74,7 @@ def split_row(row: Mapping[str, Any], prompt_column: str | None = None) -> dict[
         raise DataError(f"prompt_column = {text}: the row has no such field, but {', '.join(row) or 'none'}")
     taken = {text, *(("prompt", "caption") if prompt_column is None else ())}
     negative = [name for name in given if _plain(name) in _NEGATIVE]
-    inputs = [name for name in given if is_input(name) and name not in taken]
+    inputs = [name for name in given if holds_input(name, given[name]) and name not in taken]
     targets = row.get("targets")
     with_targets = isinstance(targets, list) and bool(targets) and all(isinstance(each, str) for each in targets)
     taken |= {*negative, *inputs, *(("targets",) if with_targets else ())}
@@ -79,8 +92,16 @@ def _said(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
         by_user = [each.get("content") for each in value if each.get("role") == "user"]
         if len(by_user) == len(value) == 1:
-            return by_user[0]
+            return _parts(by_user[0])
     return value
+
+
+def _parts(content: Any) -> Any:
+    """The text of a message that is a list of parts, if all of them are texts; else the content as it is."""
+    parts = content if isinstance(content, list) and content else [None]
+    if all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return content
 
 
 def _pictures(row: Mapping[str, Any], inputs: Sequence[str]) -> list[str] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.prompts.checks import DataError, shown
-from trainer.prompts.fields import TEXTS, is_input, split_row, text_column
+from trainer.prompts.fields import TEXTS, holds_input, split_row, text_column
 from wire.quotes import quoted_texts
 
 FIELDS = ("prompt", "id", "targets", "metadata", "source_images", "negative_prompt")
@@ -144,7 +144,7 @@ def is_foreign(path: Path) -> bool:
     if not isinstance(row, dict):
         return False
     by_other_name = "prompt" not in row and any(name in row for name in _OTHER_TEXTS)
-    with_inputs = any(is_input(name) for name in row if name not in FIELDS)
+    with_inputs = any(holds_input(name, value) for name, value in row.items() if name not in FIELDS)
     return by_other_name or with_inputs or any(shape <= row.keys() for shape in _FOREIGN_SHAPES)
 
 

@@ -37,6 +37,24 @@ def find_delimiter(path: Path, prompt_column: str | None) -> str:
     return ","
 
 
+def header_between(path: Path, delimiters: str) -> str | None:
+    """The first of these characters by which a file of text lines is a table after all; None where none is.
+
+    It is one when a column of the first line is called `prompt` or the like and every line has as many columns as the
+    first. A prompt that begins "prompt, " alone does not make one.
+    """
+    text = read_text(path)
+    for delimiter in delimiters:
+        try:
+            rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+        except csv.Error:
+            continue  # not a table with this delimiter
+        named = [name for name in rows[0] if name.strip().lower() in TEXTS[0]] if rows else []
+        if len(rows) > 1 and named and {len(row) for row in rows} == {len(rows[0])} != {1}:
+            return delimiter
+    return None
+
+
 def _column(path: Path, names: Sequence[str]) -> str | None:
     try:
         return text_column(names)
@@ -73,14 +91,31 @@ def _quoted(text: str, delimiter: str) -> tuple[Sequence[str], Iterator[tuple[in
     """Header and numbered rows of a table whose fields may be in quotes."""
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_MORE, delimiter=delimiter)
     header = reader.fieldnames or []
-    return header, _numbered(reader)
+    return header, _numbered(reader, text, delimiter)
 
 
-def _numbered(reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    line = reader.line_num + 1
+def _numbered(reader: csv.DictReader[str], text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Raises csv.Error when a quote is not closed before the file ends: the last field would be all that follows it."""
+    start = line = reader.line_num + 1
     for row in reader:
+        start = line
         yield line, row
         line = reader.line_num + 1
+    if _is_open(text, start, delimiter):
+        raise csv.Error(f"a field of the row that begins on line {start} opens a quote that nothing closes")
+
+
+def _is_open(text: str, start: int, delimiter: str) -> bool:
+    """Whether what begins on line `start` ends inside a quote."""
+    rest = io.StringIO(text, newline="")
+    for _ in range(start - 1):
+        rest.readline()
+    try:
+        for _ in csv.reader(rest, delimiter=delimiter, strict=True):
+            pass
+    except csv.Error as error:
+        return "unexpected end of data" in str(error)
+    return False
 
 
 def _tabbed(text: str) -> tuple[Sequence[str], Iterator[tuple[int, dict[str, Any]]]]:

@@ -117,6 +117,17 @@ def test_control_and_reference_in_the_rows_order(folder: Path) -> None:
     assert prompt.metadata == {"tag": "dual", "sup_image": "z.png"}
 
 
+@pytest.mark.parametrize("name", ["source", "input", "Control", "ref", "original"])
+def test_a_bare_name_is_an_input_where_it_names_pictures(folder: Path, name: str) -> None:
+    """As in fill50k's `source`, `target`, `prompt`."""
+    (prompt,) = read(folder, {name: "a.png", "target": "z.png", "prompt": "a circle"}).prompts
+    assert (prompt.source_images, prompt.metadata) == ((str(folder / "a.png"),), {"target": "z.png"})
+    (prompt,) = read(folder, {name: ["a.png", "b.png"], "prompt": "a circle"}).prompts
+    assert len(prompt.source_images) == 2
+    (prompt,) = read(folder, {name: "the web", "prompt": "a circle"}, format="rows").prompts
+    assert (prompt.source_images, prompt.metadata) == ((), {name: "the web"})
+
+
 def test_what_could_be_the_result_is_not_guessed(folder: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: image and edit_image all name pictures.*as `source_images`"):
         read(folder, {"prompt": "make it red", "image": "a.png", "edit_image": "b.png"})

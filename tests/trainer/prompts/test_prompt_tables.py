@@ -61,10 +61,31 @@ def test_a_tab_here_and_there_is_part_of_a_prompt(tmp_path: Path) -> None:
     assert texts(read(tmp_path, "a.txt", "a cat\tin a hat\na dog\n")) == ["a cat\tin a hat", "a dog"]
 
 
-def test_json_called_txt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"its first line is a JSON object, not a prompt; say `format: rows`"):
-        read(tmp_path, "a.txt", '{"prompt": "a cat"}\n')
-    assert texts(read(tmp_path, "b.txt", "{a cat} in braces\n")) == ["{a cat} in braces"]
+@pytest.mark.parametrize(
+    "content",
+    ['{"prompt": "a cat"}\n', '["a cat", "a dog"]', '[\n "a cat",\n "a dog"\n]\n', '{\n "prompts": ["a cat"]\n}\n'],
+)
+def test_json_called_txt_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match=r"it holds JSON, not a prompt a line; say `format: json`, or `format: rows`"):
+        read(tmp_path, "a.txt", content)
+    assert texts(read(tmp_path, "b.txt", "{a cat} in braces\n[a dog]\n")) == ["{a cat} in braces", "[a dog]"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+def test_a_table_of_another_delimiter_called_txt(
+    tmp_path: Path, delimiter: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = read(tmp_path, "a.txt", f"id{delimiter}Prompt\n1{delimiter}a cat\n2{delimiter}a dog\n")
+    assert texts(file) == ["a cat", "a dog"] and "a.txt is a table" in caplog.text
+    lines = [f"prompt{delimiter} a cat", "a dog"]
+    assert texts(read(tmp_path, "b.txt", "\n".join(lines))) == lines
+
+
+def test_a_quote_that_nothing_closes_is_not_one_long_prompt(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.csv: not CSV \(a field of the row that begins on line 3 opens a quote"):
+        read(tmp_path, "a.csv", 'prompt,n\na cat,1\n"a dog,2\na cow,3\n')
+    closed = read(tmp_path, "b.csv", 'prompt,n\n"a\ncat",1\n"say ""hi""",2\n')
+    assert texts(closed) == ["a\ncat", 'say "hi"']
 
 
 @pytest.mark.parametrize(
@@ -149,6 +170,11 @@ def test_prompts_as_chat_messages(tmp_path: Path) -> None:
     row = {"prompt": [user], "negative_prompt": [{"role": "user", "content": " "}], "data_source": "ocr"}
     (prompt,) = read(tmp_path, "a.jsonl", json.dumps(row), format="rows").prompts
     assert (prompt.text, prompt.negative_prompt, prompt.metadata) == ("a cat", None, {"data_source": "ocr"})
+    row["prompt"] = [{"role": "user", "content": [{"type": "text", "text": "a dog"}]}]
+    assert texts(read(tmp_path, "c.jsonl", json.dumps(row), format="rows")) == ["a dog"]
+    row["prompt"] = [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "x"}]}]
+    with pytest.raises(DataError, match="is a list, not a text"):
+        read(tmp_path, "d.jsonl", json.dumps(row), format="rows")
     with pytest.raises(DataError, match="is a list, not a text"):
         read(tmp_path, "b.jsonl", json.dumps({"prompt": [{"role": "system", "content": "x"}, user]}), format="rows")
 
