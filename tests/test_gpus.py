@@ -77,7 +77,10 @@ def test_a_broken_nvidia_smi_does_not_hide_the_devices(
     ("built", "why"),
     [
         (None, "it is built without CUDA. Install a build of torch for this driver"),
-        ("13.0", r"it is built for CUDA 13.0, newer than this driver knows \(it needs 580\). Update the driver, or install"),
+        (
+            "13.0",
+            r"it is built for CUDA 13.0, newer than this driver knows \(it needs 580\). Update the driver, or install",
+        ),
         ("12.8", "it is built for CUDA 12.8 and says: "),
     ],
 )
