@@ -98,9 +98,10 @@ def _said(value: Any) -> Any:
 
 def _parts(content: Any) -> Any:
     """The text of a message that is a list of parts, if all of them are texts; else the content as it is."""
-    parts = content if isinstance(content, list) and content else [None]
-    if all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        return "\n".join(part["text"] for part in parts)
+    if isinstance(content, list) and content:
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "\n".join(map(str, texts))
     return content
 
 
