@@ -30,6 +30,7 @@ from trainer.stopping import STOP_SIGNALS, install
 
 SHUTDOWN_S = 600  # for the last save after a signal; torchrun would kill after 30 s
 JOIN_S = 300.0  # for nodes to meet at a start
+UNHEARD_S = 3.0  # after which a signal that no handler took up is acted upon without it
 PAUSE_S = 5.0  # before a new start: the other nodes notice, too
 
 
@@ -83,6 +84,27 @@ class Relay:
         return End(0) if end.signal in self.sent else end
 
 
+def _end_where_nobody_hears(relay: Relay) -> None:
+    """End this process where a signal is not heard in time because its main thread waits inside torch for other nodes.
+
+    Python runs handlers between two steps of the main thread, and waiting for a node is one step of minutes. The number of a
+    signal is written to a pipe at once, so another thread learns of it. There is nothing to save before nodes have met.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while True:
+            number = os.read(reader, 1)[0]
+            time.sleep(UNHEARD_S)
+            if number in STOP_SIGNALS and number not in relay.sent and not _children():
+                _say(f"{signal.Signals(number).name}: stopped while waiting for other nodes")
+                os._exit(0)
+
+    threading.Thread(target=watch, name="unheard-signals", daemon=True).start()
+
+
 def _children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
@@ -102,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     relay = Relay()
     install(dict.fromkeys(STOP_SIGNALS, relay))
+    _end_where_nobody_hears(relay)
     try:
         return _run(args, relay)
     except NothingToStopError:

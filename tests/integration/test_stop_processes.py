@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -201,6 +202,27 @@ def test_a_launcher_without_processes_has_nothing_to_wait_for(tmp_path: Path, nu
         _, errors = process.communicate(timeout=BOUND_S)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
+
+
+def test_node_0_that_waits_for_others_hears_a_signal(tmp_path: Path) -> None:
+    """It waits inside torch, where Python's handlers are not run."""
+    port = free_port()
+    place = ["--nnodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    command = [sys.executable, "-m", "trainer.launch", "--nproc", "1", *place, "train", "configs/quickstart.yaml"]
+    with subprocess.Popen(command, cwd=ROOT, env=trainer_environment(), stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: listens(port), process)
+        process.send_signal(signal.SIGTERM)
+        try:
+            _, errors = process.communicate(timeout=BOUND_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def catches(pid: int, number: int) -> bool:
