@@ -24,7 +24,7 @@ from services.vqa.questions import READINGS
 from trainer import __main__ as command
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
-from trainer.config.service_names import REWARDS
+from trainer.config.service_names import REWARDS, check_args
 from trainer.policies.exporters import EXPORTERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +102,19 @@ def test_the_launcher_says_it_once_and_starts_nothing() -> None:
     said = run("--nproc", "4", "train", QUICKSTART, "sed=2", module="launch")
     assert said.returncode == 2 and said.stderr.count("did you mean seed?") == 1
     assert "heavy: []" in said.stdout
+
+
+def test_a_misspelt_flag_of_a_service_is_found_before_it_starts() -> None:
+    with pytest.raises(ValueError, match=r"services.ocr has no flag 'mod'; did you mean mode\?"):
+        check_args("services.ocr", "ocr", {"mod": "line"})
+    for module, flag in (
+        ("rules", "functions"),
+        ("hps", "threads"),
+        ("ocr", "max-items"),
+        ("vqa", "judge-url"),
+        ("x", "y"),
+    ):
+        check_args("services.it", module, {flag: 1})
 
 
 def test_the_table_of_rewards_is_that_of_the_services() -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.base import FilePath, Name, Section, Share, did_you_mean
-from trainer.config.service_names import check_module, check_reward
+from trainer.config.service_names import check_args, check_module, check_reward
 
 # DeepGen-RL's variable names for service addresses; they are read when a service has no `urls`.
 URL_VARIABLES = {
@@ -178,6 +178,7 @@ class RewardsConfig(Section):
         started = {name: s for name, s in self.services.items() if s.module is not None and not s.urls}
         for name, service in started.items():
             check_module(f"services.{name}", service.module or "")
+            check_args(f"services.{name}", service.module or "", service.args)
         for name, column in self.columns.items():
             if column.service in started and column.reward is not None:
                 service = started[column.service]

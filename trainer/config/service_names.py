@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trainer.config.base import nearest
@@ -69,6 +69,26 @@ def check_reward(where: str, reward: str, module: str, args: Mapping[str, object
         raise ValueError(
             f"{where}.reward = {reward!r} is no reward of services.{module}; {nearest(reward, [*known, *own])}"
         )
+
+
+def check_args(where: str, module: str, args: Iterable[str]) -> None:
+    """Raises ValueError when a service that the run starts has no such flag, with the nearest one.
+
+    The flags are the fields of the classes in the service's own files and in the settings that services share, read
+    without running them. Nothing is said of a module outside the table.
+    """
+    if module not in REWARDS:
+        return
+    files = [_SERVICES / module / name for name in ("settings.py", "__main__.py")]
+    files += [_SERVICES / "common" / name for name in ("settings.py", "model_settings.py", "judge/settings.py")]
+    known: set[str] = set()
+    for tree in (ast.parse(path.read_bytes()) for path in files if path.is_file()):
+        classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+        fields = (each for node in classes for each in node.body if isinstance(each, ast.AnnAssign))
+        known |= {each.target.id for each in fields if isinstance(each.target, ast.Name)}
+    for name in args:
+        if name.replace("-", "_") not in known:
+            raise ValueError(f"{where}.args: services.{module} has no flag {name!r}; {nearest(name, sorted(known))}")
 
 
 def _own_names(functions: str, reward: str) -> list[str] | None:
