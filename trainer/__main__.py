@@ -50,7 +50,8 @@ def _recipe(args: argparse.Namespace) -> Config:
 
 def _check_there(path: Path | None, what: str) -> None:
     if path is not None and not path.exists():
-        raise ConfigError(f"{what}: nothing at {path.absolute()}; correct the path")
+        hint = " (checkpoints/best needs checkpoint.keep_best)" if path.name == "best" else ""
+        raise ConfigError(f"{what}: nothing at {path.absolute()}; correct the path{hint}")
 
 
 def _evaluate(args: argparse.Namespace) -> int:

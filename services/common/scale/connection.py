@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,6 +149,10 @@ class Connection:
 def _reason(error: Exception) -> str:
     """The error's code and sentence, without the command, which the client quotes: it may hold a picture."""
     text = str(error).rpartition("of pipeline caused error: ")[2]
+    if quoted := re.fullmatch(
+        r"\((['\"])(.*)\1,\)", text
+    ):  # the client writes an error of a pipeline as a tuple of one text
+        text = quoted[2]
     if text.startswith(_DISCARDED):
         return text.removeprefix(_DISCARDED)
     code = getattr(error, "status_code", None)  # which the client takes off the text of the errors that it knows

@@ -288,7 +288,7 @@ def test_loading_maps_the_file_instead_of_copying_it(folder: Path, published: Pa
     model = load_model(inspect(folder if converted else published), 49_408, CPU, "fp32")
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
     mapped = [range(*(int(end, 16) for end in line[0].split("-"))) for line in lines]
-    assert all(any(weight.data_ptr() in each for each in mapped) for weight in model._clip.parameters())
+    assert all(any(weight.data_ptr() in each for each in mapped) for weight in model._towers._model.parameters())
 
 
 def convert(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -142,11 +142,14 @@ def test_refusals_name_the_remedy(run: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("nowhere", "there is no such folder as {path}: correct the path"),
+        ("nowhere", "export: nothing at {path}; correct the path"),
         ("elsewhere", "{path} is neither a run's folder nor a checkpoint: give a folder under outputs/"),
         ("outputs/run/checkpoints", "{path} is neither a run's folder nor a checkpoint"),
         ("outputs/begun", "{path} has no checkpoint yet: train first"),
-        ("outputs/run/checkpoints/best", "there is no {path}: checkpoints/best needs checkpoint.keep_best"),
+        (
+            "outputs/run/checkpoints/best",
+            "export: nothing at {path}; correct the path (checkpoints/best needs checkpoint.keep_best)",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_never_to_be_deleted(
