@@ -356,7 +356,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_a_bar_carries_the_same_numbers() -> None:
+def test_on_a_terminal_a_bar_carries_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for one line
     stream = Terminal()
     progress = Progress(10, shown=True, start=4, stream=stream)
     progress.remember({"step": 0, "eval/ocr": 0.678})
