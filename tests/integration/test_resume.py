@@ -103,6 +103,7 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on(
     assert all(torch.equal(tensor, expected_final[name]) for name, tensor in final(run_dir).items())
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(
     recipe: Callable[..., Path], tmp_path: Path, _uninterrupted: dict[str, object]
 ) -> None:
@@ -112,6 +113,7 @@ def test_another_seed_is_another_run(
     assert any(not torch.equal(t, expected_final[n]) for n, t in final(tmp_path / "outputs" / "other").items())
 
 
+@pytest.mark.slow
 def test_changed_prompts_refuse_to_resume(recipe: Callable[..., Path], tmp_path: Path) -> None:
     prompts = tmp_path / "train.jsonl"
     lines = (ROOT / "assets" / "quickstart" / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -124,6 +126,7 @@ def test_changed_prompts_refuse_to_resume(recipe: Callable[..., Path], tmp_path:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_reordered_rewards_refuse_to_resume(recipe: Callable[..., Path], tmp_path: Path, rules_url: str) -> None:
     color = {"service": "rules", "reward": "color_match"}
     small = {"service": "rules", "reward": "jpeg_compressibility"}

@@ -62,6 +62,7 @@ def weights(run_dir: Path, step: int) -> torch.Tensor:
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_valid_score_takes_the_same_steps(
     recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ def test_compiling_names_the_weights_as_before(folder: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8.0)], ids=["full", "lora"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning", "ignore:The .grad attribute")
+@pytest.mark.slow
 def test_compiling_lasts_through_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraConfig | None) -> None:
     """Sampling, replay, the reference and evaluation in batches of several sizes: every block stays compiled. Which
     compiler makes no difference to that, so it is the one that takes no time."""
