@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypedDict
+from typing import TypedDict
 
+from services.common.arithmetic import Dtype
 from wire.schema import ScorerInfo
-
-Dtype = Literal["auto", "bf16", "fp32"]
 
 
 class NetworkOptions(TypedDict, total=False):

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from machine.gpus import check_torch_uses, shown
-from services.common.network_scorer import Dtype
+from services.common.arithmetic import Dtype
 
 
 class Towers:
