@@ -29,7 +29,7 @@ test:  ## The tests
 	bash test.sh
 
 openapi: venv  ## Write the committed OpenAPI files from the services
-	$(PY) -m services.common.openapi
+	$(PY) -m services.kit.openapi
 
 images:  ## Build the services' container images (docker, podman or buildah)
 	bash scripts/build_images.sh

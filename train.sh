@@ -112,7 +112,7 @@ build_command() { # python, trainer arguments ...
         COMMAND=("$python" -m trainer train "$@")
         return
     fi
-    COMMAND=("$python" -m trainer.launch --nproc "$NGPUS" --max-restarts "$MAX_RESTARTS")
+    COMMAND=("$python" -m trainer.processes.launch --nproc "$NGPUS" --max-restarts "$MAX_RESTARTS")
     if ((NNODES > 1)); then
         COMMAND+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR")
     fi

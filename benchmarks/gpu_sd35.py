@@ -30,17 +30,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.waiting_service import write_results
 from trainer.config import AlgorithmConfig, DistributedConfig, LoraConfig, OptimConfig
 from trainer.config.network import NetworkConfig
-from trainer.distributed import World
 from trainer.engine import build_engine
-from trainer.hardware import FlopMeter, peak_tflops
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import Conditioning, FlowPolicy
 from trainer.policies.frozen import Autoencoder
 from trainer.policies.lora import autocast, prepare_network
 from trainer.policies.sd3_tokens import Sd3Transformer
+from trainer.processes.distributed import World
+from trainer.records.hardware import FlopMeter, peak_tflops
 from trainer.samplers.schedules import sigmas
 from trainer.types import Prompt
-from trainer.update import Updater
+from trainer.update.updater import Updater
 
 LEAST_MFU = 0.45
 MEDIUM: dict[str, Any] = {  # stabilityai/stable-diffusion-3.5-medium's published transformer/config.json

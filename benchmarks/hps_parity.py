@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.hps_reference import VIT_H_14, State, random_checkpoint, score
 from benchmarks.waiting_service import write_results
-from services.common.pixels import to_rgb
-from services.common.scorer import Item, Score
 from services.hps.checkpoint import Checkpoint, inspect
 from services.hps.scorer import HpsScorer
 from services.hps.tokenizer import Tokenizer
 from services.hps.vocabulary import read_merges
+from services.kit.pixels import to_rgb
+from services.kit.scorer import Item, Score
 
 TOLERANCE = 1e-5
 PROMPT = "a red cat with a hat, sitting on a window sill"

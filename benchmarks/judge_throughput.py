@@ -34,8 +34,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.waiting_service import write_results
-from services.common.judge.connections import Connections
-from services.common.judge.content import image_part, text_part
+from services.kit.judge.connections import Connections
+from services.kit.judge.content import image_part, text_part
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_RATIO = 0.95
@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/judge_throughput.json"))
     args = parser.parse_args()
     judge_url = f"http://127.0.0.1:{args.judge_port}"
-    judge = ["services.common.judge.scripted", "--port", str(args.judge_port), "--answer", ANSWER]
+    judge = ["services.kit.judge.scripted", "--port", str(args.judge_port), "--answer", ANSWER]
     judge += ["--latency-ms", str(args.latency_ms)]
     gateway = ["services.unifiedreward", "--port", "0", "--judge-url", judge_url, "--model", "judge"]
     gateway += ["--kinds", "pointwise,think_pairwise", "--concurrency", str(args.concurrency), "--log-level", "warning"]

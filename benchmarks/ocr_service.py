@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from services.common.settings import load_settings
+from services.kit.settings import load_settings
 from services.ocr.engines import build_engine
 from services.ocr.settings import OcrSettings
 from wire.images import encode

@@ -31,8 +31,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.waiting_service import write_results
-from services.common.judge.content import image_part, text_part
-from services.common.judge.templates import own_template
+from services.kit.judge.content import image_part, text_part
+from services.kit.judge.templates import own_template
 from services.unifiedreward import prompts
 from tests.support.gateways import score_request, unifiedreward_gateway
 from tests.support.tiny_qwen3vl import make_checkpoint

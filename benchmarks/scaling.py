@@ -74,7 +74,7 @@ def _run(folder: Path, url: str, stage: str, ranks: int, steps: int) -> list[dic
     config = _config(folder, url, stage, ranks, steps)
     path = folder / f"{config['run_name']}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "trainer.launch", "--nproc", str(ranks), "train", str(path)]
+    command = [sys.executable, "-m", "trainer.processes.launch", "--nproc", str(ranks), "train", str(path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -140,7 +140,7 @@ def step(plan: Plan) -> list[str]:
 
 def checkpoint(plan: Plan) -> list[str]:
     whole = 4 * FP32 * PARAMETERS
-    period_s = max(0.5, plan.gpus / 500)  # trainer/failure.py
+    period_s = max(0.5, plan.gpus / 500)  # trainer/processes/failure.py
     return [
         "| what | formula | result |",
         "|---|---|---|",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.common.scorer import Item, Result, Score
+from services.kit.scorer import Item, Result, Score
 from services.rules import reward
 from services.rules.color import color_match
 

@@ -29,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.waiting_service import write_results
 from tests.support.tiny_pipelines import make_sd3
 from trainer.config import AlgorithmConfig, DistributedConfig, LoraConfig, OptimConfig, Sd3Config
-from trainer.distributed import World
 from trainer.engine import build_engine
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
 from trainer.policies.sd3 import Sd3Flow
+from trainer.processes.distributed import World
 from trainer.types import Prompt
-from trainer.update import Updater
+from trainer.update.updater import Updater
 
 MOST_ELSE = 0.1
 

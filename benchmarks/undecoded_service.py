@@ -9,9 +9,9 @@ import sys
 
 from PIL import Image
 
-from services.common import decoding, fakes
-from services.common.run import serve
-from services.common.settings import load_settings
+from services.kit import decoding, fakes
+from services.kit.run import serve
+from services.kit.settings import load_settings
 from wire.images import Picture
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ WORKDIR /app
 COPY machine machine
 COPY wire wire
 COPY services/__init__.py services/
-COPY services/common services/common
+COPY services/kit services/kit
 COPY services/${SERVICE} services/${SERVICE}
 COPY docker/ready.py docker/
 RUN python3 -m compileall -q machine wire services

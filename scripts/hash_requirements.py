@@ -150,7 +150,7 @@ def main() -> int:
         print(f"[hashes] {path}", flush=True)
         rewrite(path)
     for path in [] if given else sorted((REQUIREMENTS / "services").glob("*.in")):
-        if path.name != "common.in":
+        if path.name != "kit.in":
             print(f"[hashes] {path.with_suffix('.txt')}", flush=True)
             write_service(path)
     return 0

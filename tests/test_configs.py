@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from trainer.config import Config, SftConfig
 from trainer.config.file import dump_config, load_config
-from trainer.data import check_disjoint, load_prompts, load_train_prompts
+from trainer.data.datasets import check_disjoint, load_prompts, load_train_prompts
 from trainer.deepgen.dataset_yaml import read_dataset_yaml
 from trainer.deepgen.eval_yaml import read_eval_yaml
 from trainer.deepgen.variables import VARIABLES

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from services.common.scorer import Item, Score
+from services.kit.scorer import Item, Score
 from services.rules.scorer import RulesScorer
 from trainer.__main__ import build_parser
 from trainer.config import Config

@@ -12,12 +12,12 @@ import torch
 
 import machine.gpus
 from machine.gpus import GpuError, Gpus, check_processes, check_torch_uses, shown, without_driver
-from services.common.towers import choose_device
+from services.kit.towers import choose_device
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
-from trainer.distributed import pick_device
 from trainer.doctor.machine import check_device, check_memory
-from trainer.launch import main as launch
+from trainer.processes.distributed import pick_device
+from trainer.processes.launch import main as launch
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs/quickstart.yaml"

@@ -36,7 +36,7 @@ UNSAFE_CALLS = {"yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_al
     for name in ("load", "loads", "Unpickler")
 }
 # A pipe to the service's own child process, as multiprocessing's own connections are.
-MAY_UNPICKLE = {"services/common/transport.py"}
+MAY_UNPICKLE = {"services/kit/transport.py"}
 
 # Imported inside functions, for engines and loggers that a user installs when wanted.
 OPTIONAL = {

@@ -17,7 +17,7 @@ from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.doctor.machine import check_compiler
 from trainer.doctor.packages import check_packages, check_reporters
-from trainer.reporters import installed
+from trainer.records.reporters import installed
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs/quickstart.yaml"

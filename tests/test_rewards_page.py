@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.common.settings import load_settings
+from services.kit.settings import load_settings
 from tests.support.deployment import settings_of
 from trainer.config import Config
 from trainer.config.service_names import REWARDS

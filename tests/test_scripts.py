@@ -96,13 +96,13 @@ def test_one_process_runs_without_torchrun() -> None:
 
 def test_several_gpus_on_one_node_take_a_free_port() -> None:
     assert dry_run("seed=2", NGPUS="4") == (
-        f"python -m trainer.launch --nproc 4 --max-restarts 3 train {ROOT}/configs/quickstart.yaml seed=2"
+        f"python -m trainer.processes.launch --nproc 4 --max-restarts 3 train {ROOT}/configs/quickstart.yaml seed=2"
     )
 
 
 def test_several_nodes_become_arguments_of_the_launcher() -> None:
     assert dry_run(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", MASTER_PORT="1234", NGPUS="8") == (
-        "python -m trainer.launch --nproc 8 --max-restarts 3 --nnodes 2 --node-rank 1 "
+        "python -m trainer.processes.launch --nproc 8 --max-restarts 3 --nnodes 2 --node-rank 1 "
         f"--master-addr 10.0.0.1 --master-port 1234 train {ROOT}/configs/quickstart.yaml"
     )
     assert "--nproc 1 --max-restarts 0 --nnodes 2 --node-rank 0 --master-addr a --master-port 29500" in dry_run(

@@ -16,8 +16,8 @@ from trainer.config import Config, ConfigError, SftConfig
 from trainer.config.base import UserError, did_you_mean
 from trainer.config.file import load_config
 from trainer.deepgen.command import add_flags
-from trainer.failure import USER_ERROR, Watch, describe
-from trainer.stopping import StartStoppedError, StopSignals
+from trainer.processes.failure import USER_ERROR, Watch, describe
+from trainer.processes.stopping import StartStoppedError, StopSignals
 
 COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "from-deepgen")
 FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of all policies
@@ -28,7 +28,7 @@ FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of al
 def _train(args: argparse.Namespace) -> int:
     with StopSignals() as signals:  # before torch is imported, which takes seconds
         config = _recipe(args)
-        from trainer.reporters.installed import check_installed
+        from trainer.records.reporters.installed import check_installed
 
         check_installed(config.logging.report_to)
         from trainer.loop import train
@@ -42,7 +42,7 @@ def _recipe(args: argparse.Namespace) -> Config:
     named = [each.path for each in config.data.train] + [path for _, path in config.evaluation.prompt_files()]
     for path in named:
         if not Path(path).exists():
-            from trainer.prompts import read_prompt_file
+            from trainer.data.prompts import read_prompt_file
 
             read_prompt_file(path, dataset=Path(path).stem)  # says what is wrong with the path
     return config
@@ -98,7 +98,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _flight(args: argparse.Namespace) -> int:
-    from trainer.flight_summary import print_flight
+    from trainer.records.flight_summary import print_flight
 
     print_flight(args.run_dir)
     return 0

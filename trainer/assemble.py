@@ -20,32 +20,32 @@ from trainer.closing import closing_lines
 from trainer.config import Config, RewardsConfig
 from trainer.config.deepspeed import check_accumulation
 from trainer.config.file import dump_config
-from trainer.data import Dataset, PromptSampler, load_train_prompts, without
-from trainer.distributed import World, world
-from trainer.ema import Ema
+from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
+from trainer.data.overlap import FILE as LEFT_OUT
+from trainer.data.overlap import Settled, settle
 from trainer.engine import Engine, build_engine
 from trainer.evaluation import EvaluationSet, Evaluator, Rounds, load_sets, trained_on
-from trainer.flight_recorder import FlightRecorder
-from trainer.hardware import Gauges
-from trainer.metrics import Recorder, write_atomic
 from trainer.objectives import needs_reference
 from trainer.objectives.captions import caption_prompts
-from trainer.overlap import FILE as LEFT_OUT
-from trainer.overlap import Settled, settle
 from trainer.plan import picture_sizes
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
+from trainer.processes.distributed import World, world
+from trainer.processes.run_lock import run_lock
+from trainer.processes.stopping import StopSignals
 from trainer.prompt_notes import prompt_notes
+from trainer.records.flight_recorder import FlightRecorder
+from trainer.records.hardware import Gauges
+from trainer.records.recorder import Recorder, write_atomic
+from trainer.records.starts import changes_since, keep_start
 from trainer.report import build_report
 from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_urls
 from trainer.rollout import Drawn
-from trainer.run_lock import run_lock
 from trainer.saving import Saver, find_start, restore
 from trainer.scorer_records import check_agreement, scorer_records
-from trainer.starts import changes_since, keep_start
-from trainer.stopping import StopSignals
 from trainer.types import StopTrainingError
-from trainer.update import Updater
+from trainer.update.ema import Ema
+from trainer.update.updater import Updater
 
 
 @dataclass

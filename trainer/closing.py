@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.policies.exporters import EXPORTERS
-from trainer.progress import duration
+from trainer.records.progress import duration
 
 
 def closing_lines(config: Config, summary: Mapping[str, Any]) -> list[str]:

@@ -15,15 +15,15 @@ import torch
 from trainer.assemble import start_services
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config import Config, ConfigError
-from trainer.data import load_train_prompts
-from trainer.distributed import World, world
+from trainer.data.datasets import load_train_prompts
 from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
 from trainer.export.source import find_checkpoint, none_yet
-from trainer.metrics import plain_numbers, write_atomic
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
+from trainer.processes.distributed import World, world
 from trainer.prompt_notes import prompt_notes
+from trainer.records.recorder import plain_numbers, write_atomic
 from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
 from trainer.rewards.identity import changes_since
 

@@ -23,7 +23,7 @@ from trainer.checkpoint import (
     tidy,
 )
 from trainer.config import Config
-from trainer.distributed import World
+from trainer.processes.distributed import World
 from trainer.scorer_records import scorer_records
 
 if TYPE_CHECKING:

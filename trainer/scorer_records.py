@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.distributed import World
+from trainer.processes.distributed import World
 from trainer.rewards import RewardClient, RewardServiceError
 
 

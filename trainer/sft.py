@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trainer.config import SftConfig
-from trainer.distributed import pick_device
-from trainer.ema import Ema
 from trainer.policies.tiny_model import PAD, TinyModel, token_tensor
-from trainer.words import Word, corrupt, draw_word, render
+from trainer.processes.distributed import pick_device
+from trainer.quickstart.words import Word, corrupt, draw_word, render
+from trainer.update.ema import Ema
 
 PCA_PICTURES = 6000
 PROMPT_DROPOUT = 0.1  # for classifier-free guidance

@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from services.clip.settings import ClipSettings, make_scorer
-from services.common.commands import Command, dispatch
-from services.common.run import serve
-from services.common.settings import load_settings
+from services.kit.commands import Command, dispatch
+from services.kit.run import serve
+from services.kit.settings import load_settings
 
 USAGE = """\
 usage: python -m services.clip [serve] --model FOLDER [flags]     serve clip_sim and relatives (the default)
@@ -38,8 +38,8 @@ def serve_command(arguments: Sequence[str]) -> None:
 def convert_command(arguments: Sequence[str]) -> None:
     """Raises SourceError or OSError."""
     settings = load_settings(ConvertSettings, arguments, prog="python -m services.clip convert")
-    from services.common.linear_head import check_head
-    from services.common.tensors import read_tensors, write_tensors
+    from services.kit.linear_head import check_head
+    from services.kit.tensors import read_tensors, write_tensors
 
     state = read_tensors(settings.source)
     check_head(state, settings.source)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pydantic import JsonValue
 from torch.nn import functional
 
-from services.common.backbone import Backbone, cosines
-from services.common.linear_head import LinearHead
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.backbone import Backbone, cosines
+from services.kit.linear_head import LinearHead
+from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
 Reward = Callable[[Backbone, Sequence[Item]], list[Result]]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from services.common.commands import Command, dispatch
-from services.common.judge.client import JudgeError
-from services.common.judge.passthrough import PassThrough
-from services.common.run import serve
-from services.common.settings import load_settings
 from services.eval import table
 from services.eval.report import comparison_text, load_results, table_text, write_report
 from services.eval.runner import run
 from services.eval.settings import CompareSettings, EvalSettings, RunSettings, TableSettings, make_scorer
+from services.kit.commands import Command, dispatch
+from services.kit.judge.client import JudgeError
+from services.kit.judge.passthrough import PassThrough
+from services.kit.run import serve
+from services.kit.settings import load_settings
 
 USAGE = """\
 usage: python -m services.eval [serve] [flags]                    serve the judge as a reward (the default)

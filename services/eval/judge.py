@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from services.common.judge.answers import Answer, thinking_note
-from services.common.judge.client import JudgeClient, JudgeError
-from services.common.judge.content import ImageFormat, image_part, text_part
-from services.common.judge.metrics import JudgeMetrics
 from services.eval.parsing import ParseError, parse_reasons, parse_verdicts
 from services.eval.prompting import Instructions
 from services.eval.prompts import Prompt
+from services.kit.judge.answers import Answer, thinking_note
+from services.kit.judge.client import JudgeClient, JudgeError
+from services.kit.judge.content import ImageFormat, image_part, text_part
+from services.kit.judge.metrics import JudgeMetrics
 from wire.schema import ErrorCode
 
 REWARD = "unigenbench"

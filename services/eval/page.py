@@ -11,12 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from services.common.pixels import to_rgb
 from services.eval.dimensions import DIMENSIONS, PRIMARIES
 from services.eval.images import open_image
 from services.eval.prompts import Prompt
 from services.eval.store import Plan, Record
 from services.eval.table import MACRO, MICRO, Row
+from services.kit.pixels import to_rgb
 
 THUMBNAIL_SIDE = 224
 _QUALITY = 72

@@ -14,7 +14,7 @@ import re
 import unicodedata
 import warnings
 
-from services.common.judge.answers import after_thinking, to_ascii
+from services.kit.judge.answers import after_thinking, to_ascii
 
 _SCORE = re.compile(r"<score>(.*?)</score>", re.DOTALL | re.IGNORECASE)
 _OPEN_SCORE = re.compile(r"<score>\s*([\[【［][^\]】］<]*[\]】］])\s*(?:</|```|$)", re.IGNORECASE)

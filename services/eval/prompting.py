@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.judge.templates import Template, load_template, own_template
 from services.eval.dimensions import DIMENSIONS, Language, find_dimension
 from services.eval.prompts import Point, Prompt
+from services.kit.judge.templates import Template, load_template, own_template
 
 # sha256 of the raw templates of CodeGoat24/UniGenBench, eval/src/eval_common.py.
 PUBLISHED: dict[str, str] = {

@@ -13,14 +13,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from services.common.judge.client import JudgeClient, JudgeError
-from services.common.judge.metrics import JudgeMetrics
 from services.eval.images import ImageFile, find_images, hash_file, open_image
 from services.eval.judge import Judgement, JudgeMethod, Missing, judge_image
 from services.eval.prompts import Prompt, PromptFile, read_prompts
 from services.eval.report import Report, write_report
 from services.eval.settings import RunSettings
 from services.eval.store import Place, Plan, Record, ResultLog, read_records, result_key, write_plan
+from services.kit.judge.client import JudgeClient, JudgeError
+from services.kit.judge.metrics import JudgeMetrics
 from wire.schema import ErrorCode
 
 

@@ -9,13 +9,13 @@ from PIL import Image
 from prometheus_client.registry import Collector
 from pydantic import JsonValue
 
-from services.common.judge.client import JudgeClient, JudgeEndpoint
-from services.common.judge.metrics import JudgeMetrics
-from services.common.scorer import Failure, Item, Result, Score
 from services.eval.dimensions import Language
 from services.eval.judge import REWARD, Judgement, JudgeMethod, Missing, judge_image
 from services.eval.parsing import official_verdicts
 from services.eval.prompts import Point, PointsError, Prompt, read_points
+from services.kit.judge.client import JudgeClient, JudgeEndpoint
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
 # What an answer tells beside the score; a change of it changes this, as kept answers would lack it.

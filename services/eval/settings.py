@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from services.common.judge.settings import JudgeOptions, JudgeSettings, MaxTokens
 from services.eval.judge import JudgeMethod
 from services.eval.prompting import load_instructions
 from services.eval.scorer import EvalScorer
+from services.kit.judge.settings import JudgeOptions, JudgeSettings, MaxTokens
 
 COMMAND = SettingsConfigDict(
     env_prefix="EVAL_",

@@ -6,10 +6,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from services.common.commands import Command, dispatch
-from services.common.run import serve
-from services.common.settings import load_settings
 from services.geneval.settings import GenevalSettings, RunSettings, make_scorer
+from services.kit.commands import Command, dispatch
+from services.kit.run import serve
+from services.kit.settings import load_settings
 
 USAGE = """\
 usage: python -m services.geneval [serve] --detector FOLDER --clip FOLDER [flags]   serve the scores (the default)

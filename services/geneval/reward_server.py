@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from services.common.rows import Rows
 from services.geneval.specification import TAGS
+from services.kit.rows import Rows
 from wire.schema import ItemResult
 
 ELSEWHERE = -10.0

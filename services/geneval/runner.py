@@ -16,11 +16,11 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from services.common.scorer import Item, Result, Score
 from services.geneval.prompts import Place, Row, find_images, read_rows
 from services.geneval.scorer import GenevalScorer
 from services.geneval.settings import RunSettings
 from services.geneval.table import Judged, Line, tabulate
+from services.kit.scorer import Item, Result, Score
 
 RESULTS, TABLE_CSV, TABLE_JSON = "results.jsonl", "table.csv", "table.json"
 

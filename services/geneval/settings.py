@@ -9,11 +9,11 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.common.model_settings import ModelSettings
-from services.common.scorer import Scorer
-from services.common.sources import Source, inspect_folder
-from services.common.workers import ProcessPool
 from services.geneval.scorer import GenevalScorer
+from services.kit.model_settings import ModelSettings
+from services.kit.scorer import Scorer
+from services.kit.sources import Source, inspect_folder
+from services.kit.workers import ProcessPool
 
 DETECTOR_KINDS = ("mask2former", "grounding-dino", "owlvit", "owlv2")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from services.common.commands import Command, dispatch
-from services.common.run import serve
-from services.common.settings import load_settings
 from services.hps.commands import convert_command, vocabulary_command
 from services.hps.settings import HpsSettings, make_scorer
+from services.kit.commands import Command, dispatch
+from services.kit.run import serve
+from services.kit.settings import load_settings
 
 USAGE = """\
 usage: python -m services.hps [serve] --checkpoint PATH [flags]   serve HPSv2 or HPSv2.1 (the default)

@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from tqdm import tqdm
 
-from services.common.settings import load_settings
 from services.hps.checkpoint import Version, inspect
 from services.hps.vocabulary import FILE_NAME, fetch, read_merges
+from services.kit.settings import load_settings
 
 _COMMAND = SettingsConfigDict(
     env_prefix="HPS_",

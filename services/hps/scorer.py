@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple, Unpack
 from PIL import Image
 from pydantic import JsonValue
 
-from services.common.network_scorer import NetworkOptions, NetworkScorer
-from services.common.scorer import Failure, Item, Result, Score
 from services.hps.checkpoint import REWARDS, Checkpoint
 from services.hps.tokenizer import Tokenizer, Tokens
 from services.hps.vocabulary import read_merges
+from services.kit.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.model_settings import ModelSettings
-from services.common.scorer import Scorer
-from services.common.workers import ProcessPool
 from services.hps.checkpoint import Version, inspect
 from services.hps.scorer import HpsScorer
+from services.kit.model_settings import ModelSettings
+from services.kit.scorer import Scorer
+from services.kit.workers import ProcessPool
 
 
 class HpsSettings(ModelSettings):

@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from services.common.commands import Command, dispatch
-from services.common.run import serve
-from services.common.settings import load_settings
 from services.imagereward.settings import ImageRewardSettings, make_scorer
+from services.kit.commands import Command, dispatch
+from services.kit.run import serve
+from services.kit.settings import load_settings
 
 USAGE = """\
 usage: python -m services.imagereward [serve] --weights FILE --tokenizer FOLDER [flags]   serve (the default)
@@ -38,8 +38,8 @@ def serve_command(arguments: Sequence[str]) -> None:
 def convert_command(arguments: Sequence[str]) -> None:
     """Raises SourceError or OSError."""
     settings = load_settings(ConvertSettings, arguments, prog="python -m services.imagereward convert")
-    from services.common.tensors import read_tensors, write_tensors
     from services.imagereward.layout import split
+    from services.kit.tensors import read_tensors, write_tensors
 
     state = read_tensors(settings.source)
     split(state, settings.source)  # that it is ImageReward's is found out now, not when it is served

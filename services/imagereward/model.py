@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from services.common.linear_head import LinearHead
-from services.common.sources import SourceError
-from services.common.tensors import read_tensors
 from services.imagereward.layout import REMEDY, Parts, split
+from services.kit.linear_head import LinearHead
+from services.kit.sources import SourceError
+from services.kit.tensors import read_tensors
 
 # The head's mean and standard deviation over the published training set: scores are in its units.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

@@ -8,11 +8,11 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.model_settings import ModelSettings
-from services.common.scorer import Scorer
-from services.common.sources import inspect_file
-from services.common.workers import ProcessPool
 from services.imagereward.scorer import ImageRewardScorer
+from services.kit.model_settings import ModelSettings
+from services.kit.scorer import Scorer
+from services.kit.sources import inspect_file
+from services.kit.workers import ProcessPool
 
 
 class ImageRewardSettings(ModelSettings):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from services.common.settings import is_loopback
+from services.kit.settings import is_loopback
 from services.loadtest.workload import ENCODINGS, Mix, parse_mix
 
 _DESCRIPTION = """\

@@ -1,7 +1,7 @@
 """python -m services.ocr [--engine rapidocr] [--mode page] [--workers N] [--port 18082]; --help names the rest."""
 
-from services.common.run import serve
-from services.common.settings import load_settings
+from services.kit.run import serve
+from services.kit.settings import load_settings
 from services.ocr.settings import OcrSettings, make_scorer
 
 if __name__ == "__main__":

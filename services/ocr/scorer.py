@@ -10,7 +10,7 @@ from typing import cast
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import JsonValue
 
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.scorer import Failure, Item, Result, Score
 from services.ocr.alphabet import Alphabet, refusal
 from services.ocr.engines import EngineOptions, Line, build_engine
 from services.ocr.layout import reading_orders

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from services.common.run import serve
-from services.common.settings import load_settings
+from services.kit.run import serve
+from services.kit.settings import load_settings
 from services.regression.settings import RegressionSettings, make_scorer
 
 

@@ -28,8 +28,8 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import JsonValue
 
-from services.common.pixels import to_rgb
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.pixels import to_rgb
+from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
 REVISION = "3"  # raise it whenever the same image may score differently

@@ -1,7 +1,7 @@
 """A reward from a plain function, and those of a user's own Python file.
 
     from PIL import ImageStat
-    from services.common.scorer import Item
+    from services.kit.scorer import Item
     from services.rules import reward
 
     @reward(range=(0, 1))
@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TypeVar, overload
 
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
 Outcome = float | Score | Failure | None

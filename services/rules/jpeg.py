@@ -11,8 +11,8 @@ from typing import Final
 
 from PIL import features
 
-from services.common.pixels import to_rgb
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.pixels import to_rgb
+from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
 QUALITY: Final = 95

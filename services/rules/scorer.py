@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from services.common.scorer import Item, Result
+from services.kit.scorer import Item, Result
 from services.rules import color, jpeg
 from services.rules.functions import FunctionReward, FunctionsError, load_functions
 from wire.schema import ScorerInfo

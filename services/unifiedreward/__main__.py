@@ -8,9 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 
-from services.common import run
-from services.common.judge.passthrough import PassThrough
-from services.common.settings import load_settings
+from services.kit import run
+from services.kit.judge.passthrough import PassThrough
+from services.kit.settings import load_settings
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.unifiedreward.supervisor import Supervisor

@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from services.common.judge.answers import thinking_note
-from services.common.judge.client import JudgeClient, JudgeError, Part
-from services.common.judge.content import ImageFormat, image_part, text_part
-from services.common.judge.metrics import JudgeMetrics
-from services.common.scorer import Failure, Item
+from services.kit.judge.answers import thinking_note
+from services.kit.judge.client import JudgeClient, JudgeError, Part
+from services.kit.judge.content import ImageFormat, image_part, text_part
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.scorer import Failure, Item
 from services.unifiedreward.parsing.common import ParseError
 from services.unifiedreward.texts import Text
 from wire.schema import ErrorCode

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from services.common.judge.metrics import JudgeMetrics
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.scorer import Failure, Item, Result, Score
 from services.unifiedreward.asking import Asker, Encoded, Said, before, check_item, content_seed, dominant
 from services.unifiedreward.kinds import Question
 from services.unifiedreward.parsing.common import Judgement

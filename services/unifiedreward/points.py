@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from services.common.judge.metrics import JudgeMetrics
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.scorer import Failure, Item, Result, Score
 from services.unifiedreward.asking import Asker, Encoded, Said, before, check_item
 from services.unifiedreward.kinds import Numbers
 from services.unifiedreward.ratings import mean

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw
 from prometheus_client.registry import Collector
 
-from services.common.judge.client import JudgeClient
-from services.common.judge.metrics import JudgeMetrics
-from services.common.judge.templates import Template
-from services.common.scorer import Item, Result
+from services.kit.judge.client import JudgeClient
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.judge.templates import Template
+from services.kit.scorer import Item, Result
 from services.unifiedreward.asking import Asker
 from services.unifiedreward.groups import GroupJudge
 from services.unifiedreward.kinds import PAIR_QUESTIONS, RANGES

@@ -7,8 +7,8 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.common.judge.settings import JudgeSettings, MaxTokens
-from services.common.settings import Port
+from services.kit.judge.settings import JudgeSettings, MaxTokens
+from services.kit.settings import Port
 from services.unifiedreward.groups import FlexWeights, Tournament
 from services.unifiedreward.kinds import FAMILY_KINDS, Family, KindName
 from services.unifiedreward.schedules import Order, PairsMode

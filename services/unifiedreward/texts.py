@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from services.common.judge.templates import PLACEHOLDER, Template, load_template, own_template
+from services.kit.judge.templates import PLACEHOLDER, Template, load_template, own_template
 from services.unifiedreward.kinds import PAIR_QUESTIONS, POINT_QUESTIONS, Numbers, Question, questions_of
 from services.unifiedreward.parsing.common import Judgement
 from services.unifiedreward.published import NAMES, PUBLISHED

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from services.common import run
-from services.common.judge.passthrough import PassThrough
-from services.common.settings import load_settings
+from services.kit import run
+from services.kit.judge.passthrough import PassThrough
+from services.kit.settings import load_settings
 from services.vqa.scorer import VqaScorer
 from services.vqa.settings import VqaSettings
 

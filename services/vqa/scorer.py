@@ -10,11 +10,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from prometheus_client.registry import Collector
 
-from services.common.judge.client import JudgeClient, JudgeError
-from services.common.judge.content import image_part, text_part
-from services.common.judge.metrics import JudgeMetrics
-from services.common.judge.templates import Template, load_template, own_template
-from services.common.scorer import Failure, Item, Result, Score
+from services.kit.judge.client import JudgeClient, JudgeError
+from services.kit.judge.content import image_part, text_part
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.judge.templates import Template, load_template, own_template
+from services.kit.scorer import Failure, Item, Result, Score
 from services.vqa.questions import (
     FLOOR,
     PLACEHOLDER,

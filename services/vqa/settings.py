@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.judge.settings import JudgeSettings
-from services.common.settings import Port
+from services.kit.judge.settings import JudgeSettings
+from services.kit.settings import Port
 
 
 class VqaSettings(JudgeSettings):

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.common.app import create_app
-from services.common.fakes import FailEveryNthScorer
-from services.common.settings import ServiceSettings
+from services.kit.app import create_app
+from services.kit.fakes import FailEveryNthScorer
+from services.kit.settings import ServiceSettings
 from wire.images import encode
 from wire.schema import ErrorBody, ScoreResponse
 

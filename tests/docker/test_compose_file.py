@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.settings import MIB
+from services.kit.settings import MIB
 from tests.support.deployment import (
     COMPOSE_FILE,
     ROOT,

@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from scripts.hash_requirements import pins
-from services.common.auth import Tokens
+from services.kit.auth import Tokens
 from tests.support.deployment import ROOT, own_services, settings_of
 
 SERVICES = sorted({service["build"]["args"]["SERVICE"] for service in own_services().values()})
@@ -119,7 +119,7 @@ def test_an_image_installs_what_its_service_imports_and_no_more(name: str) -> No
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_an_image_copies_all_that_its_service_imports(name: str) -> None:
-    copied = [ROOT / folder for folder in ("machine", "wire", "services/common", f"services/{name}")]
+    copied = [ROOT / folder for folder in ("machine", "wire", "services/kit", f"services/{name}")]
     outside = {path for path in reached(name) if not any(path.is_relative_to(each) for each in copied)}
     assert {path.relative_to(ROOT).as_posix() for path in outside} <= {"services/__init__.py"}
 

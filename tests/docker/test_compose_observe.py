@@ -14,9 +14,9 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from services.common.judge.metrics import JudgeMetrics
-from services.common.metrics import Metrics
-from services.common.scale.metrics import ScaleMetrics
+from services.kit.judge.metrics import JudgeMetrics
+from services.kit.metrics import Metrics
+from services.kit.scale.metrics import ScaleMetrics
 from tests.support.deployment import ROOT, Tree, compose
 
 PROMETHEUS = ROOT / "docker/prometheus"

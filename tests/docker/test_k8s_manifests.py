@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.common.settings import MIB, load_settings
+from services.kit.settings import MIB, load_settings
 from tests.support.deployment import ROOT, Tree, compose, own_services, prefix_of, settings_of
 
 K8S = ROOT / "deploy/k8s"

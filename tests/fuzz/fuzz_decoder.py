@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from services.common.settings import ServiceSettings
+    from services.kit.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -44,10 +44,10 @@ def check(data: bytes) -> None:
 
 
 def _check_request(decoder: str, body: bytes) -> None:
-    from services.common.errors import ApiError
-    from services.common.intake import parse_request
-    from services.common.legacy.compute import parse_compute
-    from services.common.legacy.pickled import PickledRequest
+    from services.kit.errors import ApiError
+    from services.kit.intake import parse_request
+    from services.kit.legacy.compute import parse_compute
+    from services.kit.legacy.pickled import PickledRequest
     from wire.images import BadImageError, ImageLimits, decode_ref
     from wire.schema import ScoreRequest
 
@@ -74,7 +74,7 @@ def _check_request(decoder: str, body: bytes) -> None:
 
 @cache
 def _settings() -> ServiceSettings:
-    from services.common.settings import ServiceSettings
+    from services.kit.settings import ServiceSettings
 
     return ServiceSettings(max_items=16)
 
@@ -92,7 +92,7 @@ def _check_image(body: bytes, media_type: str) -> None:
 
 
 def _check_pickle(body: bytes) -> None:
-    from services.common.legacy.plain_pickle import PickleError, PickleLimits, load_plain
+    from services.kit.legacy.plain_pickle import PickleError, PickleLimits, load_plain
 
     try:
         value = load_plain(body, PickleLimits(max_steps=5000, max_depth=8))
@@ -127,7 +127,7 @@ def _assert_same(ours: object, theirs: object, depth: int) -> None:
 
 
 def _check_url(body: bytes) -> None:
-    from services.common.image_hosts import ImageHosts, UrlRefused
+    from services.kit.image_hosts import ImageHosts, UrlRefused
 
     try:
         target = ImageHosts("images.test,http://10.0.0.5:9000").target(body.decode("utf-8", "replace"))
@@ -196,9 +196,9 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["services", "wire", "python_multipart"]):
-        import services.common.image_hosts
-        import services.common.intake
-        import services.common.legacy  # noqa: F401
+        import services.kit.image_hosts
+        import services.kit.intake
+        import services.kit.legacy  # noqa: F401
     folders = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
     if folders:
         folders[0].mkdir(parents=True, exist_ok=True)

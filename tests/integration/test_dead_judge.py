@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
-from services.common.app import create_app
-from services.common.judge.scripted import Reply
+from services.kit.app import create_app
+from services.kit.judge.scripted import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.gateways import wait_for_status

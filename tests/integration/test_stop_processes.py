@@ -31,7 +31,7 @@ BOUND_S = 120.0
 
 
 def launch(config: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "trainer.launch", "--nproc", "2", "train", str(config), *overrides]
+    return [sys.executable, "-m", "trainer.processes.launch", "--nproc", "2", "train", str(config), *overrides]
 
 
 def children(pid: int) -> list[int]:
@@ -195,7 +195,16 @@ def rank_pid(launcher: int, rank: int) -> int:
 def test_a_launcher_without_processes_has_nothing_to_wait_for(tmp_path: Path, number: int) -> None:
     """Here it waits for a node 0 that does not come."""
     place = ["--nnodes", "2", "--node-rank", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    command = [sys.executable, "-m", "trainer.launch", "--nproc", "1", *place, "train", "configs/quickstart.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer.processes.launch",
+        "--nproc",
+        "1",
+        *place,
+        "train",
+        "configs/quickstart.yaml",
+    ]
     with subprocess.Popen(command, cwd=ROOT, env=trainer_environment(), stderr=subprocess.PIPE, text=True) as process:
         until(lambda: catches(process.pid, number), process)
         process.send_signal(number)
@@ -208,7 +217,16 @@ def test_node_0_that_waits_for_others_hears_a_signal(tmp_path: Path) -> None:
     """It waits inside torch, where Python's handlers are not run."""
     port = free_port()
     place = ["--nnodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    command = [sys.executable, "-m", "trainer.launch", "--nproc", "1", *place, "train", "configs/quickstart.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer.processes.launch",
+        "--nproc",
+        "1",
+        *place,
+        "train",
+        "configs/quickstart.yaml",
+    ]
     with subprocess.Popen(command, cwd=ROOT, env=trainer_environment(), stderr=subprocess.PIPE, text=True) as process:
         until(lambda: listens(port), process)
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Runs on two ranks that trainer.launch starts: what one rank cannot do is said once, and a killed rank is started again."""
+"""Runs on two ranks that trainer.processes.launch starts: what one rank cannot do is said once, and a killed rank is started again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.trainer_runs import ROOT, read_metrics, run_trainer, trainer_
 
 
 def launch(config: Path, *overrides: str, restarts: int = 1) -> list[str]:
-    launcher = [sys.executable, "-m", "trainer.launch", "--nproc", "2", "--max-restarts", str(restarts)]
+    launcher = [sys.executable, "-m", "trainer.processes.launch", "--nproc", "2", "--max-restarts", str(restarts)]
     return [*launcher, "train", str(config), *overrides]
 
 
@@ -78,7 +78,7 @@ def test_two_nodes_meet_again_after_one_lost_its_rank(recipe: Callable[..., Path
     place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     nodes = []
     for number in range(2):
-        command = [sys.executable, "-m", "trainer.launch", "--nproc", "1", *place, "--node-rank", str(number)]
+        command = [sys.executable, "-m", "trainer.processes.launch", "--nproc", "1", *place, "--node-rank", str(number)]
         output = (tmp_path / f"node{number}").open("w")
         nodes.append(
             subprocess.Popen([*command, "train", str(config)], cwd=ROOT, env=trainer_environment(), stderr=output)

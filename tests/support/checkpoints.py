@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.checkpoint import CheckpointWriter, Retention, folder_name
 from trainer.config import CheckpointConfig
-from trainer.distributed import World
+from trainer.processes.distributed import World
 
 
 def alone() -> World:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from services.common.settings import ServiceSettings
+from services.kit.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"

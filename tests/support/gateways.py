@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from services.common.judge.content import image_part
+from services.kit.judge.content import image_part
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from services.common.judge.scripted import Behave, Reply, ScriptedJudge
+from services.kit.judge.scripted import Behave, Reply, ScriptedJudge
 from tests.support.ports import free_port
 
 

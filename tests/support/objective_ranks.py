@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.support.tiny_updates import ADV, PROMPTS, gradient, make_updater, policy_for, roll_out
 from trainer.config import DistributedConfig
-from trainer.distributed import World, world
+from trainer.processes.distributed import World, world
 
 WEIGHT = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])  # the second rank has nothing to train on
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import httpx
 
-from services.common.loops import end
-from services.common.metrics import Metrics
-from services.common.scale.claims import Claims, Delivery
-from services.common.scale.connection import Connection, RedisAway
-from services.common.scale.keys import Keys
-from services.common.scale.metrics import ScaleMetrics
-from services.common.scale.plane import Plane
-from services.common.scale.watch import StreamWatch
+from services.kit.loops import end
+from services.kit.metrics import Metrics
+from services.kit.scale.claims import Claims, Delivery
+from services.kit.scale.connection import Connection, RedisAway
+from services.kit.scale.keys import Keys
+from services.kit.scale.metrics import ScaleMetrics
+from services.kit.scale.plane import Plane
+from services.kit.scale.watch import StreamWatch
 from wire.schema import ScorerInfo
 
 KEYS = Keys("reward", "test")

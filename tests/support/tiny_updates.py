@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from trainer.config import AlgorithmConfig, DistributedConfig, OptimConfig, TinyConfig
-from trainer.distributed import World
 from trainer.engine import build_engine
 from trainer.objectives import needs_reference, plan_needs
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
 from trainer.policies.tiny import TinyFlow
 from trainer.policies.tiny_model import TinyModel
+from trainer.processes.distributed import World
 from trainer.samplers.flow_sde import Kind
 from trainer.types import Prompt, Rollout
-from trainer.update import Updater
+from trainer.update.updater import Updater
 
 CPU = torch.device("cpu")
 WORLD = World(rank=0, size=1, device=CPU)

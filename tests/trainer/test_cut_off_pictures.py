@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from trainer.config import SftLossConfig
-from trainer.distributed import World
+from trainer.data.prompts import read_prompt_file
+from trainer.data.prompts.checks import DataError, check_targets
 from trainer.evaluation.files import read_pictures, save_pictures
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
 from trainer.objectives.captions import CaptionData
 from trainer.policies.deepgen.sources import read_source
 from trainer.policies.frozen import read_picture
-from trainer.prompts import read_prompt_file
-from trainer.prompts.checks import DataError, check_targets
+from trainer.processes.distributed import World
 from trainer.report.pictures import _picture
 from trainer.types import Prompt, Sample
 from wire.schema import MAX_TARGET_LENGTH, MAX_TARGETS, ScoreItem

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from trainer.config import DataConfig
 from trainer.config.data import PromptFormat
-from trainer.data import DataError, check_disjoint, load_prompts, load_train_prompts
-from trainer.prompts import MAX_ID_LENGTH, MAX_METADATA_DEPTH, MAX_PROMPT_LENGTH, read_prompt_file
+from trainer.data.datasets import DataError, check_disjoint, load_prompts, load_train_prompts
+from trainer.data.prompts import MAX_ID_LENGTH, MAX_METADATA_DEPTH, MAX_PROMPT_LENGTH, read_prompt_file
 from trainer.types import Prompt
 
 

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import ConfigError
-from trainer.data import DataError, Dataset, PromptSampler, fingerprint
+from trainer.data.datasets import DataError, Dataset, PromptSampler, fingerprint
 from trainer.types import Prompt
 
 

@@ -9,7 +9,7 @@ import torch
 
 from trainer import distributed
 from trainer.config import DistributedConfig
-from trainer.distributed import even_share, world
+from trainer.processes.distributed import even_share, world
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 1), (0, 3), (1, 4), (5, 2), (7, 3), (8, 4), (3, 8)])

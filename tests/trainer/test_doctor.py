@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tests.support.checkpoints import write_checkpoint
 from trainer.config import Config
 from trainer.config.file import dump_config, load_config
-from trainer.data import PromptSampler, load_train_prompts
+from trainer.data.datasets import PromptSampler, load_train_prompts
 from trainer.doctor import Finding, examine, run_doctor
 from trainer.doctor.findings import as_row, summary, to_json
 from trainer.doctor.machine import GIB, check_device, check_memory, check_ports

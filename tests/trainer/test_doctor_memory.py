@@ -15,13 +15,13 @@ from tests.support.tiny_deepgen import make_deepgen
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from trainer.config import Config
 from trainer.config.file import load_config
-from trainer.distributed import World
 from trainer.doctor.machine import GIB, check_memory, check_ports
 from trainer.doctor.weights import Sizes, held_bytes, planned_ranks, sizes
-from trainer.ema import Ema
 from trainer.engine import build_engine
 from trainer.objectives import needs_reference
 from trainer.policies import build_policy
+from trainer.processes.distributed import World
+from trainer.update.ema import Ema
 
 LORA = {"rank": 4, "alpha": 8.0}
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.ema import Ema
+from trainer.update.ema import Ema
 
 
 def make(value: float) -> nn.Linear:

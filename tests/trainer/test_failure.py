@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError
-from trainer.failure import FAILED, LOST, USER_ERROR, Watch, describe, is_lost_connection
-from trainer.launch import End, processes_left
+from trainer.processes.failure import FAILED, LOST, USER_ERROR, Watch, describe, is_lost_connection
+from trainer.processes.launch import End, processes_left
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Rank 1 does as it is told; rank 0 waits in a way that no signal handler and no exception can end.
 RANK = """
 import os, signal, sys, time
-from trainer.failure import USER_ERROR, Watch, describe
+from trainer.processes.failure import USER_ERROR, Watch, describe
 
 signal.signal(signal.SIGTERM, lambda *_: None)
 {before}
@@ -76,8 +76,8 @@ def test_the_others_leave_their_flight_records_first(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 import torch
-from trainer.distributed import World
-from trainer.flight_recorder import FlightRecorder
+from trainer.processes.distributed import World
+from trainer.records.flight_recorder import FlightRecorder
 world = World(int(os.environ["RANK"]), 2, torch.device("cpu"))
 flight = FlightRecorder(Path({str(tmp_path)!r}), world, print).on_crash()
 flight.__enter__()

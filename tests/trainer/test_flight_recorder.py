@@ -26,13 +26,13 @@ from tests.support.trainer_runs import ROOT
 from trainer.__main__ import main
 from trainer.config import Config
 from trainer.config.file import load_config
-from trainer.distributed import World
-from trainer.failure import OtherRankError
-from trainer.flight_recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
-from trainer.flight_summary import print_flight
 from trainer.loop import train
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
+from trainer.processes.distributed import World
+from trainer.processes.failure import OtherRankError
+from trainer.records.flight_recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
+from trainer.records.flight_summary import print_flight
 from trainer.rollout import Drawn
 from trainer.types import Prompt, Rollout, Sample, Scores, StopTrainingError
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.trainer_runs import run_trainer
-from trainer.hardware import FlopMeter, peak_tflops
-from trainer.phases import PhaseClock
+from trainer.records.hardware import FlopMeter, peak_tflops
+from trainer.records.phases import PhaseClock
 
 CPU = torch.device("cpu")
 
@@ -98,7 +98,7 @@ def test_the_peak_is_known_given_or_absent(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_phases_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 1.0, 1.0, 4.0, 5.0, 5.5])
-    monkeypatch.setattr("trainer.phases.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("trainer.records.phases.time.perf_counter", lambda: next(times))
     clock = PhaseClock(CPU)
     for name in ("encode", "denoise", "encode"):
         with clock.phase(name):
@@ -131,7 +131,7 @@ class LateEvent(torch.cuda.Event):
 
 
 def test_the_last_phase_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.phases.torch.cuda.Event", LateEvent)
+    monkeypatch.setattr("trainer.records.phases.torch.cuda.Event", LateEvent)
     clock = PhaseClock(torch.device("cuda"))
     for name in ("denoise", "decode"):
         with clock.phase(name):

@@ -23,8 +23,8 @@ from trainer.config import Config, ConfigError
 from trainer.config.file import dump_config, load_config
 from trainer.doctor.run_folder import check_run
 from trainer.loop import train
-from trainer.tally import Tally
-from trainer.update import Updater
+from trainer.update.tally import Tally
+from trainer.update.updater import Updater
 
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture
@@ -392,7 +392,7 @@ def test_evaluation_runs_on_the_averaged_weights(
 
 BRIGHTNESS = """
 from PIL import ImageStat
-from services.common.scorer import Item
+from services.kit.scorer import Item
 from services.rules import reward
 
 

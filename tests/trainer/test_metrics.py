@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from trainer.config import LoggingConfig
-from trainer.metrics import Recorder, plain_numbers, read_rows, write_atomic
-from trainer.progress import Progress, describe, duration, evaluations, pack
+from trainer.records.progress import Progress, describe, duration, evaluations, pack
+from trainer.records.recorder import Recorder, plain_numbers, read_rows, write_atomic
 
 ROW = {
     "reward/ocr/mean": 0.871,
@@ -152,7 +152,7 @@ def test_the_cut_is_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from trainer.metrics import Recorder\n"
+        "import os, sys; from pathlib import Path; from trainer.records.recorder import Recorder\n"
         "from trainer.config import LoggingConfig\n"
         "r = Recorder(Path(sys.argv[1]), config_yaml='', is_main=True, resume_step=None, max_steps=9,"
         " logging=LoggingConfig(progress=False, report_to=()))\n"
@@ -374,7 +374,7 @@ def test_on_a_terminal_a_bar_carries_the_same_numbers(monkeypatch: pytest.Monkey
 
 def test_the_time_left_is_taken_from_this_starts_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 106.0])
-    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("trainer.records.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
     progress = Progress(50, shown=True, start=40, stream=stream)
     for step in (41, 42, 43):

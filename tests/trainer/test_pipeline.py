@@ -17,7 +17,7 @@ from trainer.checkpoint import list_checkpoints
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.rollout import Drawn, roll_out
-from trainer.update import Updater
+from trainer.update.updater import Updater
 
 scripted = reward_servers.scripted  # the fixture
 SMALL = {"prompts_per_step": 2, "group_size": 4, "micro_batch_size": 4, "num_inference_steps": 3}

@@ -26,14 +26,14 @@ from safetensors.numpy import save_file
 from tests.support.chromium import look_at
 from trainer.__main__ import main
 from trainer.config import ConfigError, LoggingConfig
-from trainer.metrics import Recorder
+from trainer.records.recorder import Recorder
+from trainer.records.starts import keep_start
 from trainer.report import build_report
 from trainer.report.glossary import GLOSSARY
 from trainer.report.page import MAX_TABLE_ROWS, evaluations, failures, headlines, render, state
 from trainer.report.pictures import build_gallery, read_correctly
 from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
 from trainer.report.svg import inline, tick
-from trainer.starts import keep_start
 
 ABOUT = (
     "A 2.4 M-parameter SD3 transformer, trained from scratch in minutes on rendered words with noisy captions: 20 % of "

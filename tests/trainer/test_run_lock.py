@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError
-from trainer.run_lock import run_lock
+from trainer.processes.run_lock import run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.run_lock import run_lock
+from trainer.processes.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

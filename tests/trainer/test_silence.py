@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.silence import SilenceWatch
+from trainer.records.silence import SilenceWatch
 
 
 def row(step: int, *, flat: float = 0.0, std: float = 0.1, mean: float = 0.5, grad: float = 1.0) -> dict[str, Any]:

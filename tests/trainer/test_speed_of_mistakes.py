@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from services.clip.scorer import ClipScorer
-from services.common.sources import Source
 from services.eval.scorer import REWARD
 from services.geneval.scorer import GenevalScorer
 from services.hps.checkpoint import REWARDS as HPS_REWARDS
 from services.imagereward.scorer import ImageRewardScorer
+from services.kit.sources import Source
 from services.ocr.scoring import VARIANTS
 from services.regression.recipe import RECIPES
 from services.rules.scorer import builtin_rewards

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.records.starts import changes_since, course, keep_start
 from trainer.report.page import build_report
-from trainer.starts import changes_since, course, keep_start
 
 
 def config(**fields: object) -> str:

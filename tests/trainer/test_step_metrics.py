@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from trainer.config import AlgorithmConfig, DistributedConfig
-from trainer.distributed import World, world
-from trainer.step_metrics import advantage_metrics, reward_metrics, wait_metrics
+from trainer.processes.distributed import World, world
+from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
 from trainer.types import Scores
 
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))

@@ -23,7 +23,7 @@ from trainer.config.file import load_config
 from trainer.config.rewards import TapeConfig
 from trainer.loop import train
 from trainer.policies.flow import FlowPolicy
-from trainer.stopping import STOP_SIGNALS, StartStoppedError, StopSignals
+from trainer.processes.stopping import STOP_SIGNALS, StartStoppedError, StopSignals
 
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture

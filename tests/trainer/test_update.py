@@ -12,7 +12,7 @@ from trainer.config import OptimConfig
 from trainer.policies.base import SamplingPlan
 from trainer.samplers.flow_sde import Kind
 from trainer.types import StopTrainingError
-from trainer.update import learning_rate
+from trainer.update.updater import learning_rate
 
 
 @pytest.mark.parametrize("micro", [None, 1, 2, 3])

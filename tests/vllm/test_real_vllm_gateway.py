@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.common.judge.content import image_part, text_part
-from services.common.judge.templates import own_template
+from services.kit.judge.content import image_part, text_part
+from services.kit.judge.templates import own_template
 from services.unifiedreward import prompts
 from tests.support.gateways import metric, post, ready_status, score_request, unifiedreward_gateway
 from tests.support.tiny_qwen3vl import token_ids

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.common.judge.client import JudgeClient, JudgeEndpoint, JudgeError
-from services.common.judge.content import image_part, text_part
-from services.common.judge.metrics import JudgeMetrics
+from services.kit.judge.client import JudgeClient, JudgeEndpoint, JudgeError
+from services.kit.judge.content import image_part, text_part
+from services.kit.judge.metrics import JudgeMetrics
 from tests.support.tiny_qwen3vl import Reference
 from tests.support.vllm_server import START_TIMEOUT_S
 from wire.schema import ErrorCode

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.common.scorer import Failure, Item, Score
+from services.kit.scorer import Failure, Item, Score
 from services.vqa import scorer as module
 from services.vqa.questions import YES_NO, Reading
 from services.vqa.scorer import VqaScorer

@@ -34,7 +34,7 @@ from trainer.checkpoint.layout import (
 from trainer.checkpoint.manifest import FileRecord, Manifest
 from trainer.checkpoint.reading import RANDOM, shard_name
 from trainer.checkpoint.retention import Retention
-from trainer.distributed import World
+from trainer.processes.distributed import World
 
 _POLL_S = 0.02
 _GRACE_S = 10.0  # for the other ranks' shards, once this process is ending and they may be gone

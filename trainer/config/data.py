@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, say
 
-# What a prompt file is; trainer/prompts says what each holds.
+# What a prompt file is; trainer/data/prompts says what each holds.
 PromptFormat = Literal[
     "auto", "txt", "jsonl", "rows", "csv", "parquet", "flow_grpo_text", "flow_grpo_metadata", "json", "txt_folder"
 ]

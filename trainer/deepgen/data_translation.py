@@ -16,7 +16,7 @@ from trainer.deepgen.rewards import PORTS, REWARDS, Served
 
 def count_prompts(args: argparse.Namespace) -> int:
     """The prompts of an epoch. Raises ConfigError when the files are not here."""
-    from trainer.prompts import DataError, read_prompt_file
+    from trainer.data.prompts import DataError, read_prompt_file
 
     try:
         if not args.dataset_config:

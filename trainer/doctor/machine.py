@@ -13,9 +13,9 @@ import torch
 from machine.gpus import GpuError, check_processes, shown, without_driver
 from trainer.config import Config, ConfigError
 from trainer.config.deepspeed import read_deepspeed
-from trainer.distributed import pick_device
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import held_bytes, is_count, is_large, planned_ranks, process_count, sizes
+from trainer.processes.distributed import pick_device
 
 GIB = 1 << 30
 _TRAINER_BYTES = 1 * GIB  # torch, diffusers and a small policy

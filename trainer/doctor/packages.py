@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.config import Config, ConfigError
 from trainer.doctor.findings import Finding
-from trainer.reporters.installed import check_installed
+from trainer.records.reporters.installed import check_installed
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "base.txt"
 

@@ -10,12 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.config import Config, ConfigError, TinyConfig
 from trainer.config.evaluation import JUDGE
-from trainer.data import DataError, PromptSampler, load_train_prompts, without
+from trainer.data.datasets import DataError, PromptSampler, load_train_prompts, without
+from trainer.data.overlap import settle
 from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
-from trainer.overlap import settle
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.text_limits import text_limits
 from trainer.prompt_notes import prompt_notes

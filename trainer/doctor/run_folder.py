@@ -11,10 +11,10 @@ from typing import Any
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume, list_checkpoints
 from trainer.config import Config
 from trainer.config.file import dump_config
-from trainer.data import DataError, PromptSampler
+from trainer.data.datasets import DataError, PromptSampler
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import sizes
-from trainer.starts import changes_since
+from trainer.records.starts import changes_since
 
 MIB = 1 << 20
 _BYTES_EACH = 16  # of a trained parameter: the weight, its average and AdamW's two moments, in 32 bit

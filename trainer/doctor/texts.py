@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.config import Config, ConfigError, RewardConfig
-from trainer.data import DataError, load_train_prompts
+from trainer.data.datasets import DataError, load_train_prompts
 from trainer.doctor.findings import Finding
 from trainer.evaluation import load_sets
 from trainer.types import Prompt

@@ -6,8 +6,8 @@ from torch import nn
 
 from trainer.config import DistributedConfig, OptimConfig
 from trainer.config.deepspeed import read_deepspeed, stage
-from trainer.distributed import World
 from trainer.engine.base import Engine
+from trainer.processes.distributed import World
 
 __all__ = ["Engine", "build_engine"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimConfig
-from trainer.distributed import World
+from trainer.processes.distributed import World
 
 
 class LocalEngine:

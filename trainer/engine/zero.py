@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainer.config import OptimConfig
 from trainer.config.deepspeed import passed_on, stage
-from trainer.distributed import World
+from trainer.processes.distributed import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

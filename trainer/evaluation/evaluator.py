@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
-from trainer.distributed import World
 from trainer.evaluation.alarms import REMEDY
 from trainer.evaluation.files import (
     discard_after,
@@ -23,7 +22,8 @@ from trainer.evaluation.files import (
 )
 from trainer.evaluation.results import Results
 from trainer.evaluation.rounds import Rounds, Scored
-from trainer.metrics import Recorder
+from trainer.processes.distributed import World
+from trainer.records.recorder import Recorder
 from trainer.types import StopTrainingError
 
 _POLL_S = 1.0

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer.distributed import World, even_share
 from trainer.evaluation.outcomes import Outcome
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
-from trainer.metrics import write_atomic
+from trainer.processes.distributed import World, even_share
+from trainer.records.recorder import write_atomic
 from trainer.types import Sample
 from wire.images import read_picture
 

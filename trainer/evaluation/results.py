@@ -12,7 +12,7 @@ from trainer.evaluation.image_statistics import mean_statistics
 from trainer.evaluation.outcomes import Outcome, score_metrics
 from trainer.evaluation.sets import EvaluationSet
 from trainer.evaluation.unigenbench import Table, tabulate
-from trainer.metrics import write_atomic
+from trainer.records.recorder import write_atomic
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from trainer.distributed import World
 from trainer.evaluation.image_statistics import STATISTICS, diversity, image_statistics, thumbnail
+from trainer.processes.distributed import World
 from trainer.types import Rollout
 
 _T = TypeVar("_T")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
-from trainer.distributed import World
 from trainer.evaluation.alarms import find_alarms
 from trainer.evaluation.files import read_pictures, save_pictures, write_outcomes
 from trainer.evaluation.outcomes import Outcome
@@ -19,6 +18,7 @@ from trainer.evaluation.sampling import draw
 from trainer.evaluation.scoring import BATCHES, Scorer
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.base import Policy
+from trainer.processes.distributed import World
 from trainer.rewards import RewardClient
 from trainer.types import StopTrainingError
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.config import Config
-from trainer.distributed import World, even_share
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.base import Policy, SamplingPlan
+from trainer.processes.distributed import World, even_share
 from trainer.seeds import sample_seed
 from trainer.types import Sample
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from trainer.config import Config, ConfigError, EvaluationConfig, EvaluationSetConfig
 from trainer.config.evaluation import judge_column
-from trainer.data import DataError, load_prompts
+from trainer.data.datasets import DataError, load_prompts
 from trainer.types import Prompt
 
 PLAIN = "heldout"  # folder of the plain set, which has no name

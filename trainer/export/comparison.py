@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.config.base import UserError
-from trainer.data import load_train_prompts
+from trainer.data.datasets import load_train_prompts
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
 from trainer.policies.lora import merged_state

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from trainer.config import AlgorithmConfig, ConfigError, SftLossConfig
-from trainer.distributed import World
 from trainer.losses import diffuse, matching_error
 from trainer.objectives.captions import BrokenPicturesError, CaptionData, Captioned
 from trainer.objectives.noise import NoiseLevels
 from trainer.policies.base import Policy
+from trainer.processes.distributed import World
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, Rollout, Sample, StopTrainingError
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from trainer.phases import PhaseClock
 from trainer.policies.base import KlType, SamplingPlan, Solver
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
+from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
 from trainer.samplers.schedules import sigmas
 from trainer.samplers.solvers import Dpm2m

@@ -12,9 +12,9 @@ from trainer.config import ConfigError, TinyConfig
 from trainer.policies.flow import Conditioning
 from trainer.policies.frozen import refuse_sources
 from trainer.policies.tiny_model import LATENT_SHAPE, NUM_TOKENS, PAD, TinyModel, to_pixels, token_tensor, tokenize
+from trainer.quickstart.words import HEIGHT, WIDTH
 from trainer.samplers.schedules import sigmas
 from trainer.types import Prompt
-from trainer.words import HEIGHT, WIDTH
 
 
 class TinyFlow:

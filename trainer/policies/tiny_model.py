@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.config import ConfigError, TinyConfig
-from trainer.words import ALPHABET, HEIGHT, INKS, WIDTH
+from trainer.quickstart.words import ALPHABET, HEIGHT, INKS, WIDTH
 
 PATCH = 8
 LATENT_SHAPE = (48, HEIGHT // PATCH, WIDTH // PATCH)

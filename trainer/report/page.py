@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.config import ConfigError
-from trainer.metrics import write_atomic
-from trainer.progress import duration
+from trainer.records.progress import duration
+from trainer.records.recorder import write_atomic
 from trainer.report.evaluation import evaluation_part
 from trainer.report.glossary import GLOSSARY
 from trainer.report.pictures import Gallery, build_gallery

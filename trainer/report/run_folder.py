@@ -16,8 +16,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from trainer.config import ConfigError
-from trainer.metrics import read_rows, without_credentials
-from trainer.starts import Change, course
+from trainer.records.recorder import read_rows, without_credentials
+from trainer.records.starts import Change, course
 
 MAX_POINTS = 400
 _SAMPLES = re.compile(r"^step_(\d{6,})\.json$")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trainer.records.silence import SilenceWatch
 from trainer.report.run_folder import RunFolder, number
-from trainer.silence import SilenceWatch
 
 _MOST = 20
 

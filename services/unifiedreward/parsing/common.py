@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from services.common.judge.answers import after_thinking, to_ascii
+from services.kit.judge.answers import after_thinking, to_ascii
 
 TIE = 0.5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from services.common.judge.answers import to_ascii
+from services.kit.judge.answers import to_ascii
 from services.unifiedreward.parsing.common import TIE, Judgement, ParseError, read_object
 
 CATEGORIES = ("A", "B", "C")  # every comparison has these three; what the judge adds does not count

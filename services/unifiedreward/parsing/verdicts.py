@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from services.common.judge.answers import to_ascii
+from services.kit.judge.answers import to_ascii
 from services.unifiedreward.parsing.common import (
     NUMBER,
     TIE,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.judge.answers import Answer
 from services.eval.judge import Missing, read_answer
 from services.eval.parsing import ParseError, official_verdicts, parse_reasons, parse_verdicts
+from services.kit.judge.answers import Answer
 from wire.schema import ErrorCode
 
 PUBLISHED = (

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from services.common.judge.scripted import Question, Reply
 from services.eval.__main__ import main
 from services.eval.report import load_results
 from services.eval.store import RESULTS, ResultLog, RunFolderError, read_records
+from services.kit.judge.scripted import Question, Reply
 from tests.support.judges import judging
 from tests.support.ports import free_port
 

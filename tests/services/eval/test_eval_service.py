@@ -15,13 +15,13 @@ import httpx
 import pytest
 from PIL import Image
 
-from services.common.app import create_app
-from services.common.judge.client import JudgeEndpoint
-from services.common.judge.scripted import Question, Reply
 from services.eval.judge import RESAMPLE_TEMPERATURE, JudgeMethod
 from services.eval.prompting import load_instructions
 from services.eval.scorer import EvalScorer
 from services.eval.settings import EvalSettings
+from services.kit.app import create_app
+from services.kit.judge.client import JudgeEndpoint
+from services.kit.judge.scripted import Question, Reply
 from tests.support.judges import judging
 from tests.support.ports import free_port
 from tests.support.service_process import ready_service, running_service

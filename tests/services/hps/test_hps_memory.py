@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from benchmarks.hps_reference import SMALL, Tower, random_checkpoint
-from services.common.scorer import Item, Score
 from services.hps.checkpoint import inspect
 from services.hps.scorer import HpsScorer
+from services.kit.scorer import Item, Score
 
 CALLS, WARM = 10_000, 1_000
 MIB = 1024 * 1024

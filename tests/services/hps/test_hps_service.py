@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.hps_reference import SMALL, State, score
-from services.common.settings import load_settings
-from services.common.workers import ProcessPool
 from services.hps.scorer import HpsScorer
 from services.hps.settings import HpsSettings, make_scorer
 from services.hps.tokenizer import Tokenizer
+from services.kit.settings import load_settings
+from services.kit.workers import ProcessPool
 from tests.support.service_process import ready_service
 from wire.images import encode, to_ref
 

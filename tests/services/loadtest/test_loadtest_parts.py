@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.common.intake import parse_request
-from services.common.settings import ServiceSettings
+from services.kit.intake import parse_request
+from services.kit.settings import ServiceSettings
 from services.loadtest.measurements import Exchange, Measurements, percentile
 from services.loadtest.options import read_options
 from services.loadtest.page import render_page

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from services.common.scorer import Failure, Item, Score
+from services.kit.scorer import Failure, Item, Score
 from services.ocr.alphabet import Alphabet, script_of
 from services.ocr.engines import EngineOptions, EngineUnavailableError, build_engine
 from services.ocr.engines.rapid import _recognition_model

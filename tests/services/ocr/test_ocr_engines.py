@@ -18,8 +18,8 @@ from services.ocr.engines import ENGINES, Engine, EngineOptions, EngineUnavailab
 from services.ocr.engines import paddle as paddle_module
 from services.ocr.engines.line import line_strip
 from services.ocr.layout import reading_orders
-from trainer.words import draw_word
-from trainer.words import render as render_word
+from trainer.quickstart.words import draw_word
+from trainer.quickstart.words import render as render_word
 
 needs_tesseract = pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
 

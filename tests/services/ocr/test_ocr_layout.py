@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from services.common.scorer import Item, Score
+from services.kit.scorer import Item, Score
 from services.ocr.engines import Box, EngineOptions
 from services.ocr.layout import reading_orders
 from services.ocr.scorer import OcrScorer

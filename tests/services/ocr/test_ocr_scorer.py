@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from services.common.scorer import Failure, Item, Score, Scorer
+from services.kit.scorer import Failure, Item, Score, Scorer
 from services.ocr.engines import ENGINES, EngineOptions, Line
 from services.ocr.scorer import OcrScorer
 from services.ocr.scoring import MAX_TARGETS

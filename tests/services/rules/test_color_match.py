@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from services.common.scorer import Failure, Item, Score
+from services.kit.scorer import Failure, Item, Score
 from services.rules.color import NAMES, PALETTE, color_match, color_shares, nearest_names, srgb_to_lab
 from wire.schema import ErrorCode
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.common.scorer import Failure, Item, Score
+from services.kit.scorer import Failure, Item, Score
 from services.rules.jpeg import jpeg_compressibility, jpeg_incompressibility
 from services.rules.scorer import builtin_rewards
 from wire.schema import ErrorCode

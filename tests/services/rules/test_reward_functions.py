@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.common.scorer import Failure, Item, Score
+from services.kit.scorer import Failure, Item, Score
 from services.rules import functions, reward
 from services.rules.functions import FunctionReward, FunctionsError, load_functions
 from services.rules.scorer import RulesScorer
@@ -22,7 +22,7 @@ ITEM = Item("a", "four", (Image.new("RGB", (4, 4), "white"),))
 MY_REWARDS = """
 from dataclasses import dataclass
 
-from services.common.scorer import Item, Score
+from services.kit.scorer import Item, Score
 from services.rules import reward
 from services.rules.color import color_match
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from services.common.settings import load_settings
+from services.kit.settings import load_settings
 from services.rules.__main__ import RulesSettings
 from tests.support.service_process import ready_service
 from wire.images import to_ref

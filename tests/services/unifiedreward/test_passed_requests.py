@@ -12,8 +12,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from services.common.app import create_app
-from services.common.judge.passthrough import PassThrough
+from services.kit.app import create_app
+from services.kit.judge.passthrough import PassThrough
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from services.common.app import create_app
-from services.common.judge.passthrough import PassThrough
-from services.common.judge.scripted import Reply
+from services.kit.app import create_app
+from services.kit.judge.passthrough import PassThrough
+from services.kit.judge.scripted import Reply
 from services.vqa.questions import QUALITY, YES_NO
 from services.vqa.scorer import VqaScorer
 from services.vqa.settings import VqaSettings

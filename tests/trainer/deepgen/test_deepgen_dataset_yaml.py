@@ -10,7 +10,7 @@ import yaml
 
 from trainer.config import Config, ConfigError, DataConfig
 from trainer.config.file import dump_config, load_config
-from trainer.data import DataError, PromptSampler, load_train_prompts
+from trainer.data.datasets import DataError, PromptSampler, load_train_prompts
 
 SHIPPED = """
 sampling_mode: sample_proportional

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.common.settings import ServiceSettings
 from services.eval.settings import EvalSettings
 from services.hps.settings import HpsSettings
+from services.kit.settings import ServiceSettings
 from services.ocr.settings import OcrSettings
 from services.unifiedreward.settings import UnifiedRewardSettings
 from trainer.config import Config, ConfigError

@@ -13,7 +13,7 @@ from trainer.__main__ import build_parser, main
 from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
 from trainer.config.file import load_config
-from trainer.data import load_train_prompts
+from trainer.data.datasets import load_train_prompts
 from trainer.deepgen.command import from_deepgen
 from trainer.deepgen.flags import FLAGS, REMOVED
 

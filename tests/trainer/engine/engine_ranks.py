@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import DistributedConfig, OptimConfig
-from trainer.distributed import World, world
-from trainer.ema import Ema
 from trainer.engine import Engine, build_engine
+from trainer.processes.distributed import World, world
+from trainer.update.ema import Ema
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 # A threshold of 0 cuts even small parameters into parts; the default keeps them whole, which is a case of its own.

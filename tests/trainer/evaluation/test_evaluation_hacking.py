@@ -19,7 +19,7 @@ from trainer.report.run_folder import load_run
 
 REWARDS = """
 from PIL import ImageStat
-from services.common.scorer import Item
+from services.kit.scorer import Item
 from services.rules import reward
 
 

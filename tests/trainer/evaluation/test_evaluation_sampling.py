@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from trainer.config import Config, TinyConfig
-from trainer.distributed import World
 from trainer.evaluation.files import read_pictures, save_pictures
 from trainer.evaluation.outcomes import Outcome, score_metrics
 from trainer.evaluation.sampling import Picture, draw, evaluation_seed
@@ -19,6 +18,7 @@ from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.flow import FlowPolicy
 from trainer.policies.tiny import TinyFlow
 from trainer.policies.tiny_model import TinyModel
+from trainer.processes.distributed import World
 from trainer.types import Prompt, Rollout, Sample, Scores
 
 PROMPTS = tuple(Prompt(f"p{i}", f'the word "CA{c}" in red') for i, c in enumerate("TPRNA"))

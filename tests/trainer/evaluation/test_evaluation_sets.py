@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.config import Config, ConfigError
-from trainer.data import DataError
+from trainer.data.datasets import DataError
 from trainer.evaluation.sets import EvaluationSet, load_sets, trained_on
 from trainer.types import Prompt
 

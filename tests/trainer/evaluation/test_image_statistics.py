@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.distributed import World
 from trainer.evaluation.image_statistics import (
     EDGE,
     STATISTICS,
@@ -19,6 +18,7 @@ from trainer.evaluation.image_statistics import (
     thumbnail,
 )
 from trainer.evaluation.rollout_statistics import rollout_statistics
+from trainer.processes.distributed import World
 from trainer.types import Prompt, Rollout, Sample
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

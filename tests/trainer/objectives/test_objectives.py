@@ -28,8 +28,8 @@ from trainer.objectives import OBJECTIVES, needs_reference, plan_needs
 from trainer.objectives.pairs import extreme_pairs
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
-from trainer.tally import Tally
 from trainer.types import Prompt, Rollout, StopTrainingError
+from trainer.update.tally import Tally
 
 CASES: dict[str, dict[str, Any]] = {
     "flow_grpo": {"kl_beta": 0.1, "kl_type": "latent"},

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tests.support.tiny_updates import ADV, CPU, ONES, gradient, make_policy, make_updater, roll_out, weights
 from trainer.config import AlgorithmConfig, ConfigError, SftLossConfig
-from trainer.distributed import World
 from trainer.objectives import Supervised
 from trainer.objectives.captions import BrokenPicturesError, CaptionData
 from trainer.objectives.supervised import SupervisedBatch
+from trainer.processes.distributed import World
+from trainer.quickstart.words import draw_word, render
 from trainer.types import Rollout, StopTrainingError
-from trainer.words import draw_word, render
 
 TEXT = 'the word "CAT" in blue'
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from trainer.config import ConfigError
+from trainer.data.prompts import DataError, PromptFile, read_prompt_file
+from trainer.data.prompts.fields import is_input
 from trainer.policies.frozen import refuse_sources
-from trainer.prompts import DataError, PromptFile, read_prompt_file
-from trainer.prompts.fields import is_input
 
 
 @pytest.fixture

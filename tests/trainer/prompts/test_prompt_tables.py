@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from trainer.config import Config
-from trainer.data import fingerprint, load_train_prompts
+from trainer.data.datasets import fingerprint, load_train_prompts
+from trainer.data.prompts import DataError, PromptFile, read_prompt_file
+from trainer.data.prompts.detect import Split
 from trainer.evaluation import load_sets
-from trainer.prompts import DataError, PromptFile, read_prompt_file
-from trainer.prompts.detect import Split
 from trainer.types import Prompt
 
 # As google-research/parti publishes them: a name in capitals, tabs, quotes as characters, numbers that are prompts.

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from trainer.config import LoggingConfig
-from trainer.metrics import Recorder
-from trainer.pictures import contact_sheet, thumbnail
-from trainer.reporters import REPORTERS, Picture, RunIdentity
+from trainer.records.pictures import contact_sheet, thumbnail
+from trainer.records.recorder import Recorder
+from trainer.records.reporters import REPORTERS, Picture, RunIdentity
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "run_name: first\nrewards: {services: {ocr: {urls: ['http://ann:secret@ocr:18082']}}}\n"
@@ -218,7 +218,7 @@ def test_a_reporter_that_fails_is_said_once_and_costs_nothing(
 
 def test_a_run_that_was_not_asked_to_report_imports_no_reporter() -> None:
     code = (
-        "import sys, trainer.metrics, trainer.reporters\n"
+        "import sys, trainer.records.recorder, trainer.records.reporters\n"
         "print(*(n for n in ('wandb', 'swanlab', 'tensorboard', 'torch') if n in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

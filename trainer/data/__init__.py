@@ -1,0 +1,1 @@
+"""What a run reads: prompt files, data sets, and the order in which prompts are drawn."""

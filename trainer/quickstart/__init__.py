@@ -1,0 +1,1 @@
+"""The quickstart's own world: rendered words, their captions, and the mistakes in them."""

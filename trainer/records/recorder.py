@@ -1,0 +1,248 @@
+"""Writes what a run leaves behind: metrics.jsonl, rewards.json, samples/, summary.json, progress; tells the reporters, and
+says what has fallen silent.
+
+Rank 0 records; on every other rank each method returns at once. A reader may look at any moment: whole files appear by
+a rename, and `metrics.jsonl` grows by whole lines. The report page explains every key of a row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import yaml
+from PIL import Image
+
+from trainer.config import LoggingConfig
+from trainer.records.progress import Progress
+from trainer.records.reporters import Picture, Reporters, RunIdentity
+from trainer.records.silence import SilenceWatch
+
+_SAMPLES = re.compile(r"^step_(\d{6,})(\.json)?$")
+_CREDENTIALS = re.compile(r"(://)[^/\s@'\"]+@")
+
+
+class Recorder:
+    """The run folder's only writer, beside checkpoints and services' logs.
+
+    Args:
+        run_dir: made when missing.
+        config_yaml: the resolved configuration, for the reporters.
+        is_main: False on all ranks but one; nothing is written there.
+        resume_step: the step of the checkpoint that the run goes on from: later rows, samples and events are removed,
+            since they will be made again. None starts anew: all earlier ones are removed.
+        max_steps: for the progress display.
+        logging: what is shown where; its reporters write under `logs`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        config_yaml: str,
+        is_main: bool,
+        resume_step: int | None,
+        max_steps: int,
+        logging: LoggingConfig,
+    ) -> None:
+        self.run_dir, self.is_main = Path(run_dir), is_main
+        self._lines: BinaryIO | None = None
+        if not is_main:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        last = -1 if resume_step is None else resume_step
+        kept = _cut_rows(self.run_dir / "metrics.jsonl", last)
+        _cut_samples(self.run_dir / "samples", last)
+        # Unbuffered: a line is one write, so a kill leaves whole lines, and a reader sees each at once.
+        self._lines = (self.run_dir / "metrics.jsonl").open("ab", buffering=0)
+        self._progress = Progress(max_steps, shown=logging.progress, start=max(last, 0))
+        self._silence = SilenceWatch(logging.warn_after_steps)
+        for row in kept:
+            self._progress.remember(row)
+            self._silence.add(row)
+        self._reporters = Reporters(logging.report_to, self._identity(config_yaml, resume_step, logging), self.note)
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Append a row to `metrics.jsonl`: flat, `step` and numbers. A number that is not finite is written as null.
+
+        Row 0 holds the evaluation before training; rows 1 to `max_steps` one finished step each.
+        """
+        if not self.is_main:
+            return
+        plain = plain_numbers(row)
+        step = plain["step"]
+        assert self._lines is not None, "record() after close()"
+        self._lines.write(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        values = {key: value for key, value in plain.items() if key != "step" and value is not None}
+        if values:
+            self._reporters.scalars(step, values)
+        self._progress.show(plain)
+        for sentence in self._silence.add(plain):
+            self.note(f"warning: {sentence}")
+
+    def save_samples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep evaluation samples: `samples/step_000000/<n>.png` and the list `samples/step_000000.json`.
+
+        A record has `id`, `prompt_id`, `prompt`, `image_HWC` (uint8 RGB, or None), `scores` (reward to number, None
+        where it failed) and `read` (what an OCR read, or None); in the list `image` is the picture's path in the run
+        folder instead.
+        """
+        if not self.is_main or not records:
+            return
+        folder = self.run_dir / "samples" / f"step_{step:06d}"
+        listing = folder.with_suffix(".json")
+        listing.unlink(missing_ok=True)  # first, so that it never names pictures that are gone
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        written = []
+        for number, record in enumerate(records):
+            pixels_HWC = record["image_HWC"]
+            entry = {key: value for key, value in record.items() if key != "image_HWC"}
+            entry["image"] = None
+            if pixels_HWC is not None:
+                path = folder / f"{number}.png"
+                Image.fromarray(pixels_HWC).save(path)
+                entry["image"] = path.relative_to(self.run_dir).as_posix()
+            written.append(plain_numbers(entry))
+        write_atomic(listing, json.dumps(written, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+        shown = [
+            Picture(record["image_HWC"], _caption(record)) for record in records if record["image_HWC"] is not None
+        ]
+        if shown:
+            self._reporters.pictures(step, shown)
+
+    def write_scorers(self, records: Mapping[str, Any]) -> None:
+        """Write `rewards.json`: `{"scorers": {reward: scorer}, "changes": [...]}`, what scored each reward and since when."""
+        if self.is_main:
+            write_atomic(self.run_dir / "rewards.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`; a number that is not finite is written as null."""
+        if self.is_main:
+            text = json.dumps(plain_numbers(summary), ensure_ascii=False, allow_nan=False, indent=2)
+            write_atomic(self.run_dir / "summary.json", text + "\n")
+
+    def note(self, message: str) -> None:
+        """Print a line for the person who watches, without breaking the progress bar."""
+        if self.is_main:
+            self._progress.note(message)
+
+    def farewell(self, lines: Sequence[str]) -> None:
+        """End the progress bar, and print lines below it."""
+        if self.is_main:
+            self._progress.close()
+            for line in lines:
+                self._progress.note(line)
+
+    def close(self, *, crashed: bool = False) -> None:
+        """Close the files, the reporters and the bar. Harmless when called again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+            self._reporters.close(crashed=crashed)
+            self._progress.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(crashed=error is not None)
+
+    def _identity(self, config_yaml: str, resume_step: int | None, logging: LoggingConfig) -> RunIdentity:
+        """Under the id of the earlier starts when this one goes on from a checkpoint, else under a new one."""
+        path = self.run_dir / "logs" / "run_id"
+        resumed = resume_step is not None and path.is_file()
+        if not resumed:
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, secrets.token_hex(4) + "\n")
+        return RunIdentity(
+            run_dir=self.run_dir,
+            run_id=path.read_text(encoding="utf-8").strip(),
+            project=logging.project,
+            name=logging.name,
+            first_step=0 if resume_step is None else resume_step + 1,
+            config=yaml.safe_load(without_credentials(config_yaml)),
+        )
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`, in order; lines that are no row (the last one may be torn) are passed over."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:  # JSON's and UTF-8's errors are both ValueErrors
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all: a temporary file beside it, flushed to disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain_numbers(value: Any) -> Any:
+    """`value` as JSON holds it: NumPy and torch scalars become Python's, numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_numbers(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = value if isinstance(value, float) else value.item()
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def without_credentials(text: str) -> str:
+    """A configuration's text without the user names and passwords in addresses."""
+    return _CREDENTIALS.sub(r"\1", text)
+
+
+def _caption(record: Mapping[str, Any]) -> str:
+    """A sample in a line: its prompt and its scores."""
+    scores = [
+        f"{name} no score" if score is None else f"{name} {score:.3g}" for name, score in record["scores"].items()
+    ]
+    return " | ".join([str(record["prompt"]), *scores])
+
+
+def _cut_rows(path: Path, last: int) -> list[dict[str, Any]]:
+    """Remove rows after step `last`, and torn lines, in one atomic write. Returns the rows that are left."""
+    kept = [row for row in read_rows(path) if row["step"] <= last]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    if not path.exists() or path.read_bytes() != lines.encode():
+        write_atomic(path, lines)
+    return kept
+
+
+def _cut_samples(folder: Path, last: int) -> None:
+    """Remove samples of steps after `last`."""
+    for path in sorted(folder.glob("step_*"), reverse=True):  # the list before its pictures
+        match = _SAMPLES.match(path.name)
+        if match and int(match.group(1)) > last:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

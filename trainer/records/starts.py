@@ -1,0 +1,137 @@
+"""The configuration of every start of a run, kept in its folder, and what changed from one to the next.
+
+    config.yaml                     that of the newest start
+    starts/0001_step_000000.yaml    that of each start, by its number and the step it went on from
+
+A start that went back to an earlier step made what came after anew: of those before it, only the ones that began at
+earlier steps still count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.records.recorder import without_credentials, write_atomic
+
+_NAME = re.compile(r"^(\d{4,})_step_(\d{6,})\.yaml$")
+_MAY_CHANGE = ("max_steps", "resume", "logging", "checkpoint", "distributed")  # without making it another experiment
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start: the step it went on from, 0 for a fresh one, and its configuration as YAML."""
+
+    number: int
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field with what it was and is, in words; a field that is in one of the two only `is not set` in the other."""
+
+    field: str
+    before: str
+    after: str
+
+    @property
+    def makes_another_experiment(self) -> bool:
+        """Whether what is trained changes, and not only for how long, where, or what is shown of it."""
+        return not self.field.startswith(_MAY_CHANGE)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.before} -> {self.after}"
+
+
+def keep_start(run_dir: Path, step: int | None, config_yaml: str) -> None:
+    """Keep the configuration of a start that was accepted; None: a fresh start, which makes all earlier ones void."""
+    folder = run_dir / "starts"
+    if step is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    earlier = [] if step is None else _all_starts(run_dir)
+    folder.mkdir(exist_ok=True)
+    for start in earlier:  # also the one of a folder that was made before starts were kept
+        path = folder / _name(start)
+        if not path.exists():
+            write_atomic(path, start.text)
+    number = earlier[-1].number + 1 if earlier else 1
+    write_atomic(folder / _name(Start(number, step or 0, config_yaml)), config_yaml)
+    write_atomic(run_dir / "config.yaml", config_yaml)
+
+
+def changes_since(run_dir: Path, step: int, config_yaml: str) -> list[Change]:
+    """What differs from the configuration that was trained with up to `step`; nothing where none is known."""
+    starts = _all_starts(run_dir)
+    before = [start for start in _counting(starts) if start.step < step] or starts[:1]
+    return changes(before[-1].text, config_yaml) if before else []
+
+
+def course(run_dir: Path) -> list[tuple[int, Sequence[Change]]]:
+    """The steps of a run after which its configuration changed, with what changed then; of the starts that count."""
+    starts = _counting(_all_starts(run_dir))
+    found = ((now.step, changes(before.text, now.text)) for before, now in itertools.pairwise(starts))
+    return [(step, changed) for step, changed in found if changed]
+
+
+def changes(before: str, after: str) -> list[Change]:
+    """The fields in which two configurations differ, by name."""
+    old, new = (_leaves(yaml.safe_load(without_credentials(text))) for text in (before, after))
+    fields = sorted(key for key in old | new if old.get(key) != new.get(key))
+    return [Change(key, _word(old, key), _word(new, key)) for key in fields]
+
+
+def _all_starts(run_dir: Path) -> list[Start]:
+    """Every start in order; one whose file cannot be read is left out."""
+    found = []
+    for path in (run_dir / "starts").glob("*.yaml"):
+        match = _NAME.match(path.name)
+        text = _read(path)
+        if match and text is not None:
+            found.append(Start(int(match.group(1)), int(match.group(2)), text))
+    if not found and (text := _read(run_dir / "config.yaml")) is not None:
+        return [Start(1, 0, text)]
+    return sorted(found, key=lambda start: start.number)
+
+
+def _counting(starts: Iterable[Start]) -> list[Start]:
+    counting: list[Start] = []
+    for start in starts:
+        while counting and counting[-1].step >= start.step:
+            counting.pop()
+        counting.append(start)
+    return counting
+
+
+def _read(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text if isinstance(yaml.safe_load(text), dict) else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _name(start: Start) -> str:
+    return f"{start.number:04d}_step_{start.step:06d}.yaml"
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping) and (value or not prefix):
+        return {k: v for key, inner in value.items() for k, v in _leaves(inner, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _word(leaves: Mapping[str, Any], key: str) -> str:
+    if key not in leaves:
+        return "not set"
+    value = leaves[key]
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
