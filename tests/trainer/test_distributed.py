@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 import torch
 
-from trainer import distributed
 from trainer.config import DistributedConfig
+from trainer.processes import distributed
 from trainer.processes.distributed import even_share, world
 
 

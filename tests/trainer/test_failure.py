@@ -146,7 +146,7 @@ def test_a_new_start_has_as_many_processes_as_fit() -> None:
 LAUNCHER = """
 import sys
 from torch.distributed import run
-from trainer import launch
+from trainer.processes import launch
 
 real = run.parse_args
 run.parse_args = lambda arguments: real([*arguments[: arguments.index("-m")], sys.argv[1]])
