@@ -112,9 +112,9 @@ def pinned() -> frozenset[str]:
 @pytest.mark.parametrize("name", SERVICES)
 def test_an_image_installs_what_its_service_imports_and_no_more(name: str) -> None:
     imports = imported(name)
-    missing, idle = imports - needed(listed(name)), listed(name) - listed("common") - imports
-    assert not missing, f"add to requirements/services/{name}.in, or to common.in: {missing}"
-    assert not idle, f"remove from requirements/services/{name}.in or common.in, nothing imports them: {idle}"
+    missing, idle = imports - needed(listed(name)), listed(name) - listed("kit") - imports
+    assert not missing, f"add to requirements/services/{name}.in, or to kit.in: {missing}"
+    assert not idle, f"remove from requirements/services/{name}.in or kit.in, nothing imports them: {idle}"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -127,7 +127,7 @@ def test_an_image_copies_all_that_its_service_imports(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_versions_come_from_the_one_list_of_pins(name: str) -> None:
     """The lists hold names; what is made of them has base.txt's versions and hashes, of what the packages need, too."""
-    assert "-r common.in" in lines(f"requirements/services/{name}.in")
+    assert "-r kit.in" in lines(f"requirements/services/{name}.in")
     base, made = pins(ROOT / "requirements/base.txt"), pins(ROOT / f"requirements/services/{name}.txt")
     assert made == {package: base[package] for package in needed(listed(name))}, "run scripts/hash_requirements.py"
     assert all(re.fullmatch(r"[a-z0-9-]+", package) for package in listed(name))
