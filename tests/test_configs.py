@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from trainer.config import Config, SftConfig
 from trainer.config.file import dump_config, load_config
 from trainer.data.datasets import check_disjoint, load_prompts, load_train_prompts
-from trainer.deepgen.dataset_yaml import read_dataset_yaml
-from trainer.deepgen.eval_yaml import read_eval_yaml
-from trainer.deepgen.variables import VARIABLES
+from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
+from trainer.migration.deepgen.eval_yaml import read_eval_yaml
+from trainer.migration.deepgen.variables import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.deepgen.variables import VARIABLES
+from trainer.migration.deepgen.variables import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/migration_deepgen.md").read_text(encoding="utf-8")

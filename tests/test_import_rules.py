@@ -28,7 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "services.*": ("services.kit", "machine", "wire"),  # any one service; never another
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": ("trainer.deepgen",),  # reads what DeepGen-RL's users bring
+    "trainer.config": ("trainer.migration",),  # reads what DeepGen-RL's users bring
     "trainer.seeds": (),
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
@@ -45,7 +45,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.images",
     ),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
-    "trainer.deepgen": ("trainer.config", "trainer.data"),
+    "trainer.migration": ("trainer.config", "trainer.data"),
     "trainer.data": (
         "trainer.types",
         "trainer.config",
@@ -102,7 +102,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.data",
         "trainer.processes",
         "trainer.records",
-        "trainer.deepgen",
+        "trainer.migration",
         "=wire.images",
     ),
     "trainer.sft": (

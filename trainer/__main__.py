@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from trainer.config import Config, ConfigError, SftConfig
 from trainer.config.base import UserError, did_you_mean
 from trainer.config.file import load_config
-from trainer.deepgen.command import add_flags
+from trainer.migration.deepgen.command import add_flags
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 
@@ -111,7 +111,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _from_deepgen(args: argparse.Namespace) -> int:
-    from trainer.deepgen.command import from_deepgen
+    from trainer.migration.deepgen.command import from_deepgen
 
     print(from_deepgen(args), end="")
     return 0

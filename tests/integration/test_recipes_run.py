@@ -12,8 +12,8 @@ from tests.support.tiny_pipelines import make_sd3
 from tests.support.trainer_runs import read_metrics
 from trainer.config import Config
 from trainer.config.file import load_config
-from trainer.deepgen.variables import VARIABLES
 from trainer.loop import train
+from trainer.migration.deepgen.variables import VARIABLES
 
 pytestmark = pytest.mark.slow
 

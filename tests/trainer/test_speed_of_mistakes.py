@@ -141,7 +141,7 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
         "{module: rules, args: {functions: 'my.py:brightness,warmth'}}",
         "{module: rules, args: {functions: 'other.py,my.py'}}",
         "{module: rules, args: {functions: missing.py}}",  # the service says what is wrong with it
-        "{module: common.fakes}",
+        "{module: kit.fakes}",
         "{urls: ['http://127.0.0.1:1']}",  # only the service knows
     ],
 )

@@ -86,7 +86,7 @@ class DataConfig(Section):
         if not isinstance(raw, dict):
             return raw
         if isinstance(raw.get("dataset_config"), str) and raw["dataset_config"]:
-            from trainer.deepgen.dataset_yaml import read_dataset_yaml
+            from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
 
             for field in ("train", "sampling_mode"):
                 if raw.get(field):

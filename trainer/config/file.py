@@ -74,7 +74,7 @@ def _take_environment(raw: dict[str, Any]) -> list[str]:
     """The environment as overrides, if `raw` asks for it. Taken once: the resolved configuration does not ask again."""
     if raw.get("environment") != "deepgen_rl":
         return []
-    from trainer.deepgen.environment import environment_overrides
+    from trainer.migration.deepgen.environment import environment_overrides
 
     raw["environment"] = "none"
     return environment_overrides(os.environ, raw)

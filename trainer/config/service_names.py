@@ -80,7 +80,7 @@ def check_args(where: str, module: str, args: Iterable[str]) -> None:
     if module not in REWARDS:
         return
     files = [_SERVICES / module / name for name in ("settings.py", "__main__.py")]
-    files += [_SERVICES / "kit" / name for name in ("settings.py", "model_settings.py", "judge/settings.py")]
+    files += sorted((_SERVICES / "kit").rglob("*settings.py"))  # wherever the kit keeps them
     known: set[str] = set()
     for tree in (ast.parse(path.read_bytes()) for path in files if path.is_file()):
         classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))

@@ -109,7 +109,7 @@ def _from_deepgen(config: Config) -> list[EvaluationSetConfig]:
     path = config.evaluation.dataset_config
     if path is None:
         return []
-    from trainer.deepgen.eval_yaml import read_eval_yaml
+    from trainer.migration.deepgen.eval_yaml import read_eval_yaml
 
     sets = [
         {

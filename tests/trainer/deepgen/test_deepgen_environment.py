@@ -15,8 +15,8 @@ from services.unifiedreward.settings import UnifiedRewardSettings
 from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
 from trainer.config.file import dump_config, load_config
-from trainer.deepgen.environment import environment_overrides
-from trainer.deepgen.variables import VARIABLES
+from trainer.migration.deepgen.environment import environment_overrides
+from trainer.migration.deepgen.variables import VARIABLES
 
 RECIPE = """
 run_name: test

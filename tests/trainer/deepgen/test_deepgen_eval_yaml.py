@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError
-from trainer.deepgen.eval_yaml import EvalDataset, read_eval_yaml
+from trainer.migration.deepgen.eval_yaml import EvalDataset, read_eval_yaml
 
 SHIPPED = """
 datasets:

@@ -14,8 +14,8 @@ from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
 from trainer.config.file import load_config
 from trainer.data.datasets import load_train_prompts
-from trainer.deepgen.command import from_deepgen
-from trainer.deepgen.flags import FLAGS, REMOVED
+from trainer.migration.deepgen.command import from_deepgen
+from trainer.migration.deepgen.flags import FLAGS, REMOVED
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN = """

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from trainer.deepgen.kl_weight import flow_over_cps, noise_levels
+from trainer.migration.deepgen.kl_weight import flow_over_cps, noise_levels
 from trainer.policies.frozen import own_noise_levels
 from trainer.samplers.flow_sde import Kind, latent_kl, sde_step, step_std, velocity_kl
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.deepgen.flags import FLAGS, REMOVED
-from trainer.deepgen.rewards import REWARDS, Served
-from trainer.deepgen.variables import VARIABLES
+from trainer.migration.deepgen.flags import FLAGS, REMOVED
+from trainer.migration.deepgen.rewards import REWARDS, Served
+from trainer.migration.deepgen.variables import VARIABLES
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/migration_deepgen.md").read_text(encoding="utf-8")
 

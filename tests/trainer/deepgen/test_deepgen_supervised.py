@@ -11,9 +11,9 @@ import yaml
 
 from trainer.__main__ import build_parser
 from trainer.config import ConfigError, SftLossConfig
-from trainer.deepgen.command import from_deepgen
-from trainer.deepgen.flags import FLAGS
-from trainer.deepgen.mmengine_file import PictureSet, read_picture_sets
+from trainer.migration.deepgen.command import from_deepgen
+from trainer.migration.deepgen.flags import FLAGS
+from trainer.migration.deepgen.mmengine_file import PictureSet, read_picture_sets
 from trainer.objectives.captions import CaptionData
 
 FILE = """\

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import ConfigError, DataConfig
-from trainer.deepgen.dataset_yaml import read_dataset_yaml
-from trainer.deepgen.eval_yaml import read_eval_yaml
+from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
+from trainer.migration.deepgen.eval_yaml import read_eval_yaml
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["a.txt", "ocr"])

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from trainer.config.base import ConfigError, say
 from trainer.config.file import read_yaml
-from trainer.deepgen.names import fitting_name, renamed
+from trainer.migration.deepgen.names import fitting_name, renamed
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".parquet", ".csv")

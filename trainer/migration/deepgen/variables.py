@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.deepgen.rewards import PORTS
+from trainer.migration.deepgen.rewards import PORTS
 
 
 @dataclass(frozen=True)

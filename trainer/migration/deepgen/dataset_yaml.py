@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config.base import ConfigError, say
 from trainer.config.file import read_yaml
-from trainer.deepgen.names import fitting_name, renamed
+from trainer.migration.deepgen.names import fitting_name, renamed
 
 SAMPLING_MODES = ("sample_proportional", "weight_only")
 _FIELDS = ("name", "path", "sample_weight", "rewards")

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.config.base import ConfigError
-from trainer.deepgen.flags import FLAGS, REMOVED
-from trainer.deepgen.recipe_text import render
-from trainer.deepgen.translation import translate
+from trainer.migration.deepgen.flags import FLAGS, REMOVED
+from trainer.migration.deepgen.recipe_text import render
+from trainer.migration.deepgen.translation import translate
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

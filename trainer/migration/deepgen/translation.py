@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.config.base import ConfigError
-from trainer.deepgen.data_translation import count_prompts, data_lines
-from trainer.deepgen.idle import idle_flags
-from trainer.deepgen.kl_weight import flow_over_cps
-from trainer.deepgen.recipe_text import Line
-from trainer.deepgen.supervised import supervised_lines
+from trainer.migration.deepgen.data_translation import count_prompts, data_lines
+from trainer.migration.deepgen.idle import idle_flags
+from trainer.migration.deepgen.kl_weight import flow_over_cps
+from trainer.migration.deepgen.recipe_text import Line
+from trainer.migration.deepgen.supervised import supervised_lines
 
 _OBJECTIVES = {"flowgrpo": "flow_grpo", "grpoguard": "grpo_guard", "diffusionnft": "diffusion_nft"}
 _SAMPLERS = {"cps_sde": "cps", "flowgrpo_sde": "flow_sde", "dance_sde": "dance_sde"}
@@ -25,7 +25,7 @@ _KEEP_ALL = 1000
 _EXTRAS = "wandb, swanlab: pip install --require-hashes -r requirements/reporters.txt"
 
 
-_OURS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
+_OURS = Path(__file__).resolve().parents[3] / "configs" / "deepspeed"
 
 
 def translate(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.config.base import ConfigError, say
-from trainer.deepgen.variables import VARIABLES, Variable
+from trainer.migration.deepgen.variables import VARIABLES, Variable
 
 
 def environment_overrides(environment: Mapping[str, str], raw: Mapping[str, Any]) -> list[str]:

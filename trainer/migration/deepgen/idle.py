@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from trainer.deepgen.flags import FLAGS, Flag
-from trainer.deepgen.recipe_text import Line
+from trainer.migration.deepgen.flags import FLAGS, Flag
+from trainer.migration.deepgen.recipe_text import Line
 
 
 def idle_flags(args: argparse.Namespace, lines: Mapping[str, Line]) -> Iterator[str]:

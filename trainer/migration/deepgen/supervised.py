@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.base import ConfigError
-from trainer.deepgen.mmengine_file import read_picture_sets
-from trainer.deepgen.recipe_text import Line
+from trainer.migration.deepgen.mmengine_file import read_picture_sets
+from trainer.migration.deepgen.recipe_text import Line
 
 _JSON = (".json", ".jsonl")
 

@@ -8,10 +8,10 @@ import os
 from typing import Any
 
 from trainer.config.base import ConfigError
-from trainer.deepgen.dataset_yaml import prompt_format, read_dataset_yaml
-from trainer.deepgen.eval_yaml import read_eval_yaml
-from trainer.deepgen.recipe_text import Line
-from trainer.deepgen.rewards import PORTS, REWARDS, Served
+from trainer.migration.deepgen.dataset_yaml import prompt_format, read_dataset_yaml
+from trainer.migration.deepgen.eval_yaml import read_eval_yaml
+from trainer.migration.deepgen.recipe_text import Line
+from trainer.migration.deepgen.rewards import PORTS, REWARDS, Served
 
 
 def count_prompts(args: argparse.Namespace) -> int:
