@@ -58,7 +58,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     config = _recipe(args)
     _check_there(None if args.checkpoint in (None, "base") else Path(args.checkpoint), "--checkpoint")
     _check_there(args.against, "--against")
-    from trainer.evaluate import evaluate_checkpoint
+    from trainer.programs.evaluate import evaluate_checkpoint
     from trainer.types import StopTrainingError
 
     try:

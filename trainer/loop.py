@@ -12,12 +12,12 @@ from concurrent.futures import wait
 from torch import Tensor
 
 from trainer.advantages import ESTIMATORS, RunningSpread
-from trainer.assemble import Run, assemble, is_finished
 from trainer.config import Config
 from trainer.evaluation import rollout_statistics
 from trainer.processes.stopping import StopSignals
+from trainer.programs.assemble import Run, assemble, is_finished
+from trainer.programs.rollout import Drawn, roll_out
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
-from trainer.rollout import Drawn, roll_out
 from trainer.types import Scores, StopTrainingError
 
 LOOK_S = 0.1  # between two looks at whether all ranks have their scores, or are asked to stop

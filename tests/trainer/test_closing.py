@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.support.trainer_runs import ROOT
-from trainer.closing import closing_lines
 from trainer.config import Config
 from trainer.config.file import load_config
+from trainer.programs.closing import closing_lines
 
 
 @pytest.fixture

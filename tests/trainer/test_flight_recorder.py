@@ -31,9 +31,9 @@ from trainer.policies.base import SamplingPlan
 from trainer.policies.flow import FlowPolicy
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
+from trainer.programs.rollout import Drawn
 from trainer.records.flight_recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
 from trainer.records.flight_summary import print_flight
-from trainer.rollout import Drawn
 from trainer.types import Prompt, Rollout, Sample, Scores, StopTrainingError
 
 scripted = reward_servers.scripted  # the fixture

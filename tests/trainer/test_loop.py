@@ -17,12 +17,12 @@ import torch
 from tests.support import reward_servers
 from tests.support.reward_servers import Reply, ScriptedServer, good
 from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
-from trainer.assemble import assemble
 from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.config import Config, ConfigError
 from trainer.config.file import dump_config, load_config
 from trainer.doctor.run_folder import check_run
 from trainer.loop import train
+from trainer.programs.assemble import assemble
 from trainer.update.tally import Tally
 from trainer.update.updater import Updater
 

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from tests.support.trainer_runs import run_trainer
-from trainer.assemble import _load_data
 from trainer.config import Config, RewardsConfig
 from trainer.config.data import DataConfig
 from trainer.data.overlap import find_overlaps, readers_of_targets
 from trainer.data.prompts import DataError
 from trainer.doctor.prompts import check_data
+from trainer.programs.assemble import _load_data
 from trainer.types import Prompt
 
 SERVICES = {

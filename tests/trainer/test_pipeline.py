@@ -16,7 +16,7 @@ from trainer import loop
 from trainer.checkpoint import list_checkpoints
 from trainer.config import Config
 from trainer.config.file import load_config
-from trainer.rollout import Drawn, roll_out
+from trainer.programs.rollout import Drawn, roll_out
 from trainer.update.updater import Updater
 
 scripted = reward_servers.scripted  # the fixture

@@ -17,7 +17,7 @@ from trainer.config.file import load_config
 from trainer.doctor.prompts import check_data
 from trainer.policies import FLOW_MODELS
 from trainer.policies.text_limits import text_limits
-from trainer.prompt_notes import prompt_notes
+from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}

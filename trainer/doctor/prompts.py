@@ -18,7 +18,7 @@ from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.text_limits import text_limits
-from trainer.prompt_notes import prompt_notes
+from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
 

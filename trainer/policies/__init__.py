@@ -64,7 +64,7 @@ def build_policy(config: PolicyConfig, device: torch.device, *, keep_reference: 
 
 
 # What the libraries say and nobody needs: that they would rather have torchvision, at the import of every pipeline; and of
-# every long prompt, among the lines of progress, what is cut off. trainer/prompt_notes.py counts that once, at the start.
+# every long prompt, among the lines of progress, what is cut off. trainer/programs/prompt_notes.py counts that once, at the start.
 _UNWANTED = (
     "requires torchvision",
     "part of your input was truncated because",

@@ -34,7 +34,7 @@ from trainer.records.recorder import write_atomic
 from trainer.types import Scores
 
 if TYPE_CHECKING:
-    from trainer.rollout import Drawn
+    from trainer.programs.rollout import Drawn
 
 KEPT_STEPS = 50
 MAX_PICTURES = 64

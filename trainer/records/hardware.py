@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from trainer.processes.distributed import World
 
 if TYPE_CHECKING:
-    from trainer.rollout import Drawn
+    from trainer.programs.rollout import Drawn
 
 # Dense 16-bit peaks of the makers' data sheets, TFLOP/s, by a part of the device's name; the first that fits.
 PEAK_TFLOPS: Mapping[str, float] = {

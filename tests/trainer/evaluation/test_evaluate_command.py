@@ -98,7 +98,9 @@ def test_what_cannot_be_evaluated_is_said(
 def test_an_output_that_cannot_be_written_is_said_before_anything_is_drawn(
     recipe: Callable[..., Path], output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.evaluate.build_policy", lambda *_, **__: pytest.fail("it is known before the work"))
+    monkeypatch.setattr(
+        "trainer.programs.evaluate.build_policy", lambda *_, **__: pytest.fail("it is known before the work")
+    )
     assert main(["evaluate", str(recipe()), "--checkpoint", "base", "--output", output]) == 2
     error = capsys.readouterr().err
     assert f"error: the folder of the evaluation, {output}, cannot be written: " in error

@@ -17,11 +17,11 @@ import torch
 from tests.support import reward_servers
 from tests.support.reward_servers import SCORER, Reply, ScriptedServer, good
 from tests.support.trainer_runs import ROOT, read_metrics
-from trainer.assemble import Run
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.evaluation.files import read_outcomes
 from trainer.loop import train, train_step
+from trainer.programs.assemble import Run
 
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.assemble import start_services
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config import Config, ConfigError
 from trainer.data.datasets import load_train_prompts
@@ -22,7 +21,8 @@ from trainer.export.source import find_checkpoint, none_yet
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
 from trainer.processes.distributed import World, world
-from trainer.prompt_notes import prompt_notes
+from trainer.programs.assemble import start_services
+from trainer.programs.prompt_notes import prompt_notes
 from trainer.records.recorder import plain_numbers, write_atomic
 from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
 from trainer.rewards.identity import changes_since

@@ -24,10 +24,10 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.processes.distributed import World
-from trainer.scorer_records import scorer_records
+from trainer.programs.scorer_records import scorer_records
 
 if TYPE_CHECKING:
-    from trainer.assemble import Run
+    from trainer.programs.assemble import Run
 
 _READ_TRIES, _READ_PAUSE_S = 13, 5.0  # a minute: as long as a network file system's clients keep old listings
 

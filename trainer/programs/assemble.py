@@ -16,7 +16,6 @@ import torch
 
 from trainer.advantages import RunningSpread
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume
-from trainer.closing import closing_lines
 from trainer.config import Config, RewardsConfig
 from trainer.config.deepspeed import check_accumulation
 from trainer.config.file import dump_config
@@ -27,22 +26,23 @@ from trainer.engine import Engine, build_engine
 from trainer.evaluation import EvaluationSet, Evaluator, Rounds, load_sets, trained_on
 from trainer.objectives import needs_reference
 from trainer.objectives.captions import caption_prompts
-from trainer.plan import picture_sizes
 from trainer.policies import build_policy
 from trainer.policies.base import Policy
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
-from trainer.prompt_notes import prompt_notes
+from trainer.programs.closing import closing_lines
+from trainer.programs.plan import picture_sizes
+from trainer.programs.prompt_notes import prompt_notes
+from trainer.programs.rollout import Drawn
+from trainer.programs.saving import Saver, find_start, restore
+from trainer.programs.scorer_records import check_agreement, scorer_records
 from trainer.records.flight_recorder import FlightRecorder
 from trainer.records.hardware import Gauges
 from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start
 from trainer.report import build_report
 from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_urls
-from trainer.rollout import Drawn
-from trainer.saving import Saver, find_start, restore
-from trainer.scorer_records import check_agreement, scorer_records
 from trainer.types import StopTrainingError
 from trainer.update.ema import Ema
 from trainer.update.updater import Updater

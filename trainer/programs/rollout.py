@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainer.plan import training_plan
 from trainer.policies.base import SamplingPlan
+from trainer.programs.plan import training_plan
 from trainer.rewards import Batch
 from trainer.seeds import sample_seed
 from trainer.types import Rollout
 
 if TYPE_CHECKING:
-    from trainer.assemble import Run
+    from trainer.programs.assemble import Run
 
 
 @dataclass(frozen=True)
