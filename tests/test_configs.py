@@ -8,8 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from trainer.config import Config, SftConfig
-from trainer.config.file import dump_config, load_config
+from trainer.config.file import dump_config
 from trainer.data.datasets import check_disjoint, load_prompts, load_train_prompts
+from trainer.migration import load_recipe
 from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
 from trainer.migration.deepgen.eval_yaml import read_eval_yaml
 from trainer.migration.deepgen.variables import VARIABLES
@@ -49,16 +50,16 @@ def test_the_recipes_of_the_readme_are_there() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_says_what_it_is(path: Path, tmp_path: Path) -> None:
-    config = load_config(path, model_of(path))
+    config = load_recipe(path, model_of(path))
     assert path.read_text(encoding="utf-8").startswith("# "), "a recipe begins with what it is and how to run it"
     again = tmp_path / "resolved.yaml"
     again.write_text(dump_config(config), encoding="utf-8")
-    assert load_config(again, model_of(path)) == config
+    assert load_recipe(again, model_of(path)) == config
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.endswith("_1gpu")], ids=lambda path: path.stem)
 def test_a_recipe_for_one_gpu_needs_no_deepspeed_and_trains_adapters(path: Path) -> None:
-    config = load_config(path, Config)
+    config = load_recipe(path, Config)
     assert config.distributed.deepspeed is None
     assert config.policy.model_dump()["lora"] is not None
 
@@ -66,7 +67,7 @@ def test_a_recipe_for_one_gpu_needs_no_deepspeed_and_trains_adapters(path: Path)
 @pytest.mark.parametrize("path", [p for p in RECIPES if model_of(p) is Config], ids=lambda path: path.stem)
 def test_a_recipes_prompts_are_good_and_its_held_out_ones_new(path: Path) -> None:
     """For the recipes whose prompts are in the repository."""
-    config = load_config(path, Config)
+    config = load_recipe(path, Config)
     held = [path for _, path in config.evaluation.prompt_files()]
     if not held or not all(name.startswith("assets/") for name in (*held, *(d.path for d in config.data.train))):
         pytest.skip("its prompts are not part of the repository")

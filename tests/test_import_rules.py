@@ -28,10 +28,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "services.*": ("services.kit", "machine", "wire"),  # any one service; never another
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": ("trainer.migration",),  # reads what DeepGen-RL's users bring
+    "trainer.config": (),
     "trainer.seeds": (),
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
+    "trainer.processes.launch": ("machine", "trainer.config", "trainer.processes", "trainer.migration"),  # a command
     "trainer.engine": ("trainer.config", "trainer.processes"),
     "trainer.advantages": ("trainer.types",),
     "trainer.losses": ("trainer.types",),
@@ -73,7 +74,14 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.processes",
     ),
     "trainer.checkpoint": ("trainer.types", "trainer.config", "trainer.processes"),
-    "trainer.export": ("trainer.types", "trainer.config", "trainer.checkpoint", "trainer.policies", "trainer.data"),
+    "trainer.export": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.migration",
+        "trainer.checkpoint",
+        "trainer.policies",
+        "trainer.data",
+    ),
     "trainer.records": (
         "trainer.types",
         "trainer.config",
@@ -92,7 +100,6 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.data",
         "trainer.processes",
         "trainer.records",
-        "trainer.migration",
         "=wire.images",
     ),
     "trainer.sft": (
@@ -105,6 +112,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "trainer.doctor": (
         "machine",
+        "trainer.migration",
         "trainer.types",
         "trainer.config",
         "trainer.checkpoint",
@@ -154,7 +162,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 }
 
 # Circles that are to go, each by a module or unit of it; once it is gone the test fails until its name is, too.
-KNOWN_CIRCLES: tuple[str, ...] = ("trainer.config", "trainer.programs", "trainer.programs.assemble")
+KNOWN_CIRCLES: tuple[str, ...] = ("trainer.programs", "trainer.programs.assemble")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from trainer.config import Config, ConfigError, SftConfig
 from trainer.config.base import UserError, did_you_mean
-from trainer.config.file import load_config
+from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import add_flags
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
@@ -38,7 +38,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace) -> Config:
     """The recipe of RL, with prompt files that are there."""
-    config = load_config(args.config, Config, args.overrides)
+    config = load_recipe(args.config, Config, args.overrides)
     named = [each.path for each in config.data.train] + [path for _, path in config.evaluation.prompt_files()]
     for path in named:
         if not Path(path).exists():
@@ -71,7 +71,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _sft(args: argparse.Namespace) -> int:
-    config = load_config(args.config, SftConfig, args.overrides)
+    config = load_recipe(args.config, SftConfig, args.overrides)
     from trainer.sft import train_base
 
     print(f"Wrote {train_base(config)}")

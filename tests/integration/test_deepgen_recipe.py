@@ -11,7 +11,7 @@ import yaml
 
 from tests.support.trainer_runs import read_metrics, run_trainer
 from trainer.config import Config
-from trainer.config.file import load_config
+from trainer.migration import load_recipe
 
 TRAIN = """
 sampling_mode: sample_proportional
@@ -57,7 +57,7 @@ def test_their_files_and_environment_train(
     assert [row["step"] for row in rows if row["step"]] == [1, 2]
     assert all(row["reward/small/mean"] < 0 for row in rows if row["step"])
     assert any(key.startswith("eval/held/") for row in rows for key in row)
-    resolved = load_config(tmp_path / "outputs/first/config.yaml", Config)
+    resolved = load_recipe(tmp_path / "outputs/first/config.yaml", Config)
     assert [(d.name, d.weight, d.rewards) for d in resolved.data.train] == [
         ("text", 3.0, {"color": 0.3, "small": 0.6}),
         ("rows", 1.0, {"small": 1.0}),

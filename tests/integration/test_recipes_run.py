@@ -11,8 +11,8 @@ from tests.support.tiny_deepgen import make_deepgen
 from tests.support.tiny_pipelines import make_sd3
 from tests.support.trainer_runs import read_metrics
 from trainer.config import Config
-from trainer.config.file import load_config
 from trainer.loop import train
+from trainer.migration import load_recipe
 from trainer.migration.deepgen.variables import VARIABLES
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def prompts(name: str) -> str:
 
 def smaller(recipe: Path, url: str, *more: str) -> Config:
     """The recipe at a size for a test, its services at `url`, where a reward that needs no text stands for each."""
-    config = load_config(recipe, Config)
+    config = load_recipe(recipe, Config)
     changes = [
         *("max_steps=1", "optim.warmup_steps=0", "logging.report_to=[]", "distributed={num_threads: 1}"),
         *("sampling.prompts_per_step=2", "sampling.group_size=2", "sampling.micro_batch_size=2"),
@@ -61,7 +61,7 @@ def smaller(recipe: Path, url: str, *more: str) -> Config:
         *(f"rewards.services.{name}.urls=['{url}']" for name in config.rewards.services),
         *(f"rewards.columns.{name}.reward=jpeg_compressibility" for name in config.rewards.columns),
     ]
-    return load_config(recipe, Config, [*changes, *more])
+    return load_recipe(recipe, Config, [*changes, *more])
 
 
 def check(config: Config) -> None:

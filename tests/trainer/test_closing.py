@@ -9,14 +9,14 @@ import pytest
 
 from tests.support.trainer_runs import ROOT
 from trainer.config import Config
-from trainer.config.file import load_config
+from trainer.migration import load_recipe
 from trainer.programs.closing import closing_lines
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.chdir(ROOT)
-    return load_config("configs/quickstart.yaml", Config, ["output_dir=my runs", "run_name=words"])
+    return load_recipe("configs/quickstart.yaml", Config, ["output_dir=my runs", "run_name=words"])
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -88,5 +88,5 @@ def test_means_that_did_not_move_are_compared_all_the_same(config: Config) -> No
 )
 def test_the_export_is_one_that_the_policy_has(monkeypatch: pytest.MonkeyPatch, recipe: str, form: str) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_config(f"configs/{recipe}.yaml", Config)
+    config = load_recipe(f"configs/{recipe}.yaml", Config)
     assert f"--to {form} " in "\n".join(closing_lines(config, summary(steps=config.max_steps)))

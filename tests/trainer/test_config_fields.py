@@ -399,9 +399,9 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     "connect_timeout": (["rewards.services.ocr.timeout_s=2"], ["connect_timeout_s = 5", "timeout_s = 2", "raise"]),
     "hedge": (["rewards.services.ocr.hedge=true"], ["urls has 1", "at least 2"]),
     "no_set": (["data={}"], ["no training set", "data.train", "data.dataset_config"]),
-    "file_and_sets": (
+    "file_untranslated": (
         ["data.dataset_config=a.yaml"],
-        ["data.dataset_config and data.train are both given", "keep one"],
+        ["data.dataset_config = a.yaml is a file of DeepGen-RL's", "trainer.migration.load_recipe"],
     ),
     "same_name": (
         ["data.train.1.path=other/train.txt", "data.train.1.rewards={ocr: 1}"],

@@ -28,6 +28,7 @@ from trainer.doctor.machine import GIB, check_device, check_memory, check_ports
 from trainer.doctor.packages import check_packages
 from trainer.doctor.prompts import check_base, check_names
 from trainer.doctor.run_folder import check_disk
+from trainer.migration import load_recipe
 from trainer.rewards import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,7 +274,8 @@ def test_the_judge_of_an_evaluation_file_is_asked_for(small: Callable[..., Path]
     rewards = {"services": {"rules": {"urls": [NO_SERVICE]}}, "columns": columns}
     unused = load_config(small(rewards=rewards), Config)
     assert [finding.message.split()[0] for finding in check_names(unused)] == ["rewards.columns.judge"]
-    asked = load_config(small(rewards=rewards), Config, ["evaluation.dataset_config=eval.yaml"])
+    Path("eval.yaml").write_text("datasets: [{name: bench, path: bench.csv, scoring: unigenbench}]")
+    asked = load_recipe(small(rewards=rewards), Config, ["evaluation.dataset_config=eval.yaml"])
     assert list(check_names(asked)) == []
 
 

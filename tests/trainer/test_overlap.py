@@ -16,6 +16,7 @@ from trainer.config.data import DataConfig
 from trainer.data.overlap import find_overlaps, readers_of_targets
 from trainer.data.prompts import DataError
 from trainer.doctor.prompts import check_data
+from trainer.migration.deepgen.recipe_files import translate_files
 from trainer.programs.assemble import _load_data
 from trainer.types import Prompt
 
@@ -41,7 +42,7 @@ COLUMNS = {
 
 
 def make_config(tmp_path: Path, data: dict[str, Any], evaluation: dict[str, Any], **changes: Any) -> Config:
-    config = {
+    raw = {
         "run_name": "run",
         "output_dir": str(tmp_path / "outputs"),
         "max_steps": 10,
@@ -49,8 +50,10 @@ def make_config(tmp_path: Path, data: dict[str, Any], evaluation: dict[str, Any]
         "rewards": {"launch": "local", "services": SERVICES, "columns": COLUMNS},
         "data": data,
         "evaluation": evaluation,
+        **changes,
     }
-    return Config.model_validate(config | changes, strict=True)
+    translate_files(raw)
+    return Config.model_validate(raw, strict=True)
 
 
 def pickscore(tmp_path: Path, weights: dict[str, float]) -> Config:
@@ -143,8 +146,9 @@ def test_their_two_files_start_together(tmp_path: Path) -> None:
 
 def test_what_the_recipe_says_holds_for_their_file(tmp_path: Path) -> None:
     deepgen(tmp_path)
-    data = DataConfig.model_validate({"dataset_config": str(tmp_path / "train.yaml"), "overlap": "refuse"})
-    assert data.overlap == "refuse"
+    raw = {"data": {"dataset_config": str(tmp_path / "train.yaml"), "overlap": "refuse"}}
+    translate_files(raw)
+    assert DataConfig.model_validate(raw["data"]).overlap == "refuse"
 
 
 def test_texts_of_a_supervised_loss_are_left_out_too(tmp_path: Path) -> None:

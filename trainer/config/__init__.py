@@ -1,6 +1,7 @@
 """The configuration: frozen, closed (unknown keys are refused), a sentence per field, cross-checked.
 
-`trainer.config.file.load_config` is the only way in. No torch here, so that `doctor` and tests load it in an instant.
+`trainer.config.file.load_config` reads a file of it; `trainer.migration.load_recipe`, which the commands call, also takes
+what users of other trainers bring. Nothing else of this project is imported here, and no torch: a recipe loads in an instant.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from trainer.config.algorithm import AlgorithmConfig, SftLossConfig
 from trainer.config.base import ConfigError, FilePath, Section, did_you_mean
 from trainer.config.data import DataConfig, DatasetConfig
 from trainer.config.deepgen import DeepGenConfig
-from trainer.config.deepspeed import check_deepspeed, read_deepspeed
+from trainer.config.deepspeed import Owner, check_deepspeed
 from trainer.config.distributed import DeviceConfig, DistributedConfig
-from trainer.config.evaluation import AlarmsConfig, EvaluationConfig, EvaluationSetConfig
+from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig
 from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective_checks import check_objective
 from trainer.config.optim import OptimConfig
@@ -89,6 +90,13 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.run_name
+
+    @property
+    def deepspeed_owner(self) -> Owner:
+        """What of a DeepSpeed file these sections decide."""
+        batch = self.sampling.prompts_per_step * self.sampling.group_size
+        micro = self.optim.micro_batch_size or self.sampling.micro_batch_size
+        return Owner(batch, micro, self.optim, getattr(self.policy, "dtype", "float32"))
 
     @model_validator(mode="after")
     def _rewards_exist(self) -> Config:
@@ -170,7 +178,7 @@ class Config(Section):
         best, saved, evaluated = self.checkpoint.keep_best, self.checkpoint.save_every, self.evaluation.every
         if best is None or not best.metric.startswith("eval/"):
             return self
-        if not self.evaluation.prompt_files() and self.evaluation.dataset_config is None:
+        if not self.evaluation.prompt_files():
             raise ValueError(
                 f"checkpoint.keep_best.metric = {best.metric}, but evaluation names no prompts, so it is never measured; give "
                 "evaluation.path or choose a metric of training, such as reward/<name>/mean"
@@ -178,7 +186,9 @@ class Config(Section):
         name = best.metric.removeprefix("eval/")
         asked = {name for dataset in self.data.train for name in dataset.rewards}
         asked |= {name for _, name in self.evaluation.asked()}
-        if name in self.rewards.columns and name not in asked and self.evaluation.dataset_config is None:
+        if any(each.scoring for each in self.evaluation.sets):  # a table is made of what the judge says
+            asked |= {column for column, each in self.rewards.columns.items() if (each.reward or column) == JUDGE}
+        if name in self.rewards.columns and name not in asked:
             raise ValueError(
                 f"checkpoint.keep_best.metric = {best.metric}, but neither training nor evaluation asks for the reward {name}, "
                 f"so it is never measured; name it in evaluation.rewards"
@@ -193,7 +203,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _deepspeed_fits(self) -> Config:
         if self.distributed.deepspeed is not None:
-            check_deepspeed(read_deepspeed(self.distributed.deepspeed), self)
+            check_deepspeed(self.distributed.deepspeed, self.deepspeed_owner)
         return self
 
     @model_validator(mode="after")

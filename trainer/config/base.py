@@ -44,6 +44,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def refuse_untranslated(field: str, path: str | None) -> None:
+    """Raises ValueError where another trainer's file, which must be translated before the check, has come this far."""
+    if path is not None:
+        raise ValueError(
+            f"{field} = {path} is a file of DeepGen-RL's: read the recipe by trainer.migration.load_recipe"
+        )
+
+
 def say(sentence: str) -> None:
     """Tell the user about a choice that the configuration made, once a run: rank 0 speaks, on stderr."""
     if os.environ.get("RANK", "0") == "0":

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Name, Positive, Section, say
+from trainer.config.base import FilePath, Name, Positive, Section, refuse_untranslated, say
 
 # What a prompt file is; trainer/data/prompts says what each holds.
 PromptFormat = Literal[
@@ -81,21 +81,16 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _translated(cls, raw: Any) -> Any:
-        """DeepGen-RL's file becomes `train`, so that nothing after this knows of it."""
+    def _ignored_are_gone(cls, raw: Any) -> Any:
+        """The ignored rewards are taken out before a missing service could be noticed."""
         if not isinstance(raw, dict):
             return raw
-        if isinstance(raw.get("dataset_config"), str) and raw["dataset_config"]:
-            from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
-
-            for field in ("train", "sampling_mode"):
-                if raw.get(field):
-                    raise ValueError(
-                        f"data.dataset_config and data.{field} are both given; the file says both: keep one of them"
-                    )
-            overlap = "drop" if raw.get("overlap", "auto") == "auto" else raw["overlap"]  # public sets overlap a little
-            raw = {**raw, **read_dataset_yaml(raw["dataset_config"]), "dataset_config": None, "overlap": overlap}
         return _without_ignored(raw)
+
+    @model_validator(mode="after")
+    def _file_is_translated(self) -> DataConfig:
+        refuse_untranslated("data.dataset_config", self.dataset_config)
+        return self
 
     @model_validator(mode="after")
     def _some_set(self) -> DataConfig:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from trainer.config.base import ConfigError
-
-if TYPE_CHECKING:
-    from trainer.config import Config
+from trainer.config.optim import OptimConfig
 
 AUTO = "auto"
 
@@ -70,42 +69,51 @@ def passed_on(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _without_auto(settings[key]) for key in PASSED if key in settings and settings[key] != AUTO}
 
 
-def check_deepspeed(settings: Mapping[str, Any], config: Config) -> None:
+@dataclass(frozen=True)
+class Owner:
+    """What the YAML configuration decides of the settings that a DeepSpeed file may repeat.
+
+    Attributes:
+        batch: samples of a step over all ranks.
+        micro_batch: samples of one forward pass of the update, on one rank.
+        dtype: in which the policy computes.
+    """
+
+    batch: int
+    micro_batch: int
+    optim: OptimConfig
+    dtype: str
+
+
+def check_deepspeed(path: str, owner: Owner) -> None:
     """Raises ValueError when a value that the configuration owns is another in the JSON file; both are named."""
-    for key, theirs, field, ours in _claims(settings, config):
+    for key, theirs, field, ours in _claims(read_deepspeed(path), owner):
         if theirs not in (AUTO, ours):
             raise ValueError(
-                f"{key} is {theirs!r} in {config.distributed.deepspeed}, but {field} is {ours!r}; make them equal, or write "
+                f"{key} is {theirs!r} in {path}, but {field} is {ours!r}; make them equal, or write "
                 f'"{AUTO}" (or nothing) there'
             )
 
 
-def check_accumulation(config: Config, size: int) -> None:
+def check_accumulation(path: str | None, owner: Owner, size: int) -> None:
     """Raises ConfigError when the file fixes gradient_accumulation_steps and `size` ranks need another number of them."""
-    if config.distributed.deepspeed is None:
+    if path is None:
         return
-    fixed = read_deepspeed(config.distributed.deepspeed).get("gradient_accumulation_steps", AUTO)
-    batch, micro = _batch(config)
-    needed = -(-batch // (micro * size))
+    fixed = read_deepspeed(path).get("gradient_accumulation_steps", AUTO)
+    needed = -(-owner.batch // (owner.micro_batch * size))  # rounded up: the last micro-batch may be smaller
     if fixed not in (AUTO, needed):
         raise ConfigError(
-            f"gradient_accumulation_steps is {fixed!r} in {config.distributed.deepspeed}, but {batch} samples a step in "
-            f'micro-batches of {micro} on {size} ranks are {needed} for each; write {needed} or "{AUTO}" there'
+            f"gradient_accumulation_steps is {fixed!r} in {path}, but {owner.batch} samples a step in "
+            f'micro-batches of {owner.micro_batch} on {size} ranks are {needed} for each; write {needed} or "{AUTO}" there'
         )
 
 
-def _batch(config: Config) -> tuple[int, int]:
-    """Samples of a step over all ranks, and of a micro-batch of the update."""
-    sampling = config.sampling
-    return sampling.prompts_per_step * sampling.group_size, config.optim.micro_batch_size or sampling.micro_batch_size
-
-
-def _claims(settings: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any, str, Any]]:
+def _claims(settings: Mapping[str, Any], owner: Owner) -> Iterator[tuple[str, Any, str, Any]]:
     """Settings of the file that the configuration owns: key, their value, our field, our value."""
-    optim, (batch, micro) = config.optim, _batch(config)
+    optim = owner.optim
     owned = {
-        "train_batch_size": ("sampling.prompts_per_step * group_size", batch),
-        "train_micro_batch_size_per_gpu": ("the update's micro-batch (optim.micro_batch_size)", micro),
+        "train_batch_size": ("sampling.prompts_per_step * group_size", owner.batch),
+        "train_micro_batch_size_per_gpu": ("the update's micro-batch (optim.micro_batch_size)", owner.micro_batch),
         "gradient_clipping": ("optim.max_grad_norm", optim.max_grad_norm),
     }
     for key, (field, ours) in owned.items():
@@ -127,10 +135,9 @@ def _claims(settings: Mapping[str, Any], config: Config) -> Iterator[tuple[str, 
     if settings.get("scheduler", AUTO) != AUTO:
         yield "scheduler", settings["scheduler"].get("type"), "optim.schedule", optim.schedule
     # Weights and optimizer states are float32 under every stage; the policy computes in its dtype by autocast.
-    compute = getattr(config.policy, "dtype", "float32")
     for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
         if settings.get(key, {}).get("enabled", AUTO) is True:
-            yield f"{key}.enabled", dtype, "policy.dtype", compute
+            yield f"{key}.enabled", dtype, "policy.dtype", owner.dtype
 
 
 def _without_auto(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Name, Positive, Section
+from trainer.config.base import FilePath, Name, Positive, Section, refuse_untranslated
 from trainer.config.data import PromptFileConfig
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
@@ -98,7 +98,7 @@ class EvaluationConfig(Section):
     @property
     def active(self) -> bool:
         """Whether anything is evaluated."""
-        return bool(self.path is not None or self.sets or self.dataset_config)
+        return bool(self.path is not None or self.sets)
 
     def asked(self) -> list[tuple[str, str]]:
         """Every reward that is asked for by name, with the field that does."""
@@ -126,6 +126,11 @@ class EvaluationConfig(Section):
                     raise ValueError(f"evaluation.sets.{i}.{error}") from error
 
     @model_validator(mode="after")
+    def _file_is_translated(self) -> EvaluationConfig:
+        refuse_untranslated("evaluation.dataset_config", self.dataset_config)
+        return self
+
+    @model_validator(mode="after")
     def _something_to_evaluate(self) -> EvaluationConfig:
         for field in ("rewards", "final_rewards"):
             names = getattr(self, field)
@@ -134,12 +139,7 @@ class EvaluationConfig(Section):
                     f"{field} asks for {', '.join(names)}, but path is null, so nothing is evaluated; give a prompt file "
                     f"or leave {field} out"
                 )
-        if (
-            self.rewards
-            and self.path is None
-            and self.dataset_config is None
-            and all(each.rewards for each in self.sets)
-        ):
+        if self.rewards and self.path is None and all(each.rewards for each in self.sets):
             raise ValueError(
                 f"rewards asks for {', '.join(self.rewards)}, but every set names its own, so these are never asked for; name "
                 "them there, or leave one of the two out"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -21,27 +20,45 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 def load_config(path: str | Path, model: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
     """Read a YAML file, apply overrides, check everything.
 
-    An override is `key.sub=value`. The value is YAML, so `x=null`, `x=[1, 2]` and `x={a: 1}` work, and replaces what was
-    there. A number steps into a list (`data.train.0.path=other.txt`); the list's length adds an entry to it.
-
     Types are strict: a number in quotes is no number, true is not 1, and 8.0 is no integer.
 
-    With `environment: deepgen_rl` the variables of DeepGen-RL come between the file and the overrides.
+    This reads our own fields alone. What a user brings from another trainer is translated into them before the check, by
+    `trainer.migration.load_recipe`, which every command calls.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown or comes twice, a value is wrong, or two values
             contradict; all that was found is listed.
     """
+    return checked(path, model, apply_overrides(read_recipe(path), overrides))
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The fields of a recipe as they are written, unchecked. Raises ConfigError as `read_yaml` does; a recipe that is not
+    there is answered with the nearest name beside it."""
     path = Path(path)
-    raw = read_yaml(path, hint=_recipes_beside(path))
-    first = [override for override in overrides if override.startswith("environment=")]
-    for override in first:
+    return read_yaml(path, hint=_recipes_beside(path))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set single fields of `raw`, in place, and return it.
+
+    An override is `key.sub=value`. The value is YAML, so `x=null`, `x=[1, 2]` and `x={a: 1}` work, and replaces what was
+    there. A number steps into a list (`data.train.0.path=other.txt`); the list's length adds an entry to it.
+
+    Raises:
+        ConfigError: an override has another form, its value is not YAML, or it steps into something without fields.
+    """
+    for override in overrides:
         _apply_override(raw, override)
-    for override in [*_take_environment(raw), *(other for other in overrides if other not in first)]:
-        _apply_override(raw, override)
+    return raw
+
+
+def checked(path: str | Path, model: type[ConfigT], raw: dict[str, Any]) -> ConfigT:
+    """`raw` as a configuration of the kind `model`. Raises ConfigError with all that is wrong; `path` is named in it."""
     try:
         return model.model_validate(_lists_to_tuples(raw), strict=True)
     except ValidationError as error:
+        path = Path(path)
         raise ConfigError(_of_another_kind(path, model, raw) or explain(path, model, raw, error)) from error
 
 
@@ -68,16 +85,6 @@ def _of_another_kind(path: Path, model: type[BaseModel], raw: dict[str, Any]) ->
     if there is SftConfig:
         return f"{path} is a recipe of supervised pre-training, not of RL; run: python -m trainer sft {path}"
     return f"{path} is a recipe of RL, not of supervised pre-training; run: python -m trainer train {path}"
-
-
-def _take_environment(raw: dict[str, Any]) -> list[str]:
-    """The environment as overrides, if `raw` asks for it. Taken once: the resolved configuration does not ask again."""
-    if raw.get("environment") != "deepgen_rl":
-        return []
-    from trainer.migration.deepgen.environment import environment_overrides
-
-    raw["environment"] = "none"
-    return environment_overrides(os.environ, raw)
 
 
 def dump_config(config: BaseModel) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainer.config import Config, ConfigError
-from trainer.config.file import load_config
 from trainer.doctor.findings import Finding, as_row, summary, to_json
 from trainer.doctor.packages import check_packages, check_reporters
+from trainer.migration import load_recipe
 
 __all__ = ["Finding", "examine", "run_doctor"]
 
@@ -31,7 +31,7 @@ def run_doctor(config_path: str | Path, overrides: Sequence[str] = (), *, as_jso
 def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     """All findings; the quick checks come first, the services last."""
     try:
-        config = load_config(config_path, Config, overrides)
+        config = load_recipe(config_path, Config, overrides)
     except ConfigError as error:
         yield Finding("config", "FAIL", str(error), "correct the file or the override; nothing else was checked")
         return

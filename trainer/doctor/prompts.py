@@ -27,7 +27,7 @@ def check_names(config: Config) -> Iterator[Finding]:
     rewards = config.rewards
     asked = {name for dataset in config.data.train for name in dataset.rewards}
     asked |= {name for _, name in config.evaluation.asked()}
-    if config.evaluation.dataset_config or any(each.scoring for each in config.evaluation.sets):
+    if any(each.scoring for each in config.evaluation.sets):
         asked |= {name for name, column in rewards.columns.items() if (column.reward or name) == JUDGE}
     for name in rewards.columns:
         if name not in asked:

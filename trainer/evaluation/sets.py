@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from trainer.config import Config, ConfigError, EvaluationConfig, EvaluationSetConfig
+from trainer.config import Config, EvaluationSetConfig
 from trainer.config.evaluation import judge_column
 from trainer.data.datasets import DataError, load_prompts
 from trainer.types import Prompt
@@ -59,19 +57,17 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
 
     Raises:
         DataError: a prompt file cannot be used.
-        ConfigError: a set of `evaluation.dataset_config` does not fit this configuration.
     """
     evaluation = config.evaluation
     asked = {name for prompt in train_rows for name in prompt.weights}
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
-    named = [*evaluation.sets, *_from_deepgen(config)]
     plain = (
         []
         if evaluation.path is None
         else [EvaluationSetConfig.model_validate({"name": PLAIN, "path": evaluation.path})]
     )
     sets = []
-    for each in [*plain, *named]:
+    for each in [*plain, *evaluation.sets]:
         name = "" if each.name == PLAIN else each.name
         judge = None
         if each.scoring is not None:
@@ -102,40 +98,6 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
             )
         )
     return sets
-
-
-def _from_deepgen(config: Config) -> list[EvaluationSetConfig]:
-    """The data sets of DeepGen-RL's evaluation YAML, with their own names, as sets."""
-    path = config.evaluation.dataset_config
-    if path is None:
-        return []
-    from trainer.migration.deepgen.eval_yaml import read_eval_yaml
-
-    sets = [
-        {
-            "name": each.name,
-            "path": str(each.path),
-            "format": "rows" if each.path.suffix.lower() == ".jsonl" else "auto",
-            "duplicates": each.duplicates,
-            "num_inference_steps": each.num_inference_steps,
-            "guidance_scale": 1.0 if each.cfg_scale == 0 else each.cfg_scale,
-            "scoring": each.scoring,
-        }
-        for each in read_eval_yaml(path)
-    ]
-    try:
-        tree = config.evaluation.model_dump()
-        whole = EvaluationConfig.model_validate(tree | {"sets": [*tree["sets"], *sets]})
-        whole.check_columns({name: column.reward for name, column in config.rewards.columns.items()})
-    except ValidationError as error:
-        problems = [
-            (".".join(str(part) for part in e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors()
-        ]
-        told = "; ".join(f"{where}: {text}" if where else text for where, text in problems)
-        raise ConfigError(f"evaluation.dataset_config = {path}: {told}") from error
-    except ValueError as error:
-        raise ConfigError(f"evaluation.dataset_config = {path}: {error}") from error
-    return list(whole.sets[len(config.evaluation.sets) :])
 
 
 def _check_points(path: str, prompts: Sequence[Prompt], scoring: str) -> None:

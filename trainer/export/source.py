@@ -12,7 +12,7 @@ from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.retention import BEST
 from trainer.config import Config
-from trainer.config.file import load_config
+from trainer.migration import load_recipe
 from trainer.policies import FLOW_MODELS
 from trainer.policies.flow import FlowModel
 
@@ -86,7 +86,7 @@ def _checked(path: Path) -> Checkpoint:
 
 def run_config(checkpoint: Checkpoint) -> Config:
     """The configuration of the run that wrote a checkpoint. Raises ConfigError when it is not there any more."""
-    return load_config(checkpoint.path.resolve().parent.parent / "config.yaml", Config)
+    return load_recipe(checkpoint.path.resolve().parent.parent / "config.yaml", Config)
 
 
 @torch.no_grad()

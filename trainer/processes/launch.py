@@ -24,7 +24,7 @@ from types import FrameType
 
 from machine.gpus import GpuError, check_processes, check_torch_uses, shown
 from trainer.config import Config, ConfigError
-from trainer.config.file import load_config
+from trainer.migration import load_recipe
 from trainer.processes.failure import LOST, USER_ERROR
 from trainer.processes.stopping import STOP_SIGNALS, install
 
@@ -180,7 +180,7 @@ def _check_recipe(command: Sequence[str], nproc: int) -> None:
     if command[:1] != ["train"] or len(command) < 2:
         return
     with contextlib.redirect_stderr(io.StringIO()):
-        config = load_config(command[1], Config, command[2:])
+        config = load_recipe(command[1], Config, command[2:])
     if config.distributed.device == "cpu":
         return
     try:
@@ -204,7 +204,7 @@ def processes_left(nproc: int, args: argparse.Namespace, devices: int | None) ->
             f"{devices} of {nproc} devices are left on node {args.node_rank}; repair it or start again without it "
             "(NNODES, NGPUS): a checkpoint may be taken up by another number of ranks"
         )
-    config = load_config(args.command[1], Config, args.command[2:])
+    config = load_recipe(args.command[1], Config, args.command[2:])
     return max(n for n in range(1, devices + 1) if config.sampling.prompts_per_step % n == 0)
 
 

@@ -194,7 +194,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Run
         data = _load_data(config)
         train_rows = [prompt for dataset in data.train for prompt in dataset.prompts]
         group = stack.enter_context(world(config.distributed))
-        check_accumulation(config, group.size)
+        check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, group.size)
         if group.is_main:
             stack.enter_context(run_lock(config.run_dir))
         checkpoint, passed_over = find_start(config, group)

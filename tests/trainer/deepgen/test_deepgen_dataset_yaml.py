@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from trainer.config import Config, ConfigError, DataConfig
-from trainer.config.file import dump_config, load_config
+from trainer.config.file import dump_config
 from trainer.data.datasets import DataError, PromptSampler, load_train_prompts
+from trainer.migration import load_recipe
+from trainer.migration.deepgen.recipe_files import translate_files
 
 SHIPPED = """
 sampling_mode: sample_proportional
@@ -54,7 +56,9 @@ def folder(tmp_path: Path) -> Path:
 
 def data_of(folder: Path, text: str, **fields: object) -> DataConfig:
     (folder / "train.yaml").write_text(text)
-    return DataConfig.model_validate({"dataset_config": str(folder / "train.yaml"), **fields})
+    raw = {"data": {"dataset_config": str(folder / "train.yaml"), **fields}}
+    translate_files(raw)
+    return DataConfig.model_validate(raw["data"])
 
 
 def test_the_shipped_file_becomes_our_training_sets(folder: Path) -> None:
@@ -70,7 +74,7 @@ def test_a_recipe_names_the_file_and_its_resolved_form_is_complete(
     (folder / "train.yaml").write_text(SHIPPED)
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.replace("DATASETS", str(folder / "train.yaml")))
-    config = load_config(recipe, Config)
+    config = load_recipe(recipe, Config)
     assert [d.rewards for d in config.data.train] == [
         {"unifiedreward_think": 0.2, "ocr": 0.7},
         {"unifiedreward_think": 0.7},
@@ -81,7 +85,7 @@ def test_a_recipe_names_the_file_and_its_resolved_form_is_complete(
         "data.train.0 (text) does without clip_sim" in said and "data.train.1 (general) does without clip_sim" in said
     )
     recipe.write_text(dump_config(config))
-    assert load_config(recipe, Config) == config
+    assert load_recipe(recipe, Config) == config
     assert capsys.readouterr().err == ""
 
 
@@ -92,7 +96,7 @@ def test_a_reward_without_a_service_is_refused_with_both_remedies(folder: Path) 
         RECIPE.replace("DATASETS", str(folder / "train.yaml")).replace("  ignore_rewards: [clip_sim]\n", "")
     )
     with pytest.raises(ConfigError) as raised:
-        load_config(recipe, Config)
+        load_recipe(recipe, Config)
     assert "'clip_sim', which no entry of rewards.columns serves (there: ocr, unifiedreward_think)" in str(raised.value)
     assert "data.ignore_rewards" in str(raised.value)
 

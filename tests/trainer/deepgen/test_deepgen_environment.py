@@ -14,7 +14,8 @@ from services.ocr.settings import OcrSettings
 from services.unifiedreward.settings import UnifiedRewardSettings
 from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
-from trainer.config.file import dump_config, load_config
+from trainer.config.file import dump_config
+from trainer.migration import load_recipe
 from trainer.migration.deepgen.environment import environment_overrides
 from trainer.migration.deepgen.variables import VARIABLES
 
@@ -44,7 +45,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def load(recipe: Path, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], *overrides: str) -> Config:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return load_config(recipe, Config, overrides)
+    return load_recipe(recipe, Config, overrides)
 
 
 def test_models_output_and_services_come_from_the_environment(

@@ -12,8 +12,8 @@ import yaml
 from trainer.__main__ import build_parser, main
 from trainer.config import Config, ConfigError
 from trainer.config.errors import field_paths
-from trainer.config.file import load_config
 from trainer.data.datasets import load_train_prompts
+from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import from_deepgen
 from trainer.migration.deepgen.flags import FLAGS, REMOVED
 
@@ -69,7 +69,7 @@ def flat(text: str) -> dict[str, Any]:
 def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["from-deepgen", *shlex.split(SHIPPED)]) == 0
     (folder / "mine.yaml").write_text(capsys.readouterr().out)
-    config = load_config("mine.yaml", Config)
+    config = load_recipe("mine.yaml", Config)
     assert (config.run_name, config.output_dir, config.seed) == ("first", str(folder / "outputs"), 42)
     assert config.max_steps == 32, "10 epochs of 100 prompts, 32 a step: 31.25"
     sampling = config.sampling
@@ -87,7 +87,8 @@ def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, caps
     assert config.data.ignore_rewards == ()
     assert set(config.rewards.columns) == {"unifiedreward_think", "clip_sim", "ocr", "unigenbench"}
     assert config.distributed.deepspeed == str(ROOT / "configs/deepspeed/zero2.json")
-    assert (config.evaluation.dataset_config, config.evaluation.every) == (str(folder / "eval.yaml"), 10)
+    (held,) = config.evaluation.sets
+    assert (held.path, held.scoring, config.evaluation.every) == (str(folder / "held.txt"), "unigenbench/en", 10)
     assert config.logging.report_to == ("tensorboard", "wandb", "swanlab")
 
 
@@ -191,7 +192,7 @@ def test_a_flag_changes_its_field_and_the_recipe_still_loads(folder: Path, name:
     changed = {field for field in before | after if before.get(field) != after.get(field)}
     assert any(field.startswith(ours) for field in changed for ours in FLAGS[name].fields), changed
     (folder / "mine.yaml").write_text(text.replace("mine/zero3", "configs/deepspeed/zero3"))
-    load_config("mine.yaml", Config)
+    load_recipe("mine.yaml", Config)
 
 
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.fields])
@@ -250,15 +251,14 @@ def test_a_recipe_made_there_loads_from_here(folder: Path, monkeypatch: pytest.M
     ):
         (folder / f"{number}.yaml").write_text(translated(f"{SHIPPED} {more}"))
     monkeypatch.chdir(ROOT)
-    config = load_config(folder / "0.yaml", Config)
+    config = load_recipe(folder / "0.yaml", Config)
     assert config.run_dir == folder / "outputs/first"
-    assert config.data.train[0].path == str(folder / "text.txt") and config.evaluation.dataset_config == str(
-        folder / "eval.yaml"
-    )
+    assert config.data.train[0].path == str(folder / "text.txt")
+    assert config.evaluation.sets[0].path == str(folder / "held.txt")
     assert config.policy.model_dump()["checkpoint"] == str(folder / files["checkpoint"])
     assert config.algorithm.sft is not None and config.algorithm.sft.path == str(folder / "sft.json")
-    assert load_config(folder / "1.yaml", Config).distributed.deepspeed == str(folder / files["mine"])
-    assert load_config(folder / "2.yaml", Config).data.train[0].path == str(folder / "text.txt")
+    assert load_recipe(folder / "1.yaml", Config).distributed.deepspeed == str(folder / files["mine"])
+    assert load_recipe(folder / "2.yaml", Config).data.train[0].path == str(folder / "text.txt")
 
 
 def test_flags_name_fields_that_exist() -> None:
@@ -314,7 +314,7 @@ def test_rows_of_a_jsonl_may_have_keys_of_their_own(folder: Path) -> None:
     text = translated("--reward_funcs ocr --prompts_file gen.jsonl")
     assert "max_steps: 1  # 1 epochs of 2 prompts" in text
     (folder / "mine.yaml").write_text(text)
-    (dataset,) = load_train_prompts(load_config("mine.yaml", Config).data)
+    (dataset,) = load_train_prompts(load_recipe("mine.yaml", Config).data)
     assert [prompt.metadata for prompt in dataset.prompts] == [{"extra": 1}, {"extra": 2}]
 
 

@@ -52,7 +52,7 @@ def test_any_training_file_is_read_or_refused(folder: Path, datasets: object, mo
         return
     assert raw["train"] and all(entry["rewards"] and entry["weight"] > 0 for entry in raw["train"])
     try:
-        DataConfig.model_validate({"dataset_config": str(path)}, strict=True)
+        DataConfig.model_validate(raw, strict=True)
     except ValueError as error:
         assert "dataset" in str(error) or "train" in str(error)
         assert "string_pattern_mismatch" not in str(error), "a name is changed, not refused"

@@ -50,7 +50,7 @@ def test_every_file_of_the_project_fits_every_recipe(path: Path) -> None:
     assert str(number) in path.stem
     config = load_config(RECIPE, Config, [f"distributed.deepspeed={path}"])
     for ranks in (1, 2, 8):
-        check_accumulation(config, ranks)
+        check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, ranks)
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -94,9 +94,11 @@ def test_equal_values_are_taken(write: Write) -> None:
 
 def test_a_fixed_accumulation_must_fit_the_ranks(write: Write) -> None:
     config = load_config(RECIPE, Config, write({"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 1}))
-    check_accumulation(config, 2)  # 96 samples in micro-batches of 48 on two ranks
+    check_accumulation(
+        config.distributed.deepspeed, config.deepspeed_owner, 2
+    )  # 96 samples in micro-batches of 48 on two ranks
     with pytest.raises(ConfigError, match=r"steps is 1 in .* of 48 on 1 ranks are 2 for each; write 2"):
-        check_accumulation(config, 1)
+        check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, 1)
 
 
 @pytest.mark.parametrize(

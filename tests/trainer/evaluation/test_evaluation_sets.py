@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from trainer.config import Config, ConfigError
 from trainer.data.datasets import DataError
 from trainer.evaluation.sets import EvaluationSet, load_sets, trained_on
+from trainer.migration import load_recipe
 from trainer.types import Prompt
 
 TRAIN = [Prompt("t", "a train", weights={"ocr": 1.0, "seen": 0.0})]
@@ -26,16 +28,16 @@ def config(folder: Path, **evaluation: Any) -> Config:
     (folder / "bench.csv").write_text("\n".join(rows) + "\n")
     columns = {name: {"service": "s"} for name in ("ocr", "seen", "other")}
     columns["judge"] = {"service": "s", "reward": "unigenbench"}
-    return Config.model_validate(
-        {
-            "run_name": "r",
-            "max_steps": 2,
-            "sampling": {"guidance_scale": 2.0},
-            "data": {"train": [{"path": "t.txt", "rewards": {"ocr": 1.0, "seen": 0.0}}]},
-            "rewards": {"services": {"s": {"urls": ["http://127.0.0.1:1"]}}, "columns": columns},
-            "evaluation": {"path": str(folder / "prompts.txt"), **evaluation},
-        }
-    )
+    recipe = {
+        "run_name": "r",
+        "max_steps": 2,
+        "sampling": {"guidance_scale": 2.0},
+        "data": {"train": [{"path": "t.txt", "rewards": {"ocr": 1.0, "seen": 0.0}}]},
+        "rewards": {"services": {"s": {"urls": ["http://127.0.0.1:1"]}}, "columns": columns},
+        "evaluation": {"path": str(folder / "prompts.txt"), **evaluation},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return load_recipe(folder / "recipe.yaml", Config)
 
 
 def sets_of(folder: Path, **evaluation: Any) -> list[EvaluationSet]:
@@ -87,10 +89,11 @@ def test_deepgens_evaluation_yaml_makes_sets(tmp_path: Path) -> None:
     assert bench.judge == "judge" and len(bench.prompts) == 2
     assert (mine.guidance_scale, mine.num_inference_steps, mine.judge) == (1.0, 10, None), "theirs: 0 is no guidance"
     twice = [{"name": "mine", "path": "x.txt"}]
-    with pytest.raises(
-        ConfigError, match=r"dataset_config = .*sets\.2\.name = 'mine' is also the name of sets\.0; rename one$"
-    ):
+    with pytest.raises(ConfigError) as raised:
         sets_of(tmp_path, dataset_config=str(path), sets=twice)
+    problem, origin = str(raised.value).splitlines()[1:]
+    assert "sets.2.name = 'mine' is also the name of sets.0; rename one" in problem
+    assert origin == f"  (evaluation.sets from 1 on are what evaluation.dataset_config = {path} says)"
 
 
 def test_deepgens_jsonl_is_read_as_rows_and_other_sets_may_say_what_they_are(tmp_path: Path) -> None:

@@ -41,11 +41,14 @@ class EvalDataset:
     scoring: Scoring | None = None
 
 
-def read_eval_yaml(path: str | Path) -> list[EvalDataset]:
+def read_eval_yaml(path: str | Path, *, must_exist: bool = True) -> list[EvalDataset]:
     """Read DeepGen-RL's evaluation YAML as it is, in the order of the file.
 
     `scoring` is `unigenbench` (English), `unigenbench/en`, `unigenbench/zh`, a mapping {type, language}, or a list with
     one such mapping.
+
+    Args:
+        must_exist: refuse a prompt file that is not there. A recipe is read before its prompts are, which says it then.
 
     Raises:
         ConfigError: what DeepGen-RL would have passed over: no entry, a prompt file that is not there or of an unknown
@@ -62,6 +65,8 @@ def read_eval_yaml(path: str | Path) -> list[EvalDataset]:
     found: list[EvalDataset] = []
     for index, entry in enumerate(entries):
         dataset = _read_entry(f"{path}: datasets.{index}", entry, path.parent)
+        if must_exist:
+            _check_there(f"{path}: datasets.{index}.path", dataset.path)
         if any(other.name == dataset.name for other in found):
             raise ConfigError(
                 f"{path}: datasets.{index}.name: {dataset.name!r} comes twice; give each a name of its own"
@@ -104,9 +109,12 @@ def _read_entry(where: str, entry: Any, folder: Path) -> EvalDataset:
 def _prompt_file(where: str, path: Path) -> Path:
     if path.suffix.lower() not in PROMPT_SUFFIXES:
         raise ConfigError(f"{where}: {path} ends in none of {', '.join(PROMPT_SUFFIXES)}")
+    return path
+
+
+def _check_there(where: str, path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"{where}: no file at {path.absolute()}; a relative path counts from the YAML file")
-    return path
 
 
 def _whole(where: str, value: Any, most: int) -> int:
