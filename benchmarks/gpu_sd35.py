@@ -32,10 +32,10 @@ from trainer.config import AlgorithmConfig, DistributedConfig, LoraConfig, Optim
 from trainer.config.network import NetworkConfig
 from trainer.engine import build_engine
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow import Conditioning, FlowPolicy
-from trainer.policies.frozen import Autoencoder
+from trainer.policies.flow.frozen import Autoencoder
+from trainer.policies.flow.policy import Conditioning, FlowPolicy
+from trainer.policies.flow.sd3_tokens import Sd3Transformer
 from trainer.policies.lora import autocast, prepare_network
-from trainer.policies.sd3_tokens import Sd3Transformer
 from trainer.processes.distributed import World
 from trainer.records.hardware import FlopMeter, peak_tflops
 from trainer.samplers.schedules import sigmas

@@ -31,8 +31,8 @@ from tests.support.tiny_pipelines import make_sd3
 from trainer.config import AlgorithmConfig, DistributedConfig, LoraConfig, OptimConfig, Sd3Config
 from trainer.engine import build_engine
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow import FlowPolicy
-from trainer.policies.sd3 import Sd3Flow
+from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.flow.sd3 import Sd3Flow
 from trainer.processes.distributed import World
 from trainer.types import Prompt
 from trainer.update.updater import Updater

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trainer.config import SftConfig
-from trainer.policies.tiny_model import PAD, TinyModel, token_tensor
+from trainer.policies.flow.tiny_model import PAD, TinyModel, token_tensor
 from trainer.processes.distributed import pick_device
 from trainer.quickstart.words import Word, corrupt, draw_word, render
 from trainer.update.ema import Ema

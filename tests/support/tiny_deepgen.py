@@ -15,7 +15,7 @@ from tests.support.tiny_qwen3vl import byte_tokenizer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainer.policies.deepgen.geometry import Geometry
+    from trainer.policies.flow.deepgen.geometry import Geometry
 
 IMAGE_SIZE = 32
 LORA_RANK = 4
@@ -36,7 +36,7 @@ class TinyDeepGen:
 
 def geometry() -> Geometry:
     """Two fused hidden states of 13 layers, two connector layers of two heads, two transformer blocks, one of them dual."""
-    from trainer.policies.deepgen.geometry import ConnectorGeometry, Geometry
+    from trainer.policies.flow.deepgen.geometry import ConnectorGeometry, Geometry
 
     number = byte_tokenizer().convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
@@ -121,7 +121,7 @@ def make_deepgen(folder: Path, seed: int = 0) -> TinyDeepGen:
     from safetensors.torch import save_file
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from trainer.policies.deepgen.networks import DeepGenNetworks
+    from trainer.policies.flow.deepgen.networks import DeepGenNetworks
 
     made = TinyDeepGen(folder / "sd3", folder / "qwen", folder / "deepgen.safetensors")
     with torch.random.fork_rng():

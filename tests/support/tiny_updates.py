@@ -12,9 +12,9 @@ from trainer.config import AlgorithmConfig, DistributedConfig, OptimConfig, Tiny
 from trainer.engine import build_engine
 from trainer.objectives import needs_reference, plan_needs
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow import FlowPolicy
-from trainer.policies.tiny import TinyFlow
-from trainer.policies.tiny_model import TinyModel
+from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.flow.tiny import TinyFlow
+from trainer.policies.flow.tiny_model import TinyModel
 from trainer.processes.distributed import World
 from trainer.samplers.flow_sde import Kind
 from trainer.types import Prompt, Rollout

@@ -20,8 +20,8 @@ from trainer.evaluation.files import read_pictures, save_pictures
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
 from trainer.objectives.captions import CaptionData
-from trainer.policies.deepgen.sources import read_source
-from trainer.policies.frozen import read_picture
+from trainer.policies.flow.deepgen.sources import read_source
+from trainer.policies.flow.frozen import read_picture
 from trainer.processes.distributed import World
 from trainer.report.pictures import _picture
 from trainer.types import Prompt, Sample

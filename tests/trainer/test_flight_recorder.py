@@ -28,7 +28,7 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow import FlowPolicy
+from trainer.policies.flow.policy import FlowPolicy
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
 from trainer.programs.rollout import Drawn

@@ -16,7 +16,7 @@ from trainer.config import Config, DeepGenConfig, TinyConfig
 from trainer.config.file import load_config
 from trainer.doctor.prompts import check_data
 from trainer.policies import FLOW_MODELS
-from trainer.policies.text_limits import text_limits
+from trainer.policies.flow.text_limits import text_limits
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 

@@ -22,7 +22,7 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.config.rewards import TapeConfig
 from trainer.loop import train
-from trainer.policies.flow import FlowPolicy
+from trainer.policies.flow.policy import FlowPolicy
 from trainer.processes.stopping import STOP_SIGNALS, StartStoppedError, StopSignals
 
 Request = dict[str, Any]

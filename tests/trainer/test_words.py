@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.policies.tiny_model import tokenize
+from trainer.policies.flow.tiny_model import tokenize
 from trainer.quickstart.words import INKS, Word, corrupt, draw_word, is_heldout, render, write_prompts
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "quickstart"

@@ -16,8 +16,8 @@ from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
+from trainer.policies.flow.text_limits import text_limits
 from trainer.policies.lora_files import read_adapters
-from trainer.policies.text_limits import text_limits
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 

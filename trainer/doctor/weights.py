@@ -159,7 +159,7 @@ def _deepgen_parts(policy: DeepGenConfig) -> tuple[Path, int]:
 
     Raises ConfigError: something is not there.
     """
-    from trainer.policies.deepgen.checkpoint import open_checkpoint
+    from trainer.policies.flow.deepgen.checkpoint import open_checkpoint
 
     if policy.sd3_path is None or policy.qwen_path is None or policy.checkpoint is None:
         raise ConfigError("policy: a folder is missing")

@@ -12,7 +12,7 @@ from trainer.config import Config
 from trainer.config.base import UserError
 from trainer.data.datasets import load_train_prompts
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow import FlowPolicy
+from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.lora import merged_state
 
 _PICTURES = 2

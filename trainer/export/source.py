@@ -14,7 +14,7 @@ from trainer.checkpoint.retention import BEST
 from trainer.config import Config
 from trainer.migration import load_recipe
 from trainer.policies import FLOW_MODELS
-from trainer.policies.flow import FlowModel
+from trainer.policies.flow.policy import FlowModel
 
 Weights = Literal["average", "trained"]
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")

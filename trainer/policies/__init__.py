@@ -13,40 +13,40 @@ from trainer.policies.base import Policy
 
 
 def _tiny(config: Any, device: torch.device) -> Any:
-    from trainer.policies.tiny import TinyFlow
+    from trainer.policies.flow.tiny import TinyFlow
 
     return TinyFlow.build(config, device)
 
 
 def _sd3(config: Any, device: torch.device) -> Any:
     _quieten()
-    from trainer.policies.sd3 import Sd3Flow
+    from trainer.policies.flow.sd3 import Sd3Flow
 
     return Sd3Flow(config, device)
 
 
 def _flux(config: Any, device: torch.device) -> Any:
     _quieten()
-    from trainer.policies.flux import FluxFlow
+    from trainer.policies.flow.flux import FluxFlow
 
     return FluxFlow(config, device)
 
 
 def _qwen_image(config: Any, device: torch.device) -> Any:
     _quieten()
-    from trainer.policies.qwen_image import QwenImageFlow
+    from trainer.policies.flow.qwen_image import QwenImageFlow
 
     return QwenImageFlow(config, device)
 
 
 def _deepgen(config: Any, device: torch.device) -> Any:
     _quieten()
-    from trainer.policies.deepgen.model import DeepGenFlow
+    from trainer.policies.flow.deepgen.model import DeepGenFlow
 
     return DeepGenFlow(config, device)
 
 
-# Rectified-flow generators: each builds a `trainer.policies.flow.FlowModel` from its section of the configuration.
+# Rectified-flow generators: each builds a `trainer.policies.flow.policy.FlowModel` from its section of the configuration.
 FLOW_MODELS: dict[str, Callable[[Any, torch.device], Any]] = {
     "tiny": _tiny,
     "sd3": _sd3,
@@ -58,7 +58,7 @@ FLOW_MODELS: dict[str, Callable[[Any, torch.device], Any]] = {
 
 def build_policy(config: PolicyConfig, device: torch.device, *, keep_reference: bool) -> Policy:
     """Build the policy that `config.type` names, on `device`; with its starting weights kept when a KL needs them."""
-    from trainer.policies.flow import FlowPolicy
+    from trainer.policies.flow.policy import FlowPolicy
 
     return FlowPolicy(FLOW_MODELS[config.type](config, device), keep_reference=keep_reference)
 

@@ -27,31 +27,31 @@ class Exporter:
 
 
 def _tiny() -> Exporter:
-    from trainer.policies import tiny_export
+    from trainer.policies.flow import tiny_export
 
     return Exporter(tiny_export.write, tiny_export.reload)
 
 
 def _diffusers() -> Exporter:
-    from trainer.policies import diffusers_export
+    from trainer.policies.flow import diffusers_export
 
     return Exporter(diffusers_export.write_folder, diffusers_export.reload_folder)
 
 
 def _lora() -> Exporter:
-    from trainer.policies import diffusers_export
+    from trainer.policies.flow import diffusers_export
 
     return Exporter(diffusers_export.write_lora, diffusers_export.reload_lora, adapters=True)
 
 
 def _deepgen() -> Exporter:
-    from trainer.policies.deepgen import formats
+    from trainer.policies.flow.deepgen import formats
 
     return Exporter(formats.write, formats.reload)
 
 
 def _deepgen_pt() -> Exporter:
-    from trainer.policies.deepgen import formats
+    from trainer.policies.flow.deepgen import formats
 
     return Exporter(formats.write_pickled, formats.reload)
 

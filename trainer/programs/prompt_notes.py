@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trainer.config import Config
 from trainer.data.overlap import readers_of_targets
-from trainer.policies.text_limits import TextLimit, text_limits
+from trainer.policies.flow.text_limits import TextLimit, text_limits
 from trainer.types import Prompt
 from wire.quotes import quoted_texts
 

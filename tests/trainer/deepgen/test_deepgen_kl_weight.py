@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.migration.deepgen.kl_weight import flow_over_cps, noise_levels
-from trainer.policies.frozen import own_noise_levels
+from trainer.policies.flow.frozen import own_noise_levels
 from trainer.samplers.flow_sde import Kind, latent_kl, sde_step, step_std, velocity_kl
 
 SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_sd35 import MEDIUM, TEXT_TOKENS
 from benchmarks.scaling_plan import FORWARD_TFLOP, FP32, PARAMETERS, Plan, replaced, report
-from trainer.policies.sd3_tokens import Sd3Transformer
+from trainer.policies.flow.sd3_tokens import Sd3Transformer
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -15,9 +15,9 @@ from trainer.evaluation.outcomes import Outcome, score_metrics
 from trainer.evaluation.sampling import Picture, draw, evaluation_seed
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.sets import EvaluationSet
-from trainer.policies.flow import FlowPolicy
-from trainer.policies.tiny import TinyFlow
-from trainer.policies.tiny_model import TinyModel
+from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.flow.tiny import TinyFlow
+from trainer.policies.flow.tiny_model import TinyModel
 from trainer.processes.distributed import World
 from trainer.types import Prompt, Rollout, Sample, Scores
 

@@ -21,7 +21,7 @@ from trainer.__main__ import main
 from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from trainer.config import ConfigError
 from trainer.export import ExportError, export_run
-from trainer.policies import tiny_export
+from trainer.policies.flow import tiny_export
 
 TINY = {"type": "tiny", "num_layers": 1, "num_heads": 2, "head_dim": 16}
 

@@ -20,7 +20,7 @@ from trainer.config import ConfigError, Sd3Config
 from trainer.export import DTYPES, export_run
 from trainer.export.comparison import ExportError, compare_weights, settle
 from trainer.policies import FLOW_MODELS
-from trainer.policies.diffusers_export import LORA_FILE, reload_lora, write_lora
+from trainer.policies.flow.diffusers_export import LORA_FILE, reload_lora, write_lora
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
 LORA = {"rank": 4, "alpha": 6.0}  # a scale of 1.5, so that a forgotten or doubled one shows

@@ -27,7 +27,7 @@ from trainer.losses import clipped_surrogate, diffuse, kl_penalty, matching_erro
 from trainer.objectives import OBJECTIVES, needs_reference, plan_needs
 from trainer.objectives.pairs import extreme_pairs
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow import FlowPolicy
+from trainer.policies.flow.policy import FlowPolicy
 from trainer.types import Prompt, Rollout, StopTrainingError
 from trainer.update.tally import Tally
 

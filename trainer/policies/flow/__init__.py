@@ -1,0 +1,1 @@
+"""Rectified-flow generators: one policy, the models it drives, and how each is read and written."""

@@ -1,0 +1,265 @@
+"""The frozen parts around a diffusers transformer: text encoders with their cache, autoencoder, folder, schedule."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor, nn
+
+from trainer.config import ConfigError, DiffusersConfig, NetworkConfig
+from trainer.policies.flow.embedding_cache import EmbeddingCache, fingerprint
+from trainer.policies.lora import compute_dtype
+from trainer.policies.weight_files import variant_of
+from trainer.types import Prompt
+from wire import images
+
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
+_PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its pictures
+
+
+def load_part(kind: Any, config: DiffusersConfig, name: str, dtype: torch.dtype) -> Any:
+    """One model of the folder, by its subfolder's name, with every one of its weights. Raises ConfigError."""
+    place = f"policy.pretrained = {config.pretrained}: its {name}"
+    try:
+        part, found = kind.from_pretrained(
+            config.pretrained,
+            subfolder=name,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant_of(Path(config.pretrained) / name),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place} cannot be loaded as {kind.__name__}: {error}") from error
+    if missing := sorted(found["missing_keys"]):  # would stay random
+        raise ConfigError(
+            f"{place} lacks {len(missing)} weights, first {missing[0]}: save or download the folder again"
+        )
+    return part
+
+
+def load_pipeline(kind: Any, config: DiffusersConfig, parts: Mapping[str, Any]) -> Any:
+    """The diffusers pipeline of the folder around `parts`, for its text encoding. Raises ConfigError."""
+    base = Path(config.pretrained)
+    variants = {variant_of(path) for path in sorted(base.glob("text_encoder*"))} - {None}
+    try:
+        return kind.from_pretrained(
+            config.pretrained,
+            dtype=compute_dtype(config),
+            local_files_only=True,
+            use_safetensors=True,
+            variant=next(iter(variants), None),  # asked of the parts that have it alone
+            **parts,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"policy.pretrained = {config.pretrained} cannot be loaded as {kind.__name__}: {error}"
+        ) from error
+
+
+def check_folder(config: DiffusersConfig, family: str) -> None:
+    """Raises ConfigError where the folder is no diffusers pipeline whose class begins with `family`."""
+    index = Path(config.pretrained) / "model_index.json"
+    try:
+        name = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"policy.pretrained = {config.pretrained} is no diffusers folder (its model_index.json cannot be read): save "
+            "one with save_pretrained, or download the model's repository there"
+        ) from error
+    if not name.startswith(family):
+        raise ConfigError(
+            f"policy.pretrained = {config.pretrained} holds a {name}, not a {family}Pipeline: choose its policy.type"
+        )
+
+
+class TextEncoders:
+    """Frozen encoders behind a cache: each distinct prompt is encoded once, alone.
+
+    Args:
+        modules: the encoders, moved to the device while they work and, with `offload_encoders`, away again.
+        embed: a prompt's tensors, without a batch axis.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        embed: Callable[[str], Mapping[str, Tensor]],
+        config: DiffusersConfig,
+        device: torch.device,
+        settings: Mapping[str, object],
+    ) -> None:
+        self._modules = [module.eval().requires_grad_(False) for module in modules.values()]
+        self._embed, self._device, self._offload = embed, device, config.offload_encoders
+        folders = [Path(config.pretrained) / name for name in modules]
+        folders += [folder.with_name(folder.name.replace("text_encoder", "tokenizer")) for folder in folders]
+        files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
+        self._cache = EmbeddingCache(
+            fingerprint(files, {"dtype": config.dtype, **settings}),
+            max_bytes=config.embedding_memory_mb * 2**20,
+            folder=Path(config.embedding_cache) if config.embedding_cache else None,
+        )
+        self._move(torch.device("cpu") if self._offload else device)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> list[Mapping[str, Tensor]]:
+        """The tensors of each text, on the CPU."""
+        rows = [self._cache.get(text, self._encode) for text in texts]
+        if self._offload and self._on_device:
+            self._move(torch.device("cpu"))
+        return rows
+
+    def _encode(self, text: str) -> Mapping[str, Tensor]:
+        """What the cache lacks, or cannot read, is encoded where the encoders work; they are fetched there first."""
+        if not self._on_device:
+            self._move(self._device)
+        return self._embed(text)
+
+    def _move(self, device: torch.device) -> None:
+        for module in self._modules:
+            module.to(device)
+        self._on_device = device == self._device
+
+
+def stack(rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """Rows of equal shapes as a batch on the device."""
+    return {name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in rows[0]}
+
+
+class Autoencoder:
+    """A diffusers AutoencoderKL: latents are (z - shift) * scale; both directions ignore a picture's neighbours."""
+
+    def __init__(self, vae: Any, device: torch.device) -> None:
+        self.vae = vae.eval().requires_grad_(False).to(device)
+        self.factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._scale: float = vae.config.scaling_factor
+        self._shift: float = vae.config.shift_factor or 0.0
+
+    @torch.no_grad()
+    def encode(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 pictures to float32 latents (B, C, H/factor, W/factor): the posterior's mean, scaled."""
+        images = pixels_BHWC.permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
+        means = [self.vae.encode(part).latent_dist.mode() for part in pixel_parts(images, images[0, 0].numel())]
+        return (torch.cat(means).float() - self._shift) * self._scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to uint8 pictures (B, H, W, 3)."""
+        latents = (latents / self._scale + self._shift).to(self.vae.dtype)
+        pixels = latents[0, 0].numel() * self.factor**2
+        return torch.cat(
+            [to_pixels(self.vae.decode(part, return_dict=False)[0]) for part in pixel_parts(latents, pixels)]
+        )
+
+
+def vae_dtype(vae_config: Mapping[str, Any], config: NetworkConfig) -> torch.dtype:
+    """Float32 where the autoencoder is known to overflow in 16 bit."""
+    return torch.float32 if vae_config.get("force_upcast") else compute_dtype(config)
+
+
+def pixel_parts(batch: Tensor, pixels: int) -> Sequence[Tensor]:
+    """A batch in parts that an autoencoder takes at once, by the pixels of a picture."""
+    return list(batch.split(max(1, _PIXELS_AT_ONCE // pixels)))
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def own_noise_levels(scheduler: Mapping[str, Any], num_steps: int, num_tokens: int, *, even: bool) -> list[float]:
+    """The noise levels that a model's pipeline visits, as diffusers' scheduler makes them: `num_steps + 1` from 1 to 0.
+
+    Dynamic shifting: the shift (arXiv 2403.03206 eq. 23) is exp(mu), and mu grows linearly with the latent tokens, as FLUX has it.
+
+    Args:
+        scheduler: the configuration of a FlowMatchEulerDiscreteScheduler.
+        even: the pipeline gives the scheduler evenly spaced levels to bend (FLUX, Qwen-Image); otherwise the scheduler
+            spaces them itself, so that the last level above 0 is almost 0 (SD3).
+    """
+    flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler)
+    mu = None
+    if flow.config.use_dynamic_shifting:
+        few, many = flow.config.base_image_seq_len, flow.config.max_image_seq_len
+        low, high = flow.config.base_shift, flow.config.max_shift
+        mu = low + (high - low) * (num_tokens - few) / (many - few)
+    levels = np.linspace(1.0, 1 / num_steps, num_steps) if even else None
+    flow.set_timesteps(num_steps, sigmas=levels, mu=mu)
+    visited: list[float] = flow.sigmas.tolist()
+    return visited
+
+
+def check_size(height: int, width: int, multiple: int, largest: int | None = None) -> None:
+    """Raises ConfigError where a picture size does not fit, with the nearest that does."""
+    for name, value in (("height", height), ("width", width)):
+        fit = max(multiple, round(value / multiple) * multiple)
+        if largest is not None:
+            fit = min(fit, largest)
+        if value % multiple or (largest is not None and value > largest):
+            bound = f" up to {largest}" if largest is not None else ""
+            raise ConfigError(
+                f"{name} = {value} pixels: this model draws multiples of {multiple}{bound}; the nearest is {fit}"
+            )
+
+
+def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
+    """A picture's size brought to about `area` pixels, little distorted, its sides multiples of `multiple`."""
+    scale = math.sqrt(area / (size[0] * size[1]))
+    width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
+    return width, height
+
+
+def read_picture(path: str | Path, area: int, multiple: int) -> Tensor:
+    """An upright RGB picture (H, W, 3), uint8, `fitted`. Raises OSError or ValueError naming a file that is cut off."""
+    rgb = images.read_picture(Path(path)).convert("RGB")
+    width, height = fitted(rgb.size, area, multiple)
+    resized = rgb.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, 3)
+
+
+def check_sources(prompts: Sequence[Prompt], area: int, multiple: int, largest: int) -> None:
+    """Raises ConfigError naming the first source picture that is none, or has a side above `largest` pixels once it is
+    `fitted`: the model's table of positions ends there."""
+    first_uses: dict[str, Prompt] = {}
+    for prompt in prompts:
+        for path in prompt.source_images:
+            first_uses.setdefault(path, prompt)
+    for path, prompt in first_uses.items():
+        size = _picture_size(path, prompt)
+        width, height = fitted(size, area, multiple)
+        if max(width, height) > largest:
+            raise ConfigError(
+                f"source picture {path} has {size[0]} x {size[1]} pixels and would be brought to {width} x {height}: this "
+                f"model places at most {largest} on a side; crop it to a shape less narrow, or leave it out"
+            )
+
+
+def _picture_size(path: str, prompt: Prompt) -> tuple[int, int]:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return picture.size
+    except _BROKEN as error:
+        raise ConfigError(
+            f"prompt {prompt.id!r} of data set {prompt.dataset!r} has the source picture {path}, which cannot be read: "
+            f"{error}; replace the file or leave the prompt out"
+        ) from error
+
+
+def refuse_sources(prompts: Sequence[Prompt], policy: str) -> None:
+    """Raises ConfigError naming the first prompt that asks for an edit, of a policy that only draws from text."""
+    for prompt in prompts:
+        if prompt.source_images:
+            raise ConfigError(
+                f"prompt {prompt.id!r} of data set {prompt.dataset!r} has source_images, but policy.type = {policy} draws "
+                f"from text alone: use sd3 or deepgen for edits, or leave them out (first {prompt.source_images[0]}): in another "
+                "project's file that is the field of the pictures, such as image or ref_image"
+            )
