@@ -31,7 +31,7 @@ from services.hps.checkpoint import Checkpoint, inspect
 from services.hps.scorer import HpsScorer
 from services.hps.tokenizer import Tokenizer
 from services.hps.vocabulary import read_merges
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 from services.kit.scorer import Item, Score
 
 TOLERANCE = 1e-5

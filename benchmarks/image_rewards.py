@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.waiting_service import write_results
 from services.clip.scorer import ClipScorer
 from services.imagereward.scorer import ImageRewardScorer
+from services.kit.models.sources import inspect_file, inspect_folder
 from services.kit.scorer import Item, Score, Scorer
-from services.kit.sources import inspect_file, inspect_folder
 from tests.support.tiny_clip import END, START, write_aesthetic, write_clip_tokenizer, write_processor
 from tests.support.tiny_imagereward import PUBLISHED, random_state, write_vocabulary
 

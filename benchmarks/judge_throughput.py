@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/judge_throughput.json"))
     args = parser.parse_args()
     judge_url = f"http://127.0.0.1:{args.judge_port}"
-    judge = ["services.kit.judge.scripted", "--port", str(args.judge_port), "--answer", ANSWER]
+    judge = ["services.kit.testing.scripted_judge", "--port", str(args.judge_port), "--answer", ANSWER]
     judge += ["--latency-ms", str(args.latency_ms)]
     gateway = ["services.unifiedreward", "--port", "0", "--judge-url", judge_url, "--model", "judge"]
     gateway += ["--kinds", "pointwise,think_pairwise", "--concurrency", str(args.concurrency), "--log-level", "warning"]

@@ -22,12 +22,12 @@ _RETRY = {429, 503}
 
 
 class Process:
-    """`python -m services.kit.fakes` with these flags; it listens when the constructor returns, or soon after."""
+    """`python -m services.kit.testing.fakes` with these flags; it listens when the constructor returns, or soon after."""
 
     def __init__(self, log: Path, *flags: str) -> None:
         self._log = log.open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.kit.fakes", "--port=0", "--behaviour=slow", *flags],
+            [sys.executable, "-m", "services.kit.testing.fakes", "--port=0", "--behaviour=slow", *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=self._log,

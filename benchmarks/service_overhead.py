@@ -52,7 +52,7 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def fake_service(*flags: str, module: str = "services.kit.fakes") -> Iterator[tuple[str, psutil.Process]]:
+def fake_service(*flags: str, module: str = "services.kit.testing.fakes") -> Iterator[tuple[str, psutil.Process]]:
     """The URL of a ready fake service, and its process."""
     command = [sys.executable, "-m", module, "--port", "0", "--log-level", "warning", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:

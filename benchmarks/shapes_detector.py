@@ -161,7 +161,7 @@ def train(out: Path, steps: int, batch: int) -> None:
 def right(out: Path, count: int) -> int:
     """How many new pictures have exactly the drawn objects above GenEval's threshold."""
     from services.geneval.detector import load_detector
-    from services.kit.sources import inspect_folder
+    from services.kit.models.sources import inspect_folder
 
     detector = load_detector(inspect_folder(out, "OUT", ("owlvit",)), torch.device("cpu"))
     good = 0

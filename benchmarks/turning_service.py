@@ -11,8 +11,8 @@ import asyncio
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.kit.misbehaving import MisbehavingSettings, create_misbehaving_app
 from services.kit.run import bind, url_of
+from services.kit.testing.misbehaving import MisbehavingSettings, create_misbehaving_app
 
 
 class Turns:

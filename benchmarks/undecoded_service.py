@@ -9,9 +9,10 @@ import sys
 
 from PIL import Image
 
-from services.kit import decoding, fakes
+from services.kit.dispatch import decoding
 from services.kit.run import serve
 from services.kit.settings import load_settings
+from services.kit.testing import fakes
 from wire.images import Picture
 
 if __name__ == "__main__":

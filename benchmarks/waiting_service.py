@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def waiting_service(latency_ms: float, fault: str = "none", every: int = 1) -> Iterator[str]:
-    """The base URL of `services.kit.misbehaving` in its own process."""
-    command = [sys.executable, "-m", "services.kit.misbehaving", "--port=0", f"--latency-ms={latency_ms}"]
+    """The base URL of `services.kit.testing.misbehaving` in its own process."""
+    command = [sys.executable, "-m", "services.kit.testing.misbehaving", "--port=0", f"--latency-ms={latency_ms}"]
     command += [f"--fault={fault}", f"--every={every}", "--retry-after-s=0"]
     with _started(command) as url:
         yield url

@@ -12,7 +12,7 @@ import torch
 
 import machine.gpus
 from machine.gpus import GpuError, Gpus, check_processes, check_torch_uses, shown, without_driver
-from services.kit.towers import choose_device
+from services.kit.models.towers import choose_device
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.doctor.machine import check_device, check_memory

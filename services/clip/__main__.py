@@ -38,8 +38,8 @@ def serve_command(arguments: Sequence[str]) -> None:
 def convert_command(arguments: Sequence[str]) -> None:
     """Raises SourceError or OSError."""
     settings = load_settings(ConvertSettings, arguments, prog="python -m services.clip convert")
-    from services.kit.linear_head import check_head
-    from services.kit.tensors import read_tensors, write_tensors
+    from services.kit.models.linear_head import check_head
+    from services.kit.models.tensors import read_tensors, write_tensors
 
     state = read_tensors(settings.source)
     check_head(state, settings.source)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pydantic import JsonValue
 from torch.nn import functional
 
-from services.kit.backbone import Backbone, cosines
-from services.kit.linear_head import LinearHead
+from services.kit.models.backbone import Backbone, cosines
+from services.kit.models.linear_head import LinearHead
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 

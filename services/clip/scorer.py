@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Unpack
 
 from PIL import Image
 
-from services.kit.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.sources import Source
 from services.kit.scorer import Failure, Item, Result
-from services.kit.sources import Source
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
     from services.clip.rewards import Reward
-    from services.kit.backbone import Backbone
+    from services.kit.models.backbone import Backbone
 
 # Preprocessing, units and formulas as they are here; a change of any of them changes this, and every cached score's key.
 SCORING_REVISION = "1"
@@ -52,9 +52,9 @@ class ClipScorer(NetworkScorer):
     def load(self) -> None:
         """Raises SourceError, also for an aesthetic head made for another backbone."""
         from services.clip import rewards
-        from services.kit.linear_head import LinearHead
-        from services.kit.sources import SourceError
-        from services.kit.tensors import read_tensors
+        from services.kit.models.linear_head import LinearHead
+        from services.kit.models.sources import SourceError
+        from services.kit.models.tensors import read_tensors
 
         self._take_threads()
         if self._model is not None:
@@ -111,7 +111,7 @@ class ClipScorer(NetworkScorer):
 
     def _backbone(self, source: Source) -> Backbone:
         """Loaded at most once: PickScore's folder may be given as the model, too."""
-        from services.kit.backbone import Backbone
+        from services.kit.models.backbone import Backbone
 
         if source not in self.backbones:
             self.backbones[source] = Backbone(

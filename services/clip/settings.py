@@ -10,10 +10,10 @@ from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.clip.scorer import ClipScorer
-from services.kit.model_settings import ModelSettings
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.settings import ModelSettings
+from services.kit.models.sources import inspect_file, inspect_folder
 from services.kit.scorer import Scorer
-from services.kit.sources import inspect_file, inspect_folder
-from services.kit.workers import ProcessPool
 
 
 class ClipSettings(ModelSettings):

@@ -16,7 +16,7 @@ from services.eval.images import open_image
 from services.eval.prompts import Prompt
 from services.eval.store import Plan, Record
 from services.eval.table import MACRO, MICRO, Row
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 
 THUMBNAIL_SIDE = 224
 _QUALITY = 72

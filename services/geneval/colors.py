@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from services.geneval.detector import Found
 from services.geneval.specification import COLORS
-from services.kit.backbone import Backbone
-from services.kit.pixels import to_rgb
+from services.kit.models.backbone import Backbone
+from services.kit.models.pixels import to_rgb
 
 _GREY = "#999999"
 # Three sentences a colour, as in GenEval's evaluation; the last does not name the object.

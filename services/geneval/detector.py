@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from services.kit.pixels import to_rgb
-from services.kit.sources import Source, SourceError
+from services.kit.models.pixels import to_rgb
+from services.kit.models.sources import Source, SourceError
 
 # Boxes below this confidence are not even kept; it is below every threshold of the rules.
 FLOOR = 0.05

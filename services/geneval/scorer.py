@@ -14,9 +14,9 @@ from services.geneval.grounding import GroundingTask, gdino_score
 from services.geneval.reward_server import RewardServerRows
 from services.geneval.rules import Verdict, verdict
 from services.geneval.specification import Specification
-from services.kit.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.sources import Source
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.sources import Source
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class GenevalScorer(NetworkScorer):
         """Raises SourceError."""
         from services.geneval.colors import ColorClassifier
         from services.geneval.detector import load_detector
-        from services.kit.backbone import Backbone
+        from services.kit.models.backbone import Backbone
 
         self._take_threads()
         detector, clip = self._sources
@@ -150,7 +150,7 @@ class GenevalScorer(NetworkScorer):
 
     def _look(self, image: Image.Image, wanted: Specification | GroundingTask, detector: Detector) -> Seen:
         """What is in the image; remembered, since several rewards are asked for the same images."""
-        from services.kit.features import image_key
+        from services.kit.models.features import image_key
 
         coloured: tuple[str, ...] = ()
         if isinstance(wanted, Specification):

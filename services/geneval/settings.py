@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.geneval.scorer import GenevalScorer
-from services.kit.model_settings import ModelSettings
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.settings import ModelSettings
+from services.kit.models.sources import Source, inspect_folder
 from services.kit.scorer import Scorer
-from services.kit.sources import Source, inspect_folder
-from services.kit.workers import ProcessPool
 
 DETECTOR_KINDS = ("mask2former", "grounding-dino", "owlvit", "owlv2")
 

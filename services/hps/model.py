@@ -13,7 +13,7 @@ from services.hps.architecture import check_shapes
 from services.hps.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError
 from services.hps.convert import State, read_published, shapes_of, to_clip_state
 from services.hps.preprocess import preprocess
-from services.kit.towers import Towers
+from services.kit.models.towers import Towers
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel

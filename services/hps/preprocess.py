@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 
 # The published code resizes a float tensor, and torchvision does that with antialiasing since 0.17 and without before.
 # This is the newer one, which is also what the word "bicubic" means in Pillow, without its rounding to whole numbers.

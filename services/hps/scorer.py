@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from services.hps.checkpoint import REWARDS, Checkpoint
 from services.hps.tokenizer import Tokenizer, Tokens
 from services.hps.vocabulary import read_merges
-from services.kit.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 

@@ -10,9 +10,9 @@ from pydantic_settings import SettingsConfigDict
 
 from services.hps.checkpoint import Version, inspect
 from services.hps.scorer import HpsScorer
-from services.kit.model_settings import ModelSettings
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.settings import ModelSettings
 from services.kit.scorer import Scorer
-from services.kit.workers import ProcessPool
 
 
 class HpsSettings(ModelSettings):

@@ -39,7 +39,7 @@ def convert_command(arguments: Sequence[str]) -> None:
     """Raises SourceError or OSError."""
     settings = load_settings(ConvertSettings, arguments, prog="python -m services.imagereward convert")
     from services.imagereward.layout import split
-    from services.kit.tensors import read_tensors, write_tensors
+    from services.kit.models.tensors import read_tensors, write_tensors
 
     state = read_tensors(settings.source)
     split(state, settings.source)  # that it is ImageReward's is found out now, not when it is served

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from services.kit.sources import SourceError
+from services.kit.models.sources import SourceError
 
 State = Mapping[str, torch.Tensor]
 REMEDY = "the published file is ImageReward.pt of huggingface.co/THUDM/ImageReward"

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 
 from services.imagereward.layout import REMEDY, Parts, split
-from services.kit.linear_head import LinearHead
-from services.kit.sources import SourceError
-from services.kit.tensors import read_tensors
+from services.kit.models.linear_head import LinearHead
+from services.kit.models.sources import SourceError
+from services.kit.models.tensors import read_tensors
 
 # The head's mean and standard deviation over the published training set: scores are in its units.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -9,10 +9,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.imagereward.scorer import ImageRewardScorer
-from services.kit.model_settings import ModelSettings
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.settings import ModelSettings
+from services.kit.models.sources import inspect_file
 from services.kit.scorer import Scorer
-from services.kit.sources import inspect_file
-from services.kit.workers import ProcessPool
 
 
 class ImageRewardSettings(ModelSettings):

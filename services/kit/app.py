@@ -13,15 +13,15 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, Response
 
-from services.kit.dispatch import StartError
-from services.kit.docs_page import render_docs
+from services.kit.dispatch.base import StartError
 from services.kit.errors import RESPONSES, install_error_map
-from services.kit.legacy import add_legacy_routes
+from services.kit.http.docs_page import render_docs
+from services.kit.http.service import Service
+from services.kit.http.shell import Shell
+from services.kit.http.try_page import try_page
+from services.kit.legacy import LEGACY_ERRORS, add_legacy_routes
 from services.kit.scorer import AsyncScorer, Scorer
-from services.kit.service import Service
 from services.kit.settings import ServiceSettings
-from services.kit.shell import Shell
-from services.kit.try_page import try_page
 from wire.schema import SCHEMA_VERSION, ScoreRequest, ScoreResponse, ServiceInfo
 
 logger = logging.getLogger("services.app")
@@ -69,7 +69,7 @@ def create_app(
         add_legacy_routes(app, service)
     if add_routes is not None:
         add_routes(app)
-    app.add_middleware(Shell, service=service)
+    app.add_middleware(Shell, service=service, errors_of=LEGACY_ERRORS if settings.legacy else None)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

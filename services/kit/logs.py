@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from services.kit.shell import request_id_var
+from services.kit.http.shell import request_id_var
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

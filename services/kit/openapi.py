@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from services.kit.app import create_app
-from services.kit.fakes import ConstantScorer
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import ConstantScorer
 
 SERVICES = ("ocr", "rules", "eval", "hps", "unifiedreward", "clip", "geneval", "imagereward", "regression", "vqa")
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "openapi"

@@ -14,10 +14,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.kit.app import create_app
+from services.kit.http.protocol import MAX_HEAD_BYTES, protocol_with, sweep
+from services.kit.http.service import Service
 from services.kit.logs import configure_logs
-from services.kit.protocol import MAX_HEAD_BYTES, protocol_with, sweep
 from services.kit.scorer import AsyncScorer, Scorer
-from services.kit.service import Service
 from services.kit.settings import ServiceSettings
 
 logger = logging.getLogger("services.run")

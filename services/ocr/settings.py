@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.settings import ServiceSettings
-from services.kit.workers import ProcessPool
 from services.ocr.engines import EngineOptions, Mode
 from services.ocr.scorer import OcrScorer
 from services.ocr.scoring import Case, Variant

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from services.kit.pixels import to_rgb
-from services.kit.sources import SourceError
+from services.kit.models.pixels import to_rgb
+from services.kit.models.sources import SourceError
 
 _LONGEST_RATIO = 200  # of an image's sides; the published resize refuses more
 

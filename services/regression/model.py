@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from services.kit.sources import SourceError
-from services.kit.tensors import read_tensors
+from services.kit.models.sources import SourceError
+from services.kit.models.tensors import read_tensors
 from services.regression.inputs import InputMaker, Inputs
 from services.regression.recipe import Recipe
 

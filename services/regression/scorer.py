@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Unpack
 from PIL import Image
 from pydantic import JsonValue
 
-from services.kit.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.models.sources import Source, SourceError
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.sources import Source, SourceError
 from services.regression.recipe import Recipe
 from wire.schema import ErrorCode, ScorerInfo
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.kit.model_settings import ModelSettings
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.settings import ModelSettings
+from services.kit.models.sources import inspect_file
 from services.kit.scorer import Scorer
-from services.kit.sources import inspect_file
-from services.kit.workers import ProcessPool
 from services.regression.recipe import read_recipe
 from services.regression.scorer import RegressionScorer
 

@@ -9,10 +9,10 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.run import serve
 from services.kit.scorer import Scorer
 from services.kit.settings import ServiceSettings, load_settings
-from services.kit.workers import ProcessPool
 from services.rules.scorer import RulesScorer
 
 

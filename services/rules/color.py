@@ -28,7 +28,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import JsonValue
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 

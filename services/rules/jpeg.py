@@ -11,7 +11,7 @@ from typing import Final
 
 from PIL import features
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.kit.app import create_app
-from services.kit.fakes import FailEveryNthScorer
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import FailEveryNthScorer
 from wire.images import encode
 from wire.schema import ErrorBody, ScoreResponse
 

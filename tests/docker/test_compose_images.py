@@ -20,14 +20,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from scripts.hash_requirements import pins
-from services.kit.auth import Tokens
+from services.kit.guard.auth import Tokens
 from tests.support.deployment import ROOT, own_services, settings_of
 
 SERVICES = sorted({service["build"]["args"]["SERVICE"] for service in own_services().values()})
 DOCKERFILES = ("docker/service.Dockerfile", "docker/trainer.Dockerfile")
 # Engines and backends that a user adds to the image; the code says so when they are missing.
 OPTIONAL = {"paddleocr", "paddle", "pytesseract"}
-OURS = {"machine", "wire", "services", "trainer"}
+OURS = {"machine", "wire", "services", "loadtest", "trainer"}
 
 
 def lines(name: str) -> list[str]:

@@ -45,7 +45,7 @@ def check(data: bytes) -> None:
 
 def _check_request(decoder: str, body: bytes) -> None:
     from services.kit.errors import ApiError
-    from services.kit.intake import parse_request
+    from services.kit.http.intake import parse_request
     from services.kit.legacy.compute import parse_compute
     from services.kit.legacy.pickled import PickledRequest
     from wire.images import BadImageError, ImageLimits, decode_ref
@@ -127,7 +127,7 @@ def _assert_same(ours: object, theirs: object, depth: int) -> None:
 
 
 def _check_url(body: bytes) -> None:
-    from services.kit.image_hosts import ImageHosts, UrlRefused
+    from services.kit.guard.image_hosts import ImageHosts, UrlRefused
 
     try:
         target = ImageHosts("images.test,http://10.0.0.5:9000").target(body.decode("utf-8", "replace"))
@@ -196,8 +196,8 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["services", "wire", "python_multipart"]):
-        import services.kit.image_hosts
-        import services.kit.intake
+        import services.kit.guard.image_hosts
+        import services.kit.http.intake
         import services.kit.legacy  # noqa: F401
     folders = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
     if folders:

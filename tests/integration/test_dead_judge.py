@@ -11,7 +11,7 @@ import httpx
 import uvicorn
 
 from services.kit.app import create_app
-from services.kit.judge.scripted import Reply
+from services.kit.testing.scripted_judge import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.gateways import wait_for_status

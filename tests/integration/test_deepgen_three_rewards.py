@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.kit.judge.scripted import Question, Reply, brightness
+from services.kit.testing.scripted_judge import Question, Reply, brightness
 from tests.support.gateways import unifiedreward_gateway
 from tests.support.judges import judging
 from tests.support.service_process import ready_service

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from services.kit.fakes import PromptLengthScorer
 from services.kit.scorer import Item, Result
+from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.redis_services import until
 
 __all__ = ["Gated", "until"]

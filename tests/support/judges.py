@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from services.kit.judge.scripted import Behave, Reply, ScriptedJudge
+from services.kit.testing.scripted_judge import Behave, Reply, ScriptedJudge
 from tests.support.ports import free_port
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from services.kit.loops import end
+from services.kit.dispatch.loops import end
 from services.kit.metrics import Metrics
 from services.kit.scale.claims import Claims, Delivery
 from services.kit.scale.connection import Connection, RedisAway

@@ -152,7 +152,7 @@ def scripted() -> Iterator[Callable[..., ScriptedServer]]:
 
 @contextmanager
 def misbehaving(**flags: object) -> Iterator[Misbehaving]:
-    """`services.kit.misbehaving` as a process on a free port."""
+    """`services.kit.testing.misbehaving` as a process on a free port."""
     server = Misbehaving({"port": 0, **flags})
     try:
         yield server
@@ -172,7 +172,10 @@ class Misbehaving:
         self.kill()
         options = [f"--{name.replace('_', '-')}={value}" for name, value in self._flags.items()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.kit.misbehaving", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "services.kit.testing.misbehaving", *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

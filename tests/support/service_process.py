@@ -61,7 +61,7 @@ class Server:
 
 @contextmanager
 def running_service(
-    *arguments: object, module: str = "services.kit.fakes", env: Mapping[str, str | None] | None = None
+    *arguments: object, module: str = "services.kit.testing.fakes", env: Mapping[str, str | None] | None = None
 ) -> Iterator[Server]:
     """`python -m module --port 0 …`, killed at the end whatever happens. A variable of `env` that is None is unset."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}

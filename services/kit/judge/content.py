@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image
 
 from services.kit.judge.client import Part
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 
 ImageFormat = Literal["jpeg", "png"]
 JPEG_QUALITY = 95  # what the published clients of these judges send

@@ -17,14 +17,14 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from services.kit.body import read_body
 from services.kit.errors import ApiError, overloaded
-from services.kit.intake import read_json
+from services.kit.guard.memory import Hold
+from services.kit.http.body import read_body
+from services.kit.http.intake import read_json
+from services.kit.http.service import Service
 from services.kit.judge.answers import BrokenOffError
 from services.kit.judge.client import CHAT, MODELS, JudgeClient
 from services.kit.judge.endings import EventWatch, check_ending
-from services.kit.memory import Hold
-from services.kit.service import Service
 from wire.base64_text import decode_base64, first_bytes
 from wire.containers import TooManyPiecesError, media_type_of, read_container
 

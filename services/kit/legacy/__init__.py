@@ -12,11 +12,14 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from services.kit.errors import ApiError
+from services.kit.http.service import Parse, Service
 from services.kit.legacy.compute import dump_rewards, parse_compute
 from services.kit.legacy.items import choose_reward, may_pass, scores_of
 from services.kit.legacy.pickled import PickledError, PickledRequest
-from services.kit.service import Parse, Service
 from wire.schema import ScoreResponse
+
+# How an error is written for the clients of a route that do not read JSON.
+LEGACY_ERRORS = {("POST", "/"): PickledError}
 
 
 def add_legacy_routes(app: FastAPI, service: Service) -> None:

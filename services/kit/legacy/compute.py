@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 from services.kit.errors import ApiError
-from services.kit.intake import Parsed, read_json
+from services.kit.guard.memory import Hold
+from services.kit.http.intake import Parsed, read_json
 from services.kit.legacy.items import (
     check_column,
     check_count,
@@ -19,7 +20,6 @@ from services.kit.legacy.items import (
     count_of,
     to_parsed,
 )
-from services.kit.memory import Hold
 from services.kit.settings import ServiceSettings
 from wire.base64_text import first_bytes
 from wire.containers import media_type_of

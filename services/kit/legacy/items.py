@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from services.kit.errors import ApiError, invalid, nearest
-from services.kit.intake import Parsed, check_counts
+from services.kit.http.intake import Parsed, check_counts
 from services.kit.settings import MIB, ServiceSettings
 from wire.schema import ErrorCode, ScoreRequest, ScoreResponse, ScorerInfo
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from services.kit.errors import ApiError, ErrorResponse
-from services.kit.intake import Parsed
+from services.kit.guard.memory import Hold
+from services.kit.http.intake import Parsed
 from services.kit.legacy.items import (
     check_column,
     check_count,
@@ -22,7 +23,6 @@ from services.kit.legacy.items import (
 )
 from services.kit.legacy.plain_pickle import PickleError, PickleTooLarge, Plain, dump_plain, load_plain
 from services.kit.legacy.rows import ROWS, prompts_of, read_rows
-from services.kit.memory import Hold
 from services.kit.rows import Rows, ServesRows
 from services.kit.settings import ServiceSettings
 from wire.containers import media_type_of

@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.kit.cache import ScoreCache
-from services.kit.dispatch import Dispatcher, Entry, Job, QueueFull
-from services.kit.loops import Loop
+from services.kit.dispatch.base import Dispatcher, Entry, Job, QueueFull
+from services.kit.dispatch.cache import ScoreCache
+from services.kit.dispatch.loops import Loop
 from services.kit.metrics import Metrics
 from services.kit.scale.connection import Command, RedisAway, RedisRefused
 from services.kit.scale.keys import FRONT_TTL_MS

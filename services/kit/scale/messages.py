@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, TypeAdapter, ValidationError
 
-from services.kit.dispatch import Job, Outcome
+from services.kit.dispatch.base import Job, Outcome
 from services.kit.scorer import Failure, Result, Score
 from wire.base64_text import decode_base64
 from wire.schema import ErrorCode, ImageRef, ScoreItem

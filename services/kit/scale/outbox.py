@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from services.kit.loops import end
+from services.kit.dispatch.loops import end
 
 logger = logging.getLogger("services.redis")
 T = TypeVar("T")

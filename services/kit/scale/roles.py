@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from services.kit.cache import ScoreCache
-from services.kit.dispatch import Dispatcher
-from services.kit.memory import Hold
+from services.kit.dispatch.base import Dispatcher
+from services.kit.dispatch.cache import ScoreCache
+from services.kit.dispatch.parts import Part
+from services.kit.guard.memory import Hold
 from services.kit.metrics import Metrics
-from services.kit.parts import Part
 from services.kit.scale.claims import Claims
 from services.kit.scale.connection import Connection
 from services.kit.scale.front import Front

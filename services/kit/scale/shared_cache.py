@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
-from services.kit.cache import ScoreCache
+from services.kit.dispatch.cache import ScoreCache
 from services.kit.scale.connection import Command, RedisAway, RedisRefused
 from services.kit.scale.messages import DamagedMessage, decode_scores, encode_scores
 from services.kit.scale.plane import Plane

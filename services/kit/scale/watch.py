@@ -7,9 +7,9 @@ import math
 import time
 from typing import Any
 
-from services.kit.dispatch import StartError
-from services.kit.loops import Loop
-from services.kit.parts import Part
+from services.kit.dispatch.base import StartError
+from services.kit.dispatch.loops import Loop
+from services.kit.dispatch.parts import Part
 from services.kit.scale.connection import Command, RedisAway, RedisRefused
 from services.kit.scale.keys import FRONT_TTL_MS, GROUP
 from services.kit.scale.plane import Plane

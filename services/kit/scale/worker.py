@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from services.kit.caller import Caller, NotAwaited
-from services.kit.decoding import Decoding
-from services.kit.dispatch import Dispatcher, Job, Outcome
+from services.kit.dispatch.base import Dispatcher, Job, Outcome
+from services.kit.dispatch.caller import Caller, NotAwaited
+from services.kit.dispatch.decoding import Decoding
+from services.kit.dispatch.loops import Loop
+from services.kit.dispatch.parts import Part
 from services.kit.errors import ApiError
-from services.kit.loops import Loop
-from services.kit.memory import Hold
-from services.kit.parts import Part
+from services.kit.guard.memory import Hold
 from services.kit.scale import scripts
 from services.kit.scale.claims import Claims, Delivery, Overdue
 from services.kit.scale.connection import Command, RedisAway, RedisRefused

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 
 Mode = Literal["page", "line"]
 Point = tuple[float, float]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 from services.ocr.engines.base import Box, rectangle
 
 # Narrower shapes than this are no line of text but a canvas with a line on it.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 from services.ocr.engines.base import EngineOptions, EngineUnavailableError, Line, rectangle
 from services.ocr.engines.line import line_strip
 

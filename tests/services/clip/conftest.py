@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from services.clip.scorer import ClipScorer
-from services.kit.sources import inspect_file, inspect_folder
+from services.kit.models.sources import inspect_file, inspect_folder
 from tests.support.tiny_clip import PlainClip, write_aesthetic, write_clip, write_siglip
 
 

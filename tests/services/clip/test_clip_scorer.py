@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from services.clip.scorer import ClipScorer
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
+from services.kit.models.sources import inspect_folder
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.sources import inspect_folder
 from tests.support.tiny_clip import CONTEXT, PlainClip, spell
 from wire.schema import ErrorCode
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from services.clip.scorer import ClipScorer
 from services.clip.settings import ClipSettings, make_scorer
-from services.kit.linear_head import LinearHead
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.linear_head import LinearHead
+from services.kit.models.sources import SourceError, inspect_file, inspect_folder
+from services.kit.models.tensors import read_tensors, write_tensors
 from services.kit.settings import load_settings
-from services.kit.sources import SourceError, inspect_file, inspect_folder
-from services.kit.tensors import read_tensors, write_tensors
-from services.kit.workers import ProcessPool
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from PIL import Image
 from services.eval.__main__ import main
 from services.eval.report import load_results
 from services.eval.store import RESULTS, ResultLog, RunFolderError, read_records
-from services.kit.judge.scripted import Question, Reply
+from services.kit.testing.scripted_judge import Question, Reply
 from tests.support.judges import judging
 from tests.support.ports import free_port
 

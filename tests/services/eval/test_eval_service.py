@@ -21,7 +21,7 @@ from services.eval.scorer import EvalScorer
 from services.eval.settings import EvalSettings
 from services.kit.app import create_app
 from services.kit.judge.client import JudgeEndpoint
-from services.kit.judge.scripted import Question, Reply
+from services.kit.testing.scripted_judge import Question, Reply
 from tests.support.judges import judging
 from tests.support.ports import free_port
 from tests.support.service_process import ready_service, running_service

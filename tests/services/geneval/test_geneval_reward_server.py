@@ -16,10 +16,10 @@ from benchmarks.shapes_detector import draw
 from services.geneval.detector import Found
 from services.geneval.scorer import GenevalScorer
 from services.kit.app import create_app
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.legacy.plain_pickle import dump_plain, load_plain
+from services.kit.models.sources import inspect_folder
 from services.kit.settings import ServiceSettings
-from services.kit.sources import inspect_folder
-from services.kit.workers import ProcessPool
 from tests.support.legacy_clients import flow_grpo_geneval, jpeg
 from tests.support.redis_services import until
 from tests.support.service_process import ready_service

@@ -16,9 +16,9 @@ from services.geneval.colors import ColorClassifier
 from services.geneval.detector import Found
 from services.geneval.scorer import GenevalScorer
 from services.geneval.specification import COLORS
-from services.kit.backbone import Backbone
+from services.kit.models.backbone import Backbone
+from services.kit.models.sources import SourceError, inspect_folder
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.sources import SourceError, inspect_folder
 from tests.support.tiny_clip import CONTEXT, PlainClip, spell, write_clip
 from wire.schema import ErrorCode
 

@@ -15,9 +15,9 @@ from services.hps.checkpoint import CheckpointError, inspect
 from services.hps.scorer import HpsScorer
 from services.hps.tokenizer import Tokenizer
 from services.hps.vocabulary import VocabularyError
-from services.kit.pixels import to_rgb
+from services.kit.dispatch.workers import ProcessPool
+from services.kit.models.pixels import to_rgb
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.workers import ProcessPool
 from wire.schema import ErrorCode
 
 CJK = "一只戴着帽子的猫坐在窗台上"

@@ -18,8 +18,8 @@ from benchmarks.hps_reference import SMALL, State, score
 from services.hps.scorer import HpsScorer
 from services.hps.settings import HpsSettings, make_scorer
 from services.hps.tokenizer import Tokenizer
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.settings import load_settings
-from services.kit.workers import ProcessPool
 from tests.support.service_process import ready_service
 from wire.images import encode, to_ref
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from services.imagereward.scorer import ImageRewardScorer
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
+from services.kit.models.sources import SourceError, inspect_file
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.sources import SourceError, inspect_file
 from tests.support.service_process import ready_service
 from tests.support.tiny_imagereward import WORDS, State, plain_score, random_state, write_vocabulary
 from wire.images import to_ref

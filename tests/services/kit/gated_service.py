@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic_settings import SettingsConfigDict
 
-from services.kit.fakes import PromptLengthScorer
 from services.kit.run import serve
 from services.kit.scorer import Item, Result
 from services.kit.settings import ServiceSettings, load_settings
+from services.kit.testing.fakes import PromptLengthScorer
 
 
 class Gated(PromptLengthScorer):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import services.kit.protocol as protocol
-from services.kit.fakes import FakeSettings, make_fake
+import services.kit.http.protocol as protocol
 from services.kit.run import serve
 from services.kit.settings import load_settings
+from services.kit.testing.fakes import FakeSettings, make_fake
 
 if __name__ == "__main__":
     protocol.WRITE_TIMEOUT_S = 1.0

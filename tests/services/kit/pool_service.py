@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic_settings import SettingsConfigDict
 
-from services.kit.fakes import PromptLengthScorer
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.run import serve
 from services.kit.settings import ServiceSettings, load_settings
-from services.kit.workers import ProcessPool
+from services.kit.testing.fakes import PromptLengthScorer
 
 
 class LoadsSlowly(PromptLengthScorer):

@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
-from services.kit import decoding
 from services.kit.app import create_app
-from services.kit.batcher import Batcher
-from services.kit.cache import ScoreCache
-from services.kit.caller import Caller, NotAwaited
-from services.kit.dispatch import Job
-from services.kit.fakes import PromptLengthScorer, RaisingScorer
-from services.kit.isolation import NOT_AWAITED, score_isolated
+from services.kit.dispatch import decoding
+from services.kit.dispatch.base import Job
+from services.kit.dispatch.batcher import Batcher
+from services.kit.dispatch.cache import ScoreCache
+from services.kit.dispatch.caller import Caller, NotAwaited
+from services.kit.dispatch.isolation import NOT_AWAITED, score_isolated
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.metrics import Metrics
 from services.kit.scorer import Item, Score
 from services.kit.settings import ServiceSettings
-from services.kit.workers import ProcessPool
+from services.kit.testing.fakes import PromptLengthScorer, RaisingScorer
 from wire.images import encode
 from wire.schema import ErrorCode, ScoreResponse
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from services.kit.batcher import Batcher
-from services.kit.cache import ScoreCache, cache_key
-from services.kit.dispatch import Job, QueueFull, StartError
-from services.kit.fakes import PromptLengthScorer, RaisingScorer, SlowScorer
+from services.kit.dispatch.base import Job, QueueFull, StartError
+from services.kit.dispatch.batcher import Batcher
+from services.kit.dispatch.cache import ScoreCache, cache_key
 from services.kit.metrics import Metrics
 from services.kit.scorer import Failure, Item, Score
+from services.kit.testing.fakes import PromptLengthScorer, RaisingScorer, SlowScorer
 from tests.support.gated import Gated, until
 from wire.schema import ErrorCode, ScoreItem, ScorerInfo
 

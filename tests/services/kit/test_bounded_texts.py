@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from services.kit.dispatch.isolation import score_isolated
 from services.kit.errors import ApiError, ErrorResponse
-from services.kit.fakes import PromptLengthScorer
-from services.kit.isolation import score_isolated
 from services.kit.scorer import Failure, Item, Score
+from services.kit.testing.fakes import PromptLengthScorer
 from services.rules.color import target_color
 from wire.schema import (
     MAX_MESSAGE_LENGTH,

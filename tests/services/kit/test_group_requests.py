@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.kit.fakes import FakeScorer
 from services.kit.scorer import Score
+from services.kit.testing.fakes import FakeScorer
 from wire.schema import ScorerInfo
 
 pytestmark = pytest.mark.anyio

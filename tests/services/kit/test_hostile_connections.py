@@ -12,8 +12,8 @@ import h11
 import httpx
 import pytest
 
-from services.kit import protocol
-from services.kit.protocol import LEAST_SENT, MAX_AHEAD, MAX_HEADERS, PatientProtocol, protocol_with, sweep
+from services.kit.http import protocol
+from services.kit.http.protocol import LEAST_SENT, MAX_AHEAD, MAX_HEADERS, PatientProtocol, protocol_with, sweep
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET %s HTTP/1.1\r\n" + HOST

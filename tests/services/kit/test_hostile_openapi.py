@@ -26,7 +26,7 @@ CHECKED = [
 ]
 # How a service of that name starts without weights or a server of its own; for the others stands a scorer of ours, once.
 STARTS = {"ocr": ("services.ocr", "--mode", "line"), "rules": ("services.rules",)}
-STAND_IN = ("services.kit.fakes", "--behaviour", "fail_every_nth")
+STAND_IN = ("services.kit.testing.fakes", "--behaviour", "fail_every_nth")
 ASKED = [path for path in FILES if path.stem in (*STARTS, "clip")]
 
 

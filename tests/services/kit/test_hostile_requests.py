@@ -19,8 +19,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from services.kit.fakes import PromptLengthScorer
-from services.kit.intake import MAX_JSON_VALUES
+from services.kit.http.intake import MAX_JSON_VALUES
+from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.audit_events import recorded
 from wire.images import encode
 

@@ -12,8 +12,8 @@ from PIL import Image
 from services.kit.judge.client import JudgeClient, JudgeEndpoint, JudgeError
 from services.kit.judge.content import image_part, text_part
 from services.kit.judge.metrics import JudgeMetrics
-from services.kit.judge.scripted import Reply, answer_about, read_question
 from services.kit.judge.templates import load_template, own_template
+from services.kit.testing.scripted_judge import Reply, answer_about, read_question
 from tests.support.gated import until
 from tests.support.judges import judging
 from tests.support.ports import free_port

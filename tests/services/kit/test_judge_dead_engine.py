@@ -15,7 +15,7 @@ from services.kit.judge.client import JudgeClient, JudgeEndpoint
 from services.kit.judge.health import LOST_AFTER
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.passthrough import PassThrough
-from services.kit.judge.scripted import Reply
+from services.kit.testing.scripted_judge import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.vqa.scorer import VqaScorer

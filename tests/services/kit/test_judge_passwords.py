@@ -11,7 +11,7 @@ import requests
 from services.eval.settings import EvalSettings, make_scorer
 from services.kit.app import create_app
 from services.kit.judge.passthrough import PassThrough
-from services.kit.judge.scripted import Reply
+from services.kit.testing.scripted_judge import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.vqa.scorer import VqaScorer

@@ -12,8 +12,8 @@ from services.eval.judge import Judgement, Missing, read_answer
 from services.kit.judge.answers import Answer
 from services.kit.judge.client import JudgeClient, JudgeEndpoint, server_url
 from services.kit.judge.metrics import JudgeMetrics
-from services.kit.judge.scripted import Reply
 from services.kit.scorer import Failure, Item, Score
+from services.kit.testing.scripted_judge import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.judges import judging

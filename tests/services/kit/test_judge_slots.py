@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from services.kit.app import create_app
-from services.kit.judge.scripted import Reply
 from services.kit.judge.slots import Slots
 from services.kit.scorer import Failure, Item
+from services.kit.testing.scripted_judge import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.gateways import score_request

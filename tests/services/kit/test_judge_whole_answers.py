@@ -16,8 +16,8 @@ from services.kit.app import create_app
 from services.kit.judge.client import JudgeClient, JudgeEndpoint, JudgeError
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.passthrough import PassThrough
-from services.kit.judge.scripted import Reply
 from services.kit.scorer import Item
+from services.kit.testing.scripted_judge import Reply
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.gateways import score_request

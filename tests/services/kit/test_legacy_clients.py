@@ -14,9 +14,9 @@ import requests
 from PIL import Image, ImageDraw, ImageFont
 
 from services.kit.app import create_app
-from services.kit.fakes import ConstantScorer, FakeScorer, PromptLengthScorer
 from services.kit.scorer import Failure, Score
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import ConstantScorer, FakeScorer, PromptLengthScorer
 from tests.support.legacy_clients import deepgen_rl, flow_factory, flow_grpo, jpeg, png64, verl_omni
 from wire.schema import ErrorCode, ScorerInfo
 

@@ -15,8 +15,8 @@ import simplejson
 from PIL import Image
 
 from services.kit.app import create_app
-from services.kit.fakes import ConstantScorer, PromptLengthScorer
-from services.kit.judge.scripted import Reply
+from services.kit.testing.fakes import ConstantScorer, PromptLengthScorer
+from services.kit.testing.scripted_judge import Reply
 from services.rules.scorer import RulesScorer
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from services.kit.fakes import ConstantScorer
-from services.kit.loops import Loop
+from services.kit.dispatch.loops import Loop
 from services.kit.scorer import Score
+from services.kit.testing.fakes import ConstantScorer
 from tests.support.redis_services import until
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from services.kit.misbehaving import MisbehavingSettings, create_misbehaving_app
+from services.kit.testing.misbehaving import MisbehavingSettings, create_misbehaving_app
 from wire.schema import ScoreResponse
 
 pytestmark = pytest.mark.anyio
@@ -94,7 +94,7 @@ async def test_every_third_request(client):
 
 
 def test_faults_of_the_connection(serving):
-    with serving("--fault", "disconnect", module="services.kit.misbehaving") as server:
+    with serving("--fault", "disconnect", module="services.kit.testing.misbehaving") as server:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(server.url + "/v1/score", json=REQUEST)
         httpx.post(server.url + "/fault", json={"fault": "never"}).raise_for_status()

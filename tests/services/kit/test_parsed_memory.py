@@ -9,13 +9,13 @@ import tracemalloc
 import pytest
 
 from services.kit.errors import ApiError
-from services.kit.fakes import PromptLengthScorer
-from services.kit.intake import parse_request
+from services.kit.guard.memory import MemoryBudget
+from services.kit.http.intake import parse_request
 from services.kit.legacy.compute import parse_compute
 from services.kit.legacy.pickled import PickledRequest
-from services.kit.memory import MemoryBudget
 from services.kit.metrics import Metrics
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import PromptLengthScorer
 
 MIB = 1 << 20
 SETTINGS = ServiceSettings()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.kit.pixels import to_rgb
+from services.kit.models.pixels import to_rgb
 
 RED = (255, 0, 0)
 WHITE = (255, 255, 255)

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from services.kit.cache import ScoreCache
-from services.kit.fakes import FailEveryNthScorer, PromptLengthScorer
+from services.kit.dispatch.cache import ScoreCache
 from services.kit.metrics import Metrics
 from services.kit.scale.connection import Connection, RedisRefused
 from services.kit.scale.messages import encode_scores
@@ -16,6 +15,7 @@ from services.kit.scale.metrics import ScaleMetrics
 from services.kit.scale.plane import Plane
 from services.kit.scale.shared_cache import SharedCache
 from services.kit.scorer import Score
+from services.kit.testing.fakes import FailEveryNthScorer, PromptLengthScorer
 from tests.support.ports import free_port
 from tests.support.redis_services import KEYS, ask, counts, text_items
 

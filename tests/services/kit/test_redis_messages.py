@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.kit.dispatch import Job, Outcome
+from services.kit.dispatch.base import Job, Outcome
 from services.kit.scale.messages import (
     Answer,
     DamagedMessage,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.kit.fakes import PromptLengthScorer
+from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.redis_services import ask, counts, text_items
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kit.fakes import PromptLengthScorer
+from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.redis_services import KEYS, ask, counts, silent_worker, text_items, until
@@ -30,7 +30,7 @@ def own_redis(shared_redis, tmp_path):
 @pytest.mark.parametrize("role", ["front", "worker", "all"])
 def test_a_service_without_its_redis_does_not_start(role):
     url = f"redis://someone:secret@127.0.0.1:{free_port()}/0"
-    command = [sys.executable, "-m", "services.kit.fakes", "--port=0", f"--redis={url}", f"--role={role}"]
+    command = [sys.executable, "-m", "services.kit.testing.fakes", "--port=0", f"--redis={url}", f"--role={role}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
@@ -44,7 +44,7 @@ def test_a_wrong_password_is_said_and_not_shown(shared_redis):
         client.config_set("requirepass", "right")
     try:
         url = f"redis://:wrong@127.0.0.1:{shared_redis.port}/0"
-        command = [sys.executable, "-m", "services.kit.fakes", "--port=0", f"--redis={url}"]
+        command = [sys.executable, "-m", "services.kit.testing.fakes", "--port=0", f"--redis={url}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1 and "invalid username-password pair" in done.stderr.splitlines()[-1]
         assert ":wrong" not in done.stderr

@@ -11,8 +11,8 @@ import pytest
 import redis
 from redis._parsers.base import BaseParser
 
-from services.kit.fakes import PromptLengthScorer
 from services.kit.scale.connection import Connection, RedisAway, RedisRefused
+from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.redis_services import KEYS, ask, counts, text_items, until

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.kit.fakes import PromptLengthScorer
 from services.kit.settings import ServiceSettings, load_settings, without_password
+from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.redis_services import ask, counts, text_items, until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,7 +70,7 @@ def test_a_url_is_shown_without_its_secrets(url, shown):
 
 def test_without_redis_its_client_is_not_imported():
     code = (
-        "import sys; from services.kit.app import create_app; from services.kit.fakes import ConstantScorer; "
+        "import sys; from services.kit.app import create_app; from services.kit.testing.fakes import ConstantScorer; "
         "from services.kit.settings import ServiceSettings; create_app(ConstantScorer(), 'x', ServiceSettings()); "
         "sys.exit('redis' in sys.modules or 'services.kit.scale' in sys.modules)"
     )

@@ -13,11 +13,11 @@ import time
 import pytest
 from PIL import Image
 
-from services.kit.dispatch import Outcome
-from services.kit.fakes import FakeScorer, PromptLengthScorer, SlowScorer
+from services.kit.dispatch.base import Outcome
 from services.kit.scale import scripts
 from services.kit.scale.messages import Answer, decode_job, encode_answer
 from services.kit.scorer import Failure, Score
+from services.kit.testing.fakes import FakeScorer, PromptLengthScorer, SlowScorer
 from tests.support.redis_services import KEYS, ask, counts, silent_worker, text_items, until
 from wire.schema import ErrorCode, ScorerInfo
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from services.kit.fakes import PromptLengthScorer
+from services.kit.testing.fakes import PromptLengthScorer
 
 pytestmark = pytest.mark.anyio
 

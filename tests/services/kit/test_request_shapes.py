@@ -8,7 +8,7 @@ import socket
 import httpx
 import pytest
 
-from services.kit.fakes import ConstantScorer
+from services.kit.testing.fakes import ConstantScorer
 from wire.images import encode
 from wire.schema import ErrorBody
 
@@ -119,7 +119,7 @@ async def test_a_compressed_body_is_refused(running, encoding):
 async def test_an_image_as_a_data_url_in_lines_is_scored_as_itself(running):
     from PIL import Image
 
-    from services.kit.fakes import PromptLengthScorer
+    from services.kit.testing.fakes import PromptLengthScorer
 
     text = base64.encodebytes(encode(Image.new("RGB", (16, 16), "red"), "image/png")).decode()
     plain = {"media_type": "image/png", "data": text.replace("\n", "")}

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from services.kit.fakes import ConstantScorer, PromptLengthScorer
 from services.kit.logs import JsonFormatter
 from services.kit.openapi import FOLDER, SERVICES, render
 from services.kit.scorer import Failure
+from services.kit.testing.fakes import ConstantScorer, PromptLengthScorer
 from tests.support.gated import Gated, until
 from wire.schema import ErrorBody, ErrorCode, ServiceInfo
 

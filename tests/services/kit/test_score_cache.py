@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.kit.cache import ScoreCache, cache_key
+from services.kit.dispatch.cache import ScoreCache, cache_key
 from services.kit.scorer import Score
 from wire.schema import ImageRef, ScoreItem, ScorerInfo
 

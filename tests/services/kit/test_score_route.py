@@ -13,8 +13,9 @@ import zlib
 import pytest
 from PIL import Image
 
-from services.kit import decoding
-from services.kit.fakes import (
+from services.kit.dispatch import decoding
+from services.kit.scorer import Failure, Score
+from services.kit.testing.fakes import (
     ConstantScorer,
     FailEveryNthScorer,
     NanScorer,
@@ -23,7 +24,6 @@ from services.kit.fakes import (
     SlowScorer,
     WrongCountScorer,
 )
-from services.kit.scorer import Failure, Score
 from tests.support.gated import Gated, until
 from wire.images import encode, to_ref
 from wire.schema import ErrorCode, ScoreResponse

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from services.kit.app import create_app
-from services.kit.fakes import FailEveryNthScorer, PromptLengthScorer
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import FailEveryNthScorer, PromptLengthScorer
 from wire.images import to_ref
 
 TOKEN = "secret-token-of-the-lab"

@@ -13,15 +13,15 @@ import pytest
 import uvicorn
 
 from services.eval.settings import EvalSettings
-from services.kit.fetch import ImageFetcher
-from services.kit.image_hosts import ImageHosts
+from services.kit.guard.image_hosts import ImageHosts
+from services.kit.guard.tls import tls_context
+from services.kit.http.fetch import ImageFetcher
 from services.kit.judge.client import JudgeClient, WrongJudgeError
 from services.kit.judge.metrics import JudgeMetrics
-from services.kit.judge.scripted import Reply, ScriptedJudge
 from services.kit.scale.connection import Connection
 from services.kit.scorer import Failure
 from services.kit.settings import load_settings
-from services.kit.tls import tls_context
+from services.kit.testing.scripted_judge import Reply, ScriptedJudge
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.ports import free_port
 from tests.support.redis_services import until

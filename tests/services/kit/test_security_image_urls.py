@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from services.kit.app import create_app
-from services.kit.fakes import PromptLengthScorer
-from services.kit.image_hosts import ImageHosts, UrlRefused
+from services.kit.guard.image_hosts import ImageHosts, UrlRefused
 from services.kit.scorer import Score
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import PromptLengthScorer
 from wire.images import encode
 
 anyio = pytest.mark.anyio

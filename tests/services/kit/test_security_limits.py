@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.kit.auth import Tokens
 from services.kit.errors import ApiError
-from services.kit.fakes import PromptLengthScorer
-from services.kit.limits import Allowance, Bucket, RateLimits
+from services.kit.guard.auth import Tokens
+from services.kit.guard.limits import Allowance, Bucket, RateLimits
+from services.kit.testing.fakes import PromptLengthScorer
 
 LAB, CI, FREE = "lab-aaaaaaaaaaaaaaaaaaaa", "ci-bbbbbbbbbbbbbbbbbbbbbb", "free-cccccccccccccccccc"
 

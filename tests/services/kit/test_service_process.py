@@ -175,7 +175,7 @@ def test_ctrl_c_exits_0(serving):
 
 
 def run_fake(*arguments):
-    command = [sys.executable, "-m", "services.kit.fakes", *arguments]
+    command = [sys.executable, "-m", "services.kit.testing.fakes", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -193,7 +193,7 @@ def test_missing_token_file_is_a_sentence(tmp_path):
 
 
 BROKEN = """
-from services.kit.fakes import ConstantScorer
+from services.kit.testing.fakes import ConstantScorer
 from services.kit.run import serve
 from services.kit.settings import ServiceSettings
 
@@ -232,9 +232,9 @@ def test_token_is_neither_in_the_command_line_nor_in_the_log(serving, tmp_path):
 
 
 SLOW_HEADERS = """
-import services.kit.protocol as protocol
+import services.kit.http.protocol as protocol
 protocol.HEADER_TIMEOUT_S = 0.3
-from services.kit.fakes import ConstantScorer
+from services.kit.testing.fakes import ConstantScorer
 from services.kit.run import serve
 from services.kit.settings import ServiceSettings
 serve(ConstantScorer, ServiceSettings(port=0), "impatient")

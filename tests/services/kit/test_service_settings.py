@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from services.kit.auth import Tokens
+from services.kit.guard.auth import Tokens
 from services.kit.settings import Port, ServiceSettings, is_loopback, load_settings
 
 

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from services.kit.cache import ScoreCache
-from services.kit.dispatch import Job, StartError
+from services.kit.dispatch.base import Job, StartError
+from services.kit.dispatch.cache import ScoreCache
+from services.kit.dispatch.streamer import Streamer
 from services.kit.metrics import Metrics
 from services.kit.scorer import Failure, Item, Score
-from services.kit.streamer import Streamer
 from tests.support.gated import until
 from wire.schema import ErrorCode, ScorerInfo
 

@@ -28,10 +28,10 @@ from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from benchmarks.shapes_detector import draw
 from services.kit.app import create_app
-from services.kit.fakes import FakeScorer, PromptLengthScorer
 from services.kit.run import bind, url_of
 from services.kit.scorer import Failure, Item, Result, Score, Scorer
 from services.kit.settings import ServiceSettings
+from services.kit.testing.fakes import FakeScorer, PromptLengthScorer
 from tests.support.chromium import CHROMIUM, NOT_INSTALLED
 from tests.support.tiny_services import SHAPES_DETECTOR
 from wire.schema import ErrorCode, ScorerInfo

@@ -9,9 +9,9 @@ import threading
 import pytest
 from PIL import Image
 
-from services.kit.multipart import parse_multipart
+from services.kit.dispatch.transport import receive, send, send_stop
+from services.kit.http.multipart import parse_multipart
 from services.kit.scorer import Item
-from services.kit.transport import receive, send, send_stop
 
 
 class Recorder:

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from services.kit.fakes import ConstantScorer, PromptLengthScorer, RaisingScorer
-from services.kit.patience import Backoff, StartFailed
+from services.kit.dispatch.patience import Backoff, StartFailed
+from services.kit.dispatch.workers import THREAD_VARIABLES, ProcessPool
 from services.kit.scorer import Failure, Item, Score
-from services.kit.workers import THREAD_VARIABLES, ProcessPool
+from services.kit.testing.fakes import ConstantScorer, PromptLengthScorer, RaisingScorer
 from wire.images import decode, encode
 from wire.schema import ErrorCode
 
@@ -220,7 +220,7 @@ def test_replacement_that_does_not_load_is_a_failure_not_a_hang(tmp_path):
 
 def test_pauses_between_failed_starts_grow_to_a_minute_and_end_with_a_success(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("services.kit.workers.time.monotonic", lambda: now)
+    monkeypatch.setattr("services.kit.dispatch.workers.time.monotonic", lambda: now)
     backoff, pauses = Backoff(), []
     for _ in range(8):
         backoff.failed("no weights")

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from services.kit.dispatch.workers import ProcessPool
 from services.kit.settings import load_settings
-from services.kit.workers import ProcessPool
 from services.ocr.settings import OcrSettings, make_scorer
 from tests.support.service_process import ready_service
 from wire.images import encode, to_ref

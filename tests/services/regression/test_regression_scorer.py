@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from services.kit.models.sources import SourceError, inspect_file
 from services.kit.scorer import Failure, Item, Result, Score
-from services.kit.sources import SourceError, inspect_file
 from services.regression.inputs import resize
 from services.regression.recipe import RECIPES, Recipe, RecipeError, read_recipe
 from services.regression.scorer import RegressionScorer

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.kit.judge.scripted import Reply, brightness
 from services.kit.scorer import Failure, Item, Score
+from services.kit.testing.scripted_judge import Reply, brightness
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from tests.support.judges import judging

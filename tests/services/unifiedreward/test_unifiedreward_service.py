@@ -21,7 +21,7 @@ from PIL import Image
 
 from services.kit.app import create_app
 from services.kit.judge.passthrough import PassThrough
-from services.kit.judge.scripted import Reply, brightness
+from services.kit.testing.scripted_judge import Reply, brightness
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.unifiedreward.supervisor import Supervisor
@@ -82,7 +82,7 @@ def test_groups_of_many_prompts_are_in_flight_together():
 
 @contextmanager
 def scripted_process(port, latency_ms):
-    command = [sys.executable, "-m", "services.kit.judge.scripted", "--port", str(port)]
+    command = [sys.executable, "-m", "services.kit.testing.scripted_judge", "--port", str(port)]
     process = subprocess.Popen([*command, "--answer", VERDICT, "--latency-ms", str(latency_ms)], cwd=ROOT)
     try:
         yield process
@@ -385,7 +385,7 @@ def test_the_version_is_asked_of_the_executables_own_environment(tmp_path):
 FAKE_VLLM = f"""#!{sys.executable}
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from services.kit.judge.scripted import main
+from services.kit.testing.scripted_judge import main
 flags = dict(zip(sys.argv, sys.argv[1:]))
 print("fake vLLM", os.getpid(), "DEV" in str(dict(os.environ).get("VLLM_SERVER_DEV_MODE")), file=sys.stderr, flush=True)
 main(["--port", flags["--port"], "--model", flags["--served-model-name"], "--answer", {VERDICT!r}])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from services.kit.app import create_app
 from services.kit.judge.passthrough import PassThrough
-from services.kit.judge.scripted import Reply
+from services.kit.testing.scripted_judge import Reply
 from services.vqa.questions import QUALITY, YES_NO
 from services.vqa.scorer import VqaScorer
 from services.vqa.settings import VqaSettings

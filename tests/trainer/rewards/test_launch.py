@@ -46,7 +46,8 @@ def service_pids(marker: Path) -> list[int]:
     return [
         pid
         for pid in processes(marker)
-        if b"child.py" not in (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and b"services.kit.fakes" in line
+        if b"child.py" not in (line := Path(f"/proc/{pid}/cmdline").read_bytes())
+        and b"services.kit.testing.fakes" in line
     ]
 
 

@@ -1,6 +1,0 @@
-"""`python -m services.loadtest URL --rate 20 --duration 30`; --help names the rest."""
-
-from services.loadtest.command import main
-
-if __name__ == "__main__":
-    raise SystemExit(main())
