@@ -18,7 +18,7 @@ import pytest
 from tests.support.reward_servers import Reply, ScriptedServer, good
 from tests.support.service_process import running_service
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "correct-horse-battery-staple"
 
 

@@ -23,7 +23,7 @@ from loadtest.workload import Prompt, Workload, arrival_times, draw, parse_mix, 
 from services.kit.http.intake import parse_request
 from services.kit.settings import ServiceSettings
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 URL = "http://127.0.0.1:1"
 
 

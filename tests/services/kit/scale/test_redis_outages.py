@@ -15,7 +15,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.redis_services import KEYS, ask, counts, silent_worker, text_items, until
 
 pytestmark = pytest.mark.anyio
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 FAST = {"visibility_timeout_s": 0.5}
 
 

@@ -14,7 +14,7 @@ from services.kit.settings import ServiceSettings, load_settings, without_passwo
 from services.kit.testing.fakes import PromptLengthScorer
 from tests.support.redis_services import ask, counts, text_items, until
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 REDIS = "redis://127.0.0.1:6379/0"
 
 

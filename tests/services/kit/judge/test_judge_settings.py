@@ -14,7 +14,7 @@ from services.kit.settings import load_settings
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.vqa.settings import VqaSettings
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_a_password_in_the_judges_address_is_refused_and_not_repeated(capsys):

@@ -13,7 +13,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 load_all_checks()
-FOLDER = Path(__file__).resolve().parents[3] / "docs" / "openapi"
+FOLDER = Path(__file__).resolve().parents[4] / "docs" / "openapi"
 FILES = sorted(FOLDER.glob("*.json"))
 CHECKED = [
     CHECKS.get_one(name)
