@@ -37,13 +37,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished rollout, as the reward client takes it: uint8 pixels (H, W, 3), or a text completion."""
+    """What the policy made of a prompt, once: images, a text, or both. The reward client takes it in this form.
+
+    `images` are uint8 (H, W, 3), each of its own size, in the order they were made.
+    """
 
     id: str
     group_id: str
     prompt: Prompt
-    image_HWC: np.ndarray | None = None
-    completion: str | None = None
+    images: tuple[np.ndarray, ...] = ()
+    text: str | None = None
 
 
 @dataclass

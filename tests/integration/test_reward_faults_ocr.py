@@ -38,7 +38,7 @@ def samples(step: int, micro_batch: int) -> list[Sample]:
             pixels = picture(shown).copy()
             pixels[0, 0] = (step, micro_batch, i)
             prompt = Prompt(word, f'the word "{word}"', weights={"ocr": 1.0}, targets=(word,))
-            out.append(Sample(id=name, group_id=f"{step}-{word}-{micro_batch}", prompt=prompt, image_HWC=pixels))
+            out.append(Sample(id=name, group_id=f"{step}-{word}-{micro_batch}", prompt=prompt, images=(pixels,)))
     return out
 
 

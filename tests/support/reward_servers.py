@@ -204,7 +204,7 @@ def make_samples(
             id=f"s{i}",
             group_id=f"g{i // group_size}",
             prompt=Prompt(id=f"p{i // group_size}", text=f"prompt {i}", weights=weights, **prompt),
-            image_HWC=np.full((size, size + 1, 3), i % 256, np.uint8),
+            images=(np.full((size, size + 1, 3), i % 256, np.uint8),),
         )
         for i in range(first, first + count)
     ]

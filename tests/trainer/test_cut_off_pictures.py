@@ -88,11 +88,11 @@ def test_captioned_pictures_are_passed_over_and_counted(cut: Path) -> None:
 def test_an_evaluations_own_pictures(tmp_path: Path) -> None:
     prompt = Prompt("p", "a")
     chosen = EvaluationSet("held_out", (prompt,), 1, 2, 1.0, ("r",))
-    sample = Sample("p#0", "p", prompt, image_HWC=WHITE)
+    sample = Sample("p#0", "p", prompt, images=(WHITE,))
     save_pictures(tmp_path, chosen, [Picture(0, 0, sample)])
     alone = World(rank=0, size=1, device=torch.device("cpu"))
     [[back]] = read_pictures(tmp_path, chosen, alone, 4)
-    assert back.sample.image_HWC is not None and np.array_equal(back.sample.image_HWC, WHITE)
+    assert np.array_equal(back.sample.images[0], WHITE)
     [path] = tmp_path.glob("**/*.png")
     path.write_bytes(short_png())
     with pytest.raises(OSError, match="its data ends before its last row"):

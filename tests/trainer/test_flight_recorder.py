@@ -47,7 +47,7 @@ def drawn(count: int, side: int = 8) -> Drawn:
             id=f"p{n // 4}#{n % 4}",
             group_id=f"p{n // 4}",
             prompt=Prompt(id=f"p{n // 4}", text=f"prompt {n // 4}"),
-            image_HWC=np.full((side, side, 3), n % 256, np.uint8),
+            images=(np.full((side, side, 3), n % 256, np.uint8),),
         )
         for n in range(count)
     ]
@@ -130,7 +130,7 @@ def test_pictures_are_small_few_and_of_the_last_step(tmp_path: Path) -> None:
 
 def test_no_picture_and_no_latent_of_a_step_stays_in_memory(tmp_path: Path) -> None:
     flight, step = recorder(tmp_path), drawn(4)
-    gone = [weakref.ref(step.rollouts[0].state["x"]), weakref.ref(step.rollouts[0].samples[0].image_HWC)]
+    gone = [weakref.ref(step.rollouts[0].state["x"]), weakref.ref(step.rollouts[0].samples[0].images[0])]
     flight.add(1, step, scored(4))
     del step
     gc.collect()

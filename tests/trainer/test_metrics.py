@@ -55,7 +55,7 @@ def picture(n: int) -> dict[str, Any]:
         "id": f"s{n}",
         "prompt_id": f"p{n}",
         "prompt": 'the word "Äß" in red',
-        "image_HWC": pixels,
+        "images": [pixels],
         "scores": {"ocr": float("nan") if n else 0.5, "color": None},
         "read": "AB",
     }
@@ -173,7 +173,7 @@ def test_read_rows_passes_over_what_is_no_row(tmp_path: Path) -> None:
 
 def test_samples_are_pictures_and_a_list(tmp_path: Path) -> None:
     with recorder(tmp_path) as record:
-        record.save_samples(25, [picture(0), picture(7), picture(0) | {"image_HWC": None, "read": None}])
+        record.save_samples(25, [picture(0), picture(7), picture(0) | {"images": [], "read": None}])
         record.save_samples(26, [])
     listing = json.loads((tmp_path / "samples" / "step_000025.json").read_text())
     assert listing[1] == {

@@ -137,7 +137,7 @@ def sample_records(step: int, count: int = 24) -> list[dict[str, Any]]:
                 "id": f"word-{word}#0",
                 "prompt_id": f"word-{word}",
                 "prompt": f'the word "{word}" in {color}',
-                "image_HWC": np.asarray(image),
+                "images": [np.asarray(image)],
                 "scores": scores,
                 "read": read,
             }
@@ -606,7 +606,7 @@ def test_a_sample_outside_the_run_folder_is_not_read(tmp_path: Path) -> None:
 def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (1024, 512, 3), dtype=np.uint8)
     with recording(tmp_path) as recorder:
-        recorder.save_samples(0, [sample_records(0, 1)[0] | {"image_HWC": noise}])
+        recorder.save_samples(0, [sample_records(0, 1)[0] | {"images": [noise]}])
     gallery = build_gallery(load_run(tmp_path), [])
     assert gallery is not None
     [shot] = gallery.cards[0].shots
@@ -616,7 +616,7 @@ def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
 
 def test_a_text_policy_has_no_pictures(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
-        recorder.save_samples(0, [sample_records(0, 1)[0] | {"image_HWC": None, "read": None}])
+        recorder.save_samples(0, [sample_records(0, 1)[0] | {"images": [], "read": None}])
     assert "no picture" in page(tmp_path).words()
 
 

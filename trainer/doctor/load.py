@@ -105,7 +105,7 @@ async def _measure(caller: ServiceCaller, column: RewardConfig) -> float | None:
     best = None
     for _ in range(2):
         encoding = caller.config.image_encoding
-        samples = [replace(probe, image_HWC=_marked(probe.image_HWC)) for probe in probes()]
+        samples = [replace(probe, images=tuple(_marked(image_HWC) for image_HWC in probe.images)) for probe in probes()]
         call, _refused = make_call(samples, encode_samples(samples, encoding), encoding, column.reward)
         assert call is not None
         started = time.monotonic()
@@ -120,9 +120,8 @@ async def _measure(caller: ServiceCaller, column: RewardConfig) -> float | None:
     return best
 
 
-def _marked(image_HWC: np.ndarray | None) -> np.ndarray:
+def _marked(image_HWC: np.ndarray) -> np.ndarray:
     """The picture with four pixels at its edge that it has in no other request, so that it is scored anew."""
-    assert image_HWC is not None
     marked = image_HWC.copy()
     marked[0, :4] = np.frombuffer(os.urandom(12), np.uint8).reshape(4, 3)
     return marked

@@ -39,8 +39,7 @@ def save_pictures(folder: Path, chosen: EvaluationSet, pictures: Sequence[Pictur
     names = chosen.file_names()
     (folder / chosen.folder).mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        pixels_HWC = picture.sample.image_HWC
-        assert pixels_HWC is not None, "an evaluation is of pictures"
+        (pixels_HWC,) = picture.sample.images  # the file's name has no place for a second
         path = folder / chosen.folder / f"{names[picture.index]}.{picture.duplicate}.png"
         Image.fromarray(pixels_HWC).save(path, compress_level=1)
 
@@ -59,7 +58,7 @@ def read_pictures(folder: Path, chosen: EvaluationSet, world: World, size: int) 
                 pixels_HWC = np.asarray(read_picture(path).convert("RGB"))
             except ValueError as error:
                 raise OSError(str(error)) from error
-            sample = Sample(id=f"{prompt.id}#{duplicate}", group_id=prompt.id, prompt=prompt, image_HWC=pixels_HWC)
+            sample = Sample(id=f"{prompt.id}#{duplicate}", group_id=prompt.id, prompt=prompt, images=(pixels_HWC,))
             pictures.append(Picture(index, duplicate, sample))
         yield pictures
 

@@ -21,8 +21,8 @@ def rollout_statistics(rollouts: Sequence[Rollout], world: World) -> dict[str, f
     """`stats/<name>` over a few of the step's pictures, and `stats/diversity` within a few of its groups; all ranks."""
     groups: dict[str, list[np.ndarray]] = {}
     for sample in (sample for rollout in rollouts for sample in rollout.samples):
-        if sample.image_HWC is not None:
-            groups.setdefault(sample.group_id, []).append(sample.image_HWC)
+        if sample.images:
+            groups.setdefault(sample.group_id, []).extend(sample.images)
     pictures = [image_HWC for group in groups.values() for image_HWC in group]
     found = [image_statistics(image_HWC) for image_HWC in _evenly(pictures, PICTURES)]
     spreads = [

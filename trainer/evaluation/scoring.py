@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.evaluation.image_statistics import Floats, diversity, image_statistics, thumbnail
+from trainer.evaluation.image_statistics import Floats, Pixels, diversity, image_statistics, thumbnail
 from trainer.evaluation.outcomes import Outcome, Point
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
@@ -116,7 +116,7 @@ class Scorer:
                 self.shown.append(_shown(picture, self._outcomes[-1], _details(scores, row)))
 
     def _outcome(self, row: int, picture: Picture, scores: Scores) -> Outcome:
-        details, pixels = _details(scores, row), picture.sample.image_HWC
+        details, images = _details(scores, row), picture.sample.images
         values: dict[str, float | None] = {}
         errors: dict[str, str] = {}
         for r, name in enumerate(scores.names):
@@ -124,8 +124,8 @@ class Scorer:
                 values[name] = float(scores.scores_BR[row, r]) if scores.valid_BR[row, r] else None
                 if values[name] is None:
                     errors[name] = str(details.get(name, {}).get("error", {}).get("code", "dropped"))
-        if pixels is not None and self._set.duplicates > 1:
-            self._thumbnails.setdefault(picture.index, []).append(thumbnail(pixels))
+        if images and self._set.duplicates > 1:
+            self._thumbnails.setdefault(picture.index, []).extend(map(thumbnail, images))
         judge = self._set.judge
         return Outcome(
             set=self._set.name,
@@ -134,7 +134,7 @@ class Scorer:
             prompt_id=picture.sample.prompt.id,
             scores=values,
             errors=errors,
-            statistics={} if pixels is None else image_statistics(pixels),
+            statistics=_mean_statistics(images),
             points=() if judge is None else verdicts(picture.sample.prompt, details.get(judge, {})),
         )
 
@@ -156,6 +156,12 @@ def verdicts(prompt: Prompt, details: Mapping[str, Any]) -> tuple[Point, ...]:
     )
 
 
+def _mean_statistics(images: Sequence[Pixels]) -> dict[str, float]:
+    """`image_statistics` averaged over the images of a sample; empty without any."""
+    found = [image_statistics(image_HWC) for image_HWC in images]
+    return {name: sum(each[name] for each in found) / len(found) for name in found[0]} if found else {}
+
+
 def _with_diversity(outcome: Outcome, value: float | None) -> Outcome:
     """The same, with how much its prompt's pictures differ."""
     if value is None:
@@ -174,7 +180,8 @@ def _shown(picture: Picture, outcome: Outcome, details: Mapping[str, Mapping[str
         "id": sample.id,
         "prompt_id": sample.prompt.id,
         "prompt": sample.prompt.text,
-        "image_HWC": sample.image_HWC,
+        "images": sample.images,
+        "text": sample.text,
         "scores": dict(outcome.scores),
         "targets": list(sample.prompt.targets) if sample.prompt.targets else None,
         "read": _read(details),

@@ -144,7 +144,7 @@ def compare_pictures(config: Config, model: Any, reloaded: Any) -> str:
     for each in (model, reloaded):
         policy = FlowPolicy(each, keep_reference=False)
         rollouts = policy.sample(prompts, 1, list(range(len(prompts))), plan)
-        drawn.append(np.stack([np.asarray(sample.image_HWC) for rollout in rollouts for sample in rollout.samples]))
+        drawn.append(np.stack([image for rollout in rollouts for sample in rollout.samples for image in sample.images]))
     largest = int(np.abs(drawn[0].astype(np.int16) - drawn[1].astype(np.int16)).max())
     if largest > _ROUNDING:
         raise ExportError(f"the export draws other pictures: pixels differ by up to {largest} of 255")

@@ -76,7 +76,7 @@ class FlightRecorder:
     def add(self, step: int, drawn: Drawn, scores: Scores) -> None:
         """Keep step `step` as soon as it has its scores, good or bad."""
         samples = [sample for rollout in drawn.rollouts for sample in rollout.samples]
-        images = [sample.image_HWC for sample in samples[:MAX_PICTURES] if sample.image_HWC is not None]
+        images = [image_HWC for sample in samples for image_HWC in sample.images][:MAX_PICTURES]
         self._thumbnails = [thumbnail(image, PICTURE_SIDE) for image in images]
         self._steps.append(
             _Step(

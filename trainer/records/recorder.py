@@ -91,9 +91,9 @@ class Recorder:
     def save_samples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep evaluation samples: `samples/step_000000/<n>.png` and the list `samples/step_000000.json`.
 
-        A record has `id`, `prompt_id`, `prompt`, `image_HWC` (uint8 RGB, or None), `scores` (reward to number, None
-        where it failed) and `read` (what an OCR read, or None); in the list `image` is the picture's path in the run
-        folder instead.
+        A record has `id`, `prompt_id`, `prompt`, `images` (uint8 RGB each), `text` (or None), `scores` (reward to number,
+        None where it failed) and `read` (what an OCR read, or None). In the list, paths in the run folder stand for the
+        images: `image` is that of the first (None without one), `more_images` has the others where there are any.
         """
         if not self.is_main or not records:
             return
@@ -104,18 +104,15 @@ class Recorder:
         folder.mkdir(parents=True)
         written = []
         for number, record in enumerate(records):
-            pixels_HWC = record["image_HWC"]
-            entry = {key: value for key, value in record.items() if key != "image_HWC"}
-            entry["image"] = None
-            if pixels_HWC is not None:
-                path = folder / f"{number}.png"
+            entry = {key: value for key, value in record.items() if key != "images"}
+            paths = [folder / (f"{number}.{n}.png" if n else f"{number}.png") for n in range(len(record["images"]))]
+            for path, pixels_HWC in zip(paths, record["images"], strict=True):
                 Image.fromarray(pixels_HWC).save(path)
-                entry["image"] = path.relative_to(self.run_dir).as_posix()
-            written.append(plain_numbers(entry))
+            names = [path.relative_to(self.run_dir).as_posix() for path in paths]
+            more = {"more_images": names[1:]} if names[1:] else {}
+            written.append(plain_numbers(entry | {"image": names[0] if names else None} | more))
         write_atomic(listing, json.dumps(written, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
-        shown = [
-            Picture(record["image_HWC"], _caption(record)) for record in records if record["image_HWC"] is not None
-        ]
+        shown = [Picture(pixels_HWC, _caption(record)) for record in records for pixels_HWC in record["images"]]
         if shown:
             self._reporters.pictures(step, shown)
 

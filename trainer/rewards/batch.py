@@ -67,7 +67,7 @@ class Dispatcher:
         Asked a second time, a whole micro-batch travels again (a group scorer compares within it), and an answer that
         was good stays when its repetition fails.
         """
-        images: dict[str, asyncio.Task[list[bytes | None]]] = {}
+        images: dict[str, asyncio.Task[list[list[bytes]]]] = {}
         for encoding in {self._caller(name).config.image_encoding for name in names}:
             images[encoding] = asyncio.ensure_future(asyncio.to_thread(encode_samples, micro.samples, encoding))
         await asyncio.gather(*(self._score_one(micro, name, images, started_at) for name in names))
@@ -76,7 +76,7 @@ class Dispatcher:
         self,
         micro: MicroBatch,
         name: str,
-        images: Mapping[str, asyncio.Task[list[bytes | None]]],
+        images: Mapping[str, asyncio.Task[list[list[bytes]]]],
         started_at: float,
     ) -> None:
         caller = self._caller(name)

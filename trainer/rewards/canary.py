@@ -26,7 +26,7 @@ def probes() -> list[Sample]:
     wrong = Image.new("RGB", (256, 96), "white")
     ImageDraw.Draw(wrong).ellipse((98, 18, 158, 78), fill=(20, 40, 220))
     return [
-        Sample(id=f"canary-{name}", group_id="canary", prompt=prompt, image_HWC=np.asarray(image))
+        Sample(id=f"canary-{name}", group_id="canary", prompt=prompt, images=(np.asarray(image),))
         for name, image in (("right", right), ("wrong", wrong))
     ]
 

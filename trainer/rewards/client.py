@@ -332,9 +332,9 @@ class Batch:
     def _check(self, sample: Sample) -> None:
         if sample.id in self._ids:
             raise ValueError(f"sample id {sample.id!r} was submitted before; ids must be unique in a batch")
-        image = sample.image_HWC
-        if image is not None and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
-            raise ValueError(f"sample {sample.id}: pixels must be uint8 (H, W, 3); got {image.dtype} {image.shape}")
+        for image in sample.images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"sample {sample.id}: pixels must be uint8 (H, W, 3); got {image.dtype} {image.shape}")
         unknown = [name for name in sample.prompt.weights if name not in self._client.config.columns]
         if unknown:
             raise ValueError(

@@ -78,13 +78,13 @@ def encode_pixels(image_HWC: np.ndarray, encoding: str) -> bytes:
     return encode(Image.fromarray(image_HWC), MEDIA_TYPES[encoding])
 
 
-def encode_samples(samples: Sequence[Sample], encoding: str) -> list[bytes | None]:
-    """The encoded image of each sample, None for a text completion."""
-    return [None if s.image_HWC is None else encode_pixels(s.image_HWC, encoding) for s in samples]
+def encode_samples(samples: Sequence[Sample], encoding: str) -> list[list[bytes]]:
+    """The encoded images of each sample; none for a sample of text alone."""
+    return [[encode_pixels(image_HWC, encoding) for image_HWC in sample.images] for sample in samples]
 
 
 def make_call(
-    samples: Sequence[Sample], images: Sequence[bytes | None], encoding: str, reward: str | None
+    samples: Sequence[Sample], images: Sequence[Sequence[bytes]], encoding: str, reward: str | None
 ) -> tuple[Call | None, dict[str, Answer]]:
     """The request for `samples`, and the samples that cannot be sent (id to failure). No call when none can be."""
     ids: list[str] = []
@@ -92,14 +92,16 @@ def make_call(
     parts: dict[str, bytes] = {}
     sources: dict[str, ImageRef] = {}  # by path
     refused: dict[str, Answer] = {}
-    for index, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        part = f"image{index}"
+    named = 0  # images that have a part's name
+    for sample, encoded in zip(samples, images, strict=True):
+        names = [f"image{named + n}" for n in range(len(encoded))]
+        named += len(encoded)
         try:
             for path in sample.prompt.source_images:
                 if path not in sources:
                     part_name = f"source{len(sources)}"
                     sources[path], parts[part_name] = _source(path, part_name)
-            item = _item(sample, part, encoding, sources)
+            item = _item(sample, names, encoding, sources)
         except (OSError, BadImageError) as error:
             refused[sample.id] = Answer(None, ErrorCode.BAD_INPUT, f"cannot be sent: source_images: {error}")
             continue
@@ -110,24 +112,22 @@ def make_call(
             continue
         ids.append(sample.id)
         items.append(item.model_dump_json(exclude_none=True))
-        if image is not None:
-            parts[part] = image
+        parts |= dict(zip(names, encoded, strict=True))
     call = Call(reward, ids, "[" + ",".join(items) + "]", parts) if ids else None
     return call, refused
 
 
-def _item(sample: Sample, part: str, encoding: str, sources: Mapping[str, ImageRef]) -> ScoreItem:
-    images = []
-    if sample.image_HWC is not None:
-        height, width, _ = sample.image_HWC.shape
-        images.append(ImageRef(media_type=MEDIA_TYPES[encoding], part=part, width=width, height=height))
-    prompt = sample.prompt
+def _item(sample: Sample, names: Sequence[str], encoding: str, sources: Mapping[str, ImageRef]) -> ScoreItem:
+    prompt, media_type = sample.prompt, MEDIA_TYPES[encoding]
     return ScoreItem(
         id=sample.id,
         group_id=sample.group_id,
         prompt=prompt.text,
-        images=images,
-        completion=sample.completion,
+        images=[
+            ImageRef(media_type=media_type, part=name, width=image_HWC.shape[1], height=image_HWC.shape[0])
+            for name, image_HWC in zip(names, sample.images, strict=True)
+        ],
+        completion=sample.text,
         source_images=[sources[path] for path in prompt.source_images] or None,
         targets=None if prompt.targets is None else list(prompt.targets),
         metadata=dict(prompt.metadata),

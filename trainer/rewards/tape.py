@@ -224,10 +224,12 @@ class TapePlayer:
 
 
 def digest(sample: Sample) -> str:
-    """SHA-256 of a sample's raw pixels (uint8, row by row), or of its completion."""
-    if sample.image_HWC is not None:
-        return hashlib.sha256(sample.image_HWC.tobytes()).hexdigest()
-    return hashlib.sha256((sample.completion or "").encode()).hexdigest()
+    """SHA-256 of the raw pixels (uint8, row by row) of a sample's images, one after the other, and then of its text."""
+    seen = hashlib.sha256()
+    for image_HWC in sample.images:
+        seen.update(image_HWC.tobytes())
+    seen.update((sample.text or "").encode())
+    return seen.hexdigest()
 
 
 def _line(moment: Moment, sample: Sample, answers: Mapping[str, Answer]) -> bytes:

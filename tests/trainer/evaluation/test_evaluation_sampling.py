@@ -39,7 +39,7 @@ class BrightnessBatch:
 
     def collect(self) -> Scores:
         self.done = True
-        values = [float(s.image_HWC.mean()) / 255 for s in self.samples if s.image_HWC is not None]
+        values = [float(image.mean()) / 255 for s in self.samples for image in s.images]
         valid = torch.tensor([[sample.prompt.id != "p3"] for sample in self.samples])
         seen = {"targets": ["CAT"], "images": [{"score": 1.0, "lines": [{"text": "CA"}, {"text": "T"}]}]}  # as ocr does
         failed = seen | {"error": {"code": "timeout", "message": "late"}}
@@ -107,8 +107,7 @@ def pictures_of(policy: Any, duplicates: int = 1, world: World = ALONE, **evalua
 
 
 def pixels(picture: Picture) -> bytes:
-    assert picture.sample.image_HWC is not None
-    return picture.sample.image_HWC.tobytes()
+    return picture.sample.images[0].tobytes()
 
 
 def test_the_same_weights_draw_the_same_pictures_whatever_the_micro_batch_and_the_duplicates(
@@ -118,8 +117,7 @@ def test_the_same_weights_draw_the_same_pictures_whatever_the_micro_batch_and_th
     assert [pixels(p) for p in one] == [pixels(p) for p in again]
     assert [(p.index, p.duplicate) for p in wide] == [(i, d) for i in range(5) for d in range(2)]
     for a, b in zip(one, wide[::2], strict=True):
-        assert a.sample.image_HWC is not None and b.sample.image_HWC is not None
-        assert abs(a.sample.image_HWC.astype(int) - b.sample.image_HWC.astype(int)).max() <= 1  # another batch size
+        assert abs(a.sample.images[0].astype(int) - b.sample.images[0].astype(int)).max() <= 1  # another batch size
     assert len({pixels(p) for p in wide}) == 10, "a prompt's pictures have noise of their own"
     assert len({evaluation_seed(1, i, d) for i in range(20) for d in range(20)}) == 400
 

@@ -90,7 +90,7 @@ def test_means_and_spreads_are_over_the_pictures_that_have_the_number() -> None:
 
 def rollout(images: dict[str, list[np.ndarray]]) -> Rollout:
     samples = [
-        Sample(f"{group}#{n}", group, Prompt(group, "p"), image_HWC=image)
+        Sample(f"{group}#{n}", group, Prompt(group, "p"), images=(image,))
         for group, group_images in images.items()
         for n, image in enumerate(group_images)
     ]
@@ -106,7 +106,7 @@ def test_a_group_is_known_by_its_id_over_micro_batches() -> None:
 
 
 def test_text_rollouts_have_no_picture_statistics() -> None:
-    text = Rollout([Sample("a#0", "a", Prompt("a", "p"), completion="x")], torch.zeros(1), torch.zeros(1, 0), [], {})
+    text = Rollout([Sample("a#0", "a", Prompt("a", "p"), text="x")], torch.zeros(1), torch.zeros(1, 0), [], {})
     assert rollout_statistics([text], ALONE) == {}
 
 

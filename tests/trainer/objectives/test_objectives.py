@@ -162,7 +162,7 @@ def test_points_follow_the_forward_process() -> None:
     batch = roll_out(policy, "diffusion_nft")
     _, drawn = point(policy, batch, objective="diffusion_nft")
     assert torch.equal(drawn.x0, policy.clean(batch[0]))
-    assert torch.equal(policy.model.decode(drawn.x0)[3], torch.from_numpy(batch[0].samples[3].image_HWC))
+    assert torch.equal(policy.model.decode(drawn.x0)[3], torch.from_numpy(batch[0].samples[3].images[0]))
     sigma = drawn.sigma_B[:, None, None, None]
     torch.testing.assert_close(drawn.x, (1 - sigma) * drawn.x0 + sigma * drawn.noise)
     assert len(set(drawn.sigma_B.tolist())) == 8, "each sample has its own noise level"

@@ -26,7 +26,7 @@ STEPS = 10
 def brightness(rollouts: list[Rollout]) -> Tensor:
     """Mean pixel value of each sample, (2 groups, 4)."""
     samples = [sample for rollout in rollouts for sample in rollout.samples]
-    return torch.tensor([np.asarray(sample.image_HWC, np.float32).mean() for sample in samples]).view(2, 4)
+    return torch.tensor([np.asarray(sample.images[0], np.float32).mean() for sample in samples]).view(2, 4)
 
 
 @pytest.mark.parametrize("name", CASES)

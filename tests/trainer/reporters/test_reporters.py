@@ -45,7 +45,7 @@ def recorder(run_dir: Path, resume_step: int | None = None, **logging: Any) -> R
 
 def sample(value: int) -> dict[str, Any]:
     pixels = np.full((6, 4, 3), value, np.uint8)
-    return {"prompt": "a cat", "image_HWC": pixels, "scores": {"ocr": 0.25, "hps": None}, "read": None}
+    return {"prompt": "a cat", "images": [pixels], "scores": {"ocr": 0.25, "hps": None}, "read": None}
 
 
 def run_twice(run_dir: Path, **logging: Any) -> None:

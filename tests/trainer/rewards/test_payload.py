@@ -30,15 +30,15 @@ def test_the_body_is_a_wire_request_with_everything_the_sample_has() -> None:
     reference = item.images[0]
     assert (reference.width, reference.height) == (5, 4)
     image = decode(call.parts[str(reference.part)], reference.media_type, width=5, height=4)
-    assert np.array_equal(np.asarray(image), samples[2].image_HWC)
+    assert np.array_equal(np.asarray(image), samples[2].images[0])
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "png", "webp"])
 def test_lossless_encodings_keep_every_pixel(encoding: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
     view = np.ascontiguousarray(pixels[::-1])[::-1]  # not contiguous, as a cropped tensor's pixels may be
-    sample = replace(make_samples(1, {})[0], image_HWC=view)
-    (data,) = encode_samples([sample], encoding)
+    sample = replace(make_samples(1, {})[0], images=(view,))
+    ((data,),) = encode_samples([sample], encoding)
     assert data is not None
     image = decode(data, MEDIA_TYPES[encoding], width=5, height=7)
     assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
@@ -72,7 +72,7 @@ def test_a_source_image_that_is_gone_fails_its_samples_alone(tmp_path: Path) -> 
 
 
 def test_a_text_completion_has_no_image() -> None:
-    sample = Sample(id="t", group_id="g", prompt=Prompt("p", "say hi"), completion="hi")
+    sample = Sample(id="t", group_id="g", prompt=Prompt("p", "say hi"), text="hi")
     call, _ = make_call([sample], encode_samples([sample], "rgb8"), "rgb8", None)
     assert call is not None
     assert call.parts == {}
@@ -90,6 +90,20 @@ def test_a_sample_that_cannot_be_sent_fails_alone() -> None:
     assert list(call.parts) == ["image0", "image2"]
     assert refused["s1"].code == "bad_input"
     assert "prompt" in refused["s1"].message
+
+
+def test_several_images_and_a_text_travel_together() -> None:
+    """Every image is a part of its own, numbered through the request; the text goes along as the completion."""
+    plain, both = make_samples(2, {})
+    both = replace(both, images=(*both.images, np.full((2, 5, 3), 7, np.uint8)), text="done")
+    samples = [both, plain]
+    call, refused = make_call(samples, encode_samples(samples, "rgb8"), "rgb8", None)
+    assert call is not None and refused == {}
+    first, second = ScoreRequest.model_validate_json(call.body(1, "r")).items
+    assert [image.part for image in first.images] == ["image0", "image1"]
+    assert (first.images[1].height, first.images[1].width, first.completion) == (2, 5, "done")
+    assert call.parts["image1"] == bytes([7] * 30)
+    assert [image.part for image in second.images] == ["image2"] and second.completion is None
 
 
 def test_metadata_that_is_not_json_is_named() -> None:

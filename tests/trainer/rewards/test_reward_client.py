@@ -88,8 +88,7 @@ def test_what_the_service_is_sent(scripted: Any, connect: Any, tmp_path: Any) ->
     item = request["items"][1]
     assert (item["group_id"], item["targets"], item["metadata"]) == ("g0", ["HI"], {"color": "red"})
     assert 15_000 < request["deadline_ms"] < 20_000  # what is left of the deadline, with time for the answer to travel
-    assert samples[1].image_HWC is not None
-    assert parts[item["images"][0]["part"]] == samples[1].image_HWC.tobytes()
+    assert parts[item["images"][0]["part"]] == samples[1].images[0].tobytes()
     assert headers["authorization"] == "Bearer s3cret"
     assert not any("s3cret" in message for message in client.said("failure"))
 
@@ -160,8 +159,8 @@ def test_shuffle_control_is_for_training_alone(scripted: Any, connect: Any) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_HWC": np.zeros((4, 4, 3), np.float32)}, "must be uint8"),
-        ({"image_HWC": np.zeros((3, 4, 4), np.uint8)}, r"must be uint8 \(H, W, 3\); got uint8 \(3, 4, 4\)"),
+        ({"images": (np.zeros((4, 4, 3), np.float32),)}, "must be uint8"),
+        ({"images": (np.zeros((3, 4, 4), np.uint8),)}, r"must be uint8 \(H, W, 3\); got uint8 \(3, 4, 4\)"),
         ({"id": "s0"}, "'s0' was submitted before"),
         ({"prompt": make_samples(1, {"nope": 1.0})[0].prompt}, "asks for the reward 'nope'; rewards.columns has: r"),
     ],
@@ -212,7 +211,7 @@ def test_a_service_without_urls_is_named() -> None:
 def test_a_text_completion_is_scored(scripted: Any, connect: Any) -> None:
     server = scripted()
     batch = connect(server).batch()
-    batch.submit([replace(make_samples(1, {"r": 1.0})[0], image_HWC=None, completion="an answer")])
+    batch.submit([replace(make_samples(1, {"r": 1.0})[0], images=(), text="an answer")])
     assert batch.collect().valid_BR.all()
     assert server.requests[0]["items"][0]["completion"] == "an answer"
 

@@ -47,7 +47,7 @@ def test_the_canary_shows_the_word_in_the_colour_and_neither(scripted: Any, conn
     assert [item["id"] for item in request["items"]] == ["canary-right", "canary-wrong"]
     assert len({item["group_id"] for item in request["items"]}) == 1  # so that pairwise scorers can compare them
     assert request["items"][0]["targets"] == ["HELLO"]
-    right, wrong = (probe.image_HWC for probe in probes())
+    right, wrong = (probe.images[0] for probe in probes())
     assert right is not None and wrong is not None
     red, blue = right.reshape(-1, 3).astype(int), wrong.reshape(-1, 3).astype(int)
     assert (red[:, 0] - red[:, 2]).max() > 100 > (red[:, 2] - red[:, 0]).max()

@@ -106,7 +106,7 @@ def test_a_line_is_a_sample(tmp_path: Path, scripted: Callable[..., Any]) -> Non
 def test_what_is_not_on_the_tape_is_a_failure_with_a_reason(tmp_path: Path, scripted: Callable[..., Any]) -> None:
     record(tmp_path / "tape", scripted())
     samples = make_samples(6, {"a": 1.0}, first=1)
-    samples[1] = replace(samples[1], image_HWC=samples[1].image_HWC + 1)
+    samples[1] = replace(samples[1], images=(samples[1].images[0] + 1,))
     with replay(tmp_path / "tape") as client:
         other = score(client, samples, 1)
         stranger = score(client, make_samples(1, {"a": 1.0}, first=50), 1)

@@ -135,7 +135,7 @@ class FlowPolicy:
                 pixels = self.model.decode(final).cpu().numpy()
             yield Rollout(
                 samples=[
-                    Sample(id=f"{prompt.id}#{i % group_size}", group_id=prompt.id, prompt=prompt, image_HWC=pixels[n])
+                    Sample(id=f"{prompt.id}#{i % group_size}", group_id=prompt.id, prompt=prompt, images=(pixels[n],))
                     for n, (i, prompt) in enumerate(zip(indices, prompts_B, strict=True))
                 ],
                 group_B=torch.tensor([i // group_size for i in indices], dtype=torch.int64),

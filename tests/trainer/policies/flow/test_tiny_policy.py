@@ -88,7 +88,7 @@ def test_seeds_decide_the_noise_and_prompts_decide_the_picture() -> None:
     plan = make_plan(stochastic_steps=(), trained_steps=())
     (first,) = policy.sample(PROMPTS, 1, [7, 7], plan)
     (again,) = policy.sample(PROMPTS, 1, [7, 8], plan)
-    images = [s.image_HWC for s in (*first.samples, *again.samples)]
+    images = [s.images[0] for s in (*first.samples, *again.samples)]
     assert all(image is not None and image.shape == (24, 48, 3) and image.dtype == "uint8" for image in images)
     assert (images[0] == images[2]).all(), "same prompt, same seed"
     assert (images[1] != images[3]).any(), "another seed"

@@ -33,7 +33,7 @@ def draw(model: DeepGenFlow) -> torch.Tensor:
     policy = FlowPolicy(model, keep_reference=False)
     plan = SamplingPlan(num_inference_steps=4, micro_batch_size=2, guidance_scale=2.0, shift=None)
     (rollout,) = policy.sample([Prompt(id="a", text="a cat"), Prompt(id="b", text="two dogs")], 1, [1, 2], plan)
-    return torch.stack([torch.from_numpy(sample.image_HWC) for sample in rollout.samples])
+    return torch.stack([torch.from_numpy(sample.images[0]) for sample in rollout.samples])
 
 
 def test_the_layout_is_the_published_one(tiny: TinyDeepGen, build: Build) -> None:
