@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:  # prompt files are read and their mistakes said without waiting for torch
     import numpy as np
@@ -49,38 +49,65 @@ class Sample:
     text: str | None = None
 
 
-@dataclass
+class Trace(Protocol):
+    """What a policy keeps of a micro-batch in order to replay it. Nobody but the policy that made it looks inside."""
+
+    def rows(self, rows: slice) -> Self:
+        """The trace of these samples alone."""
+        ...
+
+    def join(self, others: Sequence[Self]) -> Self:
+        """One trace of this micro-batch's samples and those of the others, in order. What is ragged is padded here, by the
+        policy, which knows with what."""
+        ...
+
+
+@dataclass(eq=False)
 class Rollout:
     """A micro-batch of B samples, as a policy yields it, with all that a replay needs.
 
     Attributes:
         samples: B samples in order.
         group_B: int64 group numbers, equal within a group, unique in the step over all ranks.
-        logp_BS: float32 log-probabilities of the stochastic steps, mean over latent dimensions.
-        steps: the S denoising-step (or token) indices that `logp_BS` holds.
-        state: the policy's own tensors for the replay (latents, conditioning); opaque to everything else.
+        logp_BS: float32 log-probabilities of what was drawn: of S stochastic denoising steps, each a mean over the latent
+            dimensions, or of S tokens.
+        mask_BS: bool, False behind the end of a shorter text; None where all S count. It is known as soon as the samples
+            are, so that a loss can be divided by what counts before anything is computed again.
+        trace: the policy's own record of the samples.
+        behind: how many updates the weights have had since they drew these samples.
+        resized: whether this is another micro-batch than the sampled one. The same log-probability, computed with other
+            neighbours, may differ in the last bits.
         seconds: how long the phases of sampling took (`encode`, `denoise`, `decode`), where the policy has such.
     """
 
     samples: Sequence[Sample]
     group_B: Tensor
     logp_BS: Tensor
-    steps: Sequence[int]
-    state: Mapping[str, Any]
+    mask_BS: Tensor | None
+    trace: Trace
+    behind: int = 0
+    resized: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompt of each sample."""
+        return [sample.prompt for sample in self.samples]
+
 
 @dataclass
 class Replay:
-    """What a policy computes again under its present weights, for one or more steps of a rollout.
+    """What a policy computes again under its present weights, for a part of the S columns of a rollout.
 
     Attributes:
-        logp_BS: float32, differentiable.
-        mask_BS: bool, True where the step counts (text rollouts of unequal length); None when all count.
-        kl_BS: float32, per-step KL to the reference, differentiable; None when none was asked for.
+        logp_BS: float32, differentiable. What stands where the rollout's mask is False means nothing.
+        reference_BS: float32 log-probabilities under the starting weights, without gradient; None when they were not asked
+            for, or the policy gives its KL itself.
+        kl_BS: float32, differentiable: the KL to the reference in closed form, by what it compares (`velocity`, `latent`);
+            empty when none was asked for, or the policy has none.
         mean_shift_BS: float32, mean over latents of (mean - sampled mean)^2 of each Gaussian step, differentiable; None
             where the rollout kept no means.
         std_S: standard deviation of each step's noise (sqrt(-dt) included); empty for steps that are no Gaussians.
@@ -88,8 +115,8 @@ class Replay:
     """
 
     logp_BS: Tensor
-    mask_BS: Tensor | None = None
-    kl_BS: Tensor | None = None
+    reference_BS: Tensor | None = None
+    kl_BS: Mapping[str, Tensor] = field(default_factory=dict)
     mean_shift_BS: Tensor | None = None
     std_S: Sequence[float] = ()
     sigma_S: Sequence[tuple[float, float]] = ()

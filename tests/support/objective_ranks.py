@@ -48,7 +48,7 @@ def one_step(name: str, algorithm: dict[str, Any], group: World) -> tuple[Tensor
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.002)
     if name.startswith("stale"):
-        rollouts = [replace(rollout, state={**rollout.state, "stale": True}) for rollout in rollouts]
+        rollouts = [replace(rollout, behind=1) for rollout in rollouts]
     row = updater.step(rollouts, ADV[samples], WEIGHT[samples], 0)
     return gradient(policy), row
 

@@ -28,7 +28,7 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.flow.policy import FlowPolicy, FlowTrace
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
 from trainer.programs.rollout import Drawn
@@ -51,7 +51,9 @@ def drawn(count: int, side: int = 8) -> Drawn:
         )
         for n in range(count)
     ]
-    rollout = Rollout(samples, torch.arange(count) // 4, torch.zeros(count, 2), (0, 1), {"x": torch.zeros(count, 9)})
+    rollout = Rollout(
+        samples, torch.arange(count) // 4, torch.zeros(count, 2), None, FlowTrace(PLAN, torch.zeros(count, 9))
+    )
     seeds = list(range(100, 100 + count))
     return Drawn([rollout], None, {}, seeds, PLAN, sampling_s=1.0, flops=0.0)  # type: ignore[arg-type]  # needs no batch
 
@@ -130,7 +132,7 @@ def test_pictures_are_small_few_and_of_the_last_step(tmp_path: Path) -> None:
 
 def test_no_picture_and_no_latent_of_a_step_stays_in_memory(tmp_path: Path) -> None:
     flight, step = recorder(tmp_path), drawn(4)
-    gone = [weakref.ref(step.rollouts[0].state["x"]), weakref.ref(step.rollouts[0].samples[0].images[0])]
+    gone = [weakref.ref(step.rollouts[0].trace.x_BT), weakref.ref(step.rollouts[0].samples[0].images[0])]
     flight.add(1, step, scored(4))
     del step
     gc.collect()

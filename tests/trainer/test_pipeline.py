@@ -83,7 +83,7 @@ def test_its_first_step_is_on_policy_and_later_ones_are_marked(
     stale: list[list[bool]] = []
 
     def step(self: Any, rollouts: Any, *args: Any) -> dict[str, float]:
-        stale.append([bool(rollout.state.get("stale")) for rollout in rollouts])
+        stale.append([rollout.behind > 0 for rollout in rollouts])
         return original(self, rollouts, *args)
 
     original = Updater.step

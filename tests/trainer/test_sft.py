@@ -41,7 +41,7 @@ def test_it_writes_a_base_that_a_policy_starts_from(tmp_path: Path) -> None:
     output = train_base(config(tmp_path, "base"))
     assert [path.name for path in output.parent.iterdir()] == ["base.safetensors"]
     policy = build_policy(SMALL.model_copy(update={"checkpoint": str(output)}), CPU, keep_reference=False)
-    assert "4 steps" in policy.about_base
+    assert "4 steps" in policy.about
     rows = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4] and all(row["loss/flow"] > 0 for row in rows)
 

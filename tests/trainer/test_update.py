@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_mean_over_samples_and_steps() -> None:
     make_updater(policy, lr=1e-12).step(batch, ADV, ONES, 0)
     actual = gradient(policy).clone()
     policy.trainable.zero_grad()
-    logp_BS = policy.replay(batch[0], [0, 1, 2]).logp_BS
+    logp_BS = policy.replay(batch[0], slice(0, 3)).logp_BS
     (-(ADV[:, None] * logp_BS).sum() / 24).backward()
     torch.testing.assert_close(actual, gradient(policy), rtol=1e-4, atol=1e-8)
 

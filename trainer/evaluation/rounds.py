@@ -17,7 +17,7 @@ from trainer.evaluation.results import Results, write_results
 from trainer.evaluation.sampling import draw
 from trainer.evaluation.scoring import BATCHES, Scorer
 from trainer.evaluation.sets import EvaluationSet
-from trainer.policies.base import Policy
+from trainer.policies.base import Samples
 from trainer.processes.distributed import World
 from trainer.rewards import RewardClient
 from trainer.types import StopTrainingError
@@ -50,7 +50,7 @@ class Rounds:
         self,
         sets: Sequence[EvaluationSet],
         config: Config,
-        policy: Policy,
+        policy: Samples,
         client: RewardClient,
         world: World,
         trained: Collection[str],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.config import Config
 from trainer.evaluation.sets import EvaluationSet
-from trainer.policies.base import Policy, SamplingPlan
+from trainer.policies.base import Samples, SamplingPlan
 from trainer.processes.distributed import World, even_share
 from trainer.seeds import sample_seed
 from trainer.types import Sample
@@ -27,7 +27,7 @@ def evaluation_seed(seed: int, index: int, duplicate: int) -> int:
     return sample_seed(seed, "evaluation", index, *([duplicate] if duplicate else []))
 
 
-def draw(policy: Policy, chosen: EvaluationSet, config: Config, world: World) -> Iterator[list[Picture]]:
+def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -> Iterator[list[Picture]]:
     """This rank's pictures of a set in micro-batches, as they are decoded.
 
     Every rank makes equally many forward passes, which sharded weights need: where the prompts cannot be dealt evenly,

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.evaluation.image_statistics import Floats, Pixels, diversity, image_statistics, thumbnail
+from trainer.evaluation.image_statistics import Floats, diversity, image_statistics, mean_statistics, thumbnail
 from trainer.evaluation.outcomes import Outcome, Point
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
@@ -134,7 +134,7 @@ class Scorer:
             prompt_id=picture.sample.prompt.id,
             scores=values,
             errors=errors,
-            statistics=_mean_statistics(images),
+            statistics={name: mean for name, (mean, _) in mean_statistics([*map(image_statistics, images)]).items()},
             points=() if judge is None else verdicts(picture.sample.prompt, details.get(judge, {})),
         )
 
@@ -154,12 +154,6 @@ def verdicts(prompt: Prompt, details: Mapping[str, Any]) -> tuple[Point, ...]:
         Point(name, dimension, *(bool(each) if each in (0, 1) else None for each in (verdict, theirs)))
         for name, dimension, verdict, theirs in zip(names, dimensions, found, official, strict=True)
     )
-
-
-def _mean_statistics(images: Sequence[Pixels]) -> dict[str, float]:
-    """`image_statistics` averaged over the images of a sample; empty without any."""
-    found = [image_statistics(image_HWC) for image_HWC in images]
-    return {name: sum(each[name] for each in found) / len(found) for name in found[0]} if found else {}
 
 
 def _with_diversity(outcome: Outcome, value: float | None) -> Outcome:

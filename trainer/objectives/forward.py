@@ -20,7 +20,7 @@ from trainer.losses import (
 from trainer.objectives.base import Batch, Chunk, micro_batches
 from trainer.objectives.noise import NoiseLevels
 from trainer.objectives.pairs import pair_batches
-from trainer.policies.base import Policy
+from trainer.policies.base import Denoises
 from trainer.seeds import sample_seed
 from trainer.types import Rollout
 
@@ -37,7 +37,9 @@ class Point(NamedTuple):
 class ForwardObjective:
     """What these objectives share: points of the forward process, and velocities there."""
 
-    def __init__(self, policy: Policy, algorithm: AlgorithmConfig, *, micro_batch_size: int | None, seed: int) -> None:
+    def __init__(
+        self, policy: Denoises, algorithm: AlgorithmConfig, *, micro_batch_size: int | None, seed: int
+    ) -> None:
         self.policy, self.algorithm = policy, algorithm
         self.micro_batch_size, self.seed = micro_batch_size, seed
         self.levels = NoiseLevels.of(algorithm)
@@ -62,7 +64,7 @@ class ForwardObjective:
         return Point(diffuse(x0, noise, sigma_B), x0, noise, sigma_B)
 
     def predict(self, batch: Batch, point: Point, *, reference: bool = False) -> Tensor:
-        return self.policy.predict(batch.rollout, point.x, point.sigma_B, reference=reference)
+        return self.policy.predict(batch.rollout.prompts, point.x, point.sigma_B, reference=reference)
 
     def kl(self, batch: Batch, point: Point, v: Tensor) -> Tensor | None:
         """Sum of the KL to the reference at the point; None where the loss has no such term."""

@@ -10,43 +10,43 @@ from torch import Tensor
 from trainer.config import AlgorithmConfig
 from trainer.losses import Stats, clipped_surrogate, guarded_surrogate, highest, kl_penalty
 from trainer.objectives.base import Batch, Chunk, micro_batches
-from trainer.policies.base import KlType, Policy
+from trainer.policies.base import Replays
 from trainer.types import Replay, Rollout
 
 
 class FlowGrpo:
     """Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818): the clipped surrogate, a denoising step at a time.
 
-    Where the samples come from older weights (`stale` in the rollout's state), the first replay is the proximal policy,
+    Where the samples come from older weights (`behind` in the rollout), the first replay is the proximal policy,
     so that ratios still begin at 1, and an importance weight corrects for the rest. Nothing is drawn: `seed` is not used.
     """
 
-    def __init__(self, policy: Policy, algorithm: AlgorithmConfig, *, micro_batch_size: int | None, seed: int) -> None:
+    def __init__(self, policy: Replays, algorithm: AlgorithmConfig, *, micro_batch_size: int | None, seed: int) -> None:
         self.policy, self.algorithm, self.micro_batch_size = policy, algorithm, micro_batch_size
-        self.kl: KlType | None = algorithm.kl_type if algorithm.kl_beta else None
 
     def batches(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> list[Batch]:
         return micro_batches(rollouts, adv_B, weight_B, step, self.micro_batch_size)
 
     def num_chunks(self, batch: Batch) -> int:
-        return len(batch.rollout.steps)
+        return len(self.policy.parts(batch.rollout))
 
     def chunk(self, batch: Batch, column: int) -> Chunk:
-        rollout, state = batch.rollout, batch.rollout.state
-        replay = self.policy.replay(rollout, [column], kl=self.kl)
+        rollout, part = batch.rollout, self.policy.parts(batch.rollout)[column]
+        replay = self.policy.replay(rollout, part, reference=self.algorithm.kl_beta > 0)
         replayed_BS = replay.logp_BS.detach()
-        sampled_BS = rollout.logp_BS[:, column : column + 1].to(replayed_BS.device)
-        first, stale = column not in batch.old, bool(state.get("stale"))
+        sampled_BS = rollout.logp_BS[:, part].to(replayed_BS.device)
+        first, stale = column not in batch.old, rollout.behind > 0
         if first:
-            # A regrouped micro-batch may differ from the sampled ones in the last bits; its first replay, which precedes
+            # A resized micro-batch may differ from the sampled ones in the last bits; its first replay, which precedes
             # every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
-            batch.old[column] = replayed_BS if stale or state.get("regrouped") else sampled_BS
+            batch.old[column] = replayed_BS if stale or rollout.resized else sampled_BS
         loss, stats = self._surrogate(batch, replay, batch.old[column], sampled_BS if stale else None)
         if not stale:
             error = (replayed_BS - sampled_BS).abs() if first else torch.zeros_like(sampled_BS)
             worst = highest(error, torch.ones_like(error, dtype=torch.bool))
             stats = Stats(stats.count, stats.sums, stats.lows, {**stats.highs, "ratio/replay_error": worst})
-        kl = None if replay.kl_BS is None else kl_penalty(replay.kl_BS, batch.weight_N, mask_BS=replay.mask_BS)
+        kl_BS = replay.kl_BS.get(self.algorithm.kl_type)
+        kl = None if kl_BS is None else kl_penalty(kl_BS, batch.weight_N)
         return Chunk(loss, kl, stats)
 
     def _surrogate(
@@ -58,7 +58,6 @@ class FlowGrpo:
             batch.adv_B,
             batch.weight_N,
             clip_range=self.algorithm.clip_range,
-            mask_BS=replay.mask_BS,
             logp_behaviour_BS=behaviour_BS,
             importance_cap=self.algorithm.importance_cap,
         )

@@ -12,10 +12,10 @@ from trainer.config import AlgorithmConfig, ConfigError, SftLossConfig
 from trainer.losses import diffuse, matching_error
 from trainer.objectives.captions import BrokenPicturesError, CaptionData, Captioned
 from trainer.objectives.noise import NoiseLevels
-from trainer.policies.base import Policy
+from trainer.policies.base import Denoises
 from trainer.processes.distributed import World
 from trainer.seeds import sample_seed
-from trainer.types import Prompt, Rollout, Sample, StopTrainingError
+from trainer.types import Prompt, StopTrainingError
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Supervised:
     """
 
     def __init__(
-        self, policy: Policy, config: SftLossConfig, algorithm: AlgorithmConfig, world: World, seed: int
+        self, policy: Denoises, config: SftLossConfig, algorithm: AlgorithmConfig, world: World, seed: int
     ) -> None:
         if config.batch_size % world.size:
             raise ConfigError(
@@ -81,7 +81,7 @@ class Supervised:
         seeds_B = [sample_seed(self.seed, "sft_noise", batch.update, place) for place in batch.places[rows]]
         sigma_B, noise = self.levels.draw(seeds_B, x0)
         texts = [self._kept(text, seed) for text, seed in zip(batch.pictures.texts[rows], seeds_B, strict=True)]
-        v = self.policy.predict(_rollout(texts), diffuse(x0, noise, sigma_B), sigma_B)
+        v = self.policy.predict([_prompt(text) for text in texts], diffuse(x0, noise, sigma_B), sigma_B)
         return matching_error(v, x0, noise).sum() / self.config.batch_size
 
     def _check_first_picture(self) -> None:
@@ -102,9 +102,3 @@ class Supervised:
 
 def _prompt(text: str) -> Prompt:
     return Prompt(id="sft", text=text, dataset="sft")
-
-
-def _rollout(texts: Sequence[str]) -> Rollout:
-    """What `Policy.predict` takes: samples with nothing but their prompts."""
-    samples = [Sample(id=f"sft#{n}", group_id="sft", prompt=_prompt(text)) for n, text in enumerate(texts)]
-    return Rollout(samples, torch.zeros(len(texts), dtype=torch.int64), torch.zeros(len(texts), 0), (), {})

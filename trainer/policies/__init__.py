@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer.config import PolicyConfig
-from trainer.policies.base import Policy
+
+if TYPE_CHECKING:
+    from trainer.policies.flow import FlowPolicy
 
 
 def _tiny(config: Any, device: torch.device) -> Any:
@@ -56,7 +58,7 @@ FLOW_MODELS: dict[str, Callable[[Any, torch.device], Any]] = {
 }
 
 
-def build_policy(config: PolicyConfig, device: torch.device, *, keep_reference: bool) -> Policy:
+def build_policy(config: PolicyConfig, device: torch.device, *, keep_reference: bool) -> FlowPolicy:
     """Build the policy that `config.type` names, on `device`; with its starting weights kept when a KL needs them."""
     from trainer.policies.flow.policy import FlowPolicy
 

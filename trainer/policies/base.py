@@ -1,19 +1,22 @@
-"""What every policy offers. The trainer knows no modality: a denoising step and a token are both a step."""
+"""What policies offer, as capabilities: a policy has those that fit it, an objective says which it needs.
+
+Axes: P prompts, G group, B = P*G samples, S columns: stochastic denoising steps or tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.samplers.flow_sde import Kind
 from trainer.types import Prompt, Replay, Rollout
 
 Solver = Literal["euler", "dpm2m"]
-KlType = Literal["velocity", "latent"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class SamplingPlan:
         same_noise: the samples of a group start from one noise, that of the group's first seed. ODE steps before the
             first stochastic step are then the same for all of them and computed once per prompt.
         keep_means: keep the means of the trained steps, for a replay's `mean_shift_BS`.
-        keep_final: keep the clean latents, for objectives of the forward process (`Policy.clean`).
+        keep_final: keep the clean latents, for objectives of the forward process (`Denoises.clean`).
     """
 
     num_inference_steps: int
@@ -53,8 +56,9 @@ class SamplingPlan:
     keep_final: bool = False
 
 
+@runtime_checkable
 class Policy(Protocol):
-    """A generator that can be sampled and replayed. Flat: no policy inherits from another, none knows of rewards."""
+    """A generator. Flat: no policy inherits from another, none knows of rewards."""
 
     @property
     def trainable(self) -> nn.Module:
@@ -62,17 +66,18 @@ class Policy(Protocol):
         ...
 
     @property
-    def about_base(self) -> str:
+    def about(self) -> str:
         """A paragraph for the report: what the starting weights are and how they were made."""
         ...
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ConfigError naming the first prompt this policy cannot draw."""
+        """Raises ConfigError naming the first prompt this policy cannot take."""
         ...
 
-    def check_size(self, height: int | None, width: int | None) -> None:
-        """Raises ConfigError where pictures of this size, in pixels, cannot be drawn; None is the model's own."""
-        ...
+
+@runtime_checkable
+class Samples(Policy, Protocol):
+    """A policy that draws samples for prompts."""
 
     def sample(
         self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: SamplingPlan
@@ -84,14 +89,37 @@ class Policy(Protocol):
         """
         ...
 
-    def replay(self, rollout: Rollout, columns: Sequence[int], kl: KlType | None = None) -> Replay:
-        """Log-probabilities of the stored steps `rollout.steps[c]`, c in `columns`, under the present weights.
 
-        Before the first update they equal `rollout.logp_BS` bit for bit, when the micro-batch is the sampled one.
+@runtime_checkable
+class Replays(Policy, Protocol):
+    """A policy whose samples have log-probabilities that can be computed again: what policy gradients are made of."""
+
+    def parts(self, rollout: Rollout) -> Sequence[slice]:
+        """The S columns cut into what one forward and backward pass computes, in order, each column once.
+
+        A denoising step is a pass of its own, so a flow gives one slice a step; all tokens of a text come out of a single
+        pass, so a text policy gives one slice.
+        """
+        ...
+
+    def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
+        """The columns `part` of the rollout under the present weights.
+
+        Before the first update `logp_BS` equals `rollout.logp_BS[:, part]` bit for bit, when the micro-batch is the sampled
+        one.
 
         Args:
-            kl: which KL to the reference to compute; needs a policy built with `keep_reference`.
+            reference: compare with the starting weights, too; needs a policy built with `keep_reference`.
         """
+        ...
+
+
+@runtime_checkable
+class Denoises(Policy, Protocol):
+    """A policy that predicts the velocity of a rectified flow at any noise level: what forward-process losses need."""
+
+    def check_size(self, height: int | None, width: int | None) -> None:
+        """Raises ConfigError where images of this size, in pixels, cannot be drawn; None is the model's own."""
         ...
 
     def clean(self, rollout: Rollout) -> Tensor:
@@ -99,11 +127,11 @@ class Policy(Protocol):
         ...
 
     def encode_images(self, pixels_BHWC: Tensor) -> Tensor:
-        """Clean latents x0 (B, ...), float32, of pictures (B, H, W, 3), uint8."""
+        """Clean latents x0 (B, ...), float32, of images (B, H, W, 3), uint8."""
         ...
 
-    def predict(self, rollout: Rollout, x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
-        """Velocity v(x, sigma | prompt) (B, ...), float32, without guidance, for the prompts of `rollout.samples`.
+    def predict(self, prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
+        """Velocity v(x, sigma | prompt) (B, ...), float32, without guidance.
 
         Args:
             x: latents (B, ...) at noise levels `sigma_B` in (0, 1], as x = (1 - sigma) x0 + sigma * noise makes them.
@@ -112,11 +140,52 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsTokens(Policy, Protocol):
+    """A policy that reads given texts, such as the two answers of a preference."""
+
+    def logp(self, batch: Any, *, reference: bool = False) -> Tensor:
+        """logp_BS (B, S), float32: the log-probability of each token of the batch given those before it.
+
+        Args:
+            reference: under the frozen starting weights, without gradient.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PackOutput:
+    """What a policy says of a packed sequence, before any weight and any mean.
+
+    Attributes:
+        cross_entropy_T: float32, of each text token that is predicted.
+        squared_error_L: float32, of each noised latent token, the mean over its channels.
+    """
+
+    cross_entropy_T: Tensor
+    squared_error_L: Tensor
+
+
+@runtime_checkable
+class ReadsPacks(Policy, Protocol):
+    """A policy that reads packed sequences of text tokens and latents."""
+
+    def read(self, pack: Any) -> PackOutput:
+        """Errors of the pack's tokens under the present weights, unreduced, differentiable."""
+        ...
+
+
+def missing(policy: Policy, capability: type) -> list[str]:
+    """What `capability` asks for and the policy does not have, by name; empty where it fits."""
+    names = [name for name in dir(capability) if not name.startswith("_")]
+    return [name for name in names if not hasattr(policy, name)]
+
+
 def regroup(rollouts: Sequence[Rollout], size: int | None) -> list[Rollout]:
     """The same samples, in order, in micro-batches of `size` (the last may be smaller); None keeps them as sampled.
 
-    A micro-batch that was not sampled as such has `regrouped` in its state: its log-probabilities may differ from the
-    sampled ones in the last bits. Tensors of a state are batch-first; everything else in it is shared.
+    A micro-batch that was not sampled as such is marked as `resized`. Rows of unequal length are padded: log-probabilities
+    by 0, the mask by False, the trace as the policy says.
     """
     if size is None:
         return list(rollouts)
@@ -127,33 +196,45 @@ def regroup(rollouts: Sequence[Rollout], size: int | None) -> list[Rollout]:
         for rollout in rollouts:
             first, last = max(start - base, 0), min(start + size - base, len(rollout))
             if first < last:
-                pieces.append(rollout if last - first == len(rollout) else _slice(rollout, first, last))
+                pieces.append(rollout if last - first == len(rollout) else _rows(rollout, slice(first, last)))
             base += len(rollout)
         batches.append(pieces[0] if len(pieces) == 1 else _join(pieces))
     return batches
 
 
-def _slice(rollout: Rollout, start: int, stop: int) -> Rollout:
-    state = {key: value[start:stop] if isinstance(value, Tensor) else value for key, value in rollout.state.items()}
-    return Rollout(
-        samples=rollout.samples[start:stop],
-        group_B=rollout.group_B[start:stop],
-        logp_BS=rollout.logp_BS[start:stop],
-        steps=rollout.steps,
-        state={**state, "regrouped": True},
+def _rows(rollout: Rollout, rows: slice) -> Rollout:
+    return replace(
+        rollout,
+        samples=rollout.samples[rows],
+        group_B=rollout.group_B[rows],
+        logp_BS=rollout.logp_BS[rows],
+        mask_BS=None if rollout.mask_BS is None else rollout.mask_BS[rows],
+        trace=rollout.trace.rows(rows),
+        resized=True,
+        seconds={},
     )
 
 
 def _join(pieces: Sequence[Rollout]) -> Rollout:
-    first = pieces[0]
-    state = {
-        key: torch.cat([piece.state[key] for piece in pieces]) if isinstance(value, Tensor) else value
-        for key, value in first.state.items()
-    }
-    return Rollout(
+    first, *others = pieces
+    width = max(piece.logp_BS.shape[1] for piece in pieces)
+    is_ragged = any(piece.mask_BS is not None or piece.logp_BS.shape[1] != width for piece in pieces)
+    return replace(
+        first,
         samples=[sample for piece in pieces for sample in piece.samples],
         group_B=torch.cat([piece.group_B for piece in pieces]),
-        logp_BS=torch.cat([piece.logp_BS for piece in pieces]),
-        steps=first.steps,
-        state={**state, "regrouped": True},
+        logp_BS=torch.cat([_widened(piece.logp_BS, width) for piece in pieces]),
+        mask_BS=torch.cat([_widened(_mask(piece), width) for piece in pieces]) if is_ragged else None,
+        trace=first.trace.join([piece.trace for piece in others]),
+        resized=True,
+        seconds={},
     )
+
+
+def _mask(rollout: Rollout) -> Tensor:
+    return torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+
+
+def _widened(values_BS: Tensor, width: int) -> Tensor:
+    """With columns of 0 (False) on the right up to `width`."""
+    return functional.pad(values_BS, (0, width - values_BS.shape[1]))

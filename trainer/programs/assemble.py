@@ -27,7 +27,7 @@ from trainer.evaluation import EvaluationSet, Evaluator, Rounds, load_sets, trai
 from trainer.objectives import needs_reference
 from trainer.objectives.captions import caption_prompts
 from trainer.policies import build_policy
-from trainer.policies.base import Policy
+from trainer.policies.base import Samples
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
@@ -88,7 +88,7 @@ class Run:
 
     config: Config
     world: World
-    policy: Policy
+    policy: Samples
     engine: Engine
     updater: Updater
     ema: Ema
@@ -143,7 +143,7 @@ class Run:
             "eval_prompts": sum(len(each.prompts) for each in self.evaluator.sets),
             "stopped": stopped,
             "owed": None if self.row is None else self.step,
-            "about_base": self.policy.about_base,
+            "about_base": self.policy.about,
             "hardware": hardware(self.world),
         }
         self.recorder.write_summary(summary)

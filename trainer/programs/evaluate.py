@@ -19,7 +19,7 @@ from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
 from trainer.export.source import find_checkpoint, none_yet
 from trainer.policies import build_policy
-from trainer.policies.base import Policy
+from trainer.policies.base import Samples
 from trainer.processes.distributed import World, world
 from trainer.programs.assemble import start_services
 from trainer.programs.prompt_notes import prompt_notes
@@ -145,7 +145,7 @@ def _check_writable(folder: Path) -> None:
 
 
 @torch.no_grad()
-def load_weights(policy: Policy, checkpoint: Checkpoint, weights: Weights) -> None:
+def load_weights(policy: Samples, checkpoint: Checkpoint, weights: Weights) -> None:
     """Put a checkpoint's weights into the policy. Raises CheckpointError when they are of another model."""
     trained = {name: p for name, p in policy.trainable.named_parameters() if p.requires_grad}
     if different := sorted(trained.keys() ^ set(checkpoint.names)):

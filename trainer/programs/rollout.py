@@ -53,7 +53,7 @@ class Drawn:
 
     def stale(self) -> Drawn:
         """The same, once the weights that sampled it have been updated: its ratio to them is corrected for then."""
-        marked = [replace(rollout, state={**rollout.state, "stale": True}) for rollout in self.rollouts]
+        marked = [replace(rollout, behind=rollout.behind + 1) for rollout in self.rollouts]
         return replace(self, rollouts=marked)
 
 

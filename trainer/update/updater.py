@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.config import AlgorithmConfig, OptimConfig
 from trainer.engine import Engine
 from trainer.objectives import Batch, Supervised, build_objective
-from trainer.policies.base import Policy
+from trainer.policies.base import Denoises
 from trainer.processes.distributed import World
 from trainer.types import Rollout, StopTrainingError
 from trainer.update.ema import Ema
@@ -38,7 +38,7 @@ class Updater:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Denoises,
         engine: Engine,
         algorithm: AlgorithmConfig,
         optim: OptimConfig,

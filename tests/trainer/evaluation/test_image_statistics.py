@@ -18,6 +18,8 @@ from trainer.evaluation.image_statistics import (
     thumbnail,
 )
 from trainer.evaluation.rollout_statistics import rollout_statistics
+from trainer.policies.base import SamplingPlan
+from trainer.policies.flow import FlowTrace
 from trainer.processes.distributed import World
 from trainer.types import Prompt, Rollout, Sample
 
@@ -94,7 +96,9 @@ def rollout(images: dict[str, list[np.ndarray]]) -> Rollout:
         for group, group_images in images.items()
         for n, image in enumerate(group_images)
     ]
-    return Rollout(samples, torch.zeros(len(samples)), torch.zeros(len(samples), 0), [], {})
+    return Rollout(
+        samples, torch.zeros(len(samples)), torch.zeros(len(samples), 0), None, FlowTrace(SamplingPlan(1, 1))
+    )
 
 
 def test_a_group_is_known_by_its_id_over_micro_batches() -> None:
@@ -106,7 +110,13 @@ def test_a_group_is_known_by_its_id_over_micro_batches() -> None:
 
 
 def test_text_rollouts_have_no_picture_statistics() -> None:
-    text = Rollout([Sample("a#0", "a", Prompt("a", "p"), text="x")], torch.zeros(1), torch.zeros(1, 0), [], {})
+    text = Rollout(
+        [Sample("a#0", "a", Prompt("a", "p"), text="x")],
+        torch.zeros(1),
+        torch.zeros(1, 0),
+        None,
+        FlowTrace(SamplingPlan(1, 1)),
+    )
     assert rollout_statistics([text], ALONE) == {}
 
 

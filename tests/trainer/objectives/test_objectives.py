@@ -176,9 +176,9 @@ def test_nft_is_its_equation_on_the_policy() -> None:
     updater = make_updater(policy, lr=1e-12, **algorithm)  # takes the present weights for the sampling policy
     _, drawn = point(policy, batch, **algorithm)
     with torch.no_grad():
-        v_old = policy.predict(batch[0], drawn.x, drawn.sigma_B)
+        v_old = policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B)
     drift(policy)
-    v = policy.predict(batch[0], drawn.x, drawn.sigma_B)
+    v = policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B)
     expected, stats = nft_loss(v, v_old, drawn.x, drawn.x0, drawn.sigma_B, ADV, ONES, beta=0.3, adv_clip=2.0)
     row = updater.step(batch, ADV, ONES, 0)
     assert row["loss/policy"] == pytest.approx(expected.item() / 8, rel=1e-5)
@@ -195,7 +195,7 @@ def test_awm_is_its_equation_on_the_policy() -> None:
     _, drawn = point(policy, batch, **algorithm)
 
     def logp() -> Tensor:
-        v = policy.predict(batch[0], diffuse(drawn.x0, drawn.noise, drawn.sigma_B), drawn.sigma_B)
+        v = policy.predict(batch[0].prompts, diffuse(drawn.x0, drawn.noise, drawn.sigma_B), drawn.sigma_B)
         return -matching_error(v, drawn.x0, drawn.noise)[:, None].detach()
 
     old = logp()
@@ -306,11 +306,11 @@ def test_a_stale_rollout_is_corrected_for(micro: int | None) -> None:
     policy = make_policy()
     fresh = roll_out(policy)
     drift(policy)
-    stale = [replace(rollout, state={**rollout.state, "stale": True}) for rollout in fresh]
+    stale = [replace(rollout, behind=1) for rollout in fresh]
     row = make_updater(policy, lr=1e-12, micro=micro).step(stale, ADV + 1, ONES, 0)
     assert row["ratio/min"] == row["ratio/max"] == 1.0
     with torch.no_grad():
-        proximal = policy.replay(fresh[0], [0, 1, 2]).logp_BS
+        proximal = policy.replay(fresh[0], slice(0, 3)).logp_BS
     w = (proximal - fresh[0].logp_BS).exp()
     assert row["importance/mean"] == pytest.approx(w.mean().item(), rel=1e-5)
     assert row["importance/max"] == pytest.approx(w.max().item(), rel=1e-5)
@@ -322,7 +322,7 @@ def test_a_stale_rollout_is_corrected_for(micro: int | None) -> None:
 def test_importance_weights_are_capped() -> None:
     policy = make_policy()
     fresh = roll_out(policy)
-    stale = [replace(r, logp_BS=r.logp_BS - math.log(3), state={**r.state, "stale": True}) for r in fresh]
+    stale = [replace(r, logp_BS=r.logp_BS - math.log(3), behind=1) for r in fresh]
     row = make_updater(policy, lr=1e-12, importance_cap=2.0).step(stale, ADV.abs(), ONES, 0)
     assert row["importance/capped_share"] == 1
     assert row["importance/mean"] == pytest.approx(3, rel=1e-5)
@@ -338,12 +338,12 @@ def test_guard_is_its_equation_on_the_policy(reweight: bool) -> None:
     """
     policy = make_policy()
     (rollout,) = policy.sample(PROMPTS, 4, range(8), SamplingPlan(4, 8, "flow_sde", 0.7, (1,), (1,), keep_means=True))
-    x, x_next = rollout.state["x_BT"][:, 0], rollout.state["x_BT"][:, 1]
+    x, x_next = rollout.trace.x_BT[:, 0], rollout.trace.x_BT[:, 1]
     s, dt = 0.7 * math.sqrt(3), -0.25
     velocities = []
     for _ in range(2):
         with torch.no_grad():
-            velocities.append(policy.predict(rollout, x, torch.full((8,), 0.75)).double())
+            velocities.append(policy.predict(rollout.prompts, x, torch.full((8,), 0.75)).double())
             policy.trainable.proj_out.weight.add_(0.05)
     means = [x + (v + s**2 / 1.5 * (x + 0.25 * v)) * dt for v in velocities]
     eps = (x_next - means[0]) / (s / 2)
@@ -379,9 +379,9 @@ def test_dance_grpo_is_its_equation() -> None:
     adv = ADV + 1
     row = updater.step([rollout], adv, ONES, 0)
     sigma, dt, eta = 0.75, -0.25, 0.3
-    x, x_next = rollout.state["x_BT"][:, 0], rollout.state["x_BT"][:, 1]
+    x, x_next = rollout.trace.x_BT[:, 0], rollout.trace.x_BT[:, 1]
     with torch.no_grad():
-        v = policy.predict(rollout, x, torch.full((8,), sigma))
+        v = policy.predict(rollout.prompts, x, torch.full((8,), sigma))
     mean = x + (v + eta**2 / (2 * sigma) * (x + (1 - sigma) * v)) * dt
     std = eta * math.sqrt(-dt)
     density = -((x_next - mean) ** 2) / (2 * std**2) - math.log(std * math.sqrt(2 * math.pi))
@@ -402,9 +402,9 @@ def test_kl_types_by_their_formulas(kl_type: str) -> None:
     row = make_updater(policy, lr=1e-12, **algorithm).step([rollout], 0 * ADV, ONES, 0)
     total = 0.0
     for column, sigma in enumerate((1.0, 0.75, 0.5)):
-        x = rollout.state["x_BT"][:, column]
+        x = rollout.trace.x_BT[:, column]
         with torch.no_grad():
-            v, v_ref = (policy.predict(rollout, x, torch.full((8,), sigma), reference=r) for r in (False, True))
+            v, v_ref = (policy.predict(rollout.prompts, x, torch.full((8,), sigma), reference=r) for r in (False, True))
         s = 0.7 * math.sqrt(sigma / (1 - min(sigma, 0.75)))
         std, dt = s * math.sqrt(0.25), -0.25
         factor = 1.0 if kl_type == "velocity" else (1 + s**2 / (2 * sigma) * (1 - sigma)) * dt
@@ -419,7 +419,7 @@ def test_forward_kl_is_the_distance_of_velocities_at_the_point() -> None:
     drift(policy)
     _, drawn = point(policy, batch, **algorithm)
     with torch.no_grad():
-        v, v_ref = (policy.predict(batch[0], drawn.x, drawn.sigma_B, reference=r) for r in (False, True))
+        v, v_ref = (policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B, reference=r) for r in (False, True))
     row = make_updater(policy, lr=1e-12, **algorithm).step(batch, 0 * ADV, ONES, 0)
     expected = kl_penalty(((v - v_ref) ** 2).flatten(1).mean(1)[:, None], ONES) / 8
     assert row["kl"] == pytest.approx(expected.item(), rel=1e-4)
@@ -432,7 +432,7 @@ def test_no_chunk_reads_the_device(objective: str, monkeypatch: pytest.MonkeyPat
     batch = roll_out(policy, objective)
     updater = make_updater(policy, micro=2, **algorithm)
     batches = updater.objective.batches(batch, ADV, ONES, 0)
-    schedule = policy._schedule(batch[0].state["plan"])  # made of numbers that never were on a device
+    schedule = policy._schedule(batch[0].trace.plan)  # made of numbers that never were on a device
     monkeypatch.setattr(policy, "_schedule", lambda plan: schedule)
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy", "cpu"):
 

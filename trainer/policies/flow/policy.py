@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from trainer.policies.base import KlType, SamplingPlan, Solver
+from trainer.policies.base import SamplingPlan, Solver
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
@@ -84,8 +84,37 @@ class OwnGuidance(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class FlowTrace:
+    """Implements `trainer.types.Trace` for a flow: what a replay of the trained steps needs. Tensors are batch-first.
+
+    Attributes:
+        plan: what the samples were drawn with; `plan.trained_steps` are the S columns of the rollout.
+        x_BT: latents before and after each trained step, a shared point once (`_kept_points`); None without such steps.
+        mean_BS: mean of each trained step; None unless `plan.keep_means`.
+        x0: the clean latents; None unless `plan.keep_final`.
+    """
+
+    plan: SamplingPlan
+    x_BT: Tensor | None = None
+    mean_BS: Tensor | None = None
+    x0: Tensor | None = None
+
+    def rows(self, rows: slice) -> Self:
+        return replace(self, **{name: tensor[rows] for name, tensor in self._tensors().items()})
+
+    def join(self, others: Sequence[Self]) -> Self:
+        pieces = [each._tensors() for each in (self, *others)]
+        return replace(self, **{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Those that are kept, by name."""
+        named = {"x_BT": self.x_BT, "mean_BS": self.mean_BS, "x0": self.x0}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
 class FlowPolicy:
-    """Implements `trainer.policies.base.Policy` for any FlowModel."""
+    """Implements `Samples`, `Replays` and `Denoises` of `trainer.policies.base` for any FlowModel."""
 
     def __init__(self, model: FlowModel, *, keep_reference: bool) -> None:
         self.model = model
@@ -102,7 +131,7 @@ class FlowPolicy:
         return self.model.network
 
     @property
-    def about_base(self) -> str:
+    def about(self) -> str:
         return self.model.about
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -130,7 +159,7 @@ class FlowPolicy:
                 shape = self.model.latent_shape(plan.height, plan.width)
                 shared = [seeds_B[i - i % group_size] for i in indices] if plan.same_noise else None
                 noise = _Noise([seeds_B[i] for i in indices], shared, shape, self.model.device)
-                final, state = self._denoise(noise, prompts_B, [i // group_size for i in indices], plan)
+                final, logp_BS, trace = self._denoise(noise, prompts_B, [i // group_size for i in indices], plan)
             with clock.phase("decode"):
                 pixels = self.model.decode(final).cpu().numpy()
             yield Rollout(
@@ -139,52 +168,60 @@ class FlowPolicy:
                     for n, (i, prompt) in enumerate(zip(indices, prompts_B, strict=True))
                 ],
                 group_B=torch.tensor([i // group_size for i in indices], dtype=torch.int64),
-                logp_BS=state.pop("logp_BS"),
-                steps=tuple(plan.trained_steps),
-                state={**state, "plan": plan},
+                logp_BS=logp_BS,
+                mask_BS=None,
+                trace=trace,
                 seconds=clock.seconds(),
             )
 
-    def replay(self, rollout: Rollout, columns: Sequence[int], kl: KlType | None = None) -> Replay:
-        plan: SamplingPlan = rollout.state["plan"]
-        schedule = self._schedule(plan)
-        prompts_B = [sample.prompt for sample in rollout.samples]
-        points = _kept_points(plan)
-        logps, kls, shifts, stds = [], [], [], []
+    def parts(self, rollout: Rollout) -> list[slice]:
+        return [slice(column, column + 1) for column in range(rollout.logp_BS.shape[1])]
+
+    def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
+        trace = _trace(rollout)
+        plan, prompts_B = trace.plan, rollout.prompts
+        schedule, points = self._schedule(plan), _kept_points(plan)
+        columns = range(*part.indices(len(plan.trained_steps)))
+        logps, shifts, stds = [], [], []
+        kls: dict[str, list[Tensor]] = {"velocity": [], "latent": []} if reference else {}
         for column in columns:
-            step = rollout.steps[column]
-            x, x_next = (rollout.state["x_BT"][:, points.index(at)] for at in (step, step + 1))
+            step = plan.trained_steps[column]
+            assert trace.x_BT is not None, "kept for every trained step"
+            x, x_next = (trace.x_BT[:, points.index(at)] for at in (step, step + 1))
             v = self._velocity(x, schedule[step], prompts_B, plan)
             _, logp_B, mean = _sde(x, v, schedule, step, plan, x_next=x_next)
             std = step_std(schedule[step], schedule[step + 1], plan.kind, plan.noise_level, schedule[1])
             logps.append(logp_B)
             stds.append(std)
-            if plan.keep_means:
-                moved = mean - rollout.state["mean_BS"][:, column]
+            if trace.mean_BS is not None:
+                moved = mean - trace.mean_BS[:, column]
                 shifts.append((moved**2).flatten(1).mean(1))
-            if kl is not None:
+            if reference:
                 with torch.no_grad(), self._reference() as network:
                     v_ref = self._velocity(x, schedule[step], prompts_B, plan, network=network)
                     mean_ref = _sde(x, v_ref, schedule, step, plan, x_next=x_next)[2]
-                kls.append(velocity_kl(v, v_ref, std) if kl == "velocity" else latent_kl(mean, mean_ref, std))
+                kls["velocity"].append(velocity_kl(v, v_ref, std))
+                kls["latent"].append(latent_kl(mean, mean_ref, std))
         return Replay(
             logp_BS=torch.stack(logps, 1),
-            kl_BS=torch.stack(kls, 1) if kls else None,
+            kl_BS={name: torch.stack(columns_B, 1) for name, columns_B in kls.items()},
             mean_shift_BS=torch.stack(shifts, 1) if shifts else None,
             std_S=stds,
-            sigma_S=[(schedule[rollout.steps[c]], schedule[rollout.steps[c] + 1]) for c in columns],
+            sigma_S=[(schedule[plan.trained_steps[c]], schedule[plan.trained_steps[c] + 1]) for c in columns],
         )
 
     def clean(self, rollout: Rollout) -> Tensor:
-        x0: Tensor = rollout.state["x0"]
+        x0 = _trace(rollout).x0
+        if x0 is None:
+            raise ValueError("the clean latents of these samples were not kept: sample with keep_final")
         return x0
 
     @torch.no_grad()
     def encode_images(self, pixels_BHWC: Tensor) -> Tensor:
         return self.model.to_latents(pixels_BHWC.to(self.model.device))
 
-    def predict(self, rollout: Rollout, x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
-        conditioning = self._encode([sample.prompt for sample in rollout.samples])
+    def predict(self, prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
+        conditioning = self._encode(prompts_B)
         if not reference:
             return self.model.velocity(self.model.network, x, sigma_B, conditioning)
         with torch.no_grad(), self._reference() as network:
@@ -192,8 +229,8 @@ class FlowPolicy:
 
     def _denoise(
         self, noise: _Noise, prompts_B: Sequence[Prompt], groups_B: Sequence[int], plan: SamplingPlan
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From noise to clean latents, with what a replay of the trained steps needs."""
+    ) -> tuple[Tensor, Tensor, FlowTrace]:
+        """From noise to clean latents, with logp_BS of the trained steps and what their replay needs."""
         schedule = self._schedule(plan)
         points, kept, means, logps = _kept_points(plan), [], [], []
         x, first = self._shared_prefix(noise.first(), schedule, prompts_B, groups_B, plan)
@@ -212,14 +249,13 @@ class FlowPolicy:
                 means.append(mean)
         if plan.num_inference_steps in points:
             kept.append(x)
-        state = {"logp_BS": torch.stack(logps, 1) if logps else torch.zeros(len(x), 0)}
-        if kept:
-            state["x_BT"] = torch.stack(kept, 1)
-        if means and plan.keep_means:
-            state["mean_BS"] = torch.stack(means, 1)
-        if plan.keep_final:
-            state["x0"] = x
-        return x, state
+        trace = FlowTrace(
+            plan,
+            x_BT=torch.stack(kept, 1) if kept else None,
+            mean_BS=torch.stack(means, 1) if means and plan.keep_means else None,
+            x0=x if plan.keep_final else None,
+        )
+        return x, torch.stack(logps, 1) if logps else torch.zeros(len(x), 0), trace
 
     def _shared_prefix(
         self,
@@ -285,6 +321,11 @@ class FlowPolicy:
             own = self.model.noise_levels(plan.num_inference_steps, plan.height, plan.width)
             self._schedules[key] = own if plan.shift is None else sigmas(plan.num_inference_steps, plan.shift).tolist()
         return self._schedules[key]
+
+
+def _trace(rollout: Rollout) -> FlowTrace:
+    """The rollout's trace, which a flow made."""
+    return cast(FlowTrace, rollout.trace)
 
 
 class _Noise:

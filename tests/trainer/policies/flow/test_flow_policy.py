@@ -50,12 +50,12 @@ def test_a_group_with_one_noise_shares_its_prefix_and_pays_for_it_once() -> None
     policy = make_policy()
     (shared,) = sample(policy, same_noise=True)
     assert policy.model.rows == 2 * 2 + 3 * 6, "two ODE steps for two prompts, three steps for six samples"  # type: ignore[attr-defined]
-    before = shared.state["x_BT"][:, 0]
+    before = shared.trace.x_BT[:, 0]
     assert torch.equal(before[0], before[1]) and torch.equal(before[3], before[5])
     assert not torch.equal(before[0], before[3]), "another prompt, another noise"
-    after = shared.state["x_BT"][:, 1]
+    after = shared.trace.x_BT[:, 1]
     assert not torch.equal(after[0], after[1]), "the SDE step's noise is each sample's own"
-    assert torch.equal(policy.replay(shared, [0, 1]).logp_BS.detach(), shared.logp_BS)
+    assert torch.equal(policy.replay(shared, slice(0, 2)).logp_BS.detach(), shared.logp_BS)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -63,41 +63,41 @@ def test_the_shared_prefix_does_not_depend_on_the_micro_batch(size: int) -> None
     policy = make_policy()
     (whole,) = sample(policy, same_noise=True)
     parts = sample(policy, size, same_noise=True)
-    torch.testing.assert_close(torch.cat([part.state["x_BT"] for part in parts]), whole.state["x_BT"])
+    torch.testing.assert_close(torch.cat([part.trace.x_BT for part in parts]), whole.trace.x_BT)
 
 
 def test_without_shared_noise_every_sample_starts_from_its_own() -> None:
     policy = make_policy()
     (own,) = sample(policy)
     assert policy.model.rows == 5 * 6  # type: ignore[attr-defined]
-    assert not torch.equal(own.state["x_BT"][0, 0], own.state["x_BT"][1, 0])
+    assert not torch.equal(own.trace.x_BT[0, 0], own.trace.x_BT[1, 0])
 
 
 def test_latents_between_two_trained_steps_are_kept_once() -> None:
     (rollout,) = sample(make_policy())
-    assert rollout.state["x_BT"].shape[1] == 3, "before 2, between 2 and 3, after 3"
+    assert rollout.trace.x_BT.shape[1] == 3, "before 2, between 2 and 3, after 3"
     (gap,) = sample(make_policy(), stochastic_steps=(0, 1, 2, 3), trained_steps=(0, 3))
-    assert gap.state["x_BT"].shape[1] == 4
+    assert gap.trace.x_BT.shape[1] == 4
 
 
 def test_a_window_leaves_the_replay_exact_whatever_the_solver() -> None:
     policy = make_policy()
     (euler,) = sample(policy)
     (dpm,) = sample(policy, solver="dpm2m")
-    assert torch.equal(policy.replay(dpm, [0, 1]).logp_BS.detach(), dpm.logp_BS)
+    assert torch.equal(policy.replay(dpm, slice(0, 2)).logp_BS.detach(), dpm.logp_BS)
     # The second of two first ODE steps is of second order, so the window starts elsewhere.
-    assert not torch.equal(euler.state["x_BT"][:, 0], dpm.state["x_BT"][:, 0])
-    torch.testing.assert_close(euler.state["x_BT"][:, 0], dpm.state["x_BT"][:, 0], rtol=0, atol=0.5)
+    assert not torch.equal(euler.trace.x_BT[:, 0], dpm.trace.x_BT[:, 0])
+    torch.testing.assert_close(euler.trace.x_BT[:, 0], dpm.trace.x_BT[:, 0], rtol=0, atol=0.5)
 
 
 def test_means_and_clean_latents_are_kept_when_asked_for() -> None:
     policy = make_policy(keep_reference=True)
     (plain,) = sample(policy)
-    assert {"mean_BS", "x0"}.isdisjoint(plain.state)
-    assert policy.replay(plain, [0]).mean_shift_BS is None
+    assert plain.trace.mean_BS is None and plain.trace.x0 is None
+    assert policy.replay(plain, slice(0, 1)).mean_shift_BS is None
     (rollout,) = sample(policy, keep_means=True, keep_final=True)
-    assert policy.clean(rollout).shape == rollout.state["x_BT"][:, 0].shape
-    replay = policy.replay(rollout, [0, 1])
+    assert policy.clean(rollout).shape == rollout.trace.x_BT[:, 0].shape
+    replay = policy.replay(rollout, slice(0, 2))
     assert replay.mean_shift_BS is not None
     assert torch.equal(replay.mean_shift_BS.detach(), torch.zeros(6, 2)), "the weights have not changed"
     levels = sigmas(5).tolist()
@@ -105,7 +105,7 @@ def test_means_and_clean_latents_are_kept_when_asked_for() -> None:
     assert list(replay.sigma_S) == [(levels[2], levels[3]), (levels[3], levels[4])]
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.01)  # type: ignore[union-attr, operator]
-    moved = policy.replay(rollout, [0]).mean_shift_BS
+    moved = policy.replay(rollout, slice(0, 1)).mean_shift_BS
     assert moved is not None and (moved > 0).all()
 
 
@@ -115,8 +115,8 @@ def test_velocity_and_latent_kl_differ_by_the_square_of_the_means_factor() -> No
     (rollout,) = sample(policy)
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.01)  # type: ignore[union-attr, operator]
-    velocity, latent = (policy.replay(rollout, [0], kl=kl).kl_BS for kl in ("velocity", "latent"))  # type: ignore[arg-type]
-    assert velocity is not None and latent is not None
+    kl_BS = policy.replay(rollout, slice(0, 1), reference=True).kl_BS
+    velocity, latent = kl_BS["velocity"], kl_BS["latent"]
     sigma, sigma_next = sigmas(5).tolist()[2:4]
     b = sigma_next * torch.cos(torch.tensor(0.7 * torch.pi / 2)) * (1 - sigma) - (1 - sigma_next) * sigma
     torch.testing.assert_close(latent, velocity * b**2, rtol=1e-4, atol=0)
@@ -126,14 +126,14 @@ def test_predict_is_the_networks_velocity_and_the_reference_stays() -> None:
     policy = make_policy(keep_reference=True)
     (rollout,) = sample(policy, keep_final=True)
     x, sigma_B = policy.clean(rollout), torch.linspace(0.1, 0.9, 6)
-    v = policy.predict(rollout, x, sigma_B)
+    v = policy.predict(rollout.prompts, x, sigma_B)
     assert v.requires_grad and v.shape == x.shape
-    before = policy.predict(rollout, x, sigma_B, reference=True)
+    before = policy.predict(rollout.prompts, x, sigma_B, reference=True)
     assert not before.requires_grad and torch.equal(before, v.detach())
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.01)  # type: ignore[union-attr, operator]
-    assert torch.equal(policy.predict(rollout, x, sigma_B, reference=True), before)
-    assert not torch.equal(policy.predict(rollout, x, sigma_B).detach(), before)
+    assert torch.equal(policy.predict(rollout.prompts, x, sigma_B, reference=True), before)
+    assert not torch.equal(policy.predict(rollout.prompts, x, sigma_B).detach(), before)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def test_guidance_leads_away_from_each_prompts_own_negative_one() -> None:
     plan = SamplingPlan(num_inference_steps=1, micro_batch_size=2, guidance_scale=3.0, keep_final=True)
     (rollout,) = policy.sample(prompts, 1, [5, 6], plan)
     x = torch.stack(
-        [torch.randn(rollout.state["x0"].shape[1:], generator=torch.Generator().manual_seed(s)) for s in (5, 6)]
+        [torch.randn(rollout.trace.x0.shape[1:], generator=torch.Generator().manual_seed(s)) for s in (5, 6)]
     )
     model, ones = policy.model, torch.ones(2)
     away = [replace(PROMPTS[1]), Prompt("", "")]

@@ -170,18 +170,18 @@ def test_the_reference_is_the_start_and_stays(tmp_path: Path, bases: dict[str, P
     assert {name for name, p in model.network.named_parameters() if p.requires_grad} == before
     plan = SamplingPlan(3, 2, noise_level=0.7, stochastic_steps=(0, 1), trained_steps=(0, 1), height=16, width=16)
     (rollout,) = policy.sample([Prompt("a", "a cat")], 2, [1, 2], plan)
-    replay = policy.replay(rollout, [0, 1], kl="velocity")
+    replay = policy.replay(rollout, slice(0, 2), reference=True)
     assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS)
-    assert replay.kl_BS is not None and torch.equal(replay.kl_BS.detach(), torch.zeros(2, 2))
-    x, sigma_B = rollout.state["x_BT"][:, 0], torch.full((2,), 0.8)
-    start = policy.predict(rollout, x, sigma_B, reference=True)
-    assert torch.equal(start, policy.predict(rollout, x, sigma_B).detach())
+    assert torch.equal(replay.kl_BS["velocity"].detach(), torch.zeros(2, 2))
+    x, sigma_B = rollout.trace.x_BT[:, 0], torch.full((2,), 0.8)
+    start = policy.predict(rollout.prompts, x, sigma_B, reference=True)
+    assert torch.equal(start, policy.predict(rollout.prompts, x, sigma_B).detach())
     with torch.no_grad():
         for name, parameter in model.network.named_parameters():
             if name in before:
                 parameter.add_(0.05)
-    assert torch.equal(policy.predict(rollout, x, sigma_B, reference=True), start)
-    moved = policy.predict(rollout, x, sigma_B)
+    assert torch.equal(policy.predict(rollout.prompts, x, sigma_B, reference=True), start)
+    moved = policy.predict(rollout.prompts, x, sigma_B)
     assert not torch.equal(moved.detach(), start)
     moved.sum().backward()
     grads = {name for name, p in model.network.named_parameters() if p.grad is not None}

@@ -129,16 +129,16 @@ def test_replay_repeats_sampling_and_the_reference_is_without_adapters(
 ) -> None:
     policy = make_policy(folder, keep_reference=True, dtype=dtype, gradient_checkpointing=checkpointing)
     (rollout,) = policy.sample(PROMPTS, 2, [1, 2, 3, 4], make_plan(guidance_scale=2.0))
-    replay = policy.replay(rollout, [0, 1], kl="velocity")
+    replay = policy.replay(rollout, slice(0, 2), reference=True)
     assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS)
-    assert replay.kl_BS is not None and not replay.kl_BS.any()
+    assert not replay.kl_BS["velocity"].any()
     with torch.no_grad():
         for parameter in policy.trainable.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05)
-    moved = policy.replay(rollout, [0, 1], kl="velocity")
-    assert moved.kl_BS is not None and (moved.kl_BS > 0).all() and not torch.equal(moved.logp_BS, rollout.logp_BS)
-    moved.kl_BS.sum().backward()
+    moved = policy.replay(rollout, slice(0, 2), reference=True)
+    assert (moved.kl_BS["velocity"] > 0).all() and not torch.equal(moved.logp_BS, rollout.logp_BS)
+    moved.kl_BS["velocity"].sum().backward()
     trained = {name: p for name, p in policy.trainable.named_parameters() if p.requires_grad}
     unused = {name.partition(".lora_")[0].rpartition("blocks.")[2] for name, p in trained.items() if p.grad is None}
     assert unused == {"1.attn.to_add_out"}, "what the last block makes of the text is dropped"

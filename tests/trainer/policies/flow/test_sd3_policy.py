@@ -117,25 +117,25 @@ def test_an_ode_sample_is_the_pipelines(folder: Path, pipeline: Any, guidance_sc
 def test_replay_before_an_update_repeats_sampling_bit_for_bit(folder: Path, changes: dict[str, Any]) -> None:
     policy = make_policy(folder, keep_reference=True, **changes)
     rollout = sample(policy, make_plan(guidance_scale=4.5))
-    replay = policy.replay(rollout, [0, 1], kl="velocity")
-    assert replay.logp_BS.requires_grad and replay.kl_BS is not None
+    replay = policy.replay(rollout, slice(0, 2), reference=True)
+    assert replay.logp_BS.requires_grad
     assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS)
-    assert torch.equal(replay.kl_BS.detach(), torch.zeros(4, 2))
+    assert torch.equal(replay.kl_BS["velocity"].detach(), torch.zeros(4, 2))
 
 
 def test_the_reference_keeps_the_starting_weights(folder: Path, changes: dict[str, Any]) -> None:
     policy = make_policy(folder, keep_reference=True, **changes)
     rollout = sample(policy, make_plan())
-    x, sigma_B = rollout.state["x_BT"][:, 0], torch.full((4,), 0.8)
-    before = policy.predict(rollout, x, sigma_B).detach()
+    x, sigma_B = rollout.trace.x_BT[:, 0], torch.full((4,), 0.8)
+    before = policy.predict(rollout.prompts, x, sigma_B).detach()
     trained = [parameter for parameter in policy.trainable.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(0.05 * torch.randn_like(parameter))
-    assert not torch.equal(policy.predict(rollout, x, sigma_B), before)
-    assert torch.equal(policy.predict(rollout, x, sigma_B, reference=True), before)
-    kl_BS = policy.replay(rollout, [0, 1], kl="velocity").kl_BS
-    assert kl_BS is not None and (kl_BS > 0).all()
+    assert not torch.equal(policy.predict(rollout.prompts, x, sigma_B), before)
+    assert torch.equal(policy.predict(rollout.prompts, x, sigma_B, reference=True), before)
+    kl_BS = policy.replay(rollout, slice(0, 2), reference=True).kl_BS["velocity"]
+    assert (kl_BS > 0).all()
     kl_BS.sum().backward()
     assert all(parameter.grad is not None for parameter in trained)
 
@@ -166,7 +166,7 @@ def test_gradient_checkpointing_changes_no_bit(folder: Path) -> None:
     gradients = []
     for checkpointing in (False, True):
         policy = make_policy(folder, gradient_checkpointing=checkpointing)
-        policy.replay(sample(policy, plan), [0]).logp_BS.sum().backward()
+        policy.replay(sample(policy, plan), slice(0, 1)).logp_BS.sum().backward()
         gradients.append([p.grad for p in policy.trainable.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None)
 
@@ -192,7 +192,7 @@ def test_compiling_lasts_through_a_run(folder: Path, monkeypatch: pytest.MonkeyP
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for count in (2, 1, 3):
             for rollout in list(policy.sample(PROMPTS, count, range(2 * count), plan)):
-                policy.replay(rollout, [0, 1], kl="latent").logp_BS.sum().backward()
+                policy.replay(rollout, slice(0, 2), reference=True).logp_BS.sum().backward()
         assert len(list(policy.sample(PROMPTS, 1, range(2), bigger))) == 1
     with policy._reference() as network:
         blocks = getattr(network, "base_model", network).get_submodule("model" if lora else "").transformer_blocks

@@ -174,7 +174,7 @@ def test_an_edit_depends_on_its_own_sources_alone(tmp_path: Path, folder: Path) 
     )  # fmt: skip
     (rollout,) = policy.sample([red, blue, plain], 1, [5, 5, 5], plan)
     final = policy.clean(rollout)
-    assert torch.equal(policy.replay(rollout, [0]).logp_BS.detach(), rollout.logp_BS)
+    assert torch.equal(policy.replay(rollout, slice(0, 1)).logp_BS.detach(), rollout.logp_BS)
     for i, prompt in enumerate((red, blue, plain)):
         (alone,) = policy.sample([prompt], 1, [5], plan)
         torch.testing.assert_close(final[i : i + 1], policy.clean(alone), atol=1e-4, rtol=1e-4)

@@ -49,7 +49,7 @@ def sample(policy: FlowPolicy, plan: SamplingPlan, group_size: int = 3) -> list[
 def test_replay_before_an_update_repeats_the_log_probabilities_bit_for_bit(kind: str) -> None:
     policy = make_policy()
     (rollout,) = sample(policy, make_plan(kind))
-    replay = policy.replay(rollout, [0, 1, 2])
+    replay = policy.replay(rollout, slice(0, 3))
     assert replay.logp_BS.requires_grad
     assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS)
     assert torch.equal((replay.logp_BS.detach() - rollout.logp_BS).exp(), torch.ones(6, 3))
@@ -58,17 +58,17 @@ def test_replay_before_an_update_repeats_the_log_probabilities_bit_for_bit(kind:
 def test_replay_of_some_columns_is_those_columns() -> None:
     policy = make_policy()
     (rollout,) = sample(policy, make_plan())
-    assert torch.equal(policy.replay(rollout, [2, 0]).logp_BS.detach(), rollout.logp_BS[:, [2, 0]])
+    assert torch.equal(policy.replay(rollout, slice(1, 3)).logp_BS.detach(), rollout.logp_BS[:, 1:])
 
 
 def test_only_trained_steps_are_kept_and_replayed() -> None:
     policy = make_policy()
     (everything,) = sample(policy, make_plan())
     (rollout,) = sample(policy, make_plan(trained_steps=(1,)))
-    assert rollout.steps == (1,)
-    assert rollout.state["x_BT"].shape == (6, 2, *LATENT_SHAPE), "before and after"
+    assert rollout.trace.plan.trained_steps == (1,)
+    assert rollout.trace.x_BT.shape == (6, 2, *LATENT_SHAPE), "before and after"
     assert torch.equal(rollout.logp_BS, everything.logp_BS[:, 1:2])
-    assert torch.equal(policy.replay(rollout, [0]).logp_BS.detach(), rollout.logp_BS)
+    assert torch.equal(policy.replay(rollout, slice(0, 1)).logp_BS.detach(), rollout.logp_BS)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -100,24 +100,24 @@ def test_guidance_of_one_is_off_and_more_changes_the_picture() -> None:
     policy = make_policy()
     (plain,) = sample(policy, make_plan())
     (guided,) = sample(policy, make_plan(guidance_scale=4.0))
-    assert not torch.equal(plain.state["x_BT"][:, -1], guided.state["x_BT"][:, -1])
-    assert torch.equal(policy.replay(guided, [0, 1, 2]).logp_BS.detach(), guided.logp_BS)
+    assert not torch.equal(plain.trace.x_BT[:, -1], guided.trace.x_BT[:, -1])
+    assert torch.equal(policy.replay(guided, slice(0, 3)).logp_BS.detach(), guided.logp_BS)
 
 
 def test_kl_is_zero_against_the_starting_weights_and_positive_after_a_change() -> None:
     policy = make_policy(keep_reference=True)
     (rollout,) = sample(policy, make_plan())
-    kl_BS = policy.replay(rollout, [0, 1], kl="velocity").kl_BS
-    assert kl_BS is not None and torch.equal(kl_BS.detach(), torch.zeros(6, 2))
+    kl_BS = policy.replay(rollout, slice(0, 2), reference=True).kl_BS["velocity"]
+    assert torch.equal(kl_BS.detach(), torch.zeros(6, 2))
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.01)
-    changed = policy.replay(rollout, [0, 1], kl="velocity").kl_BS
-    assert changed is not None and (changed > 0).all()
+    changed = policy.replay(rollout, slice(0, 2), reference=True).kl_BS["velocity"]
+    assert (changed > 0).all()
     changed.sum().backward()
     assert policy.trainable.proj_out.weight.grad is not None
-    assert make_policy().replay(rollout, [0]).kl_BS is None
+    assert make_policy().replay(rollout, slice(0, 1)).kl_BS == {}
     with pytest.raises(ValueError, match="keep_reference"):
-        make_policy().replay(rollout, [0], kl="velocity")
+        make_policy().replay(rollout, slice(0, 1), reference=True)
 
 
 def test_only_the_transformer_is_trained() -> None:
@@ -134,8 +134,8 @@ def test_regrouping_keeps_samples_and_order(size: int) -> None:
     assert [len(batch) for batch in batches] == [min(size, 6 - start) for start in range(0, 6, size)]
     assert [s.id for batch in batches for s in batch.samples] == [s.id for batch in sampled for s in batch.samples]
     for batch in batches:
-        assert batch.state.get("regrouped", False) == (len(batch) != 2)
-        torch.testing.assert_close(policy.replay(batch, [0, 1, 2]).logp_BS.detach(), batch.logp_BS)
+        assert batch.resized == (len(batch) != 2)
+        torch.testing.assert_close(policy.replay(batch, slice(0, 3)).logp_BS.detach(), batch.logp_BS)
     assert torch.equal(torch.cat([b.logp_BS for b in batches]), torch.cat([b.logp_BS for b in sampled]))
     assert torch.cat([b.group_B for b in batches]).tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -198,7 +198,7 @@ def test_checkpoint_round_trip_and_clear_errors(tmp_path: Path) -> None:
     model.save(tmp_path / "m.safetensors", "how it was made")
     config = SMALL.model_copy(update={"checkpoint": str(tmp_path / "m.safetensors")})
     loaded = build_policy(config, CPU, keep_reference=False)
-    assert loaded.about_base == "how it was made"
+    assert loaded.about == "how it was made"
     for name, parameter in loaded.trainable.named_parameters():
         torch.testing.assert_close(parameter, model.transformer.get_parameter(name), atol=1e-3, rtol=1e-3)
     with pytest.raises(ConfigError, match=r"no checkpoint at .*nothing\.safetensors.*trainer sft"):

@@ -170,7 +170,7 @@ def test_a_picture_does_not_depend_on_its_neighbour(build: Build, guidance_scale
     (both,) = policy.sample([SHORT, LONG], 1, [7, 8], plan(guidance_scale=guidance_scale))
     for row, (prompt, seed) in enumerate([(SHORT, 7), (LONG, 8)]):
         (alone,) = policy.sample([prompt], 1, [seed], plan(guidance_scale=guidance_scale))
-        torch.testing.assert_close(alone.state["x_BT"][0], both.state["x_BT"][row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.trace.x_BT[0], both.trace.x_BT[row], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(alone.logp_BS[0], both.logp_BS[row], rtol=1e-5, atol=1e-5)
 
 
@@ -178,16 +178,16 @@ def test_with_padded_conditioning_it_does(build: Build) -> None:
     policy = FlowPolicy(build(conditioning="padded"), keep_reference=False)
     (both,) = policy.sample([SHORT, LONG], 1, [7, 8], plan())
     (alone,) = policy.sample([SHORT], 1, [7], plan())
-    assert not torch.allclose(alone.state["x_BT"][0], both.state["x_BT"][0], rtol=1e-2, atol=1e-3)
+    assert not torch.allclose(alone.trace.x_BT[0], both.trace.x_BT[0], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("conditioning", ["single", "padded"])
 def test_the_first_ratio_is_exactly_one(build: Build, conditioning: str) -> None:
     policy = FlowPolicy(build(conditioning=conditioning), keep_reference=True)
     (rollout,) = policy.sample([SHORT, LONG], 1, [7, 8], plan())
-    replay = policy.replay(rollout, [0, 1], kl="velocity")
+    replay = policy.replay(rollout, slice(0, 2), reference=True)
     assert torch.equal(replay.logp_BS, rollout.logp_BS)
-    assert replay.kl_BS is not None and not replay.kl_BS.any()
+    assert not replay.kl_BS["velocity"].any()
 
 
 def test_the_prompt_reaches_the_picture_through_both_ways(build: Build) -> None:

@@ -135,8 +135,8 @@ def test_edits_of_unequal_sizes_and_plain_prompts_share_a_batch(build: Build, sq
     for row, prompt in enumerate(prompts):
         policy = FlowPolicy(model, keep_reference=False)
         (alone,) = policy.sample([prompt], 1, [7 + row], PLAN)
-        torch.testing.assert_close(alone.state["x_BT"][0], both.state["x_BT"][row], rtol=1e-4, atol=1e-5)
-    assert torch.equal(FlowPolicy(model, keep_reference=False).replay(both, [0, 1]).logp_BS, both.logp_BS)
+        torch.testing.assert_close(alone.trace.x_BT[0], both.trace.x_BT[row], rtol=1e-4, atol=1e-5)
+    assert torch.equal(FlowPolicy(model, keep_reference=False).replay(both, slice(0, 2)).logp_BS, both.logp_BS)
 
 
 def test_sources_that_fill_their_places_need_no_mask(build: Build, square: str) -> None:
@@ -159,7 +159,7 @@ def test_the_source_reaches_the_picture(build: Build, tmp_path: Path, square: st
     model = build(image_size=64, conditioning=conditioning)
     other = picture(tmp_path, "other.png", 65, 64)
     latents = [
-        sampled(model, [Prompt(id="one", text="make it red", source_images=(source,))]).state["x_BT"]
+        sampled(model, [Prompt(id="one", text="make it red", source_images=(source,))]).trace.x_BT
         for source in (square, other)
     ]
     assert (latents[0] - latents[1]).abs().max() > 1e-3

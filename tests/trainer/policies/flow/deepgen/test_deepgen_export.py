@@ -82,6 +82,6 @@ def test_bfloat16_keeps_trained_weights_in_float32(build: Build) -> None:
             num_inference_steps=2, micro_batch_size=1, noise_level=0.7, stochastic_steps=(0,), trained_steps=(0,)
         )
         (rollout,) = policy.sample([Prompt(id="a", text="a cat")], 1, [1], plan)
-        replay = policy.replay(rollout, [0])
+        replay = policy.replay(rollout, slice(0, 1))
         assert replay.logp_BS.dtype == torch.float32
         assert torch.equal(replay.logp_BS, rollout.logp_BS)
