@@ -107,7 +107,7 @@ class FlowTrace:
         pieces = [each._tensors() for each in (self, *others)]
         return replace(self, **{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Any]:
         """Those that are kept, by name."""
         named = {"x_BT": self.x_BT, "mean_BS": self.mean_BS, "x0": self.x0}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
