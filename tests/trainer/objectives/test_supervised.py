@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trainer.objectives.captions import BrokenPicturesError, CaptionData
 from trainer.objectives.supervised import SupervisedBatch
 from trainer.processes.distributed import World
 from trainer.quickstart.words import draw_word, render
-from trainer.types import Rollout, StopTrainingError
+from trainer.types import Prompt, StopTrainingError
 
 TEXT = 'the word "CAT" in blue'
 
@@ -56,15 +57,15 @@ def test_the_loss_is_flow_matching(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     batch, policy = supervised.draw(0), supervised.policy
     predict, calls = policy.predict, []
 
-    def watched(rollout: Rollout, x: Tensor, sigma_B: Tensor) -> Tensor:
-        v = predict(rollout, x, sigma_B)
-        calls.append((rollout, x, sigma_B, v.detach()))
+    def watched(prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor) -> Tensor:
+        v = predict(prompts_B, x, sigma_B)
+        calls.append((prompts_B, x, sigma_B, v.detach()))
         return v
 
     monkeypatch.setattr(policy, "predict", watched)
     loss = supervised.chunk(batch, 0)
-    ((rollout, x, sigma_B, v),) = calls
-    assert [sample.prompt.text for sample in rollout.samples] == list(batch.pictures.texts)
+    ((prompts_B, x, sigma_B, v),) = calls
+    assert [prompt.text for prompt in prompts_B] == list(batch.pictures.texts)
     x0 = policy.encode_images(batch.pictures.pixels_BHWC)
     sigma = sigma_B[:, None, None, None]
     noise = (x - (1 - sigma) * x0) / sigma
