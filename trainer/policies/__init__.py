@@ -11,7 +11,7 @@ import torch
 from trainer.config import PolicyConfig
 
 if TYPE_CHECKING:
-    from trainer.policies.flow import FlowPolicy
+    from trainer.policies.flow.policy import FlowPolicy
 
 
 def _tiny(config: Any, device: torch.device) -> Any:
