@@ -105,7 +105,8 @@ class FlowTrace:
 
     def join(self, others: Sequence[Self]) -> Self:
         pieces = [each._tensors() for each in (self, *others)]
-        return replace(self, **{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
+        joined: dict[str, Any] = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        return replace(self, **joined)
 
     def _tensors(self) -> dict[str, Any]:
         """Those that are kept, by name."""
