@@ -28,7 +28,8 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.policy import FlowPolicy, FlowTrace
+from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.flow.trace import FlowTrace
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
 from trainer.programs.rollout import Drawn

@@ -19,7 +19,7 @@ from trainer.evaluation.image_statistics import (
 )
 from trainer.evaluation.rollout_statistics import rollout_statistics
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.policy import FlowTrace
+from trainer.policies.flow.trace import FlowTrace
 from trainer.processes.distributed import World
 from trainer.types import Prompt, Rollout, Sample
 

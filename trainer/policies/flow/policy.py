@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from trainer.policies.base import SamplingPlan, Solver
+from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
@@ -84,36 +85,6 @@ class OwnGuidance(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class FlowTrace:
-    """Implements `trainer.types.Trace` for a flow: what a replay of the trained steps needs. Tensors are batch-first.
-
-    Attributes:
-        plan: what the samples were drawn with; `plan.trained_steps` are the S columns of the rollout.
-        x_BT: latents before and after each trained step, a shared point once (`_kept_points`); None without such steps.
-        mean_BS: mean of each trained step; None unless `plan.keep_means`.
-        x0: the clean latents; None unless `plan.keep_final`.
-    """
-
-    plan: SamplingPlan
-    x_BT: Tensor | None = None
-    mean_BS: Tensor | None = None
-    x0: Tensor | None = None
-
-    def rows(self, rows: slice) -> Self:
-        return replace(self, **{name: tensor[rows] for name, tensor in self._tensors().items()})
-
-    def join(self, others: Sequence[Self]) -> Self:
-        pieces = [each._tensors() for each in (self, *others)]
-        joined: dict[str, Any] = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        return replace(self, **joined)
-
-    def _tensors(self) -> dict[str, Any]:
-        """Those that are kept, by name."""
-        named = {"x_BT": self.x_BT, "mean_BS": self.mean_BS, "x0": self.x0}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
 class FlowPolicy:
     """Implements `Samples`, `Replays` and `Denoises` of `trainer.policies.base` for any FlowModel."""
 
@@ -179,16 +150,15 @@ class FlowPolicy:
         return [slice(column, column + 1) for column in range(rollout.logp_BS.shape[1])]
 
     def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
-        trace = _trace(rollout)
+        trace = trace_of(rollout)
         plan, prompts_B = trace.plan, rollout.prompts
-        schedule, points = self._schedule(plan), _kept_points(plan)
+        schedule = self._schedule(plan)
         columns = range(*part.indices(len(plan.trained_steps)))
         logps, shifts, stds = [], [], []
         kls: dict[str, list[Tensor]] = {"velocity": [], "latent": []} if reference else {}
         for column in columns:
             step = plan.trained_steps[column]
-            assert trace.x_BT is not None, "kept for every trained step"
-            x, x_next = (trace.x_BT[:, points.index(at)] for at in (step, step + 1))
+            x, x_next = trace.around(step)
             v = self._velocity(x, schedule[step], prompts_B, plan)
             _, logp_B, mean = _sde(x, v, schedule, step, plan, x_next=x_next)
             std = step_std(schedule[step], schedule[step + 1], plan.kind, plan.noise_level, schedule[1])
@@ -212,7 +182,7 @@ class FlowPolicy:
         )
 
     def clean(self, rollout: Rollout) -> Tensor:
-        x0 = _trace(rollout).x0
+        x0 = trace_of(rollout).x0
         if x0 is None:
             raise ValueError("the clean latents of these samples were not kept: sample with keep_final")
         return x0
@@ -233,7 +203,7 @@ class FlowPolicy:
     ) -> tuple[Tensor, Tensor, FlowTrace]:
         """From noise to clean latents, with logp_BS of the trained steps and what their replay needs."""
         schedule = self._schedule(plan)
-        points, kept, means, logps = _kept_points(plan), [], [], []
+        points, kept, means, logps = kept_points(plan), [], [], []
         x, first = self._shared_prefix(noise.first(), schedule, prompts_B, groups_B, plan)
         solver = _solver(plan.solver)
         for step in range(first, plan.num_inference_steps):
@@ -324,11 +294,6 @@ class FlowPolicy:
         return self._schedules[key]
 
 
-def _trace(rollout: Rollout) -> FlowTrace:
-    """The rollout's trace, which a flow made."""
-    return cast(FlowTrace, rollout.trace)
-
-
 class _Noise:
     """Standard normal numbers for one step after another, each sample's from its own seed.
 
@@ -403,8 +368,3 @@ def _away_from(prompt: Prompt) -> Prompt:
 
 def _solver(name: Solver) -> _Euler | Dpm2m:
     return Dpm2m() if name == "dpm2m" else _Euler()
-
-
-def _kept_points(plan: SamplingPlan) -> list[int]:
-    """Indices of the noise levels whose latents a replay needs: before and after each trained step, shared ones once."""
-    return sorted({at for step in plan.trained_steps for at in (step, step + 1)})
