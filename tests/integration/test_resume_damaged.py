@@ -101,7 +101,7 @@ def test_a_file_system_that_does_not_give_a_checkpoint_costs_none(
         return real(path)
 
     monkeypatch.setattr(FileRecord, "of", stale)
-    monkeypatch.setattr("trainer.programs.saving._READ_PAUSE_S", 0.0)
+    monkeypatch.setattr("trainer.checkpoint.starting._READ_PAUSE_S", 0.0)
     if told is None:
         assert train(config) == 0
         assert [row["step"] for row in read_metrics(config.run_dir)] == [0, 1, 2, 3]

@@ -29,19 +29,17 @@ from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
-from trainer.policies.flow.trace import FlowTrace
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
-from trainer.programs.rollout import Drawn
 from trainer.records.flight_recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
 from trainer.records.flight_summary import print_flight
-from trainer.types import Prompt, Rollout, Sample, Scores, StopTrainingError
+from trainer.types import Prompt, Sample, Scores, StopTrainingError
 
 scripted = reward_servers.scripted  # the fixture
 PLAN = SamplingPlan(num_inference_steps=4, micro_batch_size=4, stochastic_steps=(0, 1), trained_steps=(0, 1))
 
 
-def drawn(count: int, side: int = 8) -> Drawn:
+def drawn(count: int, side: int = 8) -> tuple[list[Sample], list[int], dict[str, Any]]:
     """Groups of four samples; their pictures are as bright as their number."""
     samples = [
         Sample(
@@ -52,11 +50,7 @@ def drawn(count: int, side: int = 8) -> Drawn:
         )
         for n in range(count)
     ]
-    rollout = Rollout(
-        samples, torch.arange(count) // 4, torch.zeros(count, 2), None, FlowTrace(PLAN, torch.zeros(count, 9))
-    )
-    seeds = list(range(100, 100 + count))
-    return Drawn([rollout], None, {}, seeds, PLAN, sampling_s=1.0, flops=0.0)  # type: ignore[arg-type]  # needs no batch
+    return samples, list(range(100, 100 + count)), vars(PLAN)
 
 
 def scored(count: int) -> Scores:
@@ -80,7 +74,7 @@ def scored(count: int) -> Scores:
 
 def add(flight: FlightRecorder, step: int, count: int, adv_B: Tensor, weight_B: Tensor, row: dict[str, Any]) -> None:
     """A whole step up to its update."""
-    flight.add(step, drawn(count), scored(count))
+    flight.add(step, *drawn(count), scored(count))
     flight.add_advantages(adv_B, weight_B, row)
 
 
@@ -124,26 +118,26 @@ def test_a_crash_leaves_the_last_steps_whole(tmp_path: Path) -> None:
 def test_pictures_are_small_few_and_of_the_last_step(tmp_path: Path) -> None:
     flight = recorder(tmp_path)
     for count in (8, 80):
-        flight.add(1, drawn(count, side=200), scored(count))
+        flight.add(1, *drawn(count, side=200), scored(count))
     flight.write(RuntimeError("x"))
     with Image.open(tmp_path / "flight" / "step_000001.png") as sheet:
         assert sheet.size == (8 * 69 - 2, MAX_PICTURES // 8 * 69 - 2)  # every third of 200 pixels is 67, and a gap of 2
         assert sheet.getpixel((0, 0)) == (0, 0, 0) and sheet.getpixel((69, 69)) == (9, 9, 9)
 
 
-def test_no_picture_and_no_latent_of_a_step_stays_in_memory(tmp_path: Path) -> None:
+def test_no_picture_of_a_step_stays_in_memory(tmp_path: Path) -> None:
     flight, step = recorder(tmp_path), drawn(4)
-    gone = [weakref.ref(step.rollouts[0].trace.x_BT), weakref.ref(step.rollouts[0].samples[0].images[0])]
-    flight.add(1, step, scored(4))
+    gone = weakref.ref(step[0][0].images[0])
+    flight.add(1, *step, scored(4))
     del step
     gc.collect()
-    assert [reference() for reference in gone] == [None, None]
+    assert gone() is None
 
 
 def test_ranks_write_files_of_their_own(tmp_path: Path) -> None:
     for rank in (0, 1):
         flight = recorder(tmp_path, rank=rank)
-        flight.add(3, drawn(4), scored(4))
+        flight.add(3, *drawn(4), scored(4))
         flight.write(StopTrainingError("x"))
     names = [path.name for path in sorted((tmp_path / "flight").glob("*.json"))]
     assert names == ["step_000003.json", "step_000003_rank1.json"]
@@ -201,7 +195,7 @@ def test_adding_a_large_step_is_quick(tmp_path: Path) -> None:
     """512 pictures of 512 x 512: a step that takes minutes to sample. The bound is generous; see docs for the number."""
     flight, step, scores = recorder(tmp_path), drawn(512, side=512), scored(512)
     started = time.perf_counter()
-    flight.add(1, step, scores)
+    flight.add(1, *step, scores)
     assert time.perf_counter() - started < 0.5
 
 

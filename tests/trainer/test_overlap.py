@@ -17,7 +17,7 @@ from trainer.data.overlap import find_overlaps, readers_of_targets
 from trainer.data.prompts import DataError
 from trainer.doctor.prompts import check_data
 from trainer.migration.deepgen.recipe_files import translate_files
-from trainer.programs.assemble import _load_data
+from trainer.programs.rl import read_material
 from trainer.types import Prompt
 
 SERVICES = {
@@ -71,18 +71,18 @@ def test_which_rewards_look_for_targets() -> None:
 
 
 def test_quoted_fragments_count_only_where_a_reward_reads_them(tmp_path: Path) -> None:
-    data = _load_data(pickscore(tmp_path, {"pickscore": 1.0}))
-    assert [prompt.text for prompt in data.train[0].prompts] == ['poster of "The" end', "a dog"]
+    data = read_material(pickscore(tmp_path, {"pickscore": 1.0}))
+    assert [prompt.text for prompt in data.datasets[0].prompts] == ['poster of "The" end', "a dog"]
     assert [(each.what, each.train.text) for each in data.overlap.left_out] == [("same prompt", "a cat")]
 
 
 def test_where_a_reward_reads_them_they_are_left_out_too(tmp_path: Path) -> None:
-    data = _load_data(pickscore(tmp_path, {"pickscore": 0.5, "text": 0.5}))
-    assert [prompt.text for prompt in data.train[0].prompts] == ["a dog"]
+    data = read_material(pickscore(tmp_path, {"pickscore": 0.5, "text": 0.5}))
+    assert [prompt.text for prompt in data.datasets[0].prompts] == ["a dog"]
 
 
 def test_a_reward_of_weight_nought_trains_on_nothing(tmp_path: Path) -> None:
-    assert len(_load_data(pickscore(tmp_path, {"pickscore": 0.5, "text": 0.0})).train[0].prompts) == 2
+    assert len(read_material(pickscore(tmp_path, {"pickscore": 0.5, "text": 0.0})).datasets[0].prompts) == 2
 
 
 def own_files(tmp_path: Path, **data: Any) -> Config:
@@ -98,15 +98,15 @@ def own_files(tmp_path: Path, **data: Any) -> Config:
 
 def test_our_own_files_are_refused_with_both_remedies(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        _load_data(own_files(tmp_path))
+        read_material(own_files(tmp_path))
     for words in ("1 of 1 held-out", "`data.overlap: drop` to leave 1 training", "`evaluation.may_share: targets`"):
         assert words in str(raised.value)
 
 
 def test_what_is_asked_for_is_done_to_our_own_files_too(tmp_path: Path) -> None:
-    assert len(_load_data(own_files(tmp_path, overlap="drop")).train[0].prompts) == 2
-    data = _load_data(own_files(tmp_path, overlap="allow"))
-    assert len(data.train[0].prompts) == 3 and not data.overlap.left_out
+    assert len(read_material(own_files(tmp_path, overlap="drop")).datasets[0].prompts) == 2
+    data = read_material(own_files(tmp_path, overlap="allow"))
+    assert len(data.datasets[0].prompts) == 3 and not data.overlap.left_out
     assert "1 of 3 training prompts are also held out and stay" in str(data.overlap.sentence(3))
 
 
@@ -114,7 +114,7 @@ def test_foreign_files_can_be_refused(tmp_path: Path) -> None:
     config = pickscore(tmp_path, {"hps": 1.0})
     strict = config.model_copy(update={"data": config.data.model_copy(update={"overlap": "refuse"})})
     with pytest.raises(DataError, match="same prompt 'a cat'"):
-        _load_data(strict)
+        read_material(strict)
 
 
 def deepgen(tmp_path: Path, **changes: Any) -> Config:
@@ -135,9 +135,9 @@ def deepgen(tmp_path: Path, **changes: Any) -> Config:
 
 def test_their_two_files_start_together(tmp_path: Path) -> None:
     config = deepgen(tmp_path)
-    data = _load_data(config)
-    assert [[prompt.text for prompt in each.prompts] for each in data.train] == [["one", "three", "four"], ["five"]]
-    assert [each.weight for each in data.train] == [6.0, 2.0], "sample_proportional goes by the prompts that are left"
+    data = read_material(config)
+    assert [[prompt.text for prompt in each.prompts] for each in data.datasets] == [["one", "three", "four"], ["five"]]
+    assert [each.weight for each in data.datasets] == [6.0, 2.0], "sample_proportional goes by the prompts that are left"
     assert config.data.overlap == "drop", "the run's config.yaml says so"
     found = [finding for finding in check_data(config) if finding.status == "WARN"]
     assert "2 of 6 training prompts are also held out and are left out of training" in found[0].message
@@ -154,14 +154,14 @@ def test_what_the_recipe_says_holds_for_their_file(tmp_path: Path) -> None:
 def test_texts_of_a_supervised_loss_are_left_out_too(tmp_path: Path) -> None:
     (tmp_path / "sft.json").write_text(json.dumps([{"image_path": "a.png", "txt": t} for t in ("seven", "eight")]))
     config = deepgen(tmp_path, algorithm={"sft": {"path": str(tmp_path / "sft.json")}})
-    assert _load_data(config).overlap.texts() == {"two", "six", "seven"}
+    assert read_material(config).overlap.texts() == {"two", "six", "seven"}
 
 
 def test_a_set_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     config = deepgen(tmp_path)
     (tmp_path / "u.txt").write_text("six\nTWO\n")
     with pytest.raises(DataError, match="data set 'u': all of its 2 prompts are held out, too"):
-        _load_data(config)
+        read_material(config)
 
 
 def test_each_training_prompt_is_found_once() -> None:

@@ -16,7 +16,8 @@ from trainer import loop
 from trainer.checkpoint import list_checkpoints
 from trainer.config import Config
 from trainer.config.file import load_config
-from trainer.programs.rollout import Drawn, roll_out
+from trainer.programs.rl import RlProgram
+from trainer.programs.rollout import Drawn
 from trainer.update.updater import Updater
 
 scripted = reward_servers.scripted  # the fixture
@@ -53,12 +54,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, list[str]]]:
     """Which step is sampled after how many finished ones, and with which prompts."""
     seen: list[tuple[int, int, list[str]]] = []
 
-    def watched(run: Any, step: int) -> Drawn:
-        drawn = roll_out(run, step)
-        seen.append((step, run.step, [s.prompt.id for r in drawn.rollouts for s in r.samples]))
+    roll_out = RlProgram.roll_out
+
+    def watched(program: RlProgram, step: int) -> Drawn:
+        drawn = roll_out(program, step)
+        seen.append((step, program.session.step, [sample.prompt.id for sample in drawn.samples]))
         return drawn
 
-    monkeypatch.setattr(loop, "roll_out", watched)
+    monkeypatch.setattr(RlProgram, "roll_out", watched)
     return seen
 
 

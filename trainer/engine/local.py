@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from trainer.config import OptimConfig
 from trainer.processes.distributed import World
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW's state; beside them it counts its steps
+
 
 class LocalEngine:
     """Implements `trainer.engine.base.Engine` with AdamW."""
@@ -55,13 +57,13 @@ class LocalEngine:
     @torch.no_grad()
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         parameter = self._parameters[name]
-        for key in ("weight", "exp_avg", "exp_avg_sq"):
+        for key in ("weight", *_MOMENTS):
             if key in tensors and tensors[key].shape != parameter.shape:
                 raise ValueError(
                     f"{name}: the saved {key} has shape {tuple(tensors[key].shape)}, the model's is {tuple(parameter.shape)}"
                 )
         parameter.copy_(tensors["weight"])
-        state = {key: value for key, value in tensors.items() if key != "weight"}
+        state = {key: tensors[key] for key in ("step", *_MOMENTS) if key in tensors}
         self.optimizer.state[parameter] = {
             # AdamW keeps its step count on the CPU and the moments beside the parameter.
             key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)

@@ -21,8 +21,8 @@ from trainer.export.source import find_checkpoint, none_yet
 from trainer.policies import build_policy
 from trainer.policies.base import Samples
 from trainer.processes.distributed import World, world
-from trainer.programs.assemble import start_services
 from trainer.programs.prompt_notes import prompt_notes
+from trainer.programs.services import start_services
 from trainer.records.recorder import plain_numbers, write_atomic
 from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
 from trainer.rewards.identity import changes_since

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.config import Config
 from trainer.policies.base import SamplingPlan
-from trainer.programs.plan import training_plan
+from trainer.processes.distributed import World
 from trainer.rewards import Batch
 from trainer.seeds import sample_seed
-from trainer.types import Rollout
-
-if TYPE_CHECKING:
-    from trainer.programs.assemble import Run
+from trainer.types import Rollout, Sample
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,11 @@ class Drawn:
     flops: float
 
     @property
+    def samples(self) -> list[Sample]:
+        """The samples of all micro-batches, in order."""
+        return [sample for rollout in self.rollouts for sample in rollout.samples]
+
+    @property
     def group_B(self) -> Tensor:
         """Group numbers, local to the rank: a group lives wholly on one."""
         return torch.cat([rollout.group_B for rollout in self.rollouts])
@@ -57,29 +59,8 @@ class Drawn:
         return replace(self, rollouts=marked)
 
 
-def roll_out(run: Run, step: int) -> Drawn:
-    """Draw the prompts of the step after `step` finished ones and sample them; each micro-batch is scored while the next
-    one is sampled."""
-    config = run.config
-    group_size = config.sampling.group_size
-    prompts_P = run.sampler.draw()
-    batch = run.client.batch(group_size=group_size, step=step + 1)
-    seeds, plan = seeds_B(run, step), training_plan(config, step)
-    run.gauges.flops.take()  # an evaluation's
-    started = time.perf_counter()
-    rollouts = []
-    with run.updater.sampling_policy():
-        for rollout in run.policy.sample(prompts_P, group_size, seeds, plan):
-            batch.submit(rollout.samples)
-            rollouts.append(rollout)
-    sampling_s = time.perf_counter() - started
-    flops, _ = run.gauges.flops.take()
-    return Drawn(rollouts, batch, run.sampler.state_dict(), seeds, plan, sampling_s, flops)
-
-
-def seeds_B(run: Run, step: int) -> list[int]:
+def seeds_B(config: Config, world: World, step: int) -> list[int]:
     """A seed per sample of this rank, the same however many ranks there are."""
-    sampling = run.config.sampling
-    count = sampling.prompts_per_step * sampling.group_size // run.world.size
-    first = run.world.rank * count
-    return [sample_seed(run.config.seed, step, index) for index in range(first, first + count)]
+    count = config.sampling.prompts_per_step * config.sampling.group_size // world.size
+    first = world.rank * count
+    return [sample_seed(config.seed, step, index) for index in range(first, first + count)]

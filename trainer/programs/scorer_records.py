@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from trainer.checkpoint.saver import Kept, Stateful
 from trainer.processes.distributed import World
+from trainer.records.recorder import Recorder
 from trainer.rewards import RewardClient, RewardServiceError
+
+
+class ScorerRecords:
+    """What scored each reward so far: kept in checkpoints, written into the run folder, compared when a run goes on.
+
+    Attributes:
+        changed: rewards whose scorer is another one than when the checkpoint was made, where the config accepts that.
+    """
+
+    def __init__(self, client: RewardClient, world: World, recorder: Recorder) -> None:
+        self.changed: list[str] = []
+        self._client, self._world, self._recorder = client, world, recorder
+        self._taken: dict[str, Any] = {"scorers": {}, "changes": []}
+
+    def take(self) -> None:
+        """Ask all ranks and write what they say into the run folder; checkpoints keep it as it was taken."""
+        self._taken = scorer_records(self._client, self._world)
+        self._recorder.write_scorers(self._taken)
+
+    def states(self, step: Callable[[], int]) -> dict[str, Stateful]:
+        """The two keys of a checkpoint.
+
+        Taking them over compares the scorers of now with those of the checkpoint of `step()`; it raises RewardServiceError
+        where a reward comes from another one, and its `on_change` is stop.
+        """
+        before: dict[str, Any] = {}
+
+        def go_on(changes: Any) -> None:
+            self.changed = list(self._client.go_on(before["scorers"], changes, step()))
+
+        return {
+            "scorers": Kept(lambda: self._taken["scorers"], lambda state: before.update(scorers=state)),
+            "changes": Kept(lambda: self._taken["changes"], go_on),
+        }
 
 
 def check_agreement(client: RewardClient, group: World) -> None:

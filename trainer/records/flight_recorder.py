@@ -16,25 +16,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.policies.base import SamplingPlan
 from trainer.processes.distributed import World
 from trainer.processes.failure import before_ending
 from trainer.records.pictures import contact_sheet, thumbnail
 from trainer.records.recorder import write_atomic
-from trainer.types import Scores
-
-if TYPE_CHECKING:
-    from trainer.programs.rollout import Drawn
+from trainer.types import Sample, Scores
 
 KEPT_STEPS = 50
 MAX_PICTURES = 64
@@ -46,7 +42,7 @@ class _Step:
     """What is kept of a step: references to small tensors; no picture. The last three come after its advantages."""
 
     number: int
-    plan: SamplingPlan
+    plan: Mapping[str, Any]
     prompts: Mapping[str, str]
     seeds_B: Sequence[int]
     ids: Sequence[str]
@@ -73,16 +69,17 @@ class FlightRecorder:
         self._thumbnails: list[np.ndarray] = []
         self._writing = threading.Lock()  # this rank's failure and another's may come at once
 
-    def add(self, step: int, drawn: Drawn, scores: Scores) -> None:
-        """Keep step `step` as soon as it has its scores, good or bad."""
-        samples = [sample for rollout in drawn.rollouts for sample in rollout.samples]
+    def add(
+        self, step: int, samples: Sequence[Sample], seeds_B: Sequence[int], plan: Mapping[str, Any], scores: Scores
+    ) -> None:
+        """Keep step `step` as soon as it has its scores, good or bad; `plan` says how its samples were made."""
         images = [image_HWC for sample in samples for image_HWC in sample.images][:MAX_PICTURES]
         self._thumbnails = [thumbnail(image, PICTURE_SIDE) for image in images]
         self._steps.append(
             _Step(
                 number=step,
-                plan=drawn.plan,
-                seeds_B=drawn.seeds_B,
+                plan=plan,
+                seeds_B=seeds_B,
                 prompts={sample.prompt.id: sample.prompt.text for sample in samples},
                 ids=list(scores.ids),
                 prompt_ids=[sample.prompt.id for sample in samples],
@@ -166,7 +163,7 @@ def _whole(step: _Step) -> dict[str, Any]:
     return {
         "step": step.number,
         "row": _spelled(step.row),
-        "plan": _spelled(asdict(step.plan)),
+        "plan": _spelled(step.plan),
         "rng": step.rng,
         "prompts": dict(step.prompts),
         "samples": _spelled(samples),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from trainer.processes.distributed import World
-
-if TYPE_CHECKING:
-    from trainer.programs.rollout import Drawn
 
 # Dense 16-bit peaks of the makers' data sheets, TFLOP/s, by a part of the device's name; the first that fits.
 PEAK_TFLOPS: Mapping[str, float] = {
@@ -116,16 +113,23 @@ class Gauges:
         self._peak = peak_tflops(world.device, given_peak_tflops)
         self.flops = FlopMeter(network, enabled=self._peak is not None)
 
-    def metrics(self, drawn: Drawn, update_s: float) -> dict[str, float]:
-        """Of a step and the rollouts it was trained on: `time/<phase>` of their sampling, `perf/mfu_rollout|mfu_update`
-        of this rank where the peak is known, `memory/allocated_gib|peak_gib` of the fullest rank on CUDA.
+    def metrics(
+        self, update_s: float, *, sampling_s: float = 0.0, sampling_flops: float = 0.0, phases: Mapping[str, float] = {}
+    ) -> dict[str, float]:
+        """Of a step: `perf/mfu_update` of this rank where the peak is known, `memory/allocated_gib|peak_gib` of the fullest
+        rank on CUDA. Where the step sampled what it was trained on, also `time/<phase>` of that and `perf/mfu_rollout`.
 
-        Takes what the meter has counted since the last rollout.
+        Takes what the meter has counted since it was last asked.
+
+        Args:
+            update_s: seconds of the update.
+            sampling_s, sampling_flops, phases: seconds and FLOPs of the sampling, and the seconds of its phases.
         """
         _, update_flops = self.flops.take()
-        row = {f"time/{phase}": seconds for phase, seconds in drawn.phases.items()}
+        row = {f"time/{phase}": seconds for phase, seconds in phases.items()}
+        if self._peak is not None and sampling_s:
+            row["perf/mfu_rollout"] = sampling_flops / (sampling_s * self._peak * 1e12)
         if self._peak is not None:
-            row["perf/mfu_rollout"] = drawn.flops / (drawn.sampling_s * self._peak * 1e12)
             row["perf/mfu_update"] = update_flops / (update_s * self._peak * 1e12)
         return row | self._memory()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,9 +16,13 @@ class Ema:
     Under ZeRO-3 a rank averages its own part of every parameter; `shadow` then holds flat parts.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        """After the engine was built: it may have cut the weights into parts."""
-        self.module, self.decay = module, decay
+    def __init__(self, module: nn.Module, decay: float, *, kind: str = "average") -> None:
+        """After the engine was built: it may have cut the weights into parts.
+
+        Args:
+            kind: the name under which a checkpoint keeps this average of a parameter.
+        """
+        self.module, self.decay, self.kind = module, decay, kind
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shadow = {name: _held(p).detach().clone() for name, p in self._parameters.items()}
 
@@ -51,20 +55,25 @@ class Ema:
             # ZeRO-3 gathers parts on a stream of its own, which does not wait for this one.
             torch.cuda.current_stream().synchronize()
 
-    def read(self, name: str, *, keep: bool = True) -> Tensor | None:
-        """A whole float32 copy of one average on the CPU, None without `keep`. All ranks call it for the same names in the
-        same order."""
+    def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
+        """`{kind: a whole float32 copy of one average on the CPU}`, empty without `keep`. All ranks call it for the same names
+        in the same order."""
         average, parameter = self.shadow[name].detach(), self._parameters[name]
         if _is_cut(parameter):
             parts = [torch.empty_like(average) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, average)
             shape = _shape(parameter)
             average = torch.cat(parts)[: shape.numel()].view(shape)  # the last parts are padded
-        return average.to("cpu", torch.float32, copy=True) if keep else None
+        return {self.kind: average.to("cpu", torch.float32, copy=True)} if keep else {}
 
     @torch.no_grad()
-    def write(self, name: str, average: Tensor) -> None:
-        """Take over what `read` gave. Raises ValueError when shapes differ."""
+    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `read` gave; where a checkpoint has no such average, it begins anew at the weight.
+
+        Raises:
+            ValueError: shapes differ.
+        """
+        average = tensors.get(self.kind, tensors["weight"])
         own, parameter = self.shadow[name], self._parameters[name]
         shape = _shape(parameter)
         if average.shape != shape:
@@ -75,16 +84,6 @@ class Ema:
             average = average.flatten()[dist.get_rank() * own.numel() :][: own.numel()]
             own = own[: average.numel()]
         own.copy_(average)
-
-    def load(self, shadow: dict[str, Tensor]) -> None:
-        """Take over saved averages. Raises ValueError when names differ."""
-        if shadow.keys() != self.shadow.keys():
-            difference = sorted(shadow.keys() ^ self.shadow.keys())
-            raise ValueError(
-                f"the saved average does not fit the model: {len(difference)} names differ, first {difference[0]!r}"
-            )
-        for name, tensor in shadow.items():
-            self.write(name, tensor)
 
 
 def _is_cut(parameter: nn.Parameter) -> bool:

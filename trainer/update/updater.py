@@ -49,7 +49,7 @@ class Updater:
         self.engine, self.algorithm, self.optim, self.world = engine, algorithm, optim, world
         self.max_steps = max_steps
         self.objective = build_objective(policy, algorithm, micro_batch_size=optim.micro_batch_size, seed=seed)
-        self.old = Ema(policy.trainable, algorithm.old_decay) if algorithm.old_decay else None
+        self.old = Ema(policy.trainable, algorithm.old_decay, kind="old") if algorithm.old_decay else None
         self.sft = None if algorithm.sft is None else Supervised(policy, algorithm.sft, algorithm, world, seed)
 
     @contextmanager
@@ -60,18 +60,6 @@ class Updater:
             return
         with self.old.applied():
             yield
-
-    def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
-        """The sampling policy's copy of a parameter for a checkpoint, `old`; nothing where it is the trained one, or
-        without `keep`."""
-        old = None if self.old is None else self.old.read(name, keep=keep)
-        return {} if old is None else {"old": old}
-
-    def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Take what `read` gave out of a parameter's tensors; without it the sampling policy is the trained one."""
-        old = tensors.pop("old", tensors["weight"])
-        if self.old is not None:
-            self.old.write(name, old)
 
     def step(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> dict[str, float]:
         """Apply `updates_per_rollout` optimizer steps on this rank's rollouts; all ranks call it together.

@@ -93,7 +93,7 @@ def one_stage(stage: dict[str, Any] | None, group: World, folder: Path) -> dict[
     for number in range(3):
         norms.append(take_step(module, engine, group, number))
         ema.update()
-    saved, averages = state(engine), {name: ema.read(name) for name in engine.names}
+    saved, averages = state(engine), {name: ema.read(name)["average"] for name in engine.names}
     own = module(probe).item()
     with ema.applied():
         averaged = module(probe).item()
@@ -108,7 +108,7 @@ def one_stage(stage: dict[str, Any] | None, group: World, folder: Path) -> dict[
     # One rank keeps what all ranks gather.
     keep = group.rank == group.size - 1
     parts = {name: engine.read(name, keep=keep) for name in engine.names}
-    average_parts = {name: ema.read(name, keep=keep) for name in engine.names}
+    average_parts = {name: ema.read(name, keep=keep).get("average") for name in engine.names}
     if keep:
         one_keeps = same(saved, parts) and all(torch.equal(averages[n], average_parts[n]) for n in averages)
     else:
@@ -124,8 +124,10 @@ def one_stage(stage: dict[str, Any] | None, group: World, folder: Path) -> dict[
     fresh_ema = Ema(fresh_module, 0.5)
     for name, tensors in saved.items():
         fresh.write(name, tensors)
-        fresh_ema.write(name, averages[name])
-    found["moved"] = same(saved, state(fresh)) and all(torch.equal(averages[n], fresh_ema.read(n)) for n in averages)
+        fresh_ema.write(name, {**saved[name], "average": averages[name]})
+    found["moved"] = same(saved, state(fresh)) and all(
+        torch.equal(averages[n], fresh_ema.read(n)["average"]) for n in averages
+    )
     take_step(module, engine, group, 3)
     take_step(fresh_module, fresh, group, 3)
     found["goes_on"] = same(state(engine), state(fresh))

@@ -20,8 +20,8 @@ from tests.support.trainer_runs import ROOT, read_metrics
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.evaluation.files import read_outcomes
-from trainer.loop import train, train_step
-from trainer.programs.assemble import Run
+from trainer.loop import train
+from trainer.programs.rl import RlProgram
 
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture
@@ -219,15 +219,17 @@ def test_an_end_while_pictures_are_scored_loses_nothing(
             ended.wait(20)
         return by_item(request)
 
-    def end(run: Run) -> dict[str, float | None]:
-        if run.step == 3 and not ended.is_set():
+    step = RlProgram.step
+
+    def end(program: RlProgram) -> dict[str, float | None] | None:
+        if program.session.step == 3 and not ended.is_set():
             raise RuntimeError("out of memory")
-        if run.step == 2 and not ended.is_set() and ending == "terminated":
+        if program.session.step == 2 and not ended.is_set() and ending == "terminated":
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(run)
+        return step(program)
 
     config = small(scripted(hold), "ended", **changes)
-    monkeypatch.setattr("trainer.loop.train_step", end)
+    monkeypatch.setattr(RlProgram, "step", end)
     if ending == "terminated":
         assert train(config) == 0
     else:

@@ -1,0 +1,226 @@
+"""Reinforcement learning: draw prompts, sample, score, advantages, update.
+
+Axes: P prompts, G group, B = P*G samples of this rank, S trained steps, R rewards.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.advantages import ESTIMATORS, RunningSpread
+from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
+from trainer.config import Config
+from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
+from trainer.data.overlap import settle
+from trainer.evaluation import load_sets, rollout_statistics
+from trainer.objectives import needs_reference
+from trainer.objectives.captions import caption_prompts
+from trainer.processes.distributed import World
+from trainer.programs.base import Kind, Material
+from trainer.programs.plan import training_plan
+from trainer.programs.rollout import Drawn, seeds_B
+from trainer.programs.session import Row, Session
+from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
+from trainer.types import Scores
+from trainer.update.updater import Updater
+
+LOOK_S = 0.1  # between two looks at whether all ranks have their scores, or are asked to stop
+LATE_S = 5.0  # after a signal, a step whose rewards come within it is finished
+
+
+@dataclass(frozen=True)
+class RlMaterial(Material):
+    """Texts of a run; `datasets` are the training prompts by data set."""
+
+    datasets: Sequence[Dataset]
+
+
+def read_material(config: Config) -> RlMaterial:
+    """Read the prompts of a run. Raises DataError, ConfigError."""
+    datasets = load_train_prompts(config.data)
+    rows = [prompt for dataset in datasets for prompt in dataset.prompts]
+    sets = load_sets(config, rows)
+    heldout = [prompt for each in sets for prompt in each.prompts]
+    if config.algorithm.sft is not None:
+        rows += caption_prompts(config.algorithm.sft)
+    overlap = settle(config, rows, heldout)
+    kept = without(datasets, config.data, overlap.ids())
+    return RlMaterial([prompt for dataset in kept for prompt in dataset.prompts], sets, overlap, len(rows), kept)
+
+
+def deal(config: Config, material: RlMaterial, world: World) -> PromptSampler:
+    """The sampler of this rank. Raises ConfigError, DataError: a step's prompts cannot be dealt to the ranks."""
+    return PromptSampler(
+        material.datasets,
+        prompts_per_step=config.sampling.prompts_per_step,
+        seed=config.seed,
+        rank=world.rank,
+        world=world.size,
+    )
+
+
+class RlProgram:
+    """A run whose step samples, asks for rewards, and moves the weights along the advantages.
+
+    Attributes:
+        position: the sampler's after the last finished step; the sampler itself may be a step ahead.
+        drawn: the next step's batch where it is sampled ahead. It is not saved, and a resumed run samples it again.
+    """
+
+    def __init__(self, session: Session, material: RlMaterial, sampler: PromptSampler) -> None:
+        config = session.config
+        self.session, self.sampler = session, sampler
+        self.updater = Updater(
+            session.policy,
+            session.engine,
+            config.algorithm,
+            config.optim,
+            session.world,
+            config.max_steps,
+            config.seed,
+        )
+        if self.updater.sft is not None:
+            self.updater.sft.data.leave_out(material.overlap.texts())
+        self.spread = RunningSpread(len(config.rewards.columns))
+        self.position = sampler.state_dict()
+        self.drawn: Drawn | None = None
+
+    @property
+    def tensors(self) -> Sequence[TensorOwner]:
+        return [] if self.updater.old is None else [self.updater.old]
+
+    def states(self) -> Mapping[str, Stateful]:
+        columns = list(self.session.config.rewards.columns)
+        return {
+            "columns": Kept(lambda: columns, lambda before: _check_same_columns(before, columns)),
+            "spread": Kept(self._spread_state, self._load_spread),
+            "sampler": Kept(lambda: self.position, self._load_position),
+        }
+
+    def begin(self) -> None:
+        """Forget the spread of rewards that come from another scorer now: it was of other numbers."""
+        for name in self.session.scorers.changed:
+            self.spread.forget(list(self.session.config.rewards.columns).index(name))
+
+    def step(self) -> Row | None:
+        """One step, from prompts to changed weights. None: a signal came, and the rewards are late."""
+        session, config = self.session, self.session.config
+        started, cpu = time.perf_counter(), time.process_time()
+        drawn = self.drawn or self.roll_out(session.step)
+        self.drawn = None
+        if config.sampling.pipeline == "one_step_off" and session.step + 1 < config.max_steps:
+            self.drawn = self.roll_out(session.step + 1)  # by the weights before this update, while this step is scored
+        sampled = time.perf_counter()
+
+        scores = self.await_scores(drawn)
+        if scores is None:
+            return None
+        session.flight.add(session.step + 1, drawn.samples, drawn.seeds_B, vars(drawn.plan), scores)
+        session.stop_together(scores.stop_reason)
+        collected = time.perf_counter()
+
+        spread = self.spread.after(scores.scores_BR, scores.valid_BR, reduce=session.world.sum)
+        adv_B, weight_B, row = self.advantages(scores, spread, drawn.group_B)
+        session.flight.add_advantages(adv_B, weight_B, row)
+        row |= self.updater.step(drawn.rollouts, adv_B, weight_B, session.step)
+        session.ema.update()
+        session.step, self.position, self.spread = session.step + 1, drawn.position, spread
+        self.drawn = self.drawn and self.drawn.stale()
+        updated = time.perf_counter()
+
+        row |= reward_metrics(scores, session.world) | wait_metrics(scores, updated - started, session.world)
+        row |= rollout_statistics(drawn.rollouts, session.world)
+        row |= session.gauges.metrics(
+            updated - collected, sampling_s=drawn.sampling_s, sampling_flops=drawn.flops, phases=drawn.phases
+        )
+        row |= {
+            "step": session.step,
+            "time/rollout": sampled - started,
+            "time/reward_wait": collected - sampled,
+            "time/update": updated - collected,
+            "time/total": updated - started,
+            "time/cpu": time.process_time() - cpu,
+            "images_per_s": len(weight_B) * session.world.size / (updated - started),
+        }
+        session.totals.add(row)
+        return dict(row)
+
+    def roll_out(self, step: int) -> Drawn:
+        """Draw the prompts of the step after `step` finished ones and sample them; each micro-batch is scored while the
+        next one is sampled."""
+        session, config = self.session, self.session.config
+        group_size = config.sampling.group_size
+        prompts_P = self.sampler.draw()
+        batch = session.client.batch(group_size=group_size, step=step + 1)
+        seeds, plan = seeds_B(config, session.world, step), training_plan(config, step)
+        session.gauges.flops.take()  # an evaluation's
+        started = time.perf_counter()
+        rollouts = []
+        with self.updater.sampling_policy():
+            for rollout in session.policy.sample(prompts_P, group_size, seeds, plan):
+                batch.submit(rollout.samples)
+                rollouts.append(rollout)
+        sampling_s = time.perf_counter() - started
+        flops, _ = session.gauges.flops.take()
+        return Drawn(rollouts, batch, self.sampler.state_dict(), seeds, plan, sampling_s, flops)
+
+    def await_scores(self, drawn: Drawn) -> Scores | None:
+        """The scores of a step's rollouts when all ranks have theirs; None when a signal to stop came, and they are late.
+
+        A judge may take as long as its deadline, which is longer than whoever ends the process will wait.
+        """
+        session = self.session
+        collecting = session.executor.submit(drawn.batch.collect)
+        asked_at = math.inf
+        while session.world.any(not collecting.done()):
+            if session.signals.asked:
+                asked_at = min(asked_at, time.monotonic())
+            if session.world.any(time.monotonic() - asked_at > LATE_S):  # all ranks leave together
+                return None
+            wait([collecting], LOOK_S)
+        return collecting.result()
+
+    def advantages(
+        self, scores: Scores, spread: RunningSpread, group_B: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Clamped advantages and loss weights of this rank's samples, with their metrics over all ranks."""
+        algorithm, world = self.session.config.algorithm, self.session.world
+        std_floor_R = spread.floor(algorithm.std_floor) if algorithm.std_floor else None
+        adv_B, weight_B = ESTIMATORS[algorithm.type](
+            scores.scores_BR,
+            scores.valid_BR,
+            group_B,
+            scores.weights_BR,
+            eps=algorithm.eps,
+            min_valid=algorithm.min_valid,
+            std_floor_R=std_floor_R,
+            reduce=world.sum,
+        )
+        clamped_B = adv_B.clamp(-algorithm.adv_clip, algorithm.adv_clip)
+        return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, algorithm, world)
+
+    def _load_position(self, position: dict[str, Any]) -> None:
+        self.position = position
+        self.sampler.load_state_dict(position)
+
+    def _spread_state(self) -> dict[str, Any]:
+        return {key: value.tolist() for key, value in self.spread.state_dict().items()}
+
+    def _load_spread(self, state: Mapping[str, Any]) -> None:
+        self.spread.load_state_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in state.items()})
+
+
+def _check_same_columns(before: list[str], now: list[str]) -> None:
+    if before != now:  # the running spread is kept in their order
+        raise ValueError(f"rewards.columns were {', '.join(before)}, now {', '.join(now)}")
+
+
+KIND = Kind(read_material, deal, lambda config: needs_reference(config.algorithm), RlProgram)
