@@ -137,7 +137,9 @@ def test_their_two_files_start_together(tmp_path: Path) -> None:
     config = deepgen(tmp_path)
     data = read_material(config)
     assert [[prompt.text for prompt in each.prompts] for each in data.datasets] == [["one", "three", "four"], ["five"]]
-    assert [each.weight for each in data.datasets] == [6.0, 2.0], "sample_proportional goes by the prompts that are left"
+    assert [each.weight for each in data.datasets] == [6.0, 2.0], (
+        "sample_proportional goes by the prompts that are left"
+    )
     assert config.data.overlap == "drop", "the run's config.yaml says so"
     found = [finding for finding in check_data(config) if finding.status == "WARN"]
     assert "2 of 6 training prompts are also held out and are left out of training" in found[0].message
