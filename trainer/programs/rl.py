@@ -17,12 +17,13 @@ from torch import Tensor
 
 from trainer.advantages import ESTIMATORS, RunningSpread
 from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
-from trainer.config import Config
+from trainer.config import Config, ConfigError
 from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets, rollout_statistics
 from trainer.objectives import needs_reference
 from trainer.objectives.captions import caption_prompts
+from trainer.policies.base import Denoises, Samples
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
 from trainer.programs.plan import training_plan
@@ -76,10 +77,12 @@ class RlProgram:
     """
 
     def __init__(self, session: Session, material: RlMaterial, sampler: PromptSampler) -> None:
-        config = session.config
-        self.session, self.sampler = session, sampler
+        config, policy = session.config, session.policy
+        if not (isinstance(policy, Samples) and isinstance(policy, Denoises)):
+            raise ConfigError(f"policy.type = {config.policy.type} draws no samples, so rewards cannot train it")
+        self.session, self.sampler, self.policy = session, sampler, policy
         self.updater = Updater(
-            session.policy,
+            policy,
             session.engine,
             config.algorithm,
             config.optim,
@@ -165,7 +168,7 @@ class RlProgram:
         started = time.perf_counter()
         rollouts = []
         with self.updater.sampling_policy():
-            for rollout in session.policy.sample(prompts_P, group_size, seeds, plan):
+            for rollout in self.policy.sample(prompts_P, group_size, seeds, plan):
                 batch.submit(rollout.samples)
                 rollouts.append(rollout)
         sampling_s = time.perf_counter() - started

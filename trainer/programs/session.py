@@ -15,7 +15,7 @@ from trainer.checkpoint.saver import Kept, Saver, Stateful
 from trainer.config import Config
 from trainer.engine import Engine
 from trainer.evaluation import Evaluator
-from trainer.policies.base import Samples
+from trainer.policies.base import Policy
 from trainer.processes.distributed import World
 from trainer.processes.stopping import StopSignals
 from trainer.programs.closing import closing_lines
@@ -80,7 +80,7 @@ class Session:
 
     config: Config
     world: World
-    policy: Samples
+    policy: Policy
     engine: Engine
     ema: Ema
     evaluator: Evaluator
