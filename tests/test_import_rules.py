@@ -70,6 +70,15 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.records.phases",
         "=wire.images",
     ),
+    "trainer.policies.flow": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.samplers",
+        "trainer.quickstart",
+        "trainer.policies",
+        "trainer.records.phases",
+        "=wire.images",
+    ),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
     "trainer.migration": ("trainer.config", "trainer.data"),
     "trainer.data": (
@@ -494,6 +503,7 @@ def test_every_module_imports_without_gpu_network_or_torchvision() -> None:
         ("trainer.config", ("torch", "diffusers", "fastapi", "httpx")),
         ("services.rules.scorer", ("torch", "diffusers", "fastapi")),
         ("services.kit.app", ("torch", "diffusers", "onnxruntime")),
+        ("trainer.policies.registry", ("torch", "numpy", "diffusers", "transformers")),
         ("trainer.rewards", ("fastapi", "uvicorn", "diffusers")),
     ],
 )

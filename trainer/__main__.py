@@ -16,11 +16,11 @@ from trainer.config import Config, ConfigError, SftConfig
 from trainer.config.base import UserError, did_you_mean
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import add_flags
+from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 
 COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "from-deepgen")
-FORMATS = ("diffusers", "lora", "deepgen", "deepgen_pt", "safetensors")  # of all policies
 
 # Commands check what they are given before they import torch, which takes seconds: a mistake is said at once.
 
@@ -117,6 +117,15 @@ def _from_deepgen(args: argparse.Namespace) -> int:
     return 0
 
 
+def _format(name: str) -> str:
+    """A format of some policy; which of them the run's policy has is known once its config.yaml is read."""
+    if name not in all_formats():
+        raise argparse.ArgumentTypeError(
+            f"no format {name!r} (there are {', '.join(all_formats())}){did_you_mean(name, all_formats())}"
+        )
+    return name
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="RL post-training with rewards as services.")
@@ -158,9 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to",
         required=True,
-        choices=FORMATS,
+        type=_format,
         metavar="FORMAT",
-        help=f"One of {', '.join(FORMATS)}, as the policy can.",
+        help=f"One of {', '.join(all_formats())}, as the policy can.",
     )
     export.add_argument("--output", required=True, type=Path, help="A new folder.")
     export.add_argument(

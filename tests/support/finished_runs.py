@@ -10,7 +10,7 @@ import torch
 from tests.support.checkpoints import write_checkpoint
 from trainer.config import Config
 from trainer.config.file import dump_config
-from trainer.policies import FLOW_MODELS
+from trainer.policies.registry import build_model
 
 PROMPTS = "assets/quickstart/train.jsonl"
 
@@ -31,7 +31,7 @@ def make_run(folder: Path, policy: dict[str, Any], *, step: int = 3) -> Path:
         },
         strict=True,
     )
-    model = FLOW_MODELS[config.policy.type](config.policy, torch.device("cpu"))
+    model = build_model(config.policy, torch.device("cpu"))
     generator = torch.Generator().manual_seed(step)
     parameters = {}
     for name, parameter in model.network.named_parameters():

@@ -12,16 +12,19 @@ from torch import Tensor
 
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from tests.support.trainer_runs import run_trainer
-from trainer.config import Config, DeepGenConfig, TinyConfig
+from trainer.config import Config, DeepGenConfig, PolicyConfig, TinyConfig
 from trainer.config.file import load_config
 from trainer.doctor.prompts import check_data
-from trainer.policies import FLOW_MODELS
-from trainer.policies.flow.text_limits import text_limits
+from trainer.policies.registry import TextLimit, build_model, entry_of
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
 LENGTH = 90  # tokens that T5 and Qwen read, more than CLIP's 77
+
+
+def limits_of(section: PolicyConfig) -> list[TextLimit]:
+    return entry_of(section).text_limits(section)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +59,9 @@ def texts_read(model: Any, limit: str, text: str) -> Tensor:
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_what_is_counted_as_lost_is_what_the_encoder_does_not_read(folders: dict[str, Path], name: str) -> None:
     config = make_config(folders, name)
-    limits = text_limits(config.policy)
+    limits = limits_of(config.policy)
     assert [(limit.encoder, limit.tokens) for limit in limits] == [("CLIP", 77), ("T5", LENGTH)]
-    model = FLOW_MODELS[name](config.policy, torch.device("cpu"))
+    model = build_model(config.policy, torch.device("cpu"))
     text = "".join(chr(97 + i % 26) + " " * (i % 5 == 4) for i in range(120))
     for limit in limits:
         place = limit.lost_from(text)
@@ -73,7 +76,7 @@ def test_what_is_counted_as_lost_is_what_the_encoder_does_not_read(folders: dict
 
 def test_qwen_image_reads_as_many_tokens_of_the_prompt_itself(folders: dict[str, Path]) -> None:
     """Published tokenizers make 34 tokens of the frame's beginning, which the pipeline drops; those of a test make more."""
-    (limit,) = text_limits(make_config(folders, "qwen_image").policy)
+    (limit,) = limits_of(make_config(folders, "qwen_image").policy)
     assert (limit.encoder, limit.tokens) == ("Qwen2.5-VL", LENGTH)
     assert (limit.lost_from("x" * LENGTH), limit.lost_from("x" * (LENGTH + 1))) == (None, LENGTH)
 
@@ -111,7 +114,7 @@ def test_a_long_negative_prompt_counts_too(folders: dict[str, Path]) -> None:
 
 
 def test_policies_that_read_all_or_refuse_have_no_limit() -> None:
-    assert text_limits(TinyConfig()) == text_limits(DeepGenConfig(type="deepgen")) == []
+    assert limits_of(TinyConfig()) == limits_of(DeepGenConfig(type="deepgen")) == []
 
 
 def test_a_run_counts_long_prompts_once_and_the_libraries_are_silent(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.support.trainer_runs import ROOT
 from trainer.config import Config, SftConfig, SftOptimConfig, TinyConfig
 from trainer.config.file import load_config
-from trainer.policies import build_policy
+from trainer.policies.registry import build_policy
 from trainer.sft import train_base
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,10 @@ def _from_environment(name: str) -> Callable[[], str | None]:
 
 class DeepGenConfig(NetworkConfig):
     """DeepGen: Qwen2.5-VL with learned queries in front of an SD3.5 transformer."""
+
+    family: ClassVar[str] = "flow"
+    formats: ClassVar[tuple[str, ...]] = ("deepgen", "deepgen_pt")
+    starts_from: ClassVar[tuple[str, ...]] = ("sd3_path", "qwen_path", "checkpoint")
 
     type: Literal["deepgen"] = Field(description="Which policy of trainer/policies.")
     sd3_path: FilePath | None = Field(

@@ -1,12 +1,28 @@
-"""What the sections of policies with large networks share."""
+"""What the sections of policies share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from trainer.config.base import FilePath, Positive, Section
+
+
+class PolicySection(Section):
+    """What is known of every policy before its module is imported: the rest is in its `ENTRY` (trainer/policies/registry.py).
+
+    Attributes:
+        family: the folder of trainer/policies that its module is in, under the name of its `type`.
+        formats: what `python -m trainer export --to` can write, the usual one first.
+        starts_from: the fields that name the files its weights come from.
+    """
+
+    family: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
+    starts_from: ClassVar[tuple[str, ...]]
+
+    type: str = Field(description="Which policy of trainer/policies.")
 
 
 class LoraConfig(Section):
@@ -24,7 +40,7 @@ class LoraConfig(Section):
     )
 
 
-class NetworkConfig(Section):
+class NetworkConfig(PolicySection):
     """How large networks are held and run."""
 
     dtype: Literal["bfloat16", "float32"] = Field(

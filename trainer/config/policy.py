@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from trainer.config.base import FilePath, Section
+from trainer.config.base import FilePath
 from trainer.config.deepgen import DeepGenConfig
-from trainer.config.network import LoraConfig, NetworkConfig
+from trainer.config.network import LoraConfig, NetworkConfig, PolicySection
 
 
-class TinyConfig(Section):
+class TinyConfig(PolicySection):
     """The tiny policy: a small SD3 transformer that writes words."""
+
+    family: ClassVar[str] = "flow"
+    formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+    starts_from: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
     type: Literal["tiny"] = Field("tiny", description="Which policy of trainer/policies.")
     checkpoint: FilePath | None = Field(
@@ -25,6 +29,10 @@ class TinyConfig(Section):
 
 class DiffusersConfig(NetworkConfig):
     """What the policies that start from a diffusers folder share."""
+
+    family: ClassVar[str] = "flow"
+    formats: ClassVar[tuple[str, ...]] = ("diffusers", "lora")
+    starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
 
     pretrained: FilePath = Field(
         description="A model folder as diffusers saves it, with model_index.json; weights of a variant such as fp16 are read "
@@ -66,3 +74,9 @@ class QwenImageConfig(DiffusersConfig):
 PolicyConfig = Annotated[
     TinyConfig | Sd3Config | FluxConfig | QwenImageConfig | DeepGenConfig, Field(discriminator="type")
 ]
+
+
+def sections() -> dict[str, type[PolicySection]]:
+    """The section of every policy, by its `type`."""
+    union, _ = get_args(PolicyConfig)
+    return {get_args(section.model_fields["type"].annotation)[0]: section for section in get_args(union)}

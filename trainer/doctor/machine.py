@@ -107,7 +107,7 @@ def check_memory(config: Config) -> Iterator[Finding]:
             yield Finding("memory", "FAIL", f"{name}={text} is no number of processes", "give a whole number from 1")
     here, found = process_count("NGPUS"), sizes(config)
     needed = float(here * _TRAINER_BYTES)
-    if found is None and is_large(config):
+    if found is None:
         message = f"what the policy {config.policy.type} takes: the headers of its files cannot be read here"
         yield Finding("memory", "NOT CHECKED", message, "name the model's files in the policy section, where they are")
         return
@@ -118,8 +118,8 @@ def check_memory(config: Config) -> Iterator[Finding]:
             yield _device_memory(config, held.device, torch.cuda.mem_get_info(device)[1])
         else:
             needed += here * sum(held.device.values())
-            large = is_large(config)
-            yield Finding("memory", "WARN" if large else "OK", _held(config, held.device), _SMALLER if large else "")
+            if is_large(config):  # what a small one holds is lost among the programs around it
+                yield Finding("memory", "WARN", _held(config, held.device), _SMALLER)
     if config.rewards.launch == "local":
         for service in config.rewards.services.values():
             workers = service.args.get("workers", 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from trainer.config import Config, ConfigError, TinyConfig
+from trainer.config import Config, ConfigError, NetworkConfig
 from trainer.config.evaluation import JUDGE
 from trainer.data.datasets import DataError, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
@@ -16,8 +16,8 @@ from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.objectives.captions import caption_prompts
-from trainer.policies.flow.text_limits import text_limits
 from trainer.policies.lora_files import read_adapters
+from trainer.policies.registry import entry_of
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
@@ -93,7 +93,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
 def _check_texts(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
     """Whether the policy reads its prompts to their end."""
     try:
-        limits, notes = text_limits(config.policy), prompt_notes(config, prompts)
+        limits, notes = entry_of(config.policy).text_limits(config.policy), prompt_notes(config, prompts)
     except ConfigError as error:
         yield Finding(
             "data",
@@ -109,25 +109,19 @@ def _check_texts(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]
         yield Finding("data", "OK", f"no prompt loses words: {config.policy.type} reads {read}")
 
 
-# Where a policy's weights come from; which of these its section has depends on its type.
-_SOURCES = ("pretrained", "sd3_path", "qwen_path", "checkpoint")
-
-
 def check_base(config: Config) -> Iterator[Finding]:
     """The files and folders that training starts from."""
-    for name in _SOURCES:
-        if name not in type(config.policy).model_fields:
-            continue
+    entry = entry_of(config.policy)
+    for name in config.policy.starts_from:
         field, path = f"policy.{name}", getattr(config.policy, name)
-        if path is None and config.policy.type == "tiny":
+        if path is None and entry.may_be_random:
             yield Finding(
                 "policy", "WARN", f"{field} is null: training starts from random weights", "name a base, if meant"
             )
         elif path is None:
             yield Finding("policy", "FAIL", f"{field} is null", "give the model's files, here or by their variable")
         elif not Path(path).exists():
-            made = "; the quickstart's is made by `python -m trainer sft configs/quickstart_base.yaml`"
-            remedy = f"correct the path{made if config.policy.type == 'tiny' else ''}"
+            remedy = f"correct the path{'; ' if entry.how_made else ''}{entry.how_made}"
             yield Finding("policy", "FAIL", f"{field}: no file at {Path(path).absolute()}", remedy)
         else:
             yield _look_into(field, Path(path))
@@ -139,7 +133,7 @@ def _check_adapters(config: Config) -> Iterator[Finding]:
     lora = getattr(config.policy, "lora", None)
     if lora is None or lora.path is None:
         return
-    assert not isinstance(config.policy, TinyConfig)
+    assert isinstance(config.policy, NetworkConfig), "a section with adapters is one of a large network"
     try:
         adapters = read_adapters(Path(lora.path), config.policy)
     except ConfigError as error:

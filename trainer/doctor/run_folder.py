@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume, list_checkpoints
@@ -127,9 +126,6 @@ def _checkpoint_size(config: Config) -> tuple[int | None, str]:
     if existing:
         return sum(file.stat().st_size for file in existing[-1].iterdir()), "the size of the newest"
     found = sizes(config)
-    if found is not None:
-        return _BYTES_EACH * found.trained, "estimated from what is trained"
-    base = getattr(config.policy, "checkpoint", None)
-    if config.policy.type == "tiny" and base is not None and Path(base).is_file():
-        return _BYTES_EACH // 2 * Path(base).stat().st_size, "estimated from the base"  # which may be in 16 bit
-    return None, "a size that is known after the first"
+    if found is None:
+        return None, "a size that is known after the first"
+    return _BYTES_EACH * found.trained, "estimated from what is trained"

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from trainer.config import Config, ConfigError, DeepGenConfig, DiffusersConfig
+from trainer.config import Config
 from trainer.config.deepspeed import read_deepspeed, stage
 from trainer.objectives import needs_reference
-from trainer.policies.lora import ATTENTION_PROJECTIONS
-from trainer.policies.weight_files import weight_files
+from trainer.policies.registry import Sizes, entry_of
 
 _FP32 = 4
 _LARGE = 100e6  # parameters, frozen ones included, above which a CPU takes minutes or more for a step
-_POSITIONS = "pos_embed.pos_embed"  # SD3's table: stored beside the weights, and never trained nor shared out
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a policy: elements that are trained, in float32, and bytes that are not.
-
-    Attributes:
-        network: frozen weights of the network that adapters are trained on.
-        others: encoders, as far as they stay on the device, and the autoencoder.
-        positions: SD3's table of positions, which a copy of the network has, too.
-    """
-
-    trained: int
-    network: int
-    others: int
-    positions: int = 0
 
 
 def planned_ranks() -> int:
@@ -60,37 +36,18 @@ def is_count(text: str) -> bool:
 
 
 def sizes(config: Config) -> Sizes | None:
-    """None for the tiny policy, and where files are not there or cannot be read: loading them says what is wrong."""
-    policy = config.policy
+    """How large the policy is; None where files are not there or cannot be read: loading them says what is wrong."""
     try:
-        if isinstance(policy, DeepGenConfig):
-            folder, encoders = _deepgen_parts(policy)
-        elif isinstance(policy, DiffusersConfig):
-            folder = Path(policy.pretrained)
-            encoders = sum(_count(_shapes(each)) for each in folder.glob("text_encoder*"))
-        else:
-            return None
-        network, vae = _shapes(folder / "transformer"), _count(_shapes(folder / "vae"))
-        upcast = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")).get("force_upcast")
-    except (OSError, ValueError, SafetensorError, ConfigError):
+        return entry_of(config.policy).sizes(config.policy)
+    except (OSError, ValueError, SafetensorError):  # a ConfigError is a ValueError
         return None
-    if not network:
-        return None
-    bytes_each = 2 if policy.dtype == "bfloat16" else 4
-    others = (4 if upcast else bytes_each) * vae + (0 if policy.offload_encoders else bytes_each * encoders)
-    positions = math.prod(network.pop(_POSITIONS, (0,)))
-    if policy.lora is None:
-        return Sizes(_count(network), 0, others, _FP32 * positions)
-    targets = policy.lora.target_modules or ATTENTION_PROJECTIONS
-    trained = policy.lora.rank * _adapted(network, targets)
-    return Sizes(trained, bytes_each * _count(network), others, bytes_each * positions)
 
 
 def is_large(config: Config) -> bool:
-    """Whether the policy has more than _LARGE parameters; a policy other than `tiny` of unknown size counts as large."""
+    """Whether the policy has more than _LARGE parameters; one of unknown size counts as large."""
     found = sizes(config)
     if found is None:
-        return config.policy.type != "tiny"
+        return True
     bytes_each = 2 if getattr(config.policy, "dtype", "") == "bfloat16" else 4
     return found.trained + (found.network + found.others) / bytes_each > _LARGE
 
@@ -127,42 +84,3 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
     if needs_reference(config.algorithm) and not found.network:
         held.device["reference"] = whole + found.positions  # a copy of its own; adapters are switched off instead
     return held
-
-
-def _shapes(folder: Path) -> Shapes:
-    """Shapes by name of a folder's safetensors files; nothing of their data is read."""
-    return {name: shape for path in weight_files(folder) for name, shape in _header(path)}
-
-
-def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with safe_open(path, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 (not a dict)
-            yield name, tuple(opened.get_slice(name).get_shape())
-
-
-def _count(shapes: Shapes) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _adapted(network: Shapes, targets: tuple[str, ...]) -> int:
-    """Inputs and outputs of the layers that get an adapter: an adapter of rank 1 has so many elements."""
-    layers = {name.removesuffix(".weight"): shape for name, shape in network.items() if len(shape) == 2}
-    return sum(
-        sum(shape)
-        for layer, shape in layers.items()
-        if any(layer == target or layer.endswith(f".{target}") for target in targets)
-    )
-
-
-def _deepgen_parts(policy: DeepGenConfig) -> tuple[Path, int]:
-    """The folder of the transformer and the autoencoder; elements of all that reads the prompt.
-
-    Raises ConfigError: something is not there.
-    """
-    from trainer.policies.flow.deepgen.checkpoint import open_checkpoint
-
-    if policy.sd3_path is None or policy.qwen_path is None or policy.checkpoint is None:
-        raise ConfigError("policy: a folder is missing")
-    stored = open_checkpoint(Path(policy.checkpoint))
-    own = {n: t.shape for n, t in stored.items() if not n.startswith(("lmm.", "transformer.", "vae.", "ema."))}
-    return Path(policy.sd3_path), _count(_shapes(Path(policy.qwen_path))) + _count(own)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainer.config import Config, ConfigError
 from trainer.export.comparison import compare_pictures, compare_weights, settle
-from trainer.export.source import Weights, build_model, find_checkpoint, run_config
-from trainer.policies.exporters import EXPORTERS, Exporter
+from trainer.export.source import Weights, find_checkpoint, run_config, trained_model
+from trainer.policies.registry import Exporter, exporter_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 CHECKSUMS = "SHA256SUMS"
@@ -26,7 +25,7 @@ def export_run(
     Args:
         source: a run's folder, a checkpoint, or `checkpoints/best`.
         output: a folder that does not exist yet; it appears when all is written and compared.
-        to: a format of `trainer.policies.exporters.EXPORTERS`.
+        to: a format of the policy: the `formats` of its section.
         verify: draw pictures before and after, too.
 
     Raises:
@@ -42,7 +41,7 @@ def export_run(
     writing = _new_folder(output)  # before the work: what cannot be written is known now
     try:
         print(f"Reading {checkpoint.path} ({weights} weights of step {checkpoint.step})")
-        model = build_model(config, checkpoint, weights)
+        model = trained_model(config, checkpoint, weights)
         settle(model, DTYPES[dtype], merge=not exporter.adapters)
         print(f"Writing {to} in {dtype}")
         try:
@@ -77,16 +76,11 @@ def _new_folder(output: Path) -> Path:
 
 
 def _exporter(config: Config, to: str) -> Exporter:
-    formats: dict[str, Any] = EXPORTERS[config.policy.type]
-    if to not in formats:
-        raise ConfigError(
-            f"the policy {config.policy.type} cannot be exported to {to}; it can to {', '.join(sorted(formats))}"
-        )
-    exporter: Exporter = formats[to]()
+    exporter = exporter_of(config.policy, to)
     if exporter.adapters and getattr(config.policy, "lora", None) is None:
         raise ConfigError(
             f"this run trained all weights (policy.lora is null), so there are no adapters to export; use --to "
-            f"{next(name for name in formats if name != to)}"
+            f"{next(name for name in config.policy.formats if name != to)}"
         )
     return exporter
 

@@ -12,8 +12,8 @@ from trainer.config import Config
 from trainer.config.base import UserError
 from trainer.data.datasets import load_train_prompts
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.lora import merged_state
+from trainer.policies.registry import entry_of
 
 _PICTURES = 2
 _STEPS = 4
@@ -140,9 +140,9 @@ def compare_pictures(config: Config, model: Any, reloaded: Any) -> str:
     """
     prompts = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts][:_PICTURES]
     plan = SamplingPlan(num_inference_steps=_STEPS, micro_batch_size=_PICTURES, shift=None)
-    drawn = []
+    drawn, family = [], entry_of(config.policy).family
     for each in (model, reloaded):
-        policy = FlowPolicy(each, keep_reference=False)
+        policy = family.policy(each, keep_reference=False)
         rollouts = policy.sample(prompts, 1, list(range(len(prompts))), plan)
         drawn.append(np.stack([image for rollout in rollouts for sample in rollout.samples for image in sample.images]))
     largest = int(np.abs(drawn[0].astype(np.int16) - drawn[1].astype(np.int16)).max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +13,7 @@ from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.retention import BEST
 from trainer.config import Config
 from trainer.migration import load_recipe
-from trainer.policies import FLOW_MODELS
-from trainer.policies.flow.policy import FlowModel
+from trainer.policies.registry import build_model
 
 Weights = Literal["average", "trained"]
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -90,7 +89,7 @@ def run_config(checkpoint: Checkpoint) -> Config:
 
 
 @torch.no_grad()
-def build_model(config: Config, checkpoint: Checkpoint, weights: Weights) -> FlowModel:
+def trained_model(config: Config, checkpoint: Checkpoint, weights: Weights) -> Any:
     """The policy's networks on the CPU, with trained weights or their average.
 
     Raises:
@@ -99,7 +98,7 @@ def build_model(config: Config, checkpoint: Checkpoint, weights: Weights) -> Flo
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # as the run did: frozen parts without a base are random, and in no checkpoint
-        model: FlowModel = FLOW_MODELS[config.policy.type](config.policy, torch.device("cpu"))
+        model = build_model(config.policy, torch.device("cpu"))
     trained = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
     if different := sorted(trained.keys() ^ set(checkpoint.names)):
         raise CheckpointError(

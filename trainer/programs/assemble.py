@@ -18,7 +18,7 @@ from trainer.config.file import dump_config
 from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine
 from trainer.evaluation import Evaluator, Rounds, trained_on
-from trainer.policies import build_policy
+from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals

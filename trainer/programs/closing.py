@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import Config
-from trainer.policies.exporters import EXPORTERS
 from trainer.records.progress import duration
 
 
@@ -75,8 +74,8 @@ def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:
     if summary["steps"] < config.max_steps:
         return ["Next: the same command goes on from there"]
     adapters = getattr(config.policy, "lora", None) is not None
-    formats = EXPORTERS[config.policy.type]
-    chosen = "lora" if adapters and "lora" in formats else next(iter(formats))
+    formats = config.policy.formats
+    chosen = "lora" if adapters and "lora" in formats else formats[0]
     return [
         f"Next: look at the report's pictures; then take the weights with you:\n"
         f"  python -m trainer export {shlex.quote(str(config.run_dir))} --to {chosen} --output my_model"

@@ -18,8 +18,8 @@ from trainer.data.datasets import load_train_prompts
 from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
 from trainer.export.source import find_checkpoint, none_yet
-from trainer.policies import build_policy
 from trainer.policies.base import Samples
+from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.services import start_services

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trainer.config import Config
 from trainer.data.overlap import readers_of_targets
-from trainer.policies.flow.text_limits import TextLimit, text_limits
+from trainer.policies.registry import TextLimit, entry_of
 from trainer.types import Prompt
 from wire.quotes import quoted_texts
 
@@ -27,7 +27,7 @@ def prompt_notes(config: Config, prompts: Sequence[Prompt]) -> list[Note]:
     Raises:
         ConfigError: the tokenizers of `policy.pretrained` cannot be loaded.
     """
-    limits = text_limits(config.policy)
+    limits = entry_of(config.policy).text_limits(config.policy)
     readers = readers_of_targets(config.rewards)
     # Held-out prompts have no weights: they are scored by all rewards or by those that the evaluation names.
     read = [bool(readers & prompt.weights.keys()) if prompt.weights else bool(readers) for prompt in prompts]

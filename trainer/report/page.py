@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.config import ConfigError
+from trainer.config.policy import sections
 from trainer.records.progress import duration
 from trainer.records.recorder import write_atomic
 from trainer.report.evaluation import evaluation_part
@@ -260,10 +261,12 @@ def about_base(run: RunFolder) -> str:
     about = run.fact("about_base")
     if isinstance(about, str) and about.strip():
         return about
-    checkpoint = run.setting("policy", "checkpoint")
-    if not isinstance(checkpoint, str):
-        return "The configuration names no checkpoint to start from: the weights were random."
-    return base_statement(Path(checkpoint)) or f"It is {checkpoint}; how that was made is not recorded."
+    section = sections().get(str(run.setting("policy", "type")))
+    named = [run.setting("policy", name) for name in (section.starts_from if section else ())]
+    files = [each for each in named if isinstance(each, str)]
+    if not files:
+        return "The configuration names no file to start from: the weights were random."
+    return base_statement(Path(files[-1])) or f"It is {' with '.join(files)}; how that was made is not recorded."
 
 
 def phases(run: RunFolder) -> list[tuple[str, str, float]]:

@@ -21,7 +21,8 @@ from trainer.__main__ import main
 from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from trainer.config import ConfigError
 from trainer.export import ExportError, export_run
-from trainer.policies.flow import tiny_export
+from trainer.policies.flow import tiny
+from trainer.policies.registry import Exporter
 
 TINY = {"type": "tiny", "num_layers": 1, "num_heads": 2, "head_dim": 16}
 
@@ -49,7 +50,7 @@ def saved(run: Path, kind: str) -> dict[str, torch.Tensor]:
 
 
 def exported(folder: Path) -> dict[str, torch.Tensor]:
-    tensors = load_file(str(folder / tiny_export.FILE))
+    tensors = load_file(str(folder / tiny.EXPORT_FILE))
     return {name.removeprefix("transformer."): t for name, t in tensors.items() if name.startswith("transformer.")}
 
 
@@ -97,15 +98,15 @@ def test_the_newest_usable_checkpoint_is_taken_or_the_one_that_is_named(
 
 
 def test_an_export_that_lost_a_bit_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = tiny_export.write
+    write = tiny.write
 
     def wrong(model: Any, folder: Path, dtype: torch.dtype) -> None:
         write(model, folder, dtype)
-        tensors = load_file(str(folder / tiny_export.FILE))
+        tensors = load_file(str(folder / tiny.EXPORT_FILE))
         tensors["transformer.proj_out.bias"][0] += 0.5
-        save_file(tensors, str(folder / tiny_export.FILE))
+        save_file(tensors, str(folder / tiny.EXPORT_FILE))
 
-    monkeypatch.setattr(tiny_export, "write", wrong)
+    monkeypatch.setitem(tiny.ENTRY.exporters, "safetensors", Exporter(wrong, tiny.reload))
     with pytest.raises(ExportError, match=r"proj_out\.bias differs by up to 0\.5"):
         export_run(run, tmp_path / "out", to="safetensors", dtype="float32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
@@ -113,14 +114,14 @@ def test_an_export_that_lost_a_bit_leaves_nothing(run: Path, tmp_path: Path, mon
 
 def test_pictures_that_differ_are_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The codec is no part of the trained network, so only the pictures show that it is another."""
-    reload = tiny_export.reload
+    reload = tiny.reload
 
     def other_codec(*args: Any) -> Any:
         model = reload(*args)
         model.model.codec.mean += 0.1
         return model
 
-    monkeypatch.setattr(tiny_export, "reload", other_codec)
+    monkeypatch.setitem(tiny.ENTRY.exporters, "safetensors", Exporter(tiny.write, other_codec))
     export_run(run, tmp_path / "unseen", to="safetensors")
     with pytest.raises(ExportError, match=r"other pictures: pixels differ by up to 1[0-9] of 255"):
         export_run(run, tmp_path / "out", to="safetensors", verify=True)

@@ -19,8 +19,8 @@ from trainer.checkpoint import Checkpoint, list_checkpoints
 from trainer.config import ConfigError, Sd3Config
 from trainer.export import DTYPES, export_run
 from trainer.export.comparison import ExportError, compare_weights, settle
-from trainer.policies import FLOW_MODELS
 from trainer.policies.flow.diffusers_export import LORA_FILE, reload_lora, write_lora
+from trainer.policies.registry import build_model
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
 LORA = {"rank": 4, "alpha": 6.0}  # a scale of 1.5, so that a forgotten or doubled one shows
@@ -121,7 +121,7 @@ def test_small_adapters_that_were_written_wrong_are_found(
     """They change their weights by less than bfloat16 tells apart beside them: what they add is compared alone."""
     config = Sd3Config.model_validate(section("sd3", bases["sd3"], {"rank": 32, "alpha": 64.0}) | {"dtype": "bfloat16"})
     torch.manual_seed(0)
-    model = FLOW_MODELS["sd3"](config, torch.device("cpu"))
+    model = build_model(config, torch.device("cpu"))
     with torch.no_grad():
         for name, parameter in model.network.named_parameters():
             if ".lora_B." in name:
@@ -169,7 +169,7 @@ def test_adapters_of_a_bfloat16_run_are_written_in_any_type(
 
 def test_tiny_adapters_are_written_in_float16(tmp_path: Path, bases: dict[str, Path]) -> None:
     """After few steps B is about 1e-7, where float16 has but multiples of 2^-24."""
-    model = FLOW_MODELS["sd3"](Sd3Config.model_validate(section("sd3", bases["sd3"], LORA)), torch.device("cpu"))
+    model = build_model(Sd3Config.model_validate(section("sd3", bases["sd3"], LORA)), torch.device("cpu"))
     with torch.no_grad():
         for key, parameter in model.network.named_parameters():
             if ".lora_B." in key:
@@ -181,7 +181,7 @@ def test_tiny_adapters_are_written_in_float16(tmp_path: Path, bases: dict[str, P
 
 
 def test_a_number_too_large_for_the_type_is_named(tmp_path: Path, bases: dict[str, Path]) -> None:
-    model = FLOW_MODELS["sd3"](Sd3Config.model_validate(section("sd3", bases["sd3"], LORA)), torch.device("cpu"))
+    model = build_model(Sd3Config.model_validate(section("sd3", bases["sd3"], LORA)), torch.device("cpu"))
     with torch.no_grad():
         next(p for p in model.network.parameters() if p.requires_grad).fill_(70_000)
     with pytest.raises(

@@ -18,7 +18,7 @@ from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from tests.support.trainer_runs import ROOT
 from trainer.doctor.weights import _shapes
 from trainer.export import export_run
-from trainer.policies import FLOW_MODELS
+from trainer.policies.registry import build_model
 from trainer.policies.weight_files import plain_name, variant_of
 from trainer.types import Prompt
 
@@ -53,7 +53,7 @@ def build(kind: str, folder: Path) -> Any:
         "data": {"train": [{"path": "a.txt", "rewards": {"c": 1}}]},
     }
     services = {"services": {"s": {"urls": ["http://127.0.0.1:9"]}}, "columns": {"c": {"service": "s"}}}
-    return FLOW_MODELS[kind](Config.model_validate({**config, "rewards": services}).policy, torch.device("cpu"))
+    return build_model(Config.model_validate({**config, "rewards": services}).policy, torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def test_deepgens_base_models_too(tmp_path: Path) -> None:
         as_variant(Path(section[field]))
     from trainer.config import DeepGenConfig
 
-    FLOW_MODELS["deepgen"](DeepGenConfig.model_validate(section), torch.device("cpu"))
+    build_model(DeepGenConfig.model_validate(section), torch.device("cpu"))
 
 
 def test_names(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer.config import ConfigError
 from trainer.policies.lora import compute_dtype
 from trainer.policies.lora_files import pipeline_class
+from trainer.policies.registry import Exporter, build_model
 from trainer.policies.weight_files import plain_name
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -44,9 +45,7 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
 
 def reload_folder(config: Any, folder: Path, device: torch.device) -> Any:
     """The policy that starts from the folder."""
-    from trainer.policies import FLOW_MODELS
-
-    return FLOW_MODELS[config.type](config.model_copy(update={"pretrained": str(folder), "lora": None}), device)
+    return build_model(config.model_copy(update={"pretrained": str(folder), "lora": None}), device)
 
 
 def write_lora(model: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -58,9 +57,7 @@ def write_lora(model: Any, folder: Path, dtype: torch.dtype) -> None:
 
 def reload_lora(config: Any, folder: Path, device: torch.device) -> Any:
     """The base model with the adapters as diffusers' own loader puts them in."""
-    from trainer.policies import FLOW_MODELS
-
-    model = FLOW_MODELS[config.type](config.model_copy(update={"lora": None}), device)
+    model = build_model(config.model_copy(update={"lora": None}), device)
     with (
         torch.no_grad()
     ):  # the numbers that the run held, in float32: diffusers gives adapters the type of the network,
@@ -110,3 +107,9 @@ def _copy(source: Path, target: Path) -> None:
             reading.seek(0)
             writing.seek(0)
             shutil.copyfileobj(reading, writing, _COPIED_AT_ONCE)
+
+
+EXPORTERS = {
+    "diffusers": Exporter(write_folder, reload_folder),
+    "lora": Exporter(write_lora, reload_lora, adapters=True),
+}

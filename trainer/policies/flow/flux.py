@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, FluxConfig
+from trainer.policies.flow.diffusers_export import EXPORTERS
+from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     Autoencoder,
     TextEncoders,
@@ -24,7 +27,10 @@ from trainer.policies.flow.frozen import (
 )
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
+from trainer.policies.flow.text_limits import clip_and_t5
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
+from trainer.policies.registry import Entry
+from trainer.policies.sizes import folder_sizes
 from trainer.types import Prompt
 
 _DEV_GUIDANCE = 3.5
@@ -117,3 +123,12 @@ def _image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
     column = torch.arange(columns, dtype=torch.float32, device=device)
     places = torch.meshgrid(row, column, indexing="ij")
     return torch.stack([torch.zeros_like(places[0]), *places], dim=-1).flatten(0, 1)
+
+
+ENTRY = Entry(
+    family=FLOW,
+    build=FluxFlow,
+    exporters=EXPORTERS,
+    sizes=folder_sizes,
+    text_limits=partial(clip_and_t5, t5="tokenizer_2"),
+)

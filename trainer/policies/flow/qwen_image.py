@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.config import QwenImageConfig
+from trainer.policies.flow.diffusers_export import EXPORTERS
+from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     TextEncoders,
     check_folder,
@@ -24,7 +26,10 @@ from trainer.policies.flow.frozen import (
 )
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
+from trainer.policies.flow.text_limits import qwen
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
+from trainer.policies.registry import Entry
+from trainer.policies.sizes import folder_sizes
 from trainer.types import Prompt
 
 
@@ -127,3 +132,12 @@ class ImageOfVideoAutoencoder:
         frames = (latents * self._std + self._mean).to(self.vae.dtype).unsqueeze(2)
         parts = pixel_parts(frames, latents[0, 0].numel() * self.factor**2)
         return torch.cat([to_pixels(self.vae.decode(part, return_dict=False)[0].squeeze(2)) for part in parts])
+
+
+ENTRY = Entry(
+    family=FLOW,
+    build=QwenImageFlow,
+    exporters=EXPORTERS,
+    sizes=folder_sizes,
+    text_limits=qwen,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from trainer.config import Sd3Config
+from trainer.policies.flow.diffusers_export import EXPORTERS
 from trainer.policies.flow.embedding_cache import EmbeddingCache
+from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     Autoencoder,
     TextEncoders,
@@ -27,7 +30,10 @@ from trainer.policies.flow.frozen import (
 )
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.sd3_tokens import Sd3Transformer, join_sources
+from trainer.policies.flow.text_limits import clip_and_t5
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
+from trainer.policies.registry import Entry
+from trainer.policies.sizes import folder_sizes
 from trainer.types import Prompt
 
 _SOURCE_INPUTS = ("sources", "source_grids", "source_mask")
@@ -127,3 +133,12 @@ class Sd3Flow:
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents)
+
+
+ENTRY = Entry(
+    family=FLOW,
+    build=Sd3Flow,
+    exporters=EXPORTERS,
+    sizes=folder_sizes,
+    text_limits=partial(clip_and_t5, t5="tokenizer_3"),
+)

@@ -1,50 +1,36 @@
-"""How much of a prompt a policy's text encoders read, found by its tokenizers alone: no weights are loaded."""
+"""How much of a prompt the text encoders of a diffusers folder read, found by its tokenizers alone: no weights are loaded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import ConfigError, DiffusersConfig, PolicyConfig
+from trainer.config import ConfigError, DiffusersConfig, QwenImageConfig
+from trainer.policies.registry import TextLimit
 
 
-@dataclass(frozen=True)
-class TextLimit:
-    """An encoder that reads the beginning of a long prompt.
+def clip_and_t5(config: Any, *, t5: str) -> list[TextLimit]:
+    """The limits of a policy that reads prompts with CLIP and T5, the narrowest first.
 
-    Attributes:
-        encoder: its name, as people know it.
-        tokens: how many it reads, those of the frame around a text included.
-        lost_from: maps a text to the place of its first character that is not read; None where all of it is.
-        setting: the field that raises the limit; None where the model has no more.
-    """
-
-    encoder: str
-    tokens: int
-    lost_from: Callable[[str], int | None]
-    setting: str | None = None
-
-
-def text_limits(config: PolicyConfig) -> list[TextLimit]:
-    """The limits of a policy, the narrowest first; none where it reads any prompt whole, or refuses a longer one.
+    Args:
+        t5: the folder of T5's tokenizer; a folder without it reads with CLIP alone.
 
     Raises:
         ConfigError: a tokenizer of the folder cannot be loaded.
     """
-    if not isinstance(config, DiffusersConfig):
-        return []  # tiny refuses what it cannot draw; DeepGen's language model reads 128,000 tokens
     tokenizers = _tokenizers(config)
-    if config.type == "qwen_image":
-        # Its frame is cut off before and after, so that all these tokens are the prompt's.
-        return [_limit("Qwen2.5-VL", tokenizers["tokenizer"], config.max_sequence_length, frame=0, raised=True)]
-    clip, t5 = tokenizers["tokenizer"], tokenizers.get("tokenizer_3" if config.type == "sd3" else "tokenizer_2")
+    clip = tokenizers["tokenizer"]
     limits = [_limit("CLIP", clip, clip.model_max_length)]
-    if t5 is not None:
-        limits.append(_limit("T5", t5, config.max_sequence_length, raised=True))
+    if t5 in tokenizers:
+        limits.append(_limit("T5", tokenizers[t5], config.max_sequence_length, raised=True))
     return sorted(limits, key=lambda limit: limit.tokens)
+
+
+def qwen(config: QwenImageConfig) -> list[TextLimit]:
+    """The limit of Qwen-Image. Raises ConfigError where its tokenizer cannot be loaded."""
+    # The frame around a prompt is cut off before and after, so that all these tokens are the prompt's.
+    return [_limit("Qwen2.5-VL", _tokenizers(config)["tokenizer"], config.max_sequence_length, frame=0, raised=True)]
 
 
 def _limit(encoder: str, tokenizer: Any, tokens: int, *, frame: int | None = None, raised: bool = False) -> TextLimit:

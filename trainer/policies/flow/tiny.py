@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, TinyConfig
+from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import refuse_sources
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.tiny_model import LATENT_SHAPE, NUM_TOKENS, PAD, TinyModel, to_pixels, token_tensor, tokenize
+from trainer.policies.registry import Entry, Exporter, Sizes
 from trainer.quickstart.words import HEIGHT, WIDTH
 from trainer.samplers.schedules import sigmas
 from trainer.types import Prompt
@@ -94,3 +97,39 @@ class TinyFlow:
 
     def decode(self, latents: Tensor) -> Tensor:
         return to_pixels(self.model.codec.decode(latents))
+
+
+EXPORT_FILE = "model.safetensors"
+
+
+def write(model: TinyFlow, folder: Path, dtype: torch.dtype) -> None:
+    """Write transformer, text encoder and codec as one safetensors file, which `policy.checkpoint` takes again."""
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.model.state_dict().items()}
+    about = f"Post-trained by RL. Before that: {model.about}"
+    save_file(tensors, str(folder / EXPORT_FILE), metadata={"about": about})
+
+
+def reload(config: TinyConfig, folder: Path, device: torch.device) -> TinyFlow:
+    """The policy that starts from the file."""
+    return TinyFlow.build(config.model_copy(update={"checkpoint": str(folder / EXPORT_FILE)}), device)
+
+
+def tiny_sizes(config: TinyConfig) -> Sizes:
+    """The sizes of the networks that the section describes, with or without a file."""
+    with torch.device("meta"):  # shapes without memory
+        model = TinyModel(config)
+    frozen = [*model.text.parameters(), *model.codec.buffers()]
+    trained = sum(parameter.numel() for parameter in model.transformer.parameters())
+    positions = sum(buffer.nbytes for buffer in model.transformer.buffers())
+    return Sizes(trained, network=0, others=sum(tensor.nbytes for tensor in frozen), positions=positions)
+
+
+# No text limit: prompts it cannot draw are refused.
+ENTRY = Entry(
+    family=FLOW,
+    build=TinyFlow.build,
+    exporters={"safetensors": Exporter(write, reload)},
+    sizes=tiny_sizes,
+    may_be_random=True,
+    how_made="the quickstart's is made by `python -m trainer sft configs/quickstart_base.yaml`",
+)

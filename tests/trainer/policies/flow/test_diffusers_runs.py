@@ -66,7 +66,7 @@ def test_a_run_trains_and_resumes_bit_for_bit(
 def test_nobody_is_told_to_install_torchvision(tmp_path: Path) -> None:
     """transformers says so at the first import of a pipeline; a process of its own sees that."""
     code = (
-        "import sys, torch; from trainer.config import Sd3Config; from trainer.policies import build_policy; "
+        "import sys, torch; from trainer.config import Sd3Config; from trainer.policies.registry import build_policy; "
         "config = Sd3Config(type='sd3', pretrained=sys.argv[1], dtype='float32'); "
         "build_policy(config, torch.device('cpu'), keep_reference=False); "
         "import logging; logging.getLogger('transformers').warning('what else it says is shown')"

@@ -12,10 +12,10 @@ from diffusers import FluxPipeline
 
 from tests.support.tiny_pipelines import make_flux
 from trainer.config import ConfigError, FluxConfig, LoraConfig
-from trainer.policies import build_policy
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.packing import pack, unpack
 from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.registry import build_policy
 from trainer.types import Prompt
 
 CPU = torch.device("cpu")

@@ -22,11 +22,11 @@ from trainer.config.file import load_config
 from trainer.doctor.prompts import check_base
 from trainer.export import export_run
 from trainer.loop import train
-from trainer.policies import FLOW_MODELS
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.diffusers_export import LORA_FILE
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.lora import merged_state
+from trainer.policies.registry import build_model
 from trainer.types import Prompt
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
@@ -53,7 +53,7 @@ def build(policy: dict[str, Any]) -> Any:
     config = Config.model_validate(
         {"run_name": "r", "max_steps": 1, "policy": policy, "data": data, "rewards": services}
     )
-    return FLOW_MODELS[config.policy.type](config.policy, torch.device("cpu"))
+    return build_model(config.policy, torch.device("cpu"))
 
 
 def weights(policy: dict[str, Any]) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from diffusers import QwenImagePipeline
 
 from tests.support.tiny_pipelines import make_qwen_image
 from trainer.config import ConfigError, LoraConfig, QwenImageConfig
-from trainer.policies import build_policy
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.registry import build_policy
 from trainer.types import Prompt
 
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_pipelines import make_flux, make_sd3
 from trainer.config import ConfigError, LoraConfig, Sd3Config
-from trainer.policies import build_policy
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.frozen import TextEncoders
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.lora import autocast
+from trainer.policies.registry import build_policy
 from trainer.types import Prompt, Rollout
 
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from trainer.config import ConfigError, TinyConfig
-from trainer.policies import build_policy
 from trainer.policies.base import SamplingPlan, regroup
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.flow.tiny import TinyFlow
 from trainer.policies.flow.tiny_model import LATENT_SHAPE, PcaCodec, TinyModel, to_pixels, tokenize
+from trainer.policies.registry import build_policy
 from trainer.types import Prompt, Rollout
 
 CPU = torch.device("cpu")

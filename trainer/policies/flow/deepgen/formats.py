@@ -11,6 +11,7 @@ from trainer.config import ConfigError, DeepGenConfig
 from trainer.policies.flow.deepgen.checkpoint import open_checkpoint
 from trainer.policies.flow.deepgen.export import deepgen_state_dict
 from trainer.policies.flow.deepgen.model import DeepGenFlow
+from trainer.policies.registry import Exporter
 
 FILE = "model.safetensors"
 PICKLED_FILE = "model.pt"
@@ -38,3 +39,6 @@ def reload(config: DeepGenConfig, folder: Path, device: torch.device) -> DeepGen
         started_from = config.checkpoint if any(name.startswith("lmm.") for name in names) else None
     changed = {"checkpoint": str(folder), "lmm_checkpoint": started_from, "lora": None}
     return DeepGenFlow(config.model_copy(update=changed), device)
+
+
+EXPORTERS = {"deepgen": Exporter(write, reload), "deepgen_pt": Exporter(write_pickled, reload)}
