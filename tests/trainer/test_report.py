@@ -525,6 +525,21 @@ def test_the_base_is_told_from_its_checkpoint_while_there_is_no_summary(
     assert "Made by hand." in page(run).words()
 
 
+def test_the_base_of_any_policy_is_told_from_the_fields_that_name_its_files(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", steps=0, finished=False)
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    for policy, words in (
+        ({"type": "sd3", "pretrained": "models/sd3"}, "It is models/sd3; how that was made is not recorded."),
+        (
+            {"type": "tiny", "checkpoint": None},
+            "The configuration names no file to start from: the weights were random.",
+        ),
+        ({"type": "gone", "checkpoint": "a.pt"}, "Where its weights come from is not recorded."),
+    ):
+        (run / "config.yaml").write_text(yaml.safe_dump({**written, "policy": policy}))
+        assert words in page(run).words()
+
+
 @pytest.mark.parametrize(
     ("summary", "kind", "text"),
     [

@@ -262,7 +262,9 @@ def about_base(run: RunFolder) -> str:
     if isinstance(about, str) and about.strip():
         return about
     section = sections().get(str(run.setting("policy", "type")))
-    named = [run.setting("policy", name) for name in (section.starts_from if section else ())]
+    if section is None:
+        return "Where its weights come from is not recorded."
+    named = [run.setting("policy", name) for name in section.starts_from]
     files = [each for each in named if isinstance(each, str)]
     if not files:
         return "The configuration names no file to start from: the weights were random."

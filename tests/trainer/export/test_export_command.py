@@ -177,7 +177,7 @@ def test_a_checkpoint_without_its_manifest_is_called_damaged(run: Path, tmp_path
 def test_an_output_that_cannot_be_written_is_one_sentence(
     run: Path, output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.export.command.build_model", lambda *_: pytest.fail("it is known before the work"))
+    monkeypatch.setattr("trainer.export.command.trained_model", lambda *_: pytest.fail("it is known before the work"))
     assert main(["export", str(run), "--to", "safetensors", "--output", output]) == 2
     error = capsys.readouterr().err
     assert f"error: --output {output} cannot be written: " in error and "correct the path" in error

@@ -16,9 +16,9 @@ from tests.support.finished_runs import make_run
 from tests.support.tiny_deepgen import make_deepgen
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from tests.support.trainer_runs import ROOT
-from trainer.doctor.weights import _shapes
 from trainer.export import export_run
 from trainer.policies.registry import build_model
+from trainer.policies.sizes import shapes_of
 from trainer.policies.weight_files import plain_name, variant_of
 from trainer.types import Prompt
 
@@ -65,7 +65,7 @@ def test_a_folder_of_a_variant_is_the_same_model(tmp_path: Path, kind: str, shar
     shutil.copytree(plain, tmp_path / "fp16")
     as_variant(tmp_path / "fp16", sharded=sharded)
     assert variant_of(tmp_path / "fp16" / "transformer") == "fp16" and variant_of(plain / "transformer") is None
-    assert _shapes(tmp_path / "fp16" / "transformer") == _shapes(plain / "transformer")
+    assert shapes_of(tmp_path / "fp16" / "transformer") == shapes_of(plain / "transformer")
     one, other = build(kind, plain), build(kind, tmp_path / "fp16")
     expected, found = one.network.state_dict(), other.network.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
