@@ -378,12 +378,14 @@ def test_disk(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
         return list(check_disk(config))
 
-    size = (config.run_dir.parent.parent / "base.safetensors").stat().st_size
-    needed = 8 * size * 3  # eight times the base, for the two that are kept and the one being written
+    trained = entry_of(config.policy).sizes(config.policy).trained
+    # Weight, average and two moments in float32, for the two checkpoints that are kept and the one being written.
+    needed = 4 * 4 * trained * 3
     assert free(needed - 1)[0].status == "FAIL"
     assert free(needed)[0].status == "WARN"
     assert free(1 << 40)[0].status == "OK"
-    unknown = config.model_copy(update={"policy": config.policy.model_copy(update={"checkpoint": None})})
+    nowhere = Sd3Config(type="sd3", pretrained=str(config.run_dir / "nowhere"))
+    unknown = config.model_copy(update={"policy": nowhere})
     assert [f.status for f in check_disk(unknown)] == ["NOT CHECKED"]
     size = sum(f.stat().st_size for f in checkpoint(config, 6).iterdir())
     assert free(3 * size - 1)[0].status == "FAIL"

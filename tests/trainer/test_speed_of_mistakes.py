@@ -98,7 +98,7 @@ def test_a_mistake_is_said_without_torch(arguments: list[str], words: str) -> No
 
 
 def test_the_launcher_says_it_once_and_starts_nothing() -> None:
-    said = run("--nproc", "4", "train", QUICKSTART, "sed=2", module="launch")
+    said = run("--nproc", "4", "train", QUICKSTART, "sed=2", module="processes.launch")
     assert said.returncode == 2 and said.stderr.count("did you mean seed?") == 1
     assert "heavy: []" in said.stdout
 
