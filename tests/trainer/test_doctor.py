@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.support.checkpoints import write_checkpoint
-from trainer.config import Config
+from trainer.config import Config, Sd3Config
 from trainer.config.file import dump_config, load_config
 from trainer.data.datasets import PromptSampler, load_train_prompts
 from trainer.doctor import Finding, examine, run_doctor
@@ -29,6 +29,7 @@ from trainer.doctor.packages import check_packages
 from trainer.doctor.prompts import check_base, check_names
 from trainer.doctor.run_folder import check_disk
 from trainer.migration import load_recipe
+from trainer.policies.registry import entry_of
 from trainer.rewards import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]

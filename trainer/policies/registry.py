@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from trainer.policies.base import Policy
-
 
 @dataclass(frozen=True)
 class Exporter:
@@ -79,10 +77,11 @@ class Family:
     """What all policies of one kind share.
 
     Attributes:
-        policy: (model, keep_reference): wraps the model that an entry builds into what programs sample and train.
+        policy: (model, keep_reference): wraps the model that an entry builds into what programs sample and train: a `Policy`
+            with the capabilities (`trainer/policies/base.py`) of the family.
     """
 
-    policy: Callable[..., Policy]
+    policy: Callable[..., Any]
 
 
 def _reads_everything(section: PolicySection) -> list[TextLimit]:
@@ -129,8 +128,15 @@ def build_model(section: PolicySection, device: torch.device) -> Any:
     return entry_of(section).build(section, device)
 
 
-def build_policy(section: PolicySection, device: torch.device, *, keep_reference: bool) -> Policy:
-    """The policy that a section configures, on `device`; with its starting weights kept when a KL needs them."""
+def build_policy(section: PolicySection, device: torch.device, *, keep_reference: bool) -> Any:
+    """The policy that a section configures, on `device`, with the capabilities of its family.
+
+    Args:
+        keep_reference: keep the starting weights, which a KL needs.
+
+    Raises:
+        ConfigError: files are missing or unfit, with the remedy.
+    """
     entry = entry_of(section)
     return entry.family.policy(entry.build(section, device), keep_reference=keep_reference)
 
