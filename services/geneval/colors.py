@@ -44,7 +44,9 @@ def _cut_out(image: Image.Image, found: Found) -> Image.Image:
     if found.mask is not None:
         image = Image.composite(image, Image.new("RGB", image.size, _GREY), Image.fromarray(found.mask))
     x1, y1, x2, y2 = found.box[:4]
-    left, top = max(int(x1), 0), max(int(y1), 0)
+    left, top = max(round(x1), 0), max(round(y1), 0)  # as Pillow rounds where a crop begins and ends
     # At least one pixel, however small or far outside the box is.
     left, top = min(left, image.width - 1), min(top, image.height - 1)
-    return image.crop((left, top, max(min(int(x2), image.width), left + 1), max(min(int(y2), image.height), top + 1)))
+    return image.crop(
+        (left, top, max(min(round(x2), image.width), left + 1), max(min(round(y2), image.height), top + 1))
+    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from services.geneval.detector import Detector, Found
 
 # Rules, thresholds and preprocessing as they are here; a change of any of them changes this, and every cached score's key.
-SCORING_REVISION = "1"
+SCORING_REVISION = "2"
 
 _MARKS: dict[str, Callable[[Verdict], float]] = {
     "geneval": lambda judged: float(judged.correct),
@@ -105,20 +105,13 @@ class GenevalScorer(NetworkScorer):
         self._seen.clear()
 
     def _score_one(self, reward: str, item: Item, detector: Detector) -> Result:
-        if len(item.images) != 1:
-            return Failure(ErrorCode.BAD_INPUT, f"{reward} needs one image; `images` has {len(item.images)}")
-        missing = "task_type" if reward == "gdino" else "include"
-        if missing not in item.metadata and not (reward != "gdino" and "exclude" in item.metadata):
-            message = f"metadata has no {missing}: nothing says what must be in the image"
-            return Failure(ErrorCode.NOT_APPLICABLE, message)
+        wanted = self._wanted(reward, item, detector)
+        if isinstance(wanted, Failure):
+            return wanted
         try:
-            wanted = GroundingTask.read(item.metadata) if reward == "gdino" else Specification.read(item.metadata)
-        except ValueError as error:
+            seen = self._look(item.images[0], wanted, detector)
+        except ValueError as error:  # a strip of an image, or a name that is too long
             return Failure(ErrorCode.BAD_INPUT, str(error))
-        problem = self._unknown(wanted, detector)
-        if problem is not None:
-            return problem
-        seen = self._look(item.images[0], wanted, detector)
         boxes = {name: [each.box for each in found] for name, found in seen.found.items()}
         if isinstance(wanted, GroundingTask):
             return Score(gdino_score(boxes, wanted), {}, {"images": [{"objects": _objects(seen, None)}]})
@@ -134,6 +127,20 @@ class GenevalScorer(NetworkScorer):
         }
         components["correct"] = components.pop("geneval")
         return Score(_MARKS[reward](judged), components, details)
+
+    def _wanted(self, reward: str, item: Item, detector: Detector) -> Specification | GroundingTask | Failure:
+        """What the item's metadata asks for, or why it cannot be judged."""
+        if len(item.images) != 1:
+            return Failure(ErrorCode.BAD_INPUT, f"{reward} needs one image; `images` has {len(item.images)}")
+        missing = "task_type" if reward == "gdino" else "include"
+        if missing not in item.metadata and not (reward != "gdino" and "exclude" in item.metadata):
+            message = f"metadata has no {missing}: nothing says what must be in the image"
+            return Failure(ErrorCode.NOT_APPLICABLE, message)
+        try:
+            wanted = GroundingTask.read(item.metadata) if reward == "gdino" else Specification.read(item.metadata)
+        except ValueError as error:
+            return Failure(ErrorCode.BAD_INPUT, str(error))
+        return self._unknown(wanted, detector) or wanted
 
     def _unknown(self, wanted: Specification | GroundingTask, detector: Detector) -> Failure | None:
         """Why this detector, or the lack of a CLIP, cannot judge what is wanted."""
@@ -151,12 +158,14 @@ class GenevalScorer(NetworkScorer):
     def _look(self, image: Image.Image, wanted: Specification | GroundingTask, detector: Detector) -> Seen:
         """What is in the image; remembered, since several rewards are asked for the same images."""
         from services.kit.models.features import image_key
+        from services.kit.models.pixels import check_ratio
 
         coloured: tuple[str, ...] = ()
         if isinstance(wanted, Specification):
             coloured = tuple(dict.fromkeys(clause.name for clause in wanted.include if clause.color))
         key = (image_key(image), " ".join(coloured), wanted.names)
         if key not in self._seen:
+            check_ratio(image)
             found = detector.detect(image, wanted.names)
             colors = {}
             for name in coloured:

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from services.kit.models.pixels import to_rgb
+from services.kit.models.pixels import check_ratio, to_rgb
 from services.kit.models.sources import SourceError
-
-_LONGEST_RATIO = 200  # of an image's sides; the published resize refuses more
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,8 @@ def resize(image: Image.Image, multiple: int, pixels: int) -> Image.Image:
 
     Raises ValueError for an image that is 200 times as long as wide.
     """
+    check_ratio(image)
     width, height = image.size
-    if max(width, height) > _LONGEST_RATIO * min(width, height):
-        raise ValueError(f"the image is {width}x{height}: one side may be at most {_LONGEST_RATIO} times the other")
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     area = rounded[0] * rounded[1]
     if area != pixels:  # above it sides are rounded down, below it up, as published

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from PIL import Image
 
+_LONGEST_RATIO = 200  # of an image's sides
+
+
+def check_ratio(image: Image.Image) -> None:
+    """For networks that keep an image's shape, where a strip would be scaled to less than a pixel.
+
+    Raises ValueError, a sentence, for an image that is more than 200 times as long as wide.
+    """
+    if max(image.size) > _LONGEST_RATIO * min(image.size):
+        width, height = image.size
+        raise ValueError(f"the image is {width}x{height}: one side may be at most {_LONGEST_RATIO} times the other")
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB, 8 bits a channel, of an image in any mode that PNG, JPEG or WebP can have; RGB itself is not copied.

@@ -203,7 +203,7 @@ def test_a_colour_is_the_nearest_mean_of_three_sentences(clip_folder: Path) -> N
     mask[10:50, 20:70] = True
     found = [Found((15.7, 5.2, 75.1, 55.9, 0.9), mask), Found((0, 0, 40, 60, 0.9))]
     cut = Image.composite(image, Image.new("RGB", image.size, "#999999"), Image.fromarray(mask))
-    crops = [cut.crop((15, 5, 75, 55)), image.crop((0, 0, 40, 60))]
+    crops = [cut.crop((15.7, 5.2, 75.1, 55.9)), image.crop((0, 0, 40, 60))]
     means = []
     for color in COLORS:
         sentences = [f"a photo of a {color} dog", f"a photo of a {color}-colored dog", f"a photo of a {color} object"]
