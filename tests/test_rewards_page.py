@@ -66,3 +66,16 @@ def test_the_held_out_set_is_a_recipe() -> None:
     recipe["evaluation"]["sets"] = tree["evaluation"]["sets"]
     loaded = Config.model_validate(recipe)
     assert loaded.evaluation.sets[0].rewards == ("geneval",)
+
+
+def test_the_benchmark_fills_in_every_cost_it_measures() -> None:
+    from benchmarks.image_rewards import CASES, SAME, fill_page
+
+    costs = {case.rewards[0]: "123" for case in CASES if len(case.rewards) == 1}
+    filled = fill_page(PAGE, costs)
+    rows = [line.split("|") for line in filled.splitlines() if re.match(r"\| `\w+`: `", line)]
+    assert {row[4].strip() for row in rows} >= {"123"} and not [row for row in rows if row[4].strip() == "m"]
+    measured = [re.findall(r"`(\w+)`", row[1])[1] for row in rows if row[4].strip() == "123"]
+    assert {SAME.get(name, name) for name in measured} == set(costs)
+    changed = [after for before, after in zip(PAGE.splitlines(), filled.splitlines(), strict=True) if before != after]
+    assert all(line.endswith("| 123 |") for line in changed), "and nothing else"
