@@ -17,8 +17,8 @@ from services.geneval.detector import ALSO_CALLED, FLOOR, Detector, Found, load_
 from services.geneval.owlv2_pixels import owlv2_pixels
 from services.geneval.scorer import GenevalScorer
 from services.geneval.settings import DETECTOR_KINDS
-from services.kit.scorer import Failure, Item, Score
 from services.kit.models.sources import SourceError, inspect_folder
+from services.kit.scorer import Failure, Item, Score
 from tests.support.tiny_detectors import (
     CLASSES,
     CONTEXT,
