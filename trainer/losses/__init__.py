@@ -5,11 +5,19 @@ micro-batches changes the optimizer's step.
 """
 
 from trainer.losses.forward import diffuse, dpo_loss, matching_error, nft_loss, velocity_distance
+from trainer.losses.policy import PolicyKind, PolicyTerms, policy_loss, policy_terms
+from trainer.losses.preference import PreferenceKind, preference_loss, preference_terms
 from trainer.losses.surrogate import clipped_surrogate, guarded_surrogate, kl_penalty
 from trainer.losses.terms import Stats, highest
+from trainer.losses.weights import Reduction, Weights, reduced, weigh
 
 __all__ = [
+    "PolicyKind",
+    "PolicyTerms",
+    "PreferenceKind",
+    "Reduction",
     "Stats",
+    "Weights",
     "clipped_surrogate",
     "diffuse",
     "dpo_loss",
@@ -18,5 +26,11 @@ __all__ = [
     "kl_penalty",
     "matching_error",
     "nft_loss",
+    "policy_loss",
+    "policy_terms",
+    "preference_loss",
+    "preference_terms",
+    "reduced",
     "velocity_distance",
+    "weigh",
 ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from trainer.losses.preference import preference_terms
 from trainer.losses.terms import Stats, counting_terms, mean_over_latents, total, weighted_sum
 
 _LEAST_DIVISOR = 1e-5  # of the adaptive weights of DiffusionNFT, as published
@@ -106,7 +106,7 @@ def dpo_loss(
     counts_N = counting_terms(better_N[:, None], weight_N)[:, 0]
     margin_N = (worse_N - ref_worse_N.detach()) - (better_N - ref_better_N.detach())
     margin_N = torch.where(counts_N, margin_N.float(), 0.0)
-    term_N = -functional.logsigmoid(beta / 2 * margin_N)
+    term_N = preference_terms(margin_N, beta=beta / 2)
     stats = Stats(
         count=counts_N.sum().float(),
         sums={"dpo/margin": total(margin_N, counts_N), "dpo/accuracy": total(margin_N > 0, counts_N)},

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainer.losses.clips import ClipRange, clip_bounds, clipped, is_cut
+from trainer.losses.ratios import log_ratios
 from trainer.losses.terms import Stats, counting_terms, highest, lowest, total, weighted_sum
-
-ClipRange = float | tuple[float, float]
 
 
 def clipped_surrogate(
@@ -50,11 +50,10 @@ def clipped_surrogate(
     """
     _check_shapes(logp_BS, logp_old_BS, adv_B, weight_B)
     counts_BS = counting_terms(logp_BS, weight_B, mask_BS)
-    log_ratio_BS = torch.where(counts_BS, logp_BS.float() - logp_old_BS.float().detach(), 0.0)
+    log_ratio_BS = log_ratios(logp_BS, logp_old_BS, counts_BS)
     term_BS, stats = _clipped(log_ratio_BS, adv_B, counts_BS, clip_range)
     if logp_behaviour_BS is not None:
-        log_w_BS = (logp_old_BS.float() - logp_behaviour_BS.float()).detach()
-        w_BS = torch.where(counts_BS, log_w_BS, 0.0).exp()
+        w_BS = log_ratios(logp_old_BS, logp_behaviour_BS, counts_BS).detach().exp()
         term_BS = w_BS.clamp(max=importance_cap) * term_BS
         stats = Stats(
             count=stats.count,
@@ -101,7 +100,7 @@ def guarded_surrogate(
     """
     _check_shapes(logp_BS, logp_old_BS, adv_B, weight_B)
     counts_BS = counting_terms(logp_BS, weight_B)
-    moved_BS = torch.where(counts_BS, logp_BS.float() - logp_old_BS.float().detach(), 0.0)
+    moved_BS = log_ratios(logp_BS, logp_old_BS, counts_BS)
     shift_BS = torch.where(counts_BS, mean_shift_BS.float(), 0.0)
     columns = [std * moved_BS[:, s] + shift_BS[:, s] / (2 * std) for s, std in enumerate(std_S)]
     term_BS, stats = _clipped(torch.stack(columns, 1), adv_B, counts_BS, clip_range)
@@ -118,28 +117,19 @@ def kl_penalty(kl_BS: Tensor, weight_B: Tensor, *, mask_BS: Tensor | None = None
 
 def _clipped(log_ratio_BS: Tensor, adv_B: Tensor, counts_BS: Tensor, clip_range: ClipRange) -> tuple[Tensor, Stats]:
     """Unweighted terms, 0 where none counts, and their stats."""
-    low, high = _clip_bounds(clip_range)
+    low, high = clip_bounds(clip_range)
     ratio_BS = log_ratio_BS.exp()
     adv_BS = torch.where(counts_BS, adv_B.float().detach()[:, None], 0.0)
-    term_BS = torch.maximum(-adv_BS * ratio_BS, -adv_BS * ratio_BS.clamp(low, high))
-    clipped_BS = ((adv_BS > 0) & (ratio_BS > high)) | ((adv_BS < 0) & (ratio_BS < low))
-    return term_BS, Stats(
+    return clipped(adv_BS, ratio_BS, low, high), Stats(
         count=counts_BS.sum().float(),
         sums={
             "ratio/mean": total(ratio_BS, counts_BS),
             "ratio/square": total((ratio_BS - 1) ** 2, counts_BS),
-            "clip_share": total(clipped_BS, counts_BS),
+            "clip_share": total(is_cut(adv_BS, ratio_BS, low, high), counts_BS),
         },
         lows={"ratio/min": lowest(ratio_BS, counts_BS)},
         highs={"ratio/max": highest(ratio_BS, counts_BS)},
     )
-
-
-def _clip_bounds(clip_range: ClipRange) -> tuple[float, float]:
-    below, above = clip_range if isinstance(clip_range, tuple) else (-clip_range, clip_range)
-    if not below <= 0 <= above:
-        raise ValueError(f"clip_range = {clip_range}: needs c >= 0, or (lo, hi) with lo <= 0 <= hi")
-    return 1 + below, 1 + above
 
 
 def _check_shapes(logp_BS: Tensor, logp_old_BS: Tensor, adv_B: Tensor, weight_B: Tensor) -> None:
