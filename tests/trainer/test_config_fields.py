@@ -24,6 +24,7 @@ BASE: dict[str, Any] = {
         "columns": {"ocr": {"service": "ocr"}},
     },
     "data": {"train": [{"path": "train.jsonl", "rewards": {"ocr": 1.0}}]},
+    "optim": {"groups": {"ocr": {"lr": 1e-3}}},
     "evaluation": {"path": "heldout.jsonl", "rewards": ["ocr"], "sets": [{"name": "more", "path": "more.jsonl"}]},
     "checkpoint": {"keep_best": {"metric": "eval/ocr"}},
 }
@@ -178,8 +179,13 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "data.ignore_rewards": ("ocr", "must be a list"),
     "optim": ("adamw", FIELDS),
     "optim.lr": ("0", "greater than 0"),
+    "optim.groups": ("muon", "must be a mapping"),
+    "optim.groups.*.lr": ("-1", "greater than or equal to 0"),
+    "optim.groups.*.optimizer": ("sgd", "'adamw' or 'muon'"),
+    "optim.groups.*.weight_decay": ("-1", "greater than or equal to 0"),
     "optim.schedule": ("cosine", "'constant' or 'linear'"),
     "optim.warmup_steps": ("-1", "greater than or equal to 0"),
+    "optim.decay_share": ("30", "less than or equal to 1"),
     "optim.betas": ("[0.9]", "must have more entries"),
     "optim.weight_decay": ("-0.1", "greater than or equal to 0"),
     "optim.max_grad_norm": ("0", "greater than 0"),
@@ -384,6 +390,10 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
         ["rewards.ready_timeout_s=3600"],
         ["timeout_s = 3600", "ready_timeout_s = 3600", "raise it"],
     ),
+    "decay_of_constant": (
+        ["optim.schedule=constant", "optim.decay_share=0.3"],
+        ["decay_share = 0.3", "schedule = constant", "leave decay_share out"],
+    ),
     "warmup": (["optim.warmup_steps=10"], ["warmup_steps = 10", "max_steps = 10", "train longer"]),
     "no_such_service": (["rewards.columns.ocr.service=ocrr"], ["columns.ocr.service = 'ocrr'", "(there: ocr)"]),
     "no_such_reward": (["data.train.0.rewards={ocr: 1, hps: 1}"], ["data.train.0.rewards", "'hps'", "(there: ocr)"]),
@@ -474,7 +484,7 @@ def test_an_address_may_come_from_the_environment(
 
 UNKNOWN = {
     "sead": "did you mean seed?",
-    "lr": "did you mean optim.lr?",
+    "lr": "did you mean optim.lr or optim.groups.*.lr?",
     "group_size": "did you mean sampling.group_size?",
     "micro_batch_size": "did you mean sampling.micro_batch_size or algorithm.sft.micro_batch_size or optim.micro_batch_size?",
     "zzz": "the keys here are: run_name, output_dir",

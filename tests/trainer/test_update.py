@@ -12,7 +12,7 @@ from trainer.config import OptimConfig
 from trainer.policies.base import SamplingPlan
 from trainer.samplers.flow_sde import Kind
 from trainer.types import StopTrainingError
-from trainer.update.updater import learning_rate
+from trainer.update.schedule import learning_rate
 
 
 @pytest.mark.parametrize("micro", [None, 1, 2, 3])
@@ -141,6 +141,17 @@ def test_a_second_update_that_is_not_finite_leaves_weights_nobody_may_save() -> 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     linear = OptimConfig(lr=1.0, schedule="linear", warmup_steps=2)
-    assert [learning_rate(linear, step, 4) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
+    assert [learning_rate(linear, step, 4) for step in range(4)] == [0.5, 1.0, 1.0, 0.5]
+    late = OptimConfig(lr=1.0, schedule="linear", warmup_steps=2, decay_share=0.4)
+    assert [learning_rate(late, step, 10) for step in range(10)] == [0.5, *[1.0] * 6, 0.75, 0.5, 0.25]
     constant = OptimConfig(lr=1.0, schedule="constant")
     assert [learning_rate(constant, step, 4) for step in range(4)] == [1.0] * 4
+
+
+def test_a_rate_without_warm_up_is_what_it_has_always_been() -> None:
+    """Bit for bit 1 - s / T: what ran before must run alike."""
+    config = OptimConfig(lr=3e-4, schedule="linear")
+    for steps in (7, 100, 333):
+        assert [learning_rate(config, s, steps) for s in range(steps)] == [
+            3e-4 * (1.0 - s / steps) for s in range(steps)
+        ]

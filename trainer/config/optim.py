@@ -4,21 +4,45 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.config.base import Beta, Section
+from trainer.config.base import Beta, Name, Section, Share
+
+
+class GroupConfig(Section):
+    """A group of parameters that the policy names."""
+
+    lr: float = Field(ge=0, description="Peak learning rate of the group, on optim.schedule; 0 freezes it.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon takes matrices alone, and needs a run without DeepSpeed."
+    )
+    weight_decay: float | None = Field(None, ge=0, description="Decoupled weight decay; null takes optim.weight_decay.")
 
 
 class OptimConfig(Section):
     """The optimizer."""
 
     lr: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
+    groups: dict[Name, GroupConfig] = Field(
+        default_factory=dict,
+        description="By the policy's name of a group of parameters; a group left out has optim.lr and AdamW.",
+    )
     schedule: Literal["constant", "linear"] = Field("linear", description="linear falls to 0 at max_steps.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    decay_share: Share = Field(1.0, description="linear: share of the steps, at the end, in which the rate falls to 0.")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient's global norm is clipped to this.")
     ema_decay: float = Field(0.9, ge=0, lt=1, description="Weights' moving average, used by evaluation; 0 is off.")
     micro_batch_size: int | None = Field(
         None, ge=1, description="Samples per forward pass of the update; null takes sampling.micro_batch_size."
     )
+
+    @model_validator(mode="after")
+    def _decay_acts(self) -> OptimConfig:
+        if self.schedule == "constant" and self.decay_share != 1:
+            raise ValueError(
+                f"decay_share = {self.decay_share:g} is when the linear schedule falls, but schedule = constant never "
+                "does; leave decay_share out or set schedule to linear"
+            )
+        return self

@@ -19,14 +19,8 @@ from trainer.policies.base import Denoises
 from trainer.processes.distributed import World
 from trainer.types import Rollout, StopTrainingError
 from trainer.update.ema import Ema
+from trainer.update.schedule import learning_rate
 from trainer.update.tally import Tally
-
-
-def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
-    """Rate of step `step` (from 0): linear warm-up, then constant or linear to 0 at `max_steps`."""
-    warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    decay = 1.0 - step / max_steps if config.schedule == "linear" else 1.0
-    return config.lr * min(warmup, decay)
 
 
 class Updater:
