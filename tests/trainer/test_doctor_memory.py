@@ -68,7 +68,7 @@ def test_what_is_held_is_what_is_told(
     for parameter in engine._parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     engine.step(1e-3)
-    moments = [m for state in engine.optimizer.state.values() for m in state.values() if m.ndim]
+    moments = [m for state in engine.optimizers["adamw"].state.values() for m in state.values() if m.ndim]
     trained = [p for p in network.parameters() if p.requires_grad]
     model = policy.model
     if kind == "deepgen":

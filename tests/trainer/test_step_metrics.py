@@ -127,7 +127,7 @@ def _rank(rank: int, folder: str) -> None:
     row = reward_metrics(part, group) | wait_metrics(part, 2.0, group)
     module = torch.nn.Linear(2, 1, bias=False)
     module.weight.grad = torch.full((1, 2), float(rank + 1))
-    group.sum_gradients(module)
+    group.sum_gradients(list(module.parameters()))
     row["gradient"] = float(module.weight.grad.sum())
     row["any"] = float(group.any(rank == 1)) + float(group.any(False))
     row["gathered"] = float(group.gather({"text": "é" * (rank + 1)}) == [{"text": "é"}, {"text": "éé"}])

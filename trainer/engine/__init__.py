@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from trainer.config import DistributedConfig, OptimConfig
@@ -12,13 +14,26 @@ from trainer.processes.distributed import World
 __all__ = ["Engine", "build_engine"]
 
 
-def build_engine(module: nn.Module, optim: OptimConfig, distributed: DistributedConfig, world: World) -> Engine:
-    """The engine for the trainable parameters of `module`. Raises ConfigError: the DeepSpeed file cannot be used."""
+def build_engine(
+    module: nn.Module,
+    optim: OptimConfig,
+    distributed: DistributedConfig,
+    world: World,
+    group_of: Mapping[str, str] | None = None,
+) -> Engine:
+    """The engine for the trainable parameters of `module`.
+
+    Args:
+        group_of: the policy's name of a parameter's group, by parameter name, for `optim.groups`; None names no group.
+
+    Raises:
+        ConfigError: the DeepSpeed file cannot be used, or `optim.groups` does not fit the policy.
+    """
     settings = None if distributed.deepspeed is None else read_deepspeed(distributed.deepspeed)
     if settings is None or stage(settings) == 0:  # stage 0 shards nothing, as LocalEngine
         from trainer.engine.local import LocalEngine
 
-        return LocalEngine(module, optim, world)
+        return LocalEngine(module, optim, world, group_of)
     from trainer.engine.zero import ZeroEngine
 
-    return ZeroEngine(module, optim, settings, world)
+    return ZeroEngine(module, optim, settings, world, group_of)

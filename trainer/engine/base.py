@@ -29,9 +29,16 @@ class Engine(Protocol):
         ...
 
     def step(self, lr: float) -> float:
-        """Sum the gradients over the ranks, clip their global norm, take one AdamW step.
+        """Sum the gradients over the ranks, clip their global norm, take one optimizer step.
 
-        Returns the norm before clipping. Where it is not finite, no rank took a step.
+        A parameter that no rank has had a gradient for in any step is left alone, weight decay included. From its first
+        gradient on, a step without one counts as a gradient of 0 (docs/decisions/0058).
+
+        Args:
+            lr: rate of the parameters without a rate of their own; the others' are scaled in proportion.
+
+        Returns:
+            The norm before clipping. Where it is not finite, no rank took a step.
         """
         ...
 
@@ -40,10 +47,11 @@ class Engine(Protocol):
         ...
 
     def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
-        """Whole float32 copies on the CPU, whatever the sharding: `weight`, and once stepped `exp_avg`, `exp_avg_sq` and
-        `step` (0-d). All ranks take part; one that does not `keep` them copies nothing and gets none."""
+        """Whole float32 copies on the CPU, whatever the sharding: `weight`, and once stepped AdamW's `exp_avg`,
+        `exp_avg_sq` and `step` (0-d) or Muon's `momentum_buffer`. All ranks take part; one that does not `keep` them copies nothing and gets none."""
         ...
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `read` gave, on this or another number of ranks. Raises ValueError when shapes differ."""
+        """Take over what `read` gave, on this or another number of ranks. Raises ValueError when shapes or the
+        optimizer differ."""
         ...

@@ -9,39 +9,57 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimConfig
+from trainer.engine.groups import Group, split, trained
 from trainer.processes.distributed import World
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW's state; beside them it counts its steps
+# What each optimizer keeps of a parameter; AdamW counts its steps, the others are of the parameter's shape.
+_STATE = {"adamw": {"exp_avg", "exp_avg_sq", "step"}, "muon": {"momentum_buffer"}}
+_KINDS = _STATE["adamw"] | _STATE["muon"]
 
 
 class LocalEngine:
-    """Implements `trainer.engine.base.Engine` with AdamW."""
+    """Implements `trainer.engine.base.Engine` with AdamW, and Muon for the groups that ask for it.
 
-    def __init__(self, module: nn.Module, config: OptimConfig, world: World) -> None:
-        self.module, self.config, self.world = module, config, world
-        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            list(self._parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
+    Attributes:
+        optimizers: one for each kind in use.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: OptimConfig, world: World, group_of: Mapping[str, str] | None = None
+    ) -> None:
+        self.config, self.world = config, world
+        groups = split(module, config, group_of or {})
+        self._parameters = trained(module, groups)
+        self._kind = {name: group.optimizer for group in groups for name in group.parameters}
+        self.optimizers = _optimizers(groups, config)
+        self._started: set[str] = set()  # parameters that had a gradient on some rank, in this step or an earlier one
 
     @property
     def names(self) -> Sequence[str]:
         return list(self._parameters)
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> float:
-        self.world.sum_gradients(self.module)
+        self.world.sum_gradients(list(self._parameters.values()))
+        self._started |= {name for name, p in self._parameters.items() if p.grad is not None}
+        for name in self._started:
+            # A parameter that has begun to move keeps its moments running, as under ZeRO; one that has not is left alone.
+            parameter = self._parameters[name]
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         parameters = [p for p in self._parameters.values() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)) if parameters else 0.0
         if not self.world.any(not math.isfinite(norm)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * group["rate"]
+                optimizer.step()
         return norm
 
     def numel(self, name: str) -> int:
@@ -51,21 +69,43 @@ class LocalEngine:
         if not keep:
             return {}
         parameter = self._parameters[name]
-        moments = {key: value for key, value in self.optimizer.state.get(parameter, {}).items() if value is not None}
+        state = self.optimizers[self._kind[name]].state.get(parameter, {})
+        moments = {key: value for key, value in state.items() if value is not None}
         return {key: value.detach().float().cpu().clone() for key, value in {"weight": parameter, **moments}.items()}
 
     @torch.no_grad()
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        parameter = self._parameters[name]
-        for key in ("weight", *_MOMENTS):
-            if key in tensors and tensors[key].shape != parameter.shape:
+        parameter, kind = self._parameters[name], self._kind[name]
+        state = {key: value for key, value in tensors.items() if key in _KINDS}
+        if state and state.keys() != _STATE[kind]:
+            raise ValueError(
+                f"{name}: the saved state of its optimizer is {', '.join(sorted(state))}, {kind} has "
+                f"{', '.join(sorted(_STATE[kind]))}; resume with the optim.groups that wrote the checkpoint"
+            )
+        for key, value in {"weight": tensors["weight"], **state}.items():
+            if key != "step" and value.shape != parameter.shape:
                 raise ValueError(
-                    f"{name}: the saved {key} has shape {tuple(tensors[key].shape)}, the model's is {tuple(parameter.shape)}"
+                    f"{name}: the saved {key} has shape {tuple(value.shape)}, the model's is {tuple(parameter.shape)}"
                 )
         parameter.copy_(tensors["weight"])
-        state = {key: tensors[key] for key in ("step", *_MOMENTS) if key in tensors}
-        self.optimizer.state[parameter] = {
+        if state:
+            self._started.add(name)
+        self.optimizers[kind].state[parameter] = {
             # AdamW keeps its step count on the CPU and the moments beside the parameter.
             key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)
             for key, value in state.items()
         }
+
+
+def _optimizers(groups: Sequence[Group], config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
+    """AdamW and Muon (Jordan 2024; torch's, with its momentum of .95), each only where a group has it."""
+    settings: dict[str, list[dict[str, object]]] = {}
+    for group in groups:
+        entry = {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "rate": group.rate}
+        settings.setdefault(group.optimizer, []).append(entry)
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if "adamw" in settings:
+        optimizers["adamw"] = torch.optim.AdamW(settings["adamw"], lr=config.lr, betas=config.betas)
+    if "muon" in settings:
+        optimizers["muon"] = torch.optim.Muon(settings["muon"], lr=config.lr)
+    return optimizers

@@ -8,6 +8,7 @@ moments are float32; what a policy computes in bfloat16, it does by autocast.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import warnings
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import OptimConfig
+from trainer.config import ConfigError, OptimConfig
 from trainer.config.deepspeed import passed_on, stage
+from trainer.engine.groups import Group, split, trained
 from trainer.processes.distributed import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -27,22 +29,43 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class ZeroEngine:
     """Implements `trainer.engine.base.Engine`. `settings` is a DeepSpeed JSON file of stage 1, 2 or 3."""
 
-    def __init__(self, module: nn.Module, config: OptimConfig, settings: Mapping[str, Any], world: World) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        settings: Mapping[str, Any],
+        world: World,
+        group_of: Mapping[str, str] | None = None,
+    ) -> None:
         self.module, self.config, self.world = module, config, world
         self.stage = stage(settings)
-        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        groups = split(module, config, group_of or {})
+        if any(group.optimizer == "muon" for group in groups):
+            raise ConfigError(
+                "optim.groups asks for muon, which needs whole matrices, but distributed.deepspeed cuts them into parts: use "
+                "adamw, or leave distributed.deepspeed out"
+            )
+        self._parameters = trained(module, groups)
+        self._decays = {name: group.weight_decay for group in groups for name in group.parameters}
+        # Parameters without a gradient on any rank so far, and those that this rank had one for in the present step.
+        self._waiting, self._reached = set(self._parameters), set[str]()
+        for name, parameter in self._parameters.items():
+            parameter.register_hook(functools.partial(self._reach, name))  # type: ignore[no-untyped-call]
         with _quiet_deepspeed(world):
-            self._engine, self._adamw = self._build(passed_on(settings))
+            self._engine, self._adamw = self._build(passed_on(settings), groups)
         self._zero = self._engine.optimizer
+        self._linked = False  # whether the moments were made, in the first step
 
-    def _build(self, settings: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
+    def _build(self, settings: dict[str, Any], groups: Sequence[Group]) -> tuple[Any, torch.optim.Optimizer]:
         import deepspeed
 
         adamw = _optimizer_class(settings)(
-            list(self._parameters.values()),
+            [
+                {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "rate": group.rate}
+                for group in groups
+            ],
             lr=self.config.lr,
             betas=self.config.betas,
-            weight_decay=self.config.weight_decay,
         )
         ours = {
             # DeepSpeed counts samples by these; what a step holds is decided by `backward` and `step` alone.
@@ -59,7 +82,11 @@ class ZeroEngine:
         return list(self._parameters)
 
     def zero_grad(self) -> None:
+        self._reached.clear()
         self._zero.zero_grad(set_to_none=True)
+
+    def _reach(self, name: str, gradient: Tensor) -> None:
+        self._reached.add(name)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         # DeepSpeed's own forward would say that the next backward adds to the gradients and does not replace them.
@@ -69,9 +96,35 @@ class ZeroEngine:
 
     def step(self, lr: float) -> float:
         for group in self._zero.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
+        left_alone = self._left_alone()
         self._engine.step()  # where the norm is not finite, it takes none and calls that an overflow
+        if not self._linked and not self._zero.overflow:
+            self._link_moments()
+            self._linked = True
+        for name, weight in left_alone.items():
+            self._put_weight(name, weight)
         return float("inf") if self._zero.overflow else float(self._engine.get_global_grad_norm())
+
+    def _left_alone(self) -> dict[str, Tensor]:
+        """The weights that the step must not change: of parameters that no rank has had a gradient for so far.
+
+        AdamW steps whole flat buffers. To it, a missing gradient is one of 0, which with moments of 0 moves nothing; but
+        weight decay would. The last block of a transformer whose text stream ends unused is such a case.
+        """
+        if not self._waiting:
+            return {}
+        names = [name for name in self._parameters if name in self._waiting]
+        reached = torch.tensor([float(name in self._reached) for name in names], device=self.world.device)
+        counts = self.world.sum(reached).tolist()
+        self._waiting = {name for name, count in zip(names, counts, strict=True) if not count}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {
+            name: safe_get_full_fp32_param(self._parameters[name]).detach().clone()
+            for name in names
+            if name in self._waiting and self._decays[name]
+        }
 
     def numel(self, name: str) -> int:
         parameter = self._parameters[name]
@@ -83,7 +136,7 @@ class ZeroEngine:
         parameter, found = self._parameters[name], {}
         found["weight"] = safe_get_full_fp32_param(parameter)
         steps = [state["step"] for state in self._adamw.state.values() if "step" in state]
-        if steps:
+        if steps and name not in self._waiting:
             found |= {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
             found["step"] = torch.tensor(float(steps[0]))
         if not keep:
@@ -92,23 +145,31 @@ class ZeroEngine:
 
     @torch.no_grad()
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        import deepspeed
-
         parameter = self._parameters[name]
         shape = getattr(parameter, "ds_shape", parameter.shape)
+        if "momentum_buffer" in tensors:
+            raise ValueError(f"{name}: the saved state of its optimizer is Muon's, but under DeepSpeed all have AdamW")
         for key in ("weight", *_MOMENTS):
             if key in tensors and tensors[key].shape != shape:
                 raise ValueError(
                     f"{name}: the saved {key} has shape {tuple(tensors[key].shape)}, the model's is {tuple(shape)}"
                 )
-        weight = tensors["weight"].to(self.world.device)
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.copy_(weight)  # what the forward pass reads; the optimizer has a copy of its own
-        self._set(parameter, weight)
+        self._put_weight(name, tensors["weight"].to(self.world.device))
         if "step" in tensors:
+            self._waiting.discard(name)
             self._begin_state(tensors["step"])
             for key in _MOMENTS:
                 self._set(parameter, tensors[key].to(self.world.device), key)
+
+    @torch.no_grad()
+    def _put_weight(self, name: str, weight: Tensor) -> None:
+        """Set both copies of a weight: what the forward pass reads, and the optimizer's own."""
+        import deepspeed
+
+        parameter = self._parameters[name]
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(weight)
+        self._set(parameter, weight)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
         """Set the optimizer's copy of the weight, or the moment `key`, from the whole tensor."""
@@ -141,7 +202,15 @@ class ZeroEngine:
                 if key not in state:
                     state[key] = torch.zeros_like(flat)
             state["step"] = int(step) if "DeepSpeed" in type(self._adamw).__name__ else step.clone()
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let each parameter of stages 1 and 2 find its moments in the flat buffers, once these exist.
+
+        DeepSpeed links all groups after the first group's first step, when the others have no moments yet.
+        """
         if self.stage < 3:
+            self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 
 

@@ -5,7 +5,7 @@ Axes: P prompts, G group, B = P*G samples, S columns: stochastic denoising steps
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -179,6 +179,16 @@ def missing(policy: Policy, capability: type) -> list[str]:
     """What `capability` asks for and the policy does not have, by name; empty where it fits."""
     names = [name for name in dir(capability) if not name.startswith("_")]
     return [name for name in names if not hasattr(policy, name)]
+
+
+@runtime_checkable
+class NamesGroups(Protocol):
+    """A policy that names groups of its parameters, so that `optim.groups` can give each a rate of its own."""
+
+    @property
+    def group_of(self) -> Mapping[str, str]:
+        """The group's name by the name of a trained parameter of `trainable`; read before the engine cuts any of them."""
+        ...
 
 
 def regroup(rollouts: Sequence[Rollout], size: int | None) -> list[Rollout]:

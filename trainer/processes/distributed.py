@@ -88,15 +88,21 @@ class World:
             for buffer, length in zip(buffers, lengths, strict=True)
         ]
 
-    def sum_gradients(self, module: nn.Module) -> None:
-        """Add up every parameter's gradient over all ranks, in one flat message."""
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up every parameter's gradient over all ranks, in one flat message.
+
+        Afterwards a parameter has a gradient on every rank, or, where no rank had one, on none.
+        """
         if self.size == 1:
             return
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        has_one = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+        flat = torch.cat(
+            [*(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters), has_one]
+        )
         dist.all_reduce(flat)
-        for parameter, gradient in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
+        *gradients, counts = torch.split(flat, [*(p.numel() for p in parameters), len(parameters)])
+        for parameter, gradient, count in zip(parameters, gradients, counts.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter) if count else None
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -18,6 +18,7 @@ from trainer.config.file import dump_config
 from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine
 from trainer.evaluation import Evaluator, Rounds, trained_on
+from trainer.policies.base import NamesGroups
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
@@ -128,7 +129,8 @@ def _open_session(
     step = None if checkpoint is None else checkpoint.step
     client = stack.enter_context(connect(config, ranks, stack, recorder, step, last_row))
     check_agreement(client, ranks)
-    engine = build_engine(policy.trainable, config.optim, config.distributed, ranks)
+    group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
+    engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
     ema = Ema(policy.trainable, config.optim.ema_decay)
     rounds = Rounds(material.sets, config, policy, client, ranks, trained_on(material.prompts), executor)
     return Session(

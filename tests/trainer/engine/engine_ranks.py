@@ -30,8 +30,27 @@ STAGES: dict[str, dict[str, Any] | None] = {
     "zero3_whole": {"stage": 3},
     "zero3_offload": {"stage": 3, "stage3_param_persistence_threshold": 0, **OFFLOAD},
 }
+GROUPED = ("none", "zero2", "zero3")  # run once more with `GROUPS`, as "<stage>+groups"
+GROUP_OF = {"0.weight": "first", "0.bias": "first", "4.weight": "last", "4.bias": "frozen"}
+GROUPS = {"first": {"lr": 3e-2, "weight_decay": 0.0}, "frozen": {"lr": 0.0}}  # `last` is left out: it has optim.lr
 MICRO_BATCHES, BATCH = 4, 8
 SCALE = 5.0  # so that gradients are clipped
+
+
+class Net(nn.Sequential):
+    """A frozen layer in the middle; sizes that no number of ranks divides; a layer that is never called, and one that is
+    called in some steps."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(7, 13), nn.SiLU(), nn.Linear(13, 13), nn.SiLU(), nn.Linear(13, 1))
+        self[2].requires_grad_(False)
+        self.idle, self.sometimes = nn.Linear(3, 5), nn.Linear(1, 1, bias=False)
+        self.uses_sometimes = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in list(self)[:5]:
+            x = layer(x)
+        return x + self.sometimes(torch.ones(1, 1)) if self.uses_sometimes else x
 
 
 class Counting(torch.optim.AdamW):
@@ -44,24 +63,26 @@ class Counting(torch.optim.AdamW):
         return super().step(*args, **kwargs)
 
 
-def build(stage: dict[str, Any] | None, group: World, folder: Path) -> tuple[nn.Module, Engine]:
-    torch.manual_seed(0)  # a frozen layer in the middle; sizes that no number of ranks divides
-    module = nn.Sequential(nn.Linear(7, 13), nn.SiLU(), nn.Linear(13, 13), nn.SiLU(), nn.Linear(13, 1))
-    module[2].requires_grad_(False)
+def build(name: str, group: World, folder: Path) -> tuple[Net, Engine]:
+    torch.manual_seed(0)
+    module, stage = Net(), STAGES[name.removesuffix("+groups")]
     path = None
     if stage is not None:
         path = str(folder / f"{group.rank}.json")
         settings = {"zero_optimization": stage, "zero_force_ds_cpu_optimizer": False, "gradient_clipping": "auto"}
         Path(path).write_text(json.dumps(settings), encoding="utf-8")
     distributed = DistributedConfig(device="cpu", deepspeed=path)
-    return module, build_engine(module, OptimConfig(lr=1e-2, weight_decay=0.1), distributed, group)
+    groups: Any = GROUPS if name.endswith("+groups") else {}
+    config = OptimConfig(lr=1e-2, weight_decay=0.1, groups=groups)
+    return module, build_engine(module, config, distributed, group, GROUP_OF)
 
 
 def take_step(
-    module: nn.Module, engine: Engine, group: World, number: int, weigh: Callable[[int], float] = lambda _: 1.0
+    module: Net, engine: Engine, group: World, number: int, weigh: Callable[[int], float] = lambda _: 1.0
 ) -> float:
     """One optimizer step over four micro-batches; the global loss is the mean over the samples of all ranks."""
     engine.zero_grad()
+    module.uses_sometimes = number != 1  # a step without its gradient, after one with it
     for micro in range(MICRO_BATCHES):
         x = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(10 * number + micro))
         loss = module(x[group.rank :: group.size]).pow(2).sum() / BATCH * SCALE * weigh(micro)
@@ -84,24 +105,26 @@ def same(left: dict[str, dict[str, Tensor]], right: dict[str, dict[str, Tensor]]
     )
 
 
-def one_stage(stage: dict[str, Any] | None, group: World, folder: Path) -> dict[str, Any]:
-    module, engine = build(stage, group, folder)
-    before = {name: list(tensors) for name, tensors in state(engine).items()}
+def one_stage(name: str, group: World, folder: Path) -> dict[str, Any]:
+    module, engine = build(name, group, folder)
+    before = lists(state(engine))
     ema, probe = Ema(module, 0.5), torch.ones(1, 7)
     Counting.steps = 0
-    norms = []
+    norms, after_one = [], before
     for number in range(3):
         norms.append(take_step(module, engine, group, number))
         ema.update()
+        after_one = lists(state(engine)) if number == 0 else after_one
     saved, averages = state(engine), {name: ema.read(name)["average"] for name in engine.names}
     own = module(probe).item()
     with ema.applied():
         averaged = module(probe).item()
     found: dict[str, Any] = {
-        "keys_before": before,
+        "before": before,
         "norms": norms,
         "optimizer_steps": Counting.steps,
         "state": lists(saved),
+        "state_after_one": after_one,
         "average": {name: tensor.tolist() for name, tensor in averages.items()},
         "outputs": [own, averaged, module(probe).item()],
     }
@@ -120,7 +143,7 @@ def one_stage(stage: dict[str, Any] | None, group: World, folder: Path) -> dict[
     bad = take_step(module, engine, group, 9, lambda micro: float("nan") if last_rank and micro == 1 else 1.0)
     found |= {"norm_of_nan": str(bad), "nothing_stepped": same(saved, state(engine)) and Counting.steps == 3}
     # The state moves into a fresh engine, which then takes the very step this one takes.
-    fresh_module, fresh = build(stage, group, folder)
+    fresh_module, fresh = build(name, group, folder)
     fresh_ema = Ema(fresh_module, 0.5)
     for name, tensors in saved.items():
         fresh.write(name, tensors)
@@ -142,7 +165,7 @@ def main(output: Path, stages: list[str]) -> None:
     torch.optim.AdamW = Counting  # type: ignore[misc]
     output.parent.mkdir(parents=True, exist_ok=True)
     with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        found = {name: one_stage(STAGES[name], group, output.parent) for name in stages}
+        found = {name: one_stage(name, group, output.parent) for name in stages}
         if group.is_main:
             output.write_text(json.dumps(found), encoding="utf-8")
 

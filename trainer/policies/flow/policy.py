@@ -103,6 +103,15 @@ class FlowPolicy:
         return self.model.network
 
     @property
+    def group_of(self) -> Mapping[str, str]:
+        """`matrices`: the two-dimensional weights inside the transformer's blocks, which Muon can take; `rest`: all others."""
+        return {
+            name: "matrices" if "transformer_blocks" in name and parameter.dim() == 2 else "rest"
+            for name, parameter in self.trainable.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @property
     def about(self) -> str:
         return self.model.about
 
