@@ -84,6 +84,22 @@ class ZeroEngine:
     def zero_grad(self) -> None:
         self._reached.clear()
         self._zero.zero_grad(set_to_none=True)
+        if self.stage == 3:
+            self._forget_parts()
+
+    def _forget_parts(self) -> None:
+        """Set stage 3's parts of the gradients to 0.
+
+        DeepSpeed overwrites a parameter's part in the first backward of a step alone: a parameter which that one does not
+        reach would add to, or train again on, the gradient of its last step.
+        """
+        for part in self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+            part.zero_()
+        if self._zero.offload_optimizer:  # it holds a second copy, and norms
+            self._zero.norm_for_param_grads.clear()
+            for flat in self._zero.fp32_partitioned_groups_flat:
+                if flat.grad is not None:
+                    flat.grad.zero_()
 
     def _reach(self, name: str, gradient: Tensor) -> None:
         self._reached.add(name)
