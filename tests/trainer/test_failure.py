@@ -22,34 +22,54 @@ from trainer.processes.launch import End, processes_left
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Rank 1 does as it is told; rank 0 waits in a way that no signal handler and no exception can end.
+# Rank 1 does as it is told once both are watched; rank 0 waits in a way that no signal handler and no exception can end.
 RANK = """
 import os, signal, sys, time
+from pathlib import Path
+from trainer.processes import failure
 from trainer.processes.failure import USER_ERROR, Watch, describe
 
+rank, place = int(os.environ["RANK"]), Path({place!r})
 signal.signal(signal.SIGTERM, lambda *_: None)
+
+def wait_for(name):
+    while not (place / name).exists():
+        time.sleep(0.01)
+
+def see_it_done():
+    '''Rank 1 has left, and this rank's watch finds that three times, each of which would be too late for a lost one.'''
+    seen, look = [], watch._look_at
+    watch._look_at = lambda neighbour: seen.append(look(neighbour)) or seen[-1]
+    wait_for("left.1")
+    failure.LOST_AFTER_S = 0.0
+    while seen.count(b"done") < 3:
+        time.sleep(0.01)
+
 {before}
 with Watch() as watch:
-    time.sleep(1.5)
+    (place / f"in.{{rank}}").touch()
+    wait_for("in.0"), wait_for("in.1")
     try:
-        if os.environ["RANK"] == "1":
+        if rank == 1:
             print("at", time.monotonic(), flush=True)
             {act}
-        time.sleep(600 if {wait} else 0.5)
+        else:
+            {other}
     except ValueError as error:
         sys.exit(watch.fail(f"error: {{error}}", USER_ERROR))
     except Exception as error:
         sys.exit(watch.fail(*describe(error)))
-print("finished", os.environ["RANK"], flush=True)
+(place / f"left.{{rank}}").touch()
+print("finished", rank, flush=True)
 """
 
 
 def run(
-    tmp_path: Path, act: str, *, wait: bool = True, before: str = ""
+    tmp_path: Path, act: str, *, other: str = "time.sleep(600)", before: str = ""
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     """What came out, and the seconds from rank 1's act to the end of all."""
     script = tmp_path / "rank.py"
-    script.write_text(RANK.format(act=act, wait=wait, before=before), encoding="utf-8")
+    script.write_text(RANK.format(act=act, other=other, before=before, place=str(tmp_path)), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         cwd=ROOT,
@@ -64,14 +84,7 @@ def run(
     return done, ended - float(at.split()[0])
 
 
-def test_an_error_of_one_rank_ends_the_others_at_once(tmp_path: Path) -> None:
-    done, seconds = run(tmp_path, 'raise ValueError("optim.lr = 3 is too high; lower it")')
-    assert done.stderr.count("error: optim.lr = 3 is too high; lower it\n(rank 1 of 2 on ") == 1
-    assert "exitcode  : 2" in done.stderr and "finished" not in done.stdout
-    assert seconds < 25  # torchrun alone waits 30 s for rank 0 and then kills it
-
-
-def test_the_others_leave_their_flight_records_first(tmp_path: Path) -> None:
+def test_an_error_of_one_rank_ends_the_others_at_once_and_they_leave_their_flight_records(tmp_path: Path) -> None:
     """Also where the main thread waits for ever: rank 0 sleeps."""
     script = f"""
 from pathlib import Path
@@ -82,10 +95,13 @@ world = World(int(os.environ["RANK"]), 2, torch.device("cpu"))
 flight = FlightRecorder(Path({str(tmp_path)!r}), world, print).on_crash()
 flight.__enter__()
 """
-    run(tmp_path, 'raise ValueError("no such prompt")', before=script)
+    done, seconds = run(tmp_path, 'raise ValueError("optim.lr = 3 is too high; lower it")', before=script)
+    assert done.stderr.count("error: optim.lr = 3 is too high; lower it\n(rank 1 of 2 on ") == 1
+    assert "exitcode  : 2" in done.stderr and "finished" not in done.stdout
+    assert seconds < 25  # torchrun alone waits 30 s for rank 0 and then kills it
     error = json.loads((tmp_path / "flight" / "step_000000.json").read_text())["error"]
-    assert error["type"] == "OtherRankError"
-    assert error["message"].startswith("rank 1 of 2 on ") and error["message"].endswith("failed: error: no such prompt")
+    assert error["type"] == "OtherRankError" and error["message"].startswith("rank 1 of 2 on ")
+    assert error["message"].endswith("failed: error: optim.lr = 3 is too high; lower it")
 
 
 def test_a_defect_shows_one_traceback(tmp_path: Path) -> None:
@@ -94,7 +110,7 @@ def test_a_defect_shows_one_traceback(tmp_path: Path) -> None:
 
 
 def test_ranks_that_finish_at_different_times_are_not_lost(tmp_path: Path) -> None:
-    done, _ = run(tmp_path, "pass", wait=False)
+    done, _ = run(tmp_path, "pass", other="see_it_done()")
     assert done.returncode == 0, done.stderr
     assert {"finished 0", "finished 1"} <= set(done.stdout.split("\n"))
 
@@ -148,6 +164,7 @@ import sys
 from torch.distributed import run
 from trainer.processes import launch
 
+launch.PAUSE_S = 600.0
 real = run.parse_args
 run.parse_args = lambda arguments: real([*arguments[: arguments.index("-m")], sys.argv[1]])
 launch._devices = lambda: None
@@ -174,7 +191,6 @@ def test_sigterm_between_two_starts_is_an_ordinary_end(tmp_path: Path) -> None:
             line = process.stderr.readline()
             assert line, f"the launcher ended: {told}"
             told += line
-        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         told += process.stderr.read()
     assert process.returncode == 0, told

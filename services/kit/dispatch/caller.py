@@ -54,4 +54,11 @@ class Caller:
         finally:
             if not task.done():
                 self.leave()
+                task.add_done_callback(_look_away)
                 task.cancel()
+
+
+def _look_away(work: asyncio.Future[T]) -> None:
+    """Nobody waits for it any more: that it ended with an error is not to be told when it is collected."""
+    if not work.cancelled():
+        work.exception()

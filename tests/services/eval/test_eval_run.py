@@ -282,10 +282,11 @@ def test_a_judge_that_does_not_come_back_ends_the_run_and_marks_no_image(tmp_pat
     with judge as asking:
 
         def end_the_judge() -> None:
-            until = time.monotonic() + 60
-            while asking.calls < 5 and time.monotonic() < until:
+            """Once the first four are judged and kept; the fifth would wait for a minute."""
+            results, until = tmp_path / "run" / RESULTS, time.monotonic() + 60
+            while asking.calls < 5 or not results.exists() or results.read_bytes().count(b"\n") < 4:
+                assert time.monotonic() < until
                 time.sleep(0.01)
-            time.sleep(1.0)  # for the answers of the first four on their way; the fifth would wait for a minute
             judge.__exit__(None, None, None)
 
         killer = threading.Thread(target=end_the_judge)

@@ -89,7 +89,9 @@ def test_contradictions_name_both_values(write: Write, changes: dict[str, Any], 
 
 def test_equal_values_are_taken(write: Write) -> None:
     settings = {"zero_optimization": {"stage": 2}, "train_batch_size": 96, "gradient_clipping": 1.0}
-    load_config(RECIPE, Config, write({**settings, "gradient_accumulation_steps": 1}))
+    config = load_config(RECIPE, Config, write({**settings, "gradient_accumulation_steps": 1}))
+    assert config.distributed.deepspeed is not None
+    assert read_deepspeed(config.distributed.deepspeed)["train_batch_size"] == 96
 
 
 def test_a_fixed_accumulation_must_fit_the_ranks(write: Write) -> None:

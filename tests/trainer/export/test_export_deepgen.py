@@ -65,4 +65,8 @@ def test_an_export_can_be_trained_and_exported_again(tmp_path: Path, tiny: TinyD
     first = export_run(make_run(tmp_path / "one", tiny.section()), tmp_path / "a", to="deepgen", dtype="float32")
     section = tiny.section() | {"checkpoint": str(first), "lmm_checkpoint": str(tiny.checkpoint)}
     run = make_run(tmp_path / "two", section, step=5)
-    export_run(run, tmp_path / "b", to="deepgen", dtype="float32", verify=True)
+    again = export_run(run, tmp_path / "b", to="deepgen", dtype="float32", verify=True)
+    before, after = (load_file(str(folder / "model.safetensors")) for folder in (first, again))
+    trained = averages(run)
+    assert after.keys() == before.keys() and trained.keys() <= after.keys()
+    assert all(torch.equal(tensor, trained.get(name, before[name])) for name, tensor in after.items())

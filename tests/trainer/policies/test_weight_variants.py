@@ -101,11 +101,15 @@ def test_an_export_is_read_without_naming_the_variant(
 def test_deepgens_base_models_too(tmp_path: Path) -> None:
     tiny = make_deepgen(tmp_path)
     section = tiny.section()
-    for field in ("sd3_path", "qwen_path"):
-        as_variant(Path(section[field]))
     from trainer.config import DeepGenConfig
 
-    build_model(DeepGenConfig.model_validate(section), torch.device("cpu"))
+    plain = build_model(DeepGenConfig.model_validate(section), torch.device("cpu"))
+    for field in ("sd3_path", "qwen_path"):
+        as_variant(Path(section[field]))
+    variant = build_model(DeepGenConfig.model_validate(section), torch.device("cpu"))
+    expected, found = plain.network.state_dict(), variant.network.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_names(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def test_a_constant_reward_is_found(scripted: Any, connect: Any) -> None:
 
 
 def test_a_constant_reward_passes_where_it_is_declared(scripted: Any, connect: Any) -> None:
-    connect(scripted(constant), columns={"r": {"canary": "score"}})
+    client = connect(scripted(constant), columns={"r": {"canary": "score"}})
+    assert "scripted" in client.said("ready")[0] and client.said("warning") == []
 
 
 def test_canary_off(scripted: Any, connect: Any) -> None:
@@ -112,7 +113,7 @@ def test_nobody_answers(connect: Any) -> None:
     client = connect(url, start=False, rewards={"ready_timeout_s": 0.6})
     started = time.monotonic()
     text = problem(client)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     assert f"service svc at {url} was not ready within 0.6 s" in text
     assert "Start it, correct rewards.services.svc.urls, or raise rewards.ready_timeout_s" in text
 
@@ -122,7 +123,7 @@ def test_something_else_answers(scripted: Any, connect: Any) -> None:
     server.ready = Reply(b"<html>not found</html>", 404)
     started = time.monotonic()
     text = problem(connect(server, start=False, rewards={"ready_timeout_s": 60.0}))
-    assert time.monotonic() - started < 5  # 404 will not become a reward service: no waiting
+    assert time.monotonic() - started < 30  # 404 will not become a reward service: no waiting
     assert "/ready answered 404" in text
     assert "Something else answers there; correct rewards.services.svc.urls" in text
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -133,23 +134,38 @@ def test_item_that_kills_its_worker_fails_alone(pool):
     assert values(pool.score("dangerous", [item("ab")])) == [2]
 
 
-def test_worker_killed_in_the_middle_of_a_batch_loses_nothing():
-    pool = ProcessPool(SlowWithoutLatency, workers=1)
+def test_worker_killed_in_the_middle_of_a_batch_loses_nothing(tmp_path):
+    """Another process kills it, when it has begun the second item; its successor is not killed."""
+    pool = ProcessPool(partial(HangsOnce, str(tmp_path / "begun")), workers=1)
     pool.load()
     try:
-        threading.Timer(0.2, lambda: os.kill(pool.pids()[0], signal.SIGKILL)).start()
-        assert values(pool.score("slow_items", [item("a"), item("ab")])) == [1, 2]
+        killer = threading.Thread(target=kill_once, args=(pool, tmp_path / "begun"))
+        killer.start()
+        assert values(pool.score("hangs_once", [item("a"), item("ab")])) == [1, 2]
+        killer.join()
         assert pool.restarts == 1
     finally:
         pool.close()
 
 
-class SlowWithoutLatency(PromptLengthScorer):
-    name = "slow_items"
+def kill_once(pool, begun):
+    until = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(pool.pids()[0], signal.SIGKILL)
+
+
+class HangsOnce(PromptLengthScorer):
+    name = "hangs_once"
+
+    def __init__(self, begun):
+        super().__init__()
+        self._begun = Path(begun)
 
     def score_item(self, item):
-        if item.id != "warmup":
-            time.sleep(0.3)
+        if item.prompt == "ab" and not self._begun.exists():
+            self._begun.touch()
+            time.sleep(600)
         return super().score_item(item)
 
 

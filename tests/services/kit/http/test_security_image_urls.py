@@ -69,7 +69,7 @@ class Host(BaseHTTPRequestHandler):
     def send_slow(self):
         self.send_response(200)
         self.end_headers()
-        for _ in range(100):
+        for _ in range(1200):
             self.wfile.write(b"x")
             self.wfile.flush()
             time.sleep(0.05)
@@ -201,7 +201,7 @@ async def test_the_callers_deadline_ends_a_download(running, host):
         items = [{"id": "a", "prompt": "p", "images": [image(f"{base}/slow")]}]
         answer = await client.post("/v1/score", json={"items": items, "deadline_ms": 300})
     assert answer.status_code == 504
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20, "the whole takes a minute"
 
 
 @anyio
@@ -325,7 +325,11 @@ def test_addresses_that_are_not_public(address):
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
 def test_public_addresses(address):
-    ImageHosts("images.test").check_address("images.test", 443, ipaddress.ip_address(address))
+    """Taken without a word for the host on the list and its port, and for no other."""
+    hosts = ImageHosts("images.test")
+    assert hosts.check_address("images.test", 443, ipaddress.ip_address(address)) is None
+    with pytest.raises(UrlRefused):
+        hosts.check_address("images.test", 80, ipaddress.ip_address(address))
 
 
 def test_an_address_stands_for_itself():

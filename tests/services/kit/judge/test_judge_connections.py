@@ -43,7 +43,7 @@ async def server():
 @pytest.fixture
 async def client(server):
     listening = await asyncio.start_server(server.serve, "127.0.0.1", port := free_port())
-    async with httpx.AsyncClient(transport=Connections(keepalive_s=0.5), base_url=f"http://127.0.0.1:{port}") as client:
+    async with httpx.AsyncClient(transport=Connections(keepalive_s=60), base_url=f"http://127.0.0.1:{port}") as client:
         yield client
     await asyncio.gather(*server.tasks, return_exceptions=True)
     listening.close()
@@ -77,10 +77,14 @@ async def test_a_body_that_is_not_read_gives_its_place_back_once(client):
 
 
 async def test_an_idle_connection_is_not_used_for_ever(client, server):
-    await client.get("/")
-    await asyncio.sleep(0.7)
-    await client.get("/")
+    """The second client keeps a connection for no time at all."""
+    async with httpx.AsyncClient(transport=Connections(keepalive_s=0), base_url=client.base_url) as hasty:
+        await hasty.get("/")
+        await hasty.get("/")
     assert server.connections == 2
+    await client.get("/")
+    await client.get("/")
+    assert server.connections == 3
 
 
 async def test_nobody_there_is_an_error_and_the_next_call_finds_the_server():

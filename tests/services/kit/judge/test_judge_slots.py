@@ -50,9 +50,12 @@ async def test_a_slot_is_not_lost_with_who_leaves_as_it_is_given():
     await asyncio.sleep(0)
     slots.release()
     leaving.cancel()
-    await asyncio.wait_for(staying, 5)
+    await asyncio.wait_for(staying, 30)
+    assert leaving.cancelled() and slots._waiting == []
     slots.release()
-    await asyncio.wait_for(slots.acquire(slots.ticket()), 5)
+    again = asyncio.ensure_future(slots.acquire(slots.ticket()))
+    await asyncio.sleep(0)
+    assert again.done(), "nobody has the slot, so nobody is waited for"
 
 
 async def test_of_thousands_who_wait_and_give_up_each_costs_the_same():
