@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.trainer_runs import ROOT, read_metrics, run_trainer, trainer_command, trainer_environment
+from tests.support.trainer_runs import ROOT, read_metrics, run_command, trainer_command, trainer_environment
 
 RECIPE = ROOT / "configs" / "quickstart.yaml"
 
@@ -33,7 +33,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart with space")
     lines = (ROOT / "assets" / "quickstart" / "heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "few.jsonl").write_text("".join(lines[:8]), encoding="utf-8")
-    run_trainer(RECIPE, f"output_dir={folder}", "max_steps=2", f"evaluation.path='{folder / 'few.jsonl'}'")
+    run_command(RECIPE, f"output_dir={folder}", "max_steps=2", f"evaluation.path='{folder / 'few.jsonl'}'")
     return folder / "quickstart"
 
 
@@ -74,7 +74,7 @@ def test_no_service_outlives_the_run(run_dir: Path) -> None:
 
 
 def test_a_finished_run_says_so_and_starts_nothing(run_dir: Path) -> None:
-    done = run_trainer(
+    done = run_command(
         RECIPE, f"output_dir={run_dir.parent}", "max_steps=2", f"evaluation.path='{run_dir.parent / 'few.jsonl'}'"
     )
     assert "is finished (2 steps): raise max_steps" in done.stdout

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from tests.support import reward_servers
+from tests.support.forked import ForkedTrainer
 from tests.support.reward_servers import Reply, ScriptedServer, good
 from tests.support.trainer_runs import (
     ROOT,
     read_metrics,
     run_trainer,
     saved_weights,
+    start_trainer,
     trainer_command,
     trainer_environment,
 )
@@ -101,18 +103,22 @@ def test_sigterm_to_one_process_saves_and_the_run_goes_on_exactly(
     config, run_dir = recipe("run", **changes), tmp_path / "outputs" / "run"
     slow = server.behave
     server.behave = lambda request: Reply(slow(request).body, delay_s=0.3)
-    with subprocess.Popen(
-        trainer_command(config, ranks=2),
-        cwd=ROOT,
-        env=trainer_environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    ) as process:
-        wait_for_row(run_dir, 2, process)
-        os.kill(process.pid if whom == "launcher" else second_rank(process.pid), signal.SIGTERM)
-        process.communicate(timeout=60)
-        if whom == "second rank":
-            assert process.returncode == 0
+    if whom == "launcher":
+        with subprocess.Popen(
+            trainer_command(config, ranks=2),
+            cwd=ROOT,
+            env=trainer_environment(),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as torchrun:
+            wait_for_row(run_dir, 2, torchrun)
+            torchrun.send_signal(signal.SIGTERM)
+            torchrun.communicate(timeout=60)
+    else:
+        with start_trainer(config, ranks=2) as launcher:
+            wait_for_row(run_dir, 2, launcher)
+            os.kill(second_rank(launcher.pid), signal.SIGTERM)
+            assert launcher.wait(60) == 0
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     assert 2 <= int(checkpoint.name[-6:]) < 8
     server.behave = slow
@@ -135,7 +141,7 @@ def test_a_restart_may_have_another_number_of_ranks(
     torch.testing.assert_close(weights(moved, 4), weights(whole, 4), rtol=0, atol=1e-4)
 
 
-def wait_for_row(run_dir: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_row(run_dir: Path, step: int, process: subprocess.Popen[bytes] | ForkedTrainer) -> None:
     deadline = time.monotonic() + 120
     metrics = run_dir / "metrics.jsonl"
     while not (metrics.exists() and f'"step": {step}' in metrics.read_text(encoding="utf-8")):
@@ -144,8 +150,6 @@ def wait_for_row(run_dir: Path, step: int, process: subprocess.Popen[bytes]) -> 
 
 
 def second_rank(launcher: int) -> int:
-    """The process that torchrun started with RANK=1."""
-    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
-            return int(pid)
-    raise AssertionError("torchrun has no child with RANK=1")
+    """The ranks are forked one after another."""
+    _, second = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return int(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,10 +15,12 @@ import pytest
 import yaml
 from torch import Tensor
 
+from tests.support.forked import ForkedTrainer, page_without_drawings
 from trainer.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 60
+RUN_TIMEOUT_S = 180
+_STARTS = itertools.count()
 
 
 def saved_weights(checkpoint: Path, kind: str = "weight") -> dict[str, Tensor]:
@@ -36,6 +39,12 @@ def rules_url() -> Iterator[str]:
         yield line.rsplit(" ", 1)[1].strip()
         process.terminate()
         process.stdout.read()
+
+
+@pytest.fixture
+def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process leave out the drawings of their reports, which take longer than a small run's steps."""
+    monkeypatch.setattr("trainer.report.page.render", page_without_drawings)
 
 
 @pytest.fixture
@@ -95,15 +104,29 @@ def trainer_environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def start_trainer(config: Path, *overrides: str, ranks: int = 1) -> ForkedTrainer:
+    """A run that goes on in a process of its own, with its output beside the config. Use as a context manager."""
+    name = f"{config.stem}-{next(_STARTS)}"
+    return ForkedTrainer(["train", str(config), *overrides], config.with_name(name), trainer_environment(), ranks)
+
+
 def run_trainer(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Run to the end and check the exit code."""
+    with start_trainer(config, *overrides, ranks=ranks) as trainer:
+        code = trainer.wait(RUN_TIMEOUT_S)
+    assert code == expect, trainer.stdout[-2000:] + trainer.stderr[-4000:]
+    return subprocess.CompletedProcess(trainer.args, code, trainer.stdout, trainer.stderr)
+
+
+def run_command(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person does, imports and all, and check the exit code."""
     done = subprocess.run(
         trainer_command(config, *overrides, ranks=ranks),
         cwd=ROOT,
         env=trainer_environment(),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=RUN_TIMEOUT_S,
         check=False,
     )
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
