@@ -1,6 +1,6 @@
 """Trainers as processes of their own that need not import torch first: each is forked from one process that has.
 
-A start of `python -m trainer train` imports torch, diffusers and matplotlib for some nine seconds of processor time, runs a
+A start of `python -m trainer train` imports torch and diffusers for some eight seconds of processor time, runs a
 small recipe for two and draws its report for three. Whole runs that are about what is trained, saved and taken up again
 start here, and leave the page's drawings out; those that are about the command itself start it as a person does.
 
@@ -109,24 +109,18 @@ def _ask(question: dict[str, Any]) -> Any:
     return json.loads(answer)
 
 
-def page_without_drawings(run: Any, now: Any) -> str:
-    """In place of `trainer.report.page.render`."""
-    return f"<!doctype html><title>{run.path.name}</title>"
-
-
 # --- in the process that forks ---
 
 
 def _import_all() -> None:
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure  # noqa: F401
-
     import trainer.__main__
     import trainer.loop
     import trainer.policies.tiny
-    import trainer.report.page
+    import trainer.report.page  # noqa: F401
+    from tests.support.drawings import DRAW, left_out
 
-    trainer.report.page.render = page_without_drawings
+    for module, name in DRAW:
+        setattr(module, name, left_out)
 
 
 def _serve() -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from torch import Tensor
 
-from tests.support.forked import ForkedTrainer, page_without_drawings
+from tests.support.forked import ForkedTrainer
 from trainer.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,10 @@ def rules_url() -> Iterator[str]:
 @pytest.fixture
 def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process leave out the drawings of their reports, which take longer than a small run's steps."""
-    monkeypatch.setattr("trainer.report.page.render", page_without_drawings)
+    from tests.support.drawings import DRAW, left_out
+
+    for module, name in DRAW:
+        monkeypatch.setattr(module, name, left_out)
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 from benchmarks.shapes_detector import draw
+from services.geneval.__main__ import main
 from services.geneval.prompts import find_images, read_rows
 from services.geneval.table import OVERALL, PROMPTS, Judged, tabulate
 from tests.support.service_process import ready_service
@@ -48,26 +50,49 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def run(prompts: Path, images: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.geneval", "run", "--prompts", str(prompts), "--images", str(images)]
-    flags = ["--out", str(out), "--detector", str(DETECTOR), "--device", "cpu", "--resamples", "200"]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300, check=False)
+def flags_of(prompts: Path, images: Path, out: Path) -> list[str]:
+    flags = ["run", "--prompts", str(prompts), "--images", str(images), "--out", str(out), "--detector", str(DETECTOR)]
+    return [*flags, "--device", "cpu", "--resamples", "200"]
 
 
-def test_a_folder_becomes_a_table_and_nothing_is_judged_twice(prompts: Path, images: Path, tmp_path: Path) -> None:
+@dataclass
+class Run:
+    """The command in this process, which has torch and transformers by now, with what it printed."""
+
+    capture: pytest.CaptureFixture[str]
+
+    def __call__(self, prompts: Path, images: Path, out: Path) -> tuple[str, str]:
+        main(flags_of(prompts, images, out))
+        return self.capture.readouterr()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(capsys)
+
+
+@pytest.mark.slow
+def test_the_command_as_a_process(prompts: Path, images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "services.geneval", *flags_of(prompts, images, tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and (tmp_path / "out" / "table.csv").is_file(), done.stderr
+
+
+def test_a_folder_becomes_a_table_and_nothing_is_judged_twice(
+    prompts: Path, images: Path, tmp_path: Path, run: Run
+) -> None:
     out = tmp_path / "out"
-    done = run(prompts, images, out)
-    assert done.returncode == 0, done.stderr
+    output, errors = run(prompts, images, out)
     table = {row["name"]: row for row in json.loads((out / "table.json").read_text())["rows"]}
     assert table["single_object"]["value"] == 0.5 and table["two_object"]["value"] == 1
     # No CLIP was given: the colour is not judged, and so there is no number for all tasks.
     assert table["colors"]["judged"] == 0 and table["colors"]["value"] is None and table[OVERALL]["value"] is None
-    assert "2 images without a verdict (2 not_applicable)" in done.stderr
-    assert "not asked: counting, position, color_attr: no number for the leaderboard" in done.stdout
+    assert "2 images without a verdict (2 not_applicable)" in errors
+    assert "not asked: counting, position, color_attr: no number for the leaderboard" in output
     log = (out / "results.jsonl").read_text().splitlines()
     (out / "results.jsonl").write_text("\n".join(log[:3]) + '\n{"key": "cut o')
-    again = run(prompts, images, out)
-    assert "8 images, 3 judged before" in again.stderr and "a line is cut off" in again.stderr
+    _, again = run(prompts, images, out)
+    assert "8 images, 3 judged before" in again and "a line is cut off" in again
     assert json.loads((out / "table.json").read_text())["rows"][0] == table["single_object"]
 
 
@@ -106,10 +131,10 @@ def test_a_wrong_row_names_its_line(tmp_path: Path) -> None:
         read_rows(path)
 
 
-def test_an_unreadable_image_is_counted_not_judged(prompts: Path, images: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_counted_not_judged(prompts: Path, images: Path, tmp_path: Path, run: Run) -> None:
     (images / "00000" / "samples" / "0000.png").write_bytes(b"no image")
-    done = run(prompts, images, tmp_path / "out")
-    assert done.returncode == 0 and "1 bad_input" in done.stderr, done.stderr
+    _, errors = run(prompts, images, tmp_path / "out")
+    assert "1 bad_input" in errors
 
 
 def test_the_process_serves_boxes_and_reasons(images: Path) -> None:

@@ -17,6 +17,8 @@ from trainer.loop import train
 from trainer.report.evaluation import evaluation_part
 from trainer.report.run_folder import load_run
 
+pytestmark = pytest.mark.usefixtures("no_drawings")
+
 REWARDS = """
 from PIL import ImageStat
 from services.kit.scorer import Item

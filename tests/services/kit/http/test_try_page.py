@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageStat
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from benchmarks.shapes_detector import draw
+from services.geneval.settings import GenevalSettings, make_scorer
 from services.kit.app import create_app
 from services.kit.run import bind, url_of
 from services.kit.scorer import Failure, Item, Result, Score, Scorer
@@ -95,7 +96,7 @@ def serving_here(scorer: Scorer, name: str = "test", **settings: Any) -> Iterato
     thread.start()
     try:
         url = url_of(sock)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while httpx.get(url + "/ready").status_code != 200:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -537,16 +538,13 @@ def test_pictures_come_by_drop_and_paste_and_others_are_redrawn(open_page: OpenP
 
 
 @pytest.mark.browser
-def test_the_objects_that_geneval_found_are_boxed(
-    serving_factory: Callable[..., Any], open_page: OpenPage, tmp_path: Path
-) -> None:
+def test_the_objects_that_geneval_found_are_boxed(open_page: OpenPage, tmp_path: Path) -> None:
     row = {"tag": "single_object", "include": [{"class": "circle", "count": 1}]}
     picture, [(_, (left, top, right, bottom))] = draw(3, ["circle"])
     picture.save(tmp_path / "circle.png")
-    flags = ("--device", "cpu", "--threads", "1", "--detector", SHAPES_DETECTOR)
-    with serving_factory(*flags, module="services.geneval") as server:
-        server.wait_ready(60)
-        page = open_page(server.url)
+    scorer = make_scorer(GenevalSettings(device="cpu", threads=1, detector=SHAPES_DETECTOR))
+    with serving_here(scorer, "geneval") as url:
+        page = open_page(url)
         give(page, tmp_path / "circle.png")
         page.get_by_text("More to send").click()
         page.get_by_label("Metadata").fill(json.dumps(row))
