@@ -104,6 +104,17 @@ read_node_list() {
     fi
 }
 
+# Says where NODE_IP_LIST gives this node another number of GPUs than NGPUS, which counts.
+compare_node_list() {
+    local nodes=() node gpus
+    IFS=', ' read -ra nodes <<<"$NODE_IP_LIST"
+    node="${nodes[$NODE_RANK]}"
+    gpus="${node##*:}"
+    if [[ "$node" == *:* && "$gpus" =~ ^[0-9]{1,4}$ ]] && ((10#$gpus != NGPUS)); then
+        say "NODE_IP_LIST gives node $NODE_RANK $gpus GPUs ($node), but NGPUS is $NGPUS and counts. Set NGPUS=$gpus to use those."
+    fi
+}
+
 # Sets COMMAND to what this node runs.
 build_command() { # python, trainer arguments ...
     local python="$1"
@@ -152,6 +163,7 @@ NODE_RANK="${NODE_RANK:-0}"
 require_integer NODE_RANK "$NODE_RANK" 0
 ((NODE_RANK < NNODES)) || die "NODE_RANK=$NODE_RANK, but with NNODES=$NNODES it is at most $((NNODES - 1))."
 [[ -z "${MASTER_PORT:-}" ]] || require_integer MASTER_PORT "$MASTER_PORT" 1
+if [[ -n "${NODE_IP_LIST:-}" ]]; then compare_node_list; fi
 
 if [[ "$PWD" != "$ROOT" ]]; then
     resolve_variables

@@ -24,7 +24,7 @@ for pair in "model_config=${MODEL_CONFIG:-}" "checkpoint=${CHECKPOINT:-}" "sftau
 done
 if [[ "${DRY_RUN:-0}" == 1 ]]; then
     replace_by python -m trainer from-deepgen "${flags[@]}"
-    printf 'bash %q %q\n' "$ROOT/train.sh" "$recipe"
+    replace_by bash "$ROOT/train.sh" "$recipe" "$@"
     exit 0
 fi
 if [[ -f "$recipe" ]]; then

@@ -63,6 +63,11 @@ def test_training_makes_a_recipe_of_the_variables(tmp_path: Path) -> None:
     assert train == f"bash {ROOT}/train.sh runs/a/recipe.yaml"
 
 
+def test_what_would_run_has_the_overrides(tmp_path: Path) -> None:
+    *_, train = dry("scripts/train.sh", "max_steps=3", "run_name=my run", cwd=tmp_path, OUTPUT_DIR="runs/a").splitlines()
+    assert train.rstrip().endswith(r"runs/a/recipe.yaml max_steps=3 run_name=my\ run")
+
+
 def test_a_list_of_nodes_is_honoured_or_refused(tmp_path: Path) -> None:
     nodes = {"NODE_IP_LIST": "10.0.0.1:8,10.0.0.2:8", "NGPUS": "8"}
     wanted = "--nnodes 2 --node-rank 1 --master-addr 10.0.0.1"
@@ -76,6 +81,15 @@ def test_a_list_of_nodes_is_honoured_or_refused(tmp_path: Path) -> None:
     ):
         done = run("bash", str(ROOT / "train.sh"), cwd=tmp_path, DRY_RUN="1", **nodes, **variables)
         assert done.returncode == 1 and words in done.stderr
+
+
+@pytest.mark.parametrize(("gpus", "told"), [("8", True), ("4", False), (None, True)])
+def test_a_list_of_nodes_with_other_gpus_is_said(tmp_path: Path, gpus: str | None, told: bool) -> None:
+    variables = {"NODE_IP_LIST": "10.0.0.1:2,10.0.0.2:4", "INDEX": "1"} | ({"NGPUS": gpus} if gpus else {})
+    done = run("bash", str(ROOT / "train.sh"), cwd=tmp_path, DRY_RUN="1", **variables)
+    words = f"NODE_IP_LIST gives node 1 4 GPUs (10.0.0.2:4), but NGPUS is {gpus or 1} and counts. Set NGPUS=4"
+    assert done.returncode == 0 and (words in done.stdout + done.stderr) == told
+    assert f"--nproc {gpus or 1} " in done.stdout
 
 
 @pytest.fixture
