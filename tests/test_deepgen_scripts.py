@@ -64,7 +64,9 @@ def test_training_makes_a_recipe_of_the_variables(tmp_path: Path) -> None:
 
 
 def test_what_would_run_has_the_overrides(tmp_path: Path) -> None:
-    *_, train = dry("scripts/train.sh", "max_steps=3", "run_name=my run", cwd=tmp_path, OUTPUT_DIR="runs/a").splitlines()
+    *_, train = dry(
+        "scripts/train.sh", "max_steps=3", "run_name=my run", cwd=tmp_path, OUTPUT_DIR="runs/a"
+    ).splitlines()
     assert train.rstrip().endswith(r"runs/a/recipe.yaml max_steps=3 run_name=my\ run")
 
 

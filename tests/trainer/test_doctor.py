@@ -133,6 +133,12 @@ def test_a_reward_the_service_does_not_have_fails(small: Callable[..., Path], ru
     assert "'colour'" in finding.message and "color_match" in finding.message
 
 
+def test_a_service_that_takes_less_than_a_micro_batch_fails(small: Callable[..., Path], rules_url: str) -> None:
+    sampling = {"prompts_per_step": 32, "group_size": 64, "micro_batch_size": 2048}
+    message = only(found(small(rules_url, sampling=sampling)), "services", "FAIL").message
+    assert "sampling.micro_batch_size is 2048, and the service takes at most 1024 items in one request" in message
+
+
 def test_a_canary_that_is_not_asked_for_is_not_called_good(small: Callable[..., Path], rules_url: str) -> None:
     findings = found(small(rules_url), "rewards.columns.color.canary=none")
     finding = only(findings, "services", "NOT CHECKED")

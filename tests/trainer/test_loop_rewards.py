@@ -152,6 +152,18 @@ def test_a_scorer_that_changes_stops_the_run_and_is_accepted_once(
     assert "revision 2" in text.split('id="failures"')[0]
 
 
+def test_a_service_that_takes_less_than_a_group_is_found_at_the_start(
+    small: Callable[..., Config], rewards: Rewards
+) -> None:
+    """Not at the first step, whose requests would all be refused."""
+    told = [scorer | {"grouped": True} for scorer in rewards.server.info.body["rewards"]]
+    rewards.server.info.body |= {"rewards": told, "limits": {"max_group_items": 3}}
+    with pytest.raises(RewardServiceError) as caught:
+        train(small(max_steps=1))
+    assert "sampling.group_size is 4, and the service takes at most 3 items of one group" in str(caught.value)
+    assert "lower sampling.group_size to 3, or start the service with --max-group-items 4" in str(caught.value)
+
+
 def test_a_column_that_points_at_another_reward_does_not_go_on(small: Callable[..., Config], rewards: Rewards) -> None:
     assert train(small(max_steps=1)) == 0
     swapped = {"a": {"reward": "two"}, "b": {"reward": "one"}}

@@ -17,7 +17,7 @@ from trainer.doctor.texts import check_texts
 from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
 from trainer.rewards.answers import RewardEvent
 from trainer.rewards.identity import Scorers, describe_change
-from trainer.rewards.startup import check_service, read_info
+from trainer.rewards.startup import Requests, check_service, read_info
 from trainer.rewards.tape import TapePlayer
 from trainer.rewards.transport import ServiceCaller
 from wire.schema import ScorerInfo
@@ -106,7 +106,7 @@ async def _check_one(
         patience_s = min(patience_s, _RUNNING_TIMEOUT_S)
     started = time.monotonic()
     try:
-        now = await check_service(caller, columns, patience_s, rewards.canary, events.append)
+        now = await check_service(caller, columns, patience_s, rewards.canary, events.append, Requests.of(config))
         took_s = time.monotonic() - started
         about = (await read_info(caller, urls[0])).about
         load = [finding async for finding in check_load(config, caller, now)]

@@ -11,6 +11,7 @@ from trainer.config import Config, RewardsConfig
 from trainer.processes.distributed import World
 from trainer.records.recorder import Recorder
 from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_urls
+from trainer.rewards.startup import Requests
 
 
 def connect(
@@ -36,7 +37,7 @@ def connect(
             last_evaluation=-1 if last_row is None else last_row,
         )
     urls = resolve_urls(config.rewards, launched)
-    return RewardClient(config.rewards, urls=urls, tape=tape, is_main=world.is_main)
+    return RewardClient(config.rewards, urls=urls, tape=tape, is_main=world.is_main, requests=Requests.of(config))
 
 
 def start_services(

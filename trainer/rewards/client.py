@@ -29,7 +29,7 @@ from trainer.rewards.batch import Dispatcher, MicroBatch, Moment, keep_one_score
 from trainer.rewards.identity import ScorerChange, Scorers
 from trainer.rewards.mixture import mix
 from trainer.rewards.pause import FailureGuard
-from trainer.rewards.startup import check_service, raise_together
+from trainer.rewards.startup import Requests, check_service, raise_together
 from trainer.rewards.tape import TapePlayer, TapeRecorder
 from trainer.rewards.transport import ServiceCaller
 from trainer.types import Sample, Scores
@@ -51,6 +51,7 @@ class RewardClient:
         tape: every answer is recorded there. Where the config says replay, answers come from its tape instead, and no
             service is asked for anything.
         is_main: whether this process says that it waits; all ranks wait for the same services.
+        requests: what training will send; a service that takes less at a time is found at the start.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class RewardClient:
         on_event: OnEvent | None = None,
         tape: TapeRecorder | None = None,
         is_main: bool = True,
+        requests: Requests | None = None,
     ) -> None:
         for name in config.services:
             if not urls.get(name) and config.tape.mode != "replay":
@@ -71,6 +73,7 @@ class RewardClient:
         self._urls = urls
         self._listener = on_event
         self._is_main = is_main
+        self._requests = requests
         self._tape = tape
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="reward-client", daemon=True)
@@ -195,7 +198,8 @@ class RewardClient:
         checks = []
         for name, caller in self._callers.items():
             columns = {key: column for key, column in self.config.columns.items() if column.service == name}
-            checks.append(check_service(caller, columns, self.config.ready_timeout_s, self.config.canary, self._emit))
+            limit_s, canary = self.config.ready_timeout_s, self.config.canary
+            checks.append(check_service(caller, columns, limit_s, canary, self._emit, self._requests))
         outcomes = await asyncio.gather(*checks, return_exceptions=True)
         raise_together(outcomes)
         for outcome in outcomes:

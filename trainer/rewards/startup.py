@@ -6,11 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import httpx
 from pydantic import ValidationError
 
-from trainer.config import RewardConfig
+from trainer.config import Config, RewardConfig
 from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
 from trainer.rewards.canary import canary_call, judge
 from trainer.rewards.certificates import is_untrusted
@@ -24,6 +26,26 @@ _PROBE_TIMEOUT_S = 5.0
 _LEAST_CANARY_S = 1.0
 _FIRST_LINE_S = 5.0
 _NEXT_LINE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Requests:
+    """How many samples training sends at a time, to be compared with what a service takes.
+
+    Attributes:
+        columns: the rewards that are trained on.
+        group_size: samples of a group, which a reward that compares gets in one request.
+        micro_batch_size: samples of a request to any other reward.
+    """
+
+    columns: frozenset[str]
+    group_size: int
+    micro_batch_size: int
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        columns = frozenset(name for dataset in config.data.train for name in dataset.rewards)
+        return cls(columns, config.sampling.group_size, config.sampling.micro_batch_size)
 
 
 class WaitingLine:
@@ -91,9 +113,15 @@ async def wait_ready(caller: ServiceCaller, url: str, timeout_s: float, on_event
 
 
 async def check_service(
-    caller: ServiceCaller, columns: Mapping[str, RewardConfig], timeout_s: float, canary: bool, on_event: OnEvent
+    caller: ServiceCaller,
+    columns: Mapping[str, RewardConfig],
+    timeout_s: float,
+    canary: bool,
+    on_event: OnEvent,
+    requests: Requests | None = None,
 ) -> dict[str, ScorerInfo]:
-    """All URLs of one service in parallel: ready, of this contract, with every reward that `columns` name.
+    """All URLs of one service in parallel: ready, of this contract, with every reward that `columns` name, and room for
+    `requests`.
 
     Returns what scores each column: the same at all URLs, and the same by the canary's answer as by `/v1/info`.
 
@@ -101,7 +129,10 @@ async def check_service(
         RewardServiceError: naming the service, the URL and the remedy; several problems are listed together.
     """
     deadline = time.monotonic() + timeout_s
-    checks = (_check_url(caller, endpoint, columns, deadline, canary, on_event) for endpoint in caller.pool.endpoints)
+    checks = (
+        _check_url(caller, endpoint, columns, deadline, canary, on_event, requests)
+        for endpoint in caller.pool.endpoints
+    )
     outcomes = await asyncio.gather(*checks, return_exceptions=True)
     raise_together(outcomes)
     found = [outcome for outcome in outcomes if isinstance(outcome, dict)]
@@ -134,6 +165,7 @@ async def _check_url(
     deadline: float,
     canary: bool,
     on_event: OnEvent,
+    requests: Requests | None,
 ) -> dict[str, ScorerInfo]:
     """What scores each column at this URL."""
     url = endpoint.url
@@ -150,6 +182,8 @@ async def _check_url(
             )
         scorers[name] = known[wanted]
         _check_range(scorers[name], f"reward {name} (service {caller.name} at {url})")
+        if requests is not None and name in requests.columns:
+            _check_room(info, scorers[name], requests, f"reward {name} (service {caller.name} at {url})")
     if canary:
         for name, column in columns.items():
             if column.canary != "none":
@@ -161,6 +195,21 @@ async def _check_url(
                     )
     on_event(RewardEvent("ready", caller.name, f"{url} is ready: {info.service} ({', '.join(known)})"))
     return scorers
+
+
+def _check_room(info: ServiceInfo, scorer: ScorerInfo, requests: Requests, where: str) -> None:
+    """Raises RewardServiceError when every request of training would be refused as too large."""
+    field, count, limits = "micro_batch_size", requests.micro_batch_size, ["max_items"]
+    if scorer.grouped:
+        field, count, limits = "group_size", requests.group_size, ["max_group_items", "max_items"]
+    for name in limits:
+        most = info.limits.get(name)
+        if most is not None and count > most:
+            what = "items of one group" if name == "max_group_items" else "items in one request"
+            raise RewardServiceError(
+                f"{where}: sampling.{field} is {count}, and the service takes at most {most:g} {what} ({name}): lower "
+                f"sampling.{field} to {most:g}, or start the service with --{name.replace('_', '-')} {count}"
+            )
 
 
 def _check_range(scorer: ScorerInfo, where: str) -> None:

@@ -12,6 +12,7 @@ from tests.support.ports import free_port
 from tests.support.reward_servers import SCORER, Reply, good
 from trainer.rewards import RewardServiceError
 from trainer.rewards.canary import probes
+from trainer.rewards.startup import Requests
 
 CANARY = {"r": {"canary": "differ"}}
 
@@ -99,6 +100,54 @@ def test_a_score_outside_the_declared_range_is_found(scripted: Any, connect: Any
 
     text = problem(connect(scripted(behave), columns=CANARY, start=False))
     assert "a probe scores 1.0, outside the range [0.0, 0.9]" in text
+
+
+@pytest.mark.parametrize(
+    ("grouped", "limits", "told"),
+    [
+        (
+            True,
+            {"max_group_items": 16, "max_items": 64},
+            "group_size is 24, and the service takes at most 16 items of one",
+        ),
+        (
+            True,
+            {"max_group_items": 64, "max_items": 8},
+            "group_size is 24, and the service takes at most 8 items in one",
+        ),
+        (
+            False,
+            {"max_group_items": 2, "max_items": 47},
+            "micro_batch_size is 48, and the service takes at most 47 items",
+        ),
+        (False, {"max_group_items": 2, "max_items": 48}, None),
+        (True, {"max_group_items": 24, "max_items": 24}, None),
+        (True, {}, None),
+    ],
+)
+def test_a_service_that_takes_less_than_training_sends_is_found(
+    scripted: Any, connect: Any, grouped: bool, limits: dict[str, int], told: str | None
+) -> None:
+    server = scripted()
+    server.info.body |= {"limits": limits, "rewards": [{**SCORER, "grouped": grouped}]}
+    client = connect(server, start=False)
+    client._requests = Requests(frozenset({"r"}), group_size=24, micro_batch_size=48)
+    if told is None:
+        client.start()
+        return
+    text = problem(client)
+    assert f"reward r (service svc at {server.url}): sampling.{told}" in text
+    name = told.partition(" ")[0]
+    assert f"lower sampling.{name} to " in text and "or start the service with --max-" in text
+
+
+def test_what_is_not_trained_on_has_no_groups_to_compare(scripted: Any, connect: Any) -> None:
+    server = scripted()
+    server.info.body |= {"limits": {"max_items": 4}, "rewards": [SCORER]}
+    client = connect(server, start=False)
+    client._requests = Requests(frozenset({"other"}), group_size=24, micro_batch_size=48)
+    client.start()
+    assert "scripted" in client.said("ready")[0]
 
 
 def test_a_wrong_reward_name_lists_what_is_there(scripted: Any, connect: Any) -> None:
