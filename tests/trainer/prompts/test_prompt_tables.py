@@ -12,7 +12,7 @@ import pytest
 from trainer.config import Config
 from trainer.data.datasets import fingerprint, load_train_prompts
 from trainer.data.prompts import DataError, PromptFile, read_prompt_file
-from trainer.data.prompts.detect import Split
+from trainer.data.prompts.lines import Split
 from trainer.evaluation import load_sets
 from trainer.types import Prompt
 
@@ -143,6 +143,48 @@ def test_a_named_column_or_delimiter_that_is_not_there_is_refused(tmp_path: Path
 def test_json_lists(tmp_path: Path, content: Any, expected: list[Any]) -> None:
     file = read(tmp_path, "a.json", json.dumps(content, indent=1))
     assert [(p.text, p.metadata) for p in file.prompts] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "train", "test"),
+    [
+        ({"train": ["a", "b"], "test": ["c"]}, ["a", "b"], ["c"]),
+        ({"Train": [{"prompt": "a"}], "validation": [{"prompt": "c"}], "license": "MIT"}, ["a"], ["c"]),
+        ({"val": ["d"], "test": ["c"], "train": {"one": "a", "two": "b"}}, ["a", "b"], ["c"]),
+        ({"train": ["a"], "tags": ["x", "y"]}, ["a"], ["a"]),
+        ({"train": ["a"]}, ["a"], ["a"]),
+        ({"train": "a train on rails", "cat": "a cat"}, ["a train on rails", "a cat"], ["a train on rails", "a cat"]),
+    ],
+)
+def test_json_with_a_list_for_each_split(tmp_path: Path, content: Any, train: list[str], test: list[str]) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    for split, expected in (("train", train), ("test", test)):
+        assert texts(read_prompt_file(tmp_path / "a.json", dataset="s", split=split)) == expected  # type: ignore[arg-type]
+
+
+def test_json_without_the_split_that_is_asked_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"test": ["a"], "val": ["b"]}))
+    with pytest.raises(DataError, match=r"a\.json: holds prompts for test, val, and none for train"):
+        read_prompt_file(tmp_path / "a.json", dataset="s")
+
+
+def test_an_image_folder_gives_its_texts_and_keeps_its_pictures_apart(tmp_path: Path) -> None:
+    """Hugging Face's: the picture is what the text describes, not what an edit starts from."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/0.png").write_bytes(b"not looked at")
+    (tmp_path / "plain/metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat", "n": 3}\n')
+    for split in ("train", "test"):
+        (prompt,) = read_prompt_file(tmp_path / "plain", dataset="s", split=split).prompts  # type: ignore[arg-type]
+        assert (prompt.text, prompt.source_images) == ("a cat", ())
+        assert prompt.metadata == {"file_name": "0.png", "n": 3}
+    for name, text in (("train", "a"), ("validation", "b")):
+        (tmp_path / "splits" / name).mkdir(parents=True)
+        (tmp_path / "splits" / name / "metadata.csv").write_text(f"file_name,text\n0.png,{text}\n")
+    assert texts(read_prompt_file(tmp_path / "splits", dataset="s")) == ["a"]
+    assert texts(read_prompt_file(tmp_path / "splits", dataset="s", split="test")) == ["b"]
+    (tmp_path / "splits/validation/metadata.csv").unlink()
+    with pytest.raises(DataError, match="this one has but the prompts of train"):
+        read_prompt_file(tmp_path / "splits", dataset="s", split="test")
 
 
 def test_json_that_is_none_is_refused(tmp_path: Path) -> None:

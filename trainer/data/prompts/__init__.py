@@ -25,8 +25,8 @@ from trainer.data.prompts.checks import (
     MAX_SOURCE_IMAGES,
     DataError,
 )
-from trainer.data.prompts.detect import Split
 from trainer.data.prompts.file import PromptFile, is_own, read_prompt_file
+from trainer.data.prompts.lines import Split
 
 __all__ = [
     "MAX_ID_LENGTH",

@@ -6,14 +6,11 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from trainer.config.data import PromptFormat
 from trainer.data.prompts.checks import DataError
-from trainer.data.prompts.lines import first_line, is_foreign, lines, read_text
+from trainer.data.prompts.lines import SPLITS, Split, first_line, is_foreign, lines, read_text
 from trainer.data.prompts.tables import find_delimiter, header_between
-
-Split = Literal["train", "test"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +23,7 @@ _SUFFIXES: dict[str, PromptFormat] = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-_SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "eval", "dev")}
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside the pictures of a Hugging Face image folder
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def _in_folder(
     path: Path, split: Split, *, prompt_column: str | None, delimiter: str | None
 ) -> tuple[Path, PromptFormat]:
     """A split's file in a folder, else a folder of text files."""
-    for name in _SPLITS[split]:
+    for name in SPLITS[split]:
         found: list[tuple[Path, PromptFormat]] = [
             (path / pattern.format(name), format) for format, pattern in _FOLDERS.items()
         ]
@@ -107,9 +104,11 @@ def _in_folder(
                 if format == "auto"
                 else found[0]
             )
-    other = "train" if split == "test" else "test"
-    if any(
-        (path / f"{name}{suffix}").is_file() for name in _SPLITS[other] for suffix in (*_SUFFIXES, "_metadata.jsonl")
+    if (beside := _beside_pictures(path, split)) is not None:
+        return beside, "rows" if beside.suffix == ".jsonl" else _SUFFIXES[beside.suffix]
+    other: Split = "train" if split == "test" else "test"
+    if _beside_pictures(path, other) is not None or any(
+        (path / f"{name}{suffix}").is_file() for name in SPLITS[other] for suffix in (*_SUFFIXES, "_metadata.jsonl")
     ):
         raise DataError(
             f"{path.absolute()} is a folder, and a folder of prompts holds {split}.txt or {split}_metadata.jsonl, or {split}.jsonl; "
@@ -119,8 +118,17 @@ def _in_folder(
         return path, "txt_folder"
     raise DataError(
         f"{path.absolute()} is a folder, and a folder of prompts holds {split}.txt or {split}_metadata.jsonl (flow_grpo's), "
-        f"{split}.jsonl, .json, .csv, .tsv or .parquet, or text files"
+        f"{split}.jsonl, .json, .csv, .tsv or .parquet, metadata.jsonl, or text files"
     )
+
+
+def _beside_pictures(folder: Path, split: Split) -> Path | None:
+    """The texts of an image folder: metadata.jsonl in the split's folder, else in the folder itself."""
+    for place in (*(folder / name for name in SPLITS[split]), folder):
+        for name in _METADATA:
+            if (place / name).is_file():
+                return place / name
+    return None
 
 
 def _text_files(folder: Path, split: Split) -> tuple[Path, ...]:
@@ -130,7 +138,7 @@ def _text_files(folder: Path, split: Split) -> tuple[Path, ...]:
         raise DataError(f"{folder.absolute()} holds no .txt file")
     marked = {
         name: [f for f in files if f.stem.lower().endswith(tuple(f"_{end}" for end in ends))]
-        for name, ends in _SPLITS.items()
+        for name, ends in SPLITS.items()
     }
     if any(marked.values()):
         if not marked[split]:

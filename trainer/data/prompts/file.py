@@ -19,8 +19,8 @@ from trainer.data.prompts.checks import (
     check_targets,
     check_text,
 )
-from trainer.data.prompts.detect import Found, Split, detect
-from trainer.data.prompts.lines import Rows, read_json, read_jsonl, read_quoting_txt, read_rows, read_txt
+from trainer.data.prompts.detect import Found, detect
+from trainer.data.prompts.lines import Rows, Split, read_json, read_jsonl, read_quoting_txt, read_rows, read_txt
 from trainer.data.prompts.tables import read_csv, read_parquet
 from trainer.types import Prompt
 
@@ -79,7 +79,7 @@ def read_prompt_file(
     prompts: dict[str, Prompt] = {}
     places: dict[str, tuple[Path, int]] = {}
     repeats: list[str] = []
-    for file, line, row in _rows(found, dataset, prompt_column, skipped):
+    for file, line, row in _rows(found, dataset, prompt_column, split, skipped):
         folders = (Path(image_dir),) if image_dir is not None else (file.parent, file.parent / "images")
         closed = found.format == "jsonl"
         prompt = _make_prompt(f"{file}:{line}", row, folders, dataset, weights or {}, closed=closed)
@@ -114,7 +114,7 @@ def is_own(
 
 
 def _rows(
-    found: Found, dataset: str, prompt_column: str | None, skipped: list[str]
+    found: Found, dataset: str, prompt_column: str | None, split: Split, skipped: list[str]
 ) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
     """The unchecked rows of all files, each with its file and line."""
     readers: dict[PromptFormat, Callable[[Path], Rows]] = {
@@ -122,7 +122,7 @@ def _rows(
         "txt_folder": read_txt,
         "jsonl": read_jsonl,
         "rows": lambda path: read_rows(path, prompt_column),
-        "json": lambda path: read_json(path, prompt_column),
+        "json": lambda path: read_json(path, prompt_column, split),
         "csv": lambda path: read_csv(path, dataset, skipped, delimiter=found.delimiter, prompt_column=prompt_column),
         "parquet": lambda path: read_parquet(path, prompt_column),
         "flow_grpo_text": read_quoting_txt,

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.data.prompts.checks import DataError, shown
 from trainer.data.prompts.fields import TEXTS, holds_input, split_row, text_column
@@ -16,6 +16,10 @@ FIELDS = ("prompt", "id", "targets", "metadata", "source_images", "negative_prom
 _FOREIGN_SHAPES = ({"caption"}, {"key"}, {"tag", "include"})  # fields of others that are no slip in ours
 _OTHER_TEXTS = ("Prompt", "PROMPT", *TEXTS[0][1:], *TEXTS[1])
 _LIKE = '{"prompt": "..."}'
+
+Split = Literal["train", "test"]
+SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "validation", "val", "eval", "dev")}
+_ALL_SPLITS = {name for names in SPLITS.values() for name in names}
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]  # line and unchecked values, under the names of FIELDS
 
@@ -86,8 +90,9 @@ def read_rows(path: Path, prompt_column: str | None = None) -> Rows:
         yield number, split_at(f"{path}:{number}", row, prompt_column)
 
 
-def read_json(path: Path, prompt_column: str | None = None) -> Rows:
-    """A JSON list of prompts or of objects, an object of either by name, or an object with one such list.
+def read_json(path: Path, prompt_column: str | None = None, split: Split = "train") -> Rows:
+    """A JSON list of prompts or of objects, an object of either by name, an object with one such list, or one with a list
+    for each split.
 
     Rows are numbered from 1. A file with an object a line is read as `rows`.
     """
@@ -101,15 +106,17 @@ def read_json(path: Path, prompt_column: str | None = None) -> Rows:
         raise DataError(
             f"{path}: not JSON ({error}); it holds a list of prompts, or of objects like {_LIKE}"
         ) from error
-    for number, entry in enumerate(_entries(path, tree), start=1):
+    for number, entry in enumerate(_entries(path, tree, split), start=1):
         if isinstance(entry, dict):
             yield number, split_at(f"{path}:{number}", entry, prompt_column)
         else:
             yield number, {"prompt": entry}
 
 
-def _entries(path: Path, tree: Any) -> list[Any]:
+def _entries(path: Path, tree: Any, split: Split) -> list[Any]:
     """The prompts of a parsed file, each a text or an object."""
+    if isinstance(tree, dict):
+        tree = _of_split(path, tree, split)
     if isinstance(tree, dict):
         values = list(tree.values())
         lists = [value for value in values if isinstance(value, list)]
@@ -125,6 +132,24 @@ def _entries(path: Path, tree: Any) -> list[Any]:
             f"{path}: holds no list of prompts, or of objects like {_LIKE}; format: jsonl reads an object a line"
         )
     return tree
+
+
+def _of_split(path: Path, tree: Mapping[str, Any], split: Split) -> Any:
+    """What an object holds for this split, where it holds something for each; else the object itself."""
+    parts = {
+        name.lower(): value
+        for name, value in tree.items()
+        if name.lower() in _ALL_SPLITS and isinstance(value, list | dict)
+    }
+    lists = [value for value in tree.values() if isinstance(value, list)]
+    if not parts or (len(parts) < len(tree) and len(lists) < 2):
+        return tree
+    for name in SPLITS[split]:
+        if name in parts:
+            return parts[name]
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    raise DataError(f"{path}: holds prompts for {', '.join(parts)}, and none for {' or '.join(SPLITS[split])}")
 
 
 def split_at(where: str, row: Mapping[str, Any], prompt_column: str | None) -> dict[str, Any]:
