@@ -113,10 +113,9 @@ def _ask(question: dict[str, Any]) -> Any:
 
 
 def _import_all() -> None:
-    import trainer.policies.tiny
-
     import trainer.__main__
     import trainer.loop
+    import trainer.policies.flow.tiny
     import trainer.report.page  # noqa: F401
     from tests.support.drawings import DRAW, left_out
 
