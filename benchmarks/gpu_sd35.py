@@ -28,8 +28,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.waiting_service import write_results
-from trainer.config import AlgorithmConfig, DistributedConfig, LoraConfig, OptimConfig
+from trainer.config import DistributedConfig, LoraConfig, OptimConfig
 from trainer.config.network import NetworkConfig
+from trainer.config.objective import FlowGrpoConfig
 from trainer.engine import build_engine
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.frozen import Autoencoder
@@ -152,7 +153,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     policy, world = FlowPolicy(model, keep_reference=False), World(rank=0, size=1, device=device)
     optim = OptimConfig(lr=1e-6, micro_batch_size=args.update_micro_batch)
     engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    updater = Updater(policy, engine, AlgorithmConfig(), optim, world, max_steps=1_000_000, seed=0)
+    updater = Updater(policy, engine, FlowGrpoConfig(), optim, world, max_steps=1_000_000, seed=0)
     meter = FlopMeter(policy.trainable, enabled=True)
     plan = SamplingPlan(
         num_inference_steps=args.steps,

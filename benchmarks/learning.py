@@ -33,8 +33,8 @@ _TENTH = [
 ]
 ARMS: dict[str, dict[str, list[str]]] = {
     "estimators": {
-        "gdpo": [*_TENTH, "algorithm.type=gdpo"],
-        "summed_grpo": [*_TENTH, "algorithm.type=grpo"],
+        "gdpo": [*_TENTH, "advantage.type=gdpo"],
+        "summed_grpo": [*_TENTH, "advantage.type=grpo"],
     },
     "samplers": {
         # All five stochastic steps of six are trained.
@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, list[str]]] = {
             "sampling.same_noise=true",
         ],
         # No SDE at all: the forward process is trained.
-        "nft": ["algorithm.objective=diffusion_nft"],
+        "nft": ["objective.type=diffusion_nft"],
     },
 }
 TRAINED = ("ocr", "color")

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.waiting_service import write_results
 from tests.support.tiny_pipelines import make_sd3
-from trainer.config import AlgorithmConfig, DistributedConfig, LoraConfig, OptimConfig, Sd3Config
+from trainer.config import DistributedConfig, LoraConfig, OptimConfig, Sd3Config
+from trainer.config.objective import FlowGrpoConfig
 from trainer.engine import build_engine
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
@@ -81,7 +82,7 @@ def measure(policy: FlowPolicy, args: argparse.Namespace) -> dict[str, Any]:
     meter, world = CpuMeter(), World(rank=0, size=1, device=torch.device("cpu"))
     optim = OptimConfig(lr=1e-6)
     engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    updater = Updater(policy, engine, AlgorithmConfig(), optim, world, max_steps=1_000_000, seed=0)
+    updater = Updater(policy, engine, FlowGrpoConfig(), optim, world, max_steps=1_000_000, seed=0)
     assert isinstance(policy.model, Sd3Flow)
     network: nn.Module = policy.trainable
     for holder, name in ((network, "forward"), (policy.model.vae.vae, "decode"), (engine, "backward")):

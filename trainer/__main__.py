@@ -14,13 +14,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from trainer.config import Config, ConfigError, SftConfig
 from trainer.config.base import UserError, did_you_mean
+from trainer.config.paths import check_policy_files
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import add_flags
 from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 
-COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "from-deepgen")
+COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "migrate-config", "from-deepgen")
 
 # Commands check what they are given before they import torch, which takes seconds: a mistake is said at once.
 
@@ -37,7 +38,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Config:
-    """The recipe of RL, with prompt files that are there."""
+    """The recipe of RL, with prompt files and weights that are there."""
     config = load_recipe(args.config, Config, args.overrides)
     named = [each.path for each in config.data.train] + [path for _, path in config.evaluation.prompt_files()]
     for path in named:
@@ -45,6 +46,7 @@ def _recipe(args: argparse.Namespace) -> Config:
             from trainer.data.prompts import read_prompt_file
 
             read_prompt_file(path, dataset=Path(path).stem)  # says what is wrong with the path
+    check_policy_files(config.policy)
     return config
 
 
@@ -108,6 +110,20 @@ def _doctor(args: argparse.Namespace) -> int:
     from trainer.doctor import run_doctor
 
     return run_doctor(args.config, args.overrides, as_json=args.json)
+
+
+def _migrate_config(args: argparse.Namespace) -> int:
+    from trainer.migration.rewrite import migrated_text, rewrite
+
+    text = migrated_text(args.config)
+    if text is None:
+        print(f"{args.config} has no old names; nothing to change", file=sys.stderr)
+    elif args.write:
+        rewrite(args.config, text)
+        print(f"Wrote {args.config}")
+    else:
+        print(text, end="")
+    return 0
 
 
 def _from_deepgen(args: argparse.Namespace) -> int:
@@ -181,6 +197,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--verify", action="store_true", help="Draw pictures before and after, too: for small models.")
     flight = add("flight", _flight, "Print what was recorded of a run's last steps when it crashed.")
     flight.add_argument("run_dir", type=Path, help="A folder under outputs/.")
+    migrate = add("migrate-config", _migrate_config, "Print a recipe with today's names of its fields; comments stay.")
+    migrate.add_argument("config", type=Path, help="A recipe with names of before.")
+    migrate.add_argument("--write", action="store_true", help="Rewrite the file in place of printing.")
     add_flags(add("from-deepgen", _from_deepgen, "Translate a command line of DeepGen-RL into a recipe."))
     return parser
 

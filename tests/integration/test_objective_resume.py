@@ -24,13 +24,8 @@ def test_diffusion_nft_with_a_sampling_policy_and_pictures_beside_it(
     data = tmp_path / "data.json"
     data.write_text(json.dumps([{"image_path": "a.png", "txt": 'the word "CAT" in blue'}]))
     changes = {
-        "algorithm": {
-            "objective": "diffusion_nft",
-            "old_decay": 0.5,
-            "old_decay_steps": 4,
-            "timestep_draws": 2,
-            "sft": {"path": str(data), "batch_size": 2, "coef": 0.1},
-        },
+        "objective": {"type": "diffusion_nft", "old_decay": 0.5, "old_decay_steps": 4, "timestep_draws": 2},
+        "sft": {"path": str(data), "batch_size": 2, "coef": 0.1},
         "optim": {"lr": 1e-3, "schedule": "constant"},
         "evaluation": {},
         "max_steps": 4,

@@ -68,7 +68,11 @@ def weights(run_dir: Path, step: int) -> torch.Tensor:
 def test_a_rank_without_a_valid_score_takes_the_same_steps(
     recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], tmp_path: Path
 ) -> None:
-    changes = one_reward(scripted(half_fails).url) | {"max_steps": 5, "algorithm": {"kl_beta": 0.1, "std_floor": 0.3}}
+    changes = one_reward(scripted(half_fails).url) | {
+        "max_steps": 5,
+        "objective": {"kl_beta": 0.1},
+        "advantage": {"std_floor": 0.3},
+    }
     run_trainer(recipe("one", **changes))
     run_trainer(recipe("two", **changes), ranks=2)
     one, two = tmp_path / "outputs" / "one", tmp_path / "outputs" / "two"

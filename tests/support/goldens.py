@@ -31,7 +31,6 @@ _SMALL: dict[str, Any] = {
     "max_steps": 3,
     "policy": {"type": "tiny", "num_layers": 2, "num_heads": 2, "head_dim": 16},
     "sampling": {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 8, "num_inference_steps": 3},
-    "algorithm": {"type": "gdpo"},
     "rewards": {
         "launch": "local",
         "services": {"rules": {"module": "rules"}},
@@ -50,32 +49,35 @@ _SMALL: dict[str, Any] = {
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "flow_grpo": {
-        "algorithm": {"type": "grpo", "kl_beta": 0.05, "updates_per_rollout": 2, "clip_range": 0.001, "std_floor": 0.2},
-        "optim": {"lr": 1e-3, "micro_batch_size": 4, "warmup_steps": 2, "ema_decay": 0.5},
+        "objective": {"kl_beta": 0.05, "clip_range": 0.001},
+        "advantage": {"type": "grpo", "std_floor": 0.2},
+        "optim": {"lr": 1e-3, "micro_batch_size": 4, "warmup_steps": 2, "ema_decay": 0.5, "updates_per_rollout": 2},
     },
     "latent_kl": {
-        "algorithm": {"type": "gdpo", "kl_beta": 0.02, "kl_type": "latent"},
+        "objective": {"kl_beta": 0.02, "kl_type": "latent"},
         "sampling": {"kind": "flow_sde", "guidance_scale": 2.0, "num_inference_steps": 4, "sde_window": [0, 2]},
     },
     "grpo_guard": {
-        "algorithm": {"objective": "grpo_guard", "guard_reweight": True, "updates_per_rollout": 2},
+        "objective": {"type": "grpo_guard", "guard_reweight": True},
+        "optim": {"updates_per_rollout": 2},
         "sampling": {"kind": "dance_sde", "noise_level": 0.3},
     },
     "diffusion_nft": {
-        "algorithm": {
-            "objective": "diffusion_nft",
+        "objective": {
+            "type": "diffusion_nft",
             "old_decay": 0.5,
             "old_decay_steps": 2,
             "timestep_draws": 2,
             "kl_beta": 0.01,
-            "sft": {"path": "CAPTIONS", "batch_size": 2, "coef": 0.1},
         },
+        "sft": {"path": "CAPTIONS", "batch_size": 2, "coef": 0.1},
         "optim": {"lr": 1e-3, "schedule": "linear"},
     },
-    "awm": {"algorithm": {"objective": "awm", "timestep_draws": 2, "timestep_distribution": "logit_normal"}},
-    "diffusion_dpo": {"algorithm": {"objective": "diffusion_dpo", "dpo_beta": 10.0, "kl_beta": 0.1}},
+    "awm": {"objective": {"type": "awm", "timestep_draws": 2, "timestep_distribution": "logit_normal"}},
+    "diffusion_dpo": {"objective": {"type": "diffusion_dpo", "dpo_beta": 10.0, "kl_beta": 0.1}},
     "one_step_off": {
-        "algorithm": {"type": "dr_grpo", "importance_cap": 2.0},
+        "objective": {"importance_cap": 2.0},
+        "advantage": {"type": "dr_grpo"},
         "sampling": {"pipeline": "one_step_off", "same_noise": True, "sde_window": [1, 2]},
     },
 }
@@ -111,9 +113,9 @@ def small_config(name: str, folder: Path) -> Path:
     """The recipe of a small run, written to `folder`."""
     config = {**_SMALL, "run_name": name, "output_dir": str(folder)}
     for section, changes in RUNS[name].items():
-        config[section] = {**config[section], **changes}
-    if "sft" in config["algorithm"]:
-        config["algorithm"]["sft"] = {**config["algorithm"]["sft"], "path": str(_captions(folder))}
+        config[section] = {**config.get(section, {}), **changes}
+    if "sft" in config:
+        config["sft"]["path"] = str(_captions(folder))
     if name == "zero":
         stage = folder / "zero.json"
         stage.write_text(json.dumps({"zero_optimization": {"stage": 2}}), encoding="utf-8")

@@ -36,15 +36,15 @@ def cases(pictures: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def one_step(name: str, algorithm: dict[str, Any], group: World) -> tuple[Tensor, dict[str, float]]:
+def one_step(name: str, fields: dict[str, Any], group: World) -> tuple[Tensor, dict[str, float]]:
     """The gradient of the last update, summed over the ranks, and the metrics."""
-    policy = policy_for(**algorithm)
-    updater = make_updater(policy, lr=1e-5, world=group, **algorithm)
+    policy = policy_for(**fields)
+    updater = make_updater(policy, lr=1e-5, world=group, **fields)
     share = len(PROMPTS) // group.size
     first = group.rank * share
     samples = slice(4 * first, 4 * (first + share))
     prompts, seeds = PROMPTS[first : first + share], list(range(8))[samples]
-    rollouts = roll_out(policy, algorithm.get("objective", "flow_grpo"), 4, prompts=prompts, seeds=seeds)
+    rollouts = roll_out(policy, fields.get("objective", "flow_grpo"), 4, prompts=prompts, seeds=seeds)
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.002)
     if name.startswith("stale"):
@@ -56,7 +56,7 @@ def one_step(name: str, algorithm: dict[str, Any], group: World) -> tuple[Tensor
 def main(out: Path, pictures: Path) -> None:
     torch.set_num_threads(1)
     with world(DistributedConfig(device="cpu")) as group:
-        results = {name: one_step(name, algorithm, group) for name, algorithm in cases(pictures).items()}
+        results = {name: one_step(name, fields, group) for name, fields in cases(pictures).items()}
     if group.is_main:
         save_file({name: grad.contiguous() for name, (grad, _) in results.items()}, str(out / "gradients.safetensors"))
         (out / "rows.json").write_text(json.dumps({name: row for name, (_, row) in results.items()}))

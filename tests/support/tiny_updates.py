@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from trainer.config import AlgorithmConfig, DistributedConfig, OptimConfig, TinyConfig
+from trainer.config import DistributedConfig, ObjectiveConfig, OptimConfig, SftLossConfig, TinyConfig
+from trainer.config.objective import OBJECTIVES
 from trainer.engine import build_engine
 from trainer.objectives import needs_reference, plan_needs
 from trainer.policies.base import SamplingPlan
@@ -37,18 +38,40 @@ def make_policy(*, keep_reference: bool = False) -> FlowPolicy:
     return FlowPolicy(TinyFlow(model, CPU, about="random"), keep_reference=keep_reference)
 
 
-def policy_for(**algorithm: Any) -> FlowPolicy:
+def objective_config(objective: str = "flow_grpo", **fields: Any) -> ObjectiveConfig:
+    """The section of an objective; fields of other sections are passed over."""
+    others = ("updates_per_rollout", "sft")
+    fields = {name: value for name, value in fields.items() if name not in others}
+    config: Any = OBJECTIVES[objective].model_validate({"type": objective, **fields})
+    return cast(ObjectiveConfig, config)
+
+
+def policy_for(**fields: Any) -> FlowPolicy:
     """A fresh policy with a reference where the objective needs one."""
-    return make_policy(keep_reference=needs_reference(AlgorithmConfig(**algorithm)))
+    return make_policy(keep_reference=needs_reference(objective_config(**fields)))
 
 
 def make_updater(
-    policy: FlowPolicy, *, lr: float = 1e-3, micro: int | None = None, world: World = WORLD, **algorithm: Any
+    policy: FlowPolicy,
+    *,
+    lr: float = 1e-3,
+    micro: int | None = None,
+    world: World = WORLD,
+    updates_per_rollout: int = 1,
+    sft: SftLossConfig | Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Updater:
-    """An updater that does not clip the gradient."""
-    optim = OptimConfig(lr=lr, schedule="constant", micro_batch_size=micro, max_grad_norm=1e9)
+    """An updater that does not clip the gradient. `fields` are those of the objective, whose type is `objective`."""
+    optim = OptimConfig(
+        lr=lr,
+        schedule="constant",
+        micro_batch_size=micro,
+        max_grad_norm=1e9,
+        updates_per_rollout=updates_per_rollout,
+    )
+    beside = SftLossConfig.model_validate(sft) if isinstance(sft, Mapping) else sft
     engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    return Updater(policy, engine, AlgorithmConfig(**algorithm), optim, world, max_steps=10, seed=1)
+    return Updater(policy, engine, objective_config(**fields), optim, world, max_steps=10, seed=1, sft=beside)
 
 
 def roll_out(

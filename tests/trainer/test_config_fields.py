@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import yaml
 from pydantic import BaseModel
 
 from trainer.config import Config, ConfigError, DeepGenConfig, FluxConfig, Sd3Config, SftConfig, TinyConfig
+from trainer.config.advantage import ESTIMATORS
 from trainer.config.errors import field_paths
 from trainer.config.file import load_config
+from trainer.config.objective import OBJECTIVES
 
 BASE: dict[str, Any] = {
     "run_name": "test",
     "max_steps": 10,
     "policy": {"type": "tiny"},
     "sampling": {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 8},
-    "algorithm": {"sft": {"path": "pictures.json"}},
+    "sft": {"path": "pictures.json"},
     "rewards": {
         "services": {"ocr": {"urls": ["http://127.0.0.1:18082"]}},
         "columns": {"ocr": {"service": "ocr"}},
@@ -35,6 +38,7 @@ POLICIES: list[dict[str, Any]] = [
     {"type": "deepgen"},
 ]
 MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig}
+UNIONS: dict[str, Mapping[str, type[BaseModel]]] = {"objective": OBJECTIVES, "advantage": ESTIMATORS}
 SFT_BASE: dict[str, Any] = {"run_name": "base", "output": "base.safetensors", "max_steps": 100}
 
 TEXT, WHOLE, NUMBER, FLAG = "must be a text", "must be a whole number", "must be a number", "must be true or false"
@@ -95,40 +99,44 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.width": ("'64'", WHOLE),
     "sampling.resolution_schedule": ("64", "must be a list"),
     "sampling.pipeline": ("async", "'on_policy' or 'one_step_off'"),
-    "algorithm": ("3", FIELDS),
-    "algorithm.type": ("ppo", "'gdpo', 'grpo'"),
-    "algorithm.clip_range": ("0", "greater than 0"),
-    "algorithm.adv_clip": ("-5", "greater than 0"),
-    "algorithm.eps": ("null", NUMBER),
-    "algorithm.min_valid": ("1", "greater than or equal to 2"),
-    "algorithm.std_floor": ("1.1", "less than or equal to 1"),
-    "algorithm.kl_beta": (".inf", "must be a finite number"),
-    "algorithm.updates_per_rollout": ("17", "less than or equal to 16"),
-    "algorithm.objective": ("ppo", "'flow_grpo', 'grpo_guard'"),
-    "algorithm.kl_type": ("x-based", "'velocity' or 'latent'"),
-    "algorithm.guard_reweight": ("1", FLAG),
-    "algorithm.nft_beta": ("0", "greater than 0"),
-    "algorithm.nft_adv_clip": ("-5", "greater than 0"),
-    "algorithm.dpo_beta": ("'2000'", NUMBER),
-    "algorithm.old_decay": ("1", "less than 1"),
-    "algorithm.old_decay_steps": ("-1", "greater than or equal to 0"),
-    "algorithm.timestep_draws": ("0", "greater than or equal to 1"),
-    "algorithm.timestep_distribution": ("normal", "'uniform' or 'logit_normal'"),
-    "algorithm.timestep_shift": ("0", "greater than 0"),
-    "algorithm.importance_cap": ("0.5", "greater than or equal to 1"),
-    "algorithm.sft": ("pictures.json", FIELDS),
-    "algorithm.sft.path": ("7", TEXT),
-    "algorithm.sft.sets": ("more.json", "must be a list"),
-    "algorithm.sft.sets.*.path": ("''", "at least 1 character"),
-    "algorithm.sft.sets.*.image_folder": ("''", "at least 1 character"),
-    "algorithm.sft.sets.*.weight": ("0", "greater than 0"),
-    "algorithm.sft.image_folder": ("''", "at least 1 character"),
-    "algorithm.sft.coef": ("1.5", "less than or equal to 1"),
-    "algorithm.sft.batch_size": ("0", "greater than or equal to 1"),
-    "algorithm.sft.micro_batch_size": ("2.5", WHOLE),
-    "algorithm.sft.every": ("0", "greater than or equal to 1"),
-    "algorithm.sft.size": ("[512]", "must have more entries"),
-    "algorithm.sft.prompt_dropout": ("-0.1", "greater than or equal to 0"),
+    "sampling.type": ("tokens", "must be 'flow'"),
+    "objective": ("3", FIELDS),
+    "advantage": ("gdpo", FIELDS),
+    "advantage.type": ("ppo", "'gdpo', 'grpo'"),
+    "objective.clip_range": ("0", "greater than 0"),
+    "advantage.adv_clip": ("-5", "greater than 0"),
+    "advantage.eps": ("null", NUMBER),
+    "advantage.min_valid": ("1", "greater than or equal to 2"),
+    "advantage.std_floor": ("1.1", "less than or equal to 1"),
+    "objective.kl_beta": (".inf", "must be a finite number"),
+    "optim.updates_per_rollout": ("17", "less than or equal to 16"),
+    "objective.type": ("ppo", "'flow_grpo', 'grpo_guard'"),
+    "objective.kl_type": ("x-based", "'velocity' or 'latent'"),
+    "objective.guard_reweight": ("1", FLAG),
+    "objective.nft_beta": ("0", "greater than 0"),
+    "objective.nft_adv_clip": ("-5", "greater than 0"),
+    "objective.dpo_beta": ("'2000'", NUMBER),
+    "objective.old_decay": ("1", "less than 1"),
+    "objective.old_decay_steps": ("-1", "greater than or equal to 0"),
+    "objective.timestep_draws": ("0", "greater than or equal to 1"),
+    "objective.timestep_distribution": ("normal", "'uniform' or 'logit_normal'"),
+    "objective.timestep_shift": ("0", "greater than 0"),
+    "objective.importance_cap": ("0.5", "greater than or equal to 1"),
+    "sft": ("pictures.json", FIELDS),
+    "sft.path": ("7", TEXT),
+    "sft.sets": ("more.json", "must be a list"),
+    "sft.sets.*.path": ("''", "at least 1 character"),
+    "sft.sets.*.image_folder": ("''", "at least 1 character"),
+    "sft.sets.*.weight": ("0", "greater than 0"),
+    "sft.image_folder": ("''", "at least 1 character"),
+    "sft.coef": ("1.5", "less than or equal to 1"),
+    "sft.batch_size": ("0", "greater than or equal to 1"),
+    "sft.micro_batch_size": ("2.5", WHOLE),
+    "sft.every": ("0", "greater than or equal to 1"),
+    "sft.size": ("[512]", "must have more entries"),
+    "sft.prompt_dropout": ("-0.1", "greater than or equal to 0"),
+    "sft.timestep_distribution": ("normal", "'uniform' or 'logit_normal'"),
+    "sft.timestep_shift": ("0", "greater than 0"),
     "rewards": ("ocr", FIELDS),
     "rewards.launch": ("docker", "'local' or 'none'"),
     "rewards.services": ("[ocr]", "must be a mapping"),
@@ -279,11 +287,13 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-def with_policy(base: dict[str, Any], path: str) -> dict[str, Any]:
-    """The base with a policy that has the field `path`; with a set of pictures for a field of one."""
-    if path.startswith("algorithm.sft.sets."):
-        return base | {"algorithm": {"sft": {"sets": [{"path": "pictures.json"}]}}}
+def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
+    """The base with a section of the `type` that has the field `path`; with a set of pictures for a field of one."""
+    if path.startswith("sft.sets."):
+        return base | {"sft": {"sets": [{"path": "pictures.json"}]}}
     section, _, name = path.partition(".")
+    if name and section in UNIONS:
+        return base | {section: {"type": next(t for t, each in UNIONS[section].items() if name in each.model_fields)}}
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base
     outer = name.partition(".")[0]
@@ -315,7 +325,7 @@ def test_a_broken_field_is_named_with_what_it_must_be(
     tmp_path: Path, model: type[BaseModel], base: dict[str, Any], path: str, value: str, words: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        load_config(write(tmp_path, with_policy(base, path)), model, [f"{concrete(path)}={value}"])
+        load_config(write(tmp_path, with_member(base, path)), model, [f"{concrete(path)}={value}"])
     head, *lines = str(raised.value).splitlines()
     assert head == f"{tmp_path / 'config.yaml'} cannot be used:"
     assert len(lines) == 1, lines
@@ -377,10 +387,10 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "samples": (["sampling.prompts_per_step=3"], ["3 * 4 = 12", "micro_batch_size = 8", "try 4"]),
     "cps_noise": (["sampling.noise_level=1.5"], ["noise_level = 1.5", "more than 1", "kind = flow_sde"]),
-    "min_valid": (["algorithm.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
+    "min_valid": (["advantage.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
     "floor_of_nothing": (
-        ["algorithm.type=dr_grpo", "algorithm.std_floor=0.5"],
-        ["std_floor = 0.5", "dr_grpo", "set std_floor to 0"],
+        ["advantage.type=dr_grpo", "advantage.std_floor=0.5"],
+        ["std_floor = 0.5", "advantage.type = dr_grpo", "leave std_floor out"],
     ),
     "update_batch_too_big": (["optim.micro_batch_size=17"], ["optim.micro_batch_size = 17", "= 16", "try 16"]),
     "padding_repeats": (
@@ -488,7 +498,7 @@ UNKNOWN = {
     "sead": "did you mean seed?",
     "lr": "did you mean optim.lr or optim.groups.*.lr?",
     "group_size": "did you mean sampling.group_size?",
-    "micro_batch_size": "did you mean sampling.micro_batch_size or algorithm.sft.micro_batch_size or optim.micro_batch_size?",
+    "micro_batch_size": "did you mean sampling.micro_batch_size or sft.micro_batch_size or optim.micro_batch_size?",
     "zzz": "the keys here are: run_name, output_dir",
     "sampling.groupsize": "did you mean sampling.group_size?",
     "rewards.services.ocr.url": "did you mean rewards.services.ocr.urls?",

@@ -3,44 +3,91 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from trainer.config import AlgorithmConfig, SamplingConfig
+from trainer.config import Config, ConfigError, ObjectiveConfig, SamplingConfig, SftLossConfig
+from trainer.config.file import load_config
 from trainer.config.objective_checks import check_objective
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "guard_elsewhere": ({"guard_reweight": True}, "guard_reweight = True acts only with objective = grpo_guard"),
-    "nft_elsewhere": ({"objective": "awm", "nft_beta": 1.0}, "nft_beta = 1.0 acts only with objective = diffusion_nft"),
-    "dpo_elsewhere": ({"dpo_beta": 500.0}, "dpo_beta = 500.0 acts only with objective = diffusion_dpo"),
+OBJECTIVE: TypeAdapter[ObjectiveConfig] = TypeAdapter(ObjectiveConfig)
+RECIPE: dict[str, Any] = {
+    "run_name": "r",
+    "max_steps": 2,
+    "rewards": {"services": {"s": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"a": {"service": "s"}}},
+    "data": {"train": [{"path": "a.txt", "rewards": {"a": 1.0}}]},
+}
+
+
+def objective(**fields: Any) -> ObjectiveConfig:
+    return OBJECTIVE.validate_python({"type": "flow_grpo", **fields}, strict=True)
+
+
+# Sections of a recipe with a field that does not act with its type, and words of the message.
+ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
+    "guard": (
+        {"objective": {"guard_reweight": True}},
+        "guard_reweight = True acts with objective.type = grpo_guard, but objective.type = flow_grpo; leave guard_reweight out",
+    ),
+    "nft": (
+        {"objective": {"type": "awm", "nft_beta": 1.0}},
+        "nft_beta = 1.0 acts with objective.type = diffusion_nft, but",
+    ),
+    "dpo": ({"objective": {"dpo_beta": 500.0}}, "dpo_beta = 500.0 acts with objective.type = diffusion_dpo, but"),
     "nothing_to_clip": (
-        {"objective": "diffusion_nft", "clip_range": 0.2},
-        "clip_range = 0.2 acts only with objective = flow_grpo or grpo_guard or awm, but objective = diffusion_nft",
+        {"objective": {"type": "diffusion_nft", "clip_range": 0.2}},
+        "clip_range = 0.2 acts with objective.type = flow_grpo or grpo_guard or awm, but objective.type = diffusion_nft",
     ),
     "draws_of_no_process": (
-        {"timestep_draws": 2},
-        "timestep_draws = 2 acts only with objective = diffusion_nft or awm",
+        {"objective": {"timestep_draws": 2}},
+        "timestep_draws = 2 acts with objective.type = diffusion_nft or awm or diffusion_dpo, but",
     ),
-    "draws_of_sft": ({"timestep_draws": 2, "sft": {"path": "a.json"}}, "timestep_draws = 2 acts only"),
-    "old_on_policy": ({"old_decay": 0.9}, "old_decay = 0.9 acts only with objective = diffusion_nft or awm"),
+    "old_on_policy": (
+        {"objective": {"old_decay": 0.9}},
+        "old_decay = 0.9 acts with objective.type = diffusion_nft or awm",
+    ),
+    "latent_without_steps": (
+        {"objective": {"type": "awm", "kl_beta": 0.1, "kl_type": "latent"}},
+        "kl_type = 'latent' acts with objective.type = flow_grpo or grpo_guard, but objective.type = awm",
+    ),
+    "floor_of_no_divisor": (
+        {"advantage": {"type": "dr_grpo", "std_floor": 0.3}},
+        "std_floor = 0.3 acts with advantage.type = gdpo or grpo or grpo_global_std or reinforce_pp, but",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_field_of_another_type_is_refused_with_the_types_that_have_it(case: str, tmp_path: Path) -> None:
+    sections, words = ELSEWHERE[case]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | sections))
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, Config)
+    (line,) = str(raised.value).splitlines()[1:]
+    assert words in line and "choose another type" in line
+
+
+def test_a_section_without_a_type_has_the_first_one(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    config = load_config(path, Config, ["objective.kl_beta=0.1", "advantage={std_floor: 0.3}", "sampling.shift=3"])
+    assert (config.objective.type, config.objective.kl_beta) == ("flow_grpo", 0.1)
+    assert (config.advantage.type, config.advantage.std_floor, config.sampling.type) == ("gdpo", 0.3, "flow")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "old_that_does_not_rise": (
-        {"objective": "awm", "old_decay_steps": 100},
+        {"type": "awm", "old_decay_steps": 100},
         "old_decay_steps = 100 raises the decay to old_decay, which is 0; set old_decay",
     ),
-    "old_steps_elsewhere": ({"old_decay_steps": 100}, "old_decay_steps = 100 acts only with objective = diffusion_nft"),
     "latent_without_kl": ({"kl_type": "latent"}, "kl_type = latent acts only with a kl_beta above 0"),
-    "latent_without_steps": (
-        {"kl_type": "latent", "kl_beta": 0.1, "objective": "awm"},
-        "compares stochastic steps, of which objective = awm has none; use kl_type = velocity",
-    ),
     "clip_below_nothing": ({"clip_range": (-1.0, 0.2)}, "clip_range = [-1, 0.2] means ratios from 1 + lo to 1 + hi"),
     "clip_upside_down": ({"clip_range": (0.1, 0.2)}, "it needs -1 < lo < 0 < hi"),
-    "sft_batch": (
-        {"sft": {"path": "a.json", "batch_size": 4, "micro_batch_size": 8}},
-        "micro_batch_size = 8 is more than batch_size = 4",
-    ),
 }
 
 
@@ -48,33 +95,38 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_field_that_cannot_act_is_refused(case: str) -> None:
     fields, words = REFUSED[case]
     with pytest.raises(ValidationError, match=re.escape(words)):
-        AlgorithmConfig.model_validate(fields)
+        objective(**fields)
+
+
+def test_a_supervised_micro_batch_fits_into_its_batch() -> None:
+    with pytest.raises(ValidationError, match="micro_batch_size = 8 is more than batch_size = 4"):
+        SftLossConfig.model_validate({"path": "a.json", "batch_size": 4, "micro_batch_size": 8})
 
 
 CONTRADICT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "window": (
-        {"objective": "diffusion_nft"},
+        {"type": "diffusion_nft"},
         {"sde_window": (0, 2)},
-        "sampling.sde_window = [0, 2] shapes stochastic steps, but algorithm.objective = diffusion_nft samples without noise",
+        "sampling.sde_window = [0, 2] shapes stochastic steps, but objective.type = diffusion_nft samples without noise",
     ),
-    "noise": ({"objective": "awm"}, {"noise_level": 0.5}, "sampling.noise_level = 0.5 shapes stochastic steps"),
-    "kind": ({"objective": "diffusion_dpo"}, {"kind": "flow_sde"}, "sampling.kind = flow_sde shapes stochastic steps"),
-    "fraction": ({"objective": "awm"}, {"timestep_fraction": 0.5}, "sampling.timestep_fraction = 0.5"),
-    "one_picture": ({"objective": "awm"}, {"same_noise": True}, "all pictures of a group would be one"),
+    "noise": ({"type": "awm"}, {"noise_level": 0.5}, "sampling.noise_level = 0.5 shapes stochastic steps"),
+    "kind": ({"type": "diffusion_dpo"}, {"kind": "flow_sde"}, "sampling.kind = flow_sde shapes stochastic steps"),
+    "fraction": ({"type": "awm"}, {"timestep_fraction": 0.5}, "sampling.timestep_fraction = 0.5"),
+    "one_picture": ({"type": "awm"}, {"same_noise": True}, "all pictures of a group would be one"),
     "guidance": (
-        {"objective": "diffusion_nft"},
+        {"type": "diffusion_nft"},
         {"guidance_scale": 4.5},
-        "sampling.guidance_scale = 4.5, but algorithm.objective = diffusion_nft trains the velocity without guidance",
+        "sampling.guidance_scale = 4.5, but objective.type = diffusion_nft trains the velocity without guidance",
     ),
-    "guard_of_no_density": ({"objective": "grpo_guard"}, {"kind": "cps"}, "use kind = flow_sde or dance_sde"),
+    "guard_of_no_density": ({"type": "grpo_guard"}, {"kind": "cps"}, "use kind = flow_sde or dance_sde"),
     "cap_on_policy": ({"importance_cap": 2.0}, {}, "importance_cap = 2 acts only on rollouts of older weights"),
     "guard_off_policy": (
-        {"objective": "grpo_guard"},
+        {"type": "grpo_guard"},
         {"kind": "flow_sde", "pipeline": "one_step_off"},
-        "use objective = flow_grpo or pipeline = on_policy",
+        "use type = flow_grpo or pipeline = on_policy",
     ),
     "old_off_policy": (
-        {"objective": "awm", "old_decay": 0.5},
+        {"type": "awm", "old_decay": 0.5},
         {"pipeline": "one_step_off"},
         "set old_decay to 0 or pipeline to on_policy",
     ),
@@ -83,22 +135,21 @@ CONTRADICT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", CONTRADICT)
 def test_an_objective_and_its_sampling_must_fit(case: str) -> None:
-    algorithm, sampling, words = CONTRADICT[case]
+    fields, sampling, words = CONTRADICT[case]
     with pytest.raises(ValueError, match=re.escape(words)):
-        check_objective(AlgorithmConfig.model_validate(algorithm), SamplingConfig.model_validate(sampling))
+        check_objective(objective(**fields), SamplingConfig.model_validate(sampling))
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "sampling"),
+    ("fields", "sampling"),
     [
         ({}, {}),
-        ({"objective": "grpo_guard", "guard_reweight": True}, {"kind": "dance_sde"}),
-        ({"objective": "diffusion_nft", "nft_beta": 1.0, "old_decay": 0.9, "timestep_draws": 4, "kl_beta": 0.1}, {}),
-        ({"objective": "awm", "clip_range": (-0.1, 0.3)}, {"solver": "dpm2m", "pipeline": "one_step_off"}),
-        ({"objective": "diffusion_dpo", "dpo_beta": 500.0}, {"guidance_scale": 4.5}),
+        ({"type": "grpo_guard", "guard_reweight": True}, {"kind": "dance_sde"}),
+        ({"type": "diffusion_nft", "nft_beta": 1.0, "old_decay": 0.9, "timestep_draws": 4, "kl_beta": 0.1}, {}),
+        ({"type": "awm", "clip_range": (-0.1, 0.3)}, {"solver": "dpm2m", "pipeline": "one_step_off"}),
+        ({"type": "diffusion_dpo", "dpo_beta": 500.0}, {"guidance_scale": 4.5}),
         ({"importance_cap": 2.0, "kl_beta": 0.1, "kl_type": "latent"}, {"pipeline": "one_step_off"}),
-        ({"sft": {"path": "a.json"}, "timestep_distribution": "logit_normal", "timestep_shift": 3.0}, {}),
     ],
 )
-def test_what_fits_is_taken(algorithm: dict[str, Any], sampling: dict[str, Any]) -> None:
-    check_objective(AlgorithmConfig.model_validate(algorithm), SamplingConfig.model_validate(sampling))
+def test_what_fits_is_taken(fields: dict[str, Any], sampling: dict[str, Any]) -> None:
+    check_objective(objective(**fields), SamplingConfig.model_validate(sampling))

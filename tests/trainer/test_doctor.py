@@ -271,9 +271,9 @@ def test_captions_of_the_supervised_loss_are_training_data_too(small: Callable[.
     """The held-out prompts are `a new red thing` and `another`."""
     entries = [{"image_path": "0.png", "txt": "A  NEW red thing"}, {"image_path": "1.png", "txt": "a blue one"}]
     (tmp_path / "captions.json").write_text(json.dumps(entries))
-    finding = only(found(small(), "algorithm.sft={path: captions.json, batch_size: 2}"), "data", "FAIL")
+    finding = only(found(small(), "sft={path: captions.json, batch_size: 2}"), "data", "FAIL")
     assert "1 of 2 held-out prompts are also in the training data" in finding.message
-    assert "data set 'algorithm.sft'" in finding.message
+    assert "data set 'sft'" in finding.message
 
 
 def test_the_judge_of_an_evaluation_file_is_asked_for(small: Callable[..., Path]) -> None:

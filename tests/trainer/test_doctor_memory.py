@@ -57,12 +57,12 @@ CASES = [("sd3", None), ("sd3", LORA), ("flux", LORA), ("qwen_image", LORA), ("d
 def test_what_is_held_is_what_is_told(
     config: Callable[..., Config], kind: str, lora: dict[str, Any] | None, dtype: str
 ) -> None:
-    loaded = config(kind, "algorithm.kl_beta=0.1", lora=lora, dtype=dtype)
+    loaded = config(kind, "objective.kl_beta=0.1", lora=lora, dtype=dtype)
     found = sizes(loaded)
     assert found is not None
     told = held_bytes(loaded, found, ranks=1)
 
-    policy: Any = build_policy(loaded.policy, torch.device("cpu"), keep_reference=needs_reference(loaded.algorithm))
+    policy: Any = build_policy(loaded.policy, torch.device("cpu"), keep_reference=needs_reference(loaded.objective))
     network = policy.trainable
     engine: Any = build_engine(network, loaded.optim, loaded.distributed, World(0, 1, torch.device("cpu")))
     for parameter in engine._parameters.values():
@@ -123,7 +123,7 @@ def test_what_is_offloaded_is_in_the_machines_memory(
 def test_encoders_that_are_kept_away_and_a_sampling_policy_count(config: Callable[..., Config]) -> None:
     here, away = (sizes(config("sd3", offload_encoders=keep)) for keep in (False, True))
     assert here is not None and away is not None and here.others > away.others > 0, "the autoencoder stays"
-    loaded = config("sd3", "algorithm.objective=diffusion_nft", "algorithm.old_decay=0.5")
+    loaded = config("sd3", "objective.type=diffusion_nft", "objective.old_decay=0.5")
     told = held_bytes(loaded, here, ranks=1).device
     assert told["sampling policy"] == told["weights"]
 

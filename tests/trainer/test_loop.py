@@ -359,7 +359,7 @@ def test_a_step_that_stops_at_an_update_is_made_again_from_its_start(
     """The first or the second update of the second step fails; resumed, the run ends where an undisturbed one does."""
     server = scripted(by_words)
     changes: dict[str, Any] = {"max_steps": 2, "evaluation": {}, "checkpoint": {"save_every": 1}}
-    changes["algorithm"] = {"type": "gdpo", "updates_per_rollout": 2, "std_floor": 1.0}  # the running spread counts
+    changes |= {"optim": {"lr": 1e-3, "updates_per_rollout": 2}, "advantage": {"std_floor": 1.0}}  # the spread counts
     undisturbed = small(server, "undisturbed", **changes)
     assert train(undisturbed) == 0
 

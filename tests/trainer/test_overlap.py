@@ -155,7 +155,7 @@ def test_what_the_recipe_says_holds_for_their_file(tmp_path: Path) -> None:
 
 def test_texts_of_a_supervised_loss_are_left_out_too(tmp_path: Path) -> None:
     (tmp_path / "sft.json").write_text(json.dumps([{"image_path": "a.png", "txt": t} for t in ("seven", "eight")]))
-    config = deepgen(tmp_path, algorithm={"sft": {"path": str(tmp_path / "sft.json")}})
+    config = deepgen(tmp_path, sft={"path": str(tmp_path / "sft.json")})
     assert read_material(config).overlap.texts() == {"two", "six", "seven"}
 
 

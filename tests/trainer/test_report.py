@@ -46,7 +46,8 @@ CONFIG: dict[str, Any] = {
     "max_steps": 100,
     "policy": {"type": "tiny", "checkpoint": "assets/quickstart/base.safetensors"},
     "sampling": {"prompts_per_step": 8, "group_size": 12},
-    "algorithm": {"type": "gdpo", "clip_range": 1e-4},
+    "objective": {"type": "flow_grpo", "clip_range": 1e-4},
+    "advantage": {"type": "gdpo"},
     "rewards": {
         "services": {"ocr": {"urls": ["http://user:secret@ocr.example:18082"]}},
         "columns": {

@@ -28,6 +28,7 @@ from trainer.config.service_names import REWARDS, check_args
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = "configs/quickstart.yaml"
+ASSETS = "assets/quickstart"
 PROGRAM = """
 import json, sys
 from trainer.{module} import main
@@ -75,6 +76,11 @@ def test_help_is_printed_without_torch() -> None:
         (["train", QUICKSTART, "data.train.0.rewards={ocrr: 1.0}"], "did you mean ocr?"),
         (["train", QUICKSTART, "rewards.columns.ocr.service=orc"], "did you mean ocr?"),
         (["train", QUICKSTART, "data.train.0.path=no.txt"], "no prompt file at"),
+        (["train", QUICKSTART, f"data.train.0.path={ASSETS}/trian.jsonl"], f"did you mean {ASSETS}/train.jsonl?"),
+        (["train", QUICKSTART, f"policy.checkpoint={ASSETS}/bse.safetensors"], f"mean {ASSETS}/base.safetensors?"),
+        (["evaluate", QUICKSTART, "policy.checkpoint=/no/where.st"], "policy.checkpoint = /no/where.st: nothing at"),
+        (["train", QUICKSTART, "algorithm.kl_beta=0.1"], "write objective.kl_beta=0.1"),
+        (["migrate-config", "no.yaml"], "no file at"),
         (["evaluate", QUICKSTART, "evaluation.path=no.txt"], "no prompt file at"),
         (["evaluate", QUICKSTART, "--checkpoint", "no"], "--checkpoint: nothing at"),
         (["train", "configs/quickstart_base.yaml"], "python -m trainer sft configs/quickstart_base.yaml"),
@@ -139,7 +145,7 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
         "{module: rules, args: {functions: 'my.py:brightness,warmth'}}",
         "{module: rules, args: {functions: 'other.py,my.py'}}",
         "{module: rules, args: {functions: missing.py}}",  # the service says what is wrong with it
-        "{module: kit.fakes}",
+        "{module: kit.testing.fakes}",
         "{urls: ['http://127.0.0.1:1']}",  # only the service knows
     ],
 )

@@ -10,7 +10,8 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from trainer.config import AlgorithmConfig, DistributedConfig
+from trainer.config import DistributedConfig
+from trainer.config.advantage import GdpoConfig
 from trainer.processes.distributed import World, world
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
 from trainer.types import Scores
@@ -76,7 +77,7 @@ def test_advantages_by_reward_and_clipping() -> None:
     scores = make_scores()
     scores.scores_BR[:, 1] = 0.3  # told nobody apart
     adv_B, weight_B = torch.tensor([1.0, -6.0, 0.0, 5.0]), torch.tensor([1.0, 1.0, 0.0, 1.0])
-    row = advantage_metrics(scores, torch.zeros(4, dtype=torch.int64), adv_B, weight_B, None, AlgorithmConfig(), WORLD)
+    row = advantage_metrics(scores, torch.zeros(4, dtype=torch.int64), adv_B, weight_B, None, GdpoConfig(), WORLD)
     assert row["adv/mean"] == pytest.approx(0.0)
     assert row["adv/abs_mean"] == pytest.approx(4.0)
     assert row["adv/clip_share"] == pytest.approx(1 / 3)
@@ -89,9 +90,7 @@ def test_advantages_by_reward_and_clipping() -> None:
 def test_a_step_that_trains_on_nothing_says_so() -> None:
     scores = make_scores()
     nothing_B = torch.zeros(4)
-    row = advantage_metrics(
-        scores, torch.zeros(4, dtype=torch.int64), nothing_B, nothing_B, None, AlgorithmConfig(), WORLD
-    )
+    row = advantage_metrics(scores, torch.zeros(4, dtype=torch.int64), nothing_B, nothing_B, None, GdpoConfig(), WORLD)
     assert row["adv/trained_share"] == row["adv/mean"] == row["adv/std"] == 0.0
 
 

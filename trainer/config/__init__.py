@@ -6,12 +6,13 @@ what users of other trainers bring. Nothing else of this project is imported her
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.algorithm import AlgorithmConfig, SftLossConfig
+from trainer.config.advantage import AdvantageConfig, GdpoConfig
 from trainer.config.base import ConfigError, FilePath, Section, did_you_mean
 from trainer.config.data import DataConfig, DatasetConfig
 from trainer.config.deepgen import DeepGenConfig
@@ -19,6 +20,7 @@ from trainer.config.deepspeed import Owner, check_deepspeed
 from trainer.config.distributed import DeviceConfig, DistributedConfig
 from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig
 from trainer.config.network import LoraConfig, NetworkConfig
+from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
 from trainer.config.optim import OptimConfig
 from trainer.config.policy import DiffusersConfig, FluxConfig, PolicyConfig, QwenImageConfig, Sd3Config, TinyConfig
@@ -26,11 +28,12 @@ from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 from trainer.config.sampling import SamplingConfig
 from trainer.config.sft import SftConfig, SftOptimConfig, WordsConfig
+from trainer.config.supervised_loss import SftLossConfig
 
 __all__ = [
     "URL_VARIABLES",
+    "AdvantageConfig",
     "AlarmsConfig",
-    "AlgorithmConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
@@ -46,6 +49,7 @@ __all__ = [
     "LoggingConfig",
     "LoraConfig",
     "NetworkConfig",
+    "ObjectiveConfig",
     "OptimConfig",
     "PolicyConfig",
     "QwenImageConfig",
@@ -65,6 +69,8 @@ __all__ = [
 class Config(Section):
     """One run."""
 
+    default_types: ClassVar[Mapping[str, str]] = {"objective": "flow_grpo", "advantage": "gdpo"}
+
     run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
     output_dir: FilePath = Field("outputs", description="Where runs live.")
     seed: int = Field(1, ge=0, lt=2**31, description="Seed of everything random in the run.")
@@ -77,8 +83,12 @@ class Config(Section):
         description="deepgen_rl: that project's environment variables set the fields they mean; said at the start.",
     )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How rollouts are drawn.")
+    objective: ObjectiveConfig = Field(
+        default_factory=FlowGrpoConfig, description="The loss that turns advantages into a gradient."
+    )
+    advantage: AdvantageConfig = Field(default_factory=GdpoConfig, description="How scores become advantages.")
+    sft: SftLossConfig | None = Field(None, description="Supervised loss beside the objective; null is none.")
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     data: DataConfig
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -90,6 +100,11 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.run_name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_have_types(cls, raw: Any) -> Any:
+        return cls.with_types(raw)
 
     @property
     def deepspeed_owner(self) -> Owner:
@@ -115,16 +130,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _min_valid_fits(self) -> Config:
-        if self.algorithm.min_valid > self.sampling.group_size:
+        if self.advantage.min_valid > self.sampling.group_size:
             raise ValueError(
-                f"algorithm.min_valid = {self.algorithm.min_valid} is more than sampling.group_size = "
+                f"advantage.min_valid = {self.advantage.min_valid} is more than sampling.group_size = "
                 f"{self.sampling.group_size}: no group could ever train; lower min_valid or raise group_size"
             )
         return self
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Config:
-        check_objective(self.algorithm, self.sampling)
+        check_objective(self.objective, self.sampling)
         return self
 
     @model_validator(mode="after")

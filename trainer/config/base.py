@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,15 @@ class Section(BaseModel):
     """A group of fields: frozen, no unknown keys, no infinity or NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    default_types: ClassVar[Mapping[str, str]] = {}  # of fields that are told apart by `type`, where it is left out
+
+    @classmethod
+    def with_types(cls, raw: Any) -> Any:
+        """Unchecked fields, with the default `type` of each section that leaves it out."""
+        if not isinstance(raw, Mapping):
+            return raw
+        given = {name: raw[name] for name in cls.default_types if isinstance(raw.get(name), Mapping)}
+        return {**raw, **{name: {"type": cls.default_types[name], **section} for name, section in given.items()}}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ def _message(model: type[BaseModel], where: tuple[str, ...], problems: Sequence[
     """What is wrong at one place; several problems are those of a union's members."""
     first = problems[0]
     if first["type"] == "extra_forbidden":
-        return f"unknown key; {_suggestion(model, where, raw)}"
+        return f"unknown key; {_suggestion(model, where, raw, first['input'])}"
     tags = _tags(model, where)
     if first["type"] == "missing" and tags:
         return f"missing; give one of {', '.join(map(repr, tags))}"
@@ -101,15 +101,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def _suggestion(model: type[BaseModel], where: tuple[str, ...], raw: Any) -> str:
+def _suggestion(model: type[BaseModel], where: tuple[str, ...], raw: Any, value: Any) -> str:
     """The nearest known key: beside the unknown one, or of its name elsewhere."""
     *above, key = where
     section = _section(model, above, raw)
     known = list(section.model_fields) if section else []
+    others = [tag for tag, member in _members(model, above).items() if key in member.model_fields]
+    if others and section is not None:
+        chosen = _tag(section)
+        return (
+            f"{key} = {_short(value)} acts with {above[-1]}.type = {' or '.join(others)}, but {above[-1]}.type = {chosen}; leave {key} out or "
+            "choose another type"
+        )
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"did you mean {'.'.join([*above, near[0]])}?"
-    elsewhere = [path for path in field_paths(model) if path.rpartition(".")[2] == key]
+    elsewhere = list(dict.fromkeys(path for path in field_paths(model) if path.rpartition(".")[2] == key))
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
     return f"the keys here are: {', '.join(known)}"
@@ -151,15 +158,23 @@ def _section(model: type[BaseModel], where: Sequence[str], raw: Any) -> type[Bas
     return section
 
 
+def _members(model: type[BaseModel], where: Sequence[str]) -> dict[str, type[BaseModel]]:
+    """The members of the union at `where` by their `type`; nothing where no union is."""
+    *above, name = where or ("",)
+    holder = _section(model, above, None)
+    field = holder.model_fields.get(name) if holder else None
+    members = [section for section, between in _sections_in(field.annotation) if not between] if field else []
+    return {_tag(each): each for each in members if "type" in each.model_fields} if len(members) > 1 else {}
+
+
+def _tag(section: type[BaseModel]) -> str:
+    """The `type` of a union's member."""
+    return str(typing.get_args(section.model_fields["type"].annotation)[0])
+
+
 def _tags(model: type[BaseModel], where: tuple[str, ...]) -> list[str]:
     """What `type` may be, where `where` is the field that tells a union's members apart."""
-    *above, name = where or ("",)
-    holder = _section(model, above[:-1], None) if above else None
-    field = holder.model_fields.get(above[-1]) if holder else None
-    members = [section for section, _ in _sections_in(field.annotation)] if field else []
-    if name != "type" or len(members) < 2:
-        return []
-    return [tag for section in members for tag in typing.get_args(section.model_fields["type"].annotation)]
+    return list(_members(model, where[:-1])) if where and where[-1] == "type" else []
 
 
 def _is_of_type(section: type[BaseModel], raw: Any) -> bool:

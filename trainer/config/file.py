@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.base import ConfigError
+from trainer.config.base import ConfigError, Section
 from trainer.config.errors import explain
+from trainer.config.old_keys import refuse_old_keys
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -29,7 +30,9 @@ def load_config(path: str | Path, model: type[ConfigT], overrides: Sequence[str]
         ConfigError: the file is missing or not YAML, a key is unknown or comes twice, a value is wrong, or two values
             contradict; all that was found is listed.
     """
-    return checked(path, model, apply_overrides(read_recipe(path), overrides))
+    raw = read_recipe(path)
+    refuse_old_keys(path, raw, overrides)
+    return checked(path, model, apply_overrides(raw, overrides))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -55,6 +58,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 def checked(path: str | Path, model: type[ConfigT], raw: dict[str, Any]) -> ConfigT:
     """`raw` as a configuration of the kind `model`. Raises ConfigError with all that is wrong; `path` is named in it."""
+    raw = model.with_types(raw) if issubclass(model, Section) else raw
     try:
         return model.model_validate(_lists_to_tuples(raw), strict=True)
     except ValidationError as error:
@@ -111,7 +115,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds. Raises yaml.YAMLError; a key that comes twice is one."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -122,7 +127,7 @@ def _parse(text: str) -> Any:
 def read_yaml(path: Path, hint: str = "correct the path") -> dict[str, Any]:
     """The mapping that a YAML file holds, unchecked. Raises ConfigError: no file, not UTF-8, not YAML, no mapping."""
     try:
-        raw = _parse(path.read_text(encoding="utf-8-sig"))
+        raw = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"no file at {path.absolute()}; {hint}") from error
     except OSError as error:
@@ -142,7 +147,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise ConfigError(f"override {override!r} is not of the form key.sub=value, as in optim.lr=1e-4")
     try:
-        parsed = _parse(value)
+        parsed = parse_yaml(value)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     node: Any = raw

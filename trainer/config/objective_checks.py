@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-from trainer.config.algorithm import FORWARD_OBJECTIVES, AlgorithmConfig
+from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, TimestepSection
 from trainer.config.sampling import SamplingConfig
 
 # Fields that shape stochastic steps; an objective that has none refuses them.
 _STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep_fraction")
 
 
-def check_objective(algorithm: AlgorithmConfig, sampling: SamplingConfig) -> None:
+def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError naming both fields and the remedy."""
-    if algorithm.objective in FORWARD_OBJECTIVES:
-        _check_forward(algorithm, sampling)
-    if algorithm.objective == "grpo_guard" and sampling.kind == "cps":
+    if isinstance(objective, TimestepSection):
+        _check_forward(objective.type, sampling)
+    if objective.type == "grpo_guard" and sampling.kind == "cps":
         raise ValueError(
-            "algorithm.objective = grpo_guard normalises ratios of Gaussian densities, and the log-probability of "
+            "objective.type = grpo_guard normalises ratios of Gaussian densities, and the log-probability of "
             "sampling.kind = cps is none; use kind = flow_sde or dance_sde"
         )
-    _check_pipeline(algorithm, sampling)
+    _check_pipeline(objective, sampling)
 
 
-def _check_forward(algorithm: AlgorithmConfig, sampling: SamplingConfig) -> None:
-    objective = f"algorithm.objective = {algorithm.objective}"
+def _check_forward(objective: str, sampling: SamplingConfig) -> None:
+    named = f"objective.type = {objective}"
     for name in _STOCHASTIC:
         value = getattr(sampling, name)
         if value != SamplingConfig.model_fields[name].default:
             value = list(value) if isinstance(value, tuple) else value
             raise ValueError(
-                f"sampling.{name} = {value} shapes stochastic steps, but {objective} samples without noise; leave it out"
+                f"sampling.{name} = {value} shapes stochastic steps, but {named} samples without noise; leave it out"
             )
     if sampling.same_noise:
         raise ValueError(
-            f"sampling.same_noise = true with {objective}, which samples without noise: all pictures of a group would be "
+            f"sampling.same_noise = true with {named}, which samples without noise: all pictures of a group would be "
             "one; set same_noise to false"
         )
-    if sampling.guidance_scale != 1 and algorithm.objective != "diffusion_dpo":
+    if sampling.guidance_scale != 1 and objective != "diffusion_dpo":
         raise ValueError(
-            f"sampling.guidance_scale = {sampling.guidance_scale:g}, but {objective} trains the velocity without guidance "
+            f"sampling.guidance_scale = {sampling.guidance_scale:g}, but {named} trains the velocity without guidance "
             "that drew the samples; set guidance_scale to 1"
         )
 
 
-def _check_pipeline(algorithm: AlgorithmConfig, sampling: SamplingConfig) -> None:
+def _check_pipeline(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
     if sampling.pipeline == "on_policy":
-        if algorithm.importance_cap != AlgorithmConfig.model_fields["importance_cap"].default:
+        cap = objective.importance_cap if isinstance(objective, FlowGrpoConfig) else None
+        if cap not in (None, FlowGrpoConfig.model_fields["importance_cap"].default):
             raise ValueError(
-                f"algorithm.importance_cap = {algorithm.importance_cap:g} acts only on rollouts of older weights, with "
+                f"objective.importance_cap = {cap:g} acts only on rollouts of older weights, with "
                 "sampling.pipeline = one_step_off; leave it out"
             )
         return
-    if algorithm.objective == "grpo_guard":
+    if objective.type == "grpo_guard":
         raise ValueError(
-            "sampling.pipeline = one_step_off needs an importance weight, which algorithm.objective = grpo_guard does not "
-            "have; use objective = flow_grpo or pipeline = on_policy"
+            "sampling.pipeline = one_step_off needs an importance weight, which objective.type = grpo_guard does not "
+            "have; use type = flow_grpo or pipeline = on_policy"
         )
-    if algorithm.old_decay:
+    if isinstance(objective, AveragedSection) and objective.old_decay:
         raise ValueError(
-            f"algorithm.old_decay = {algorithm.old_decay:g} compares with the weights that drew the samples, which with "
+            f"objective.old_decay = {objective.old_decay:g} compares with the weights that drew the samples, which with "
             "sampling.pipeline = one_step_off are gone by then; set old_decay to 0 or pipeline to on_policy"
         )

@@ -34,6 +34,9 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient's global norm is clipped to this.")
     ema_decay: float = Field(0.9, ge=0, lt=1, description="Weights' moving average, used by evaluation; 0 is off.")
+    updates_per_rollout: int = Field(
+        1, ge=1, le=16, description="Optimizer steps on the rollouts of one training step, each on all of them."
+    )
     micro_batch_size: int | None = Field(
         None, ge=1, description="Samples per forward pass of the update; null takes sampling.micro_batch_size."
     )

@@ -13,9 +13,10 @@ _PACE = ("sde_window_every", "sde_window_stride")
 _MOTION = ("sde_window_motion", *_PACE)
 
 
-class SamplingConfig(Section):
-    """How rollouts are made."""
+class FlowSamplingConfig(Section):
+    """How a flow model draws its rollouts."""
 
+    type: Literal["flow"] = Field("flow", description="Which family of policies samples; flow denoises pictures.")
     prompts_per_step: int = Field(8, ge=1, description="P: distinct prompts a step, over all ranks.")
     group_size: int = Field(12, ge=2, description="G: rollouts per prompt.")
     micro_batch_size: int = Field(
@@ -71,7 +72,7 @@ class SamplingConfig(Section):
                 raise ValueError(f"{name} = {value} {why}")
 
     @model_validator(mode="after")
-    def _window(self) -> SamplingConfig:
+    def _window(self) -> FlowSamplingConfig:
         limit = self.num_inference_steps - 1
         for name, window in (("sde_window", self.sde_window), ("sde_window_range", self.sde_window_range)):
             if window is not None and not 0 <= window[0] < window[1] <= limit:
@@ -99,7 +100,7 @@ class SamplingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _resolutions(self) -> SamplingConfig:
+    def _resolutions(self) -> FlowSamplingConfig:
         if (self.height is None) != (self.width is None):
             raise ValueError(f"height = {self.height} and width = {self.width}: give both, or neither")
         starts = [start for start, _, _ in self.resolution_schedule]
@@ -108,7 +109,7 @@ class SamplingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _micro_batches(self) -> SamplingConfig:
+    def _micro_batches(self) -> FlowSamplingConfig:
         big, small = max(self.micro_batch_size, self.group_size), min(self.micro_batch_size, self.group_size)
         if big % small:
             raise ValueError(
@@ -125,10 +126,13 @@ class SamplingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _cps_noise(self) -> SamplingConfig:
+    def _cps_noise(self) -> FlowSamplingConfig:
         if self.kind == "cps" and self.noise_level > 1:
             raise ValueError(
                 f"noise_level = {self.noise_level} is more than 1, the most that kind = cps knows; lower it or use "
                 "kind = flow_sde"
             )
         return self
+
+
+SamplingConfig = FlowSamplingConfig  # a union by `type` once another family of policies samples

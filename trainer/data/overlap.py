@@ -16,7 +16,7 @@ from trainer.data.prompts import DataError, Split, is_own
 from trainer.types import Prompt
 
 MayShare = Literal["nothing", "targets"]
-SUPERVISED = "algorithm.sft"
+SUPERVISED = "sft"
 FILE = "left_out.jsonl"  # in the run's folder
 _SHOWN = 3
 _OCR_REWARDS = ("multi", "flow_grpo", "strict", "deepgen_new")  # of services/ocr

@@ -75,7 +75,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
             "data", "WARN", "no held-out prompts: training rewards alone cannot show overfitting", "set evaluation.path"
         )
     try:
-        captions = [] if config.algorithm.sft is None else caption_prompts(config.algorithm.sft)
+        captions = [] if config.sft is None else caption_prompts(config.sft)
         overlap = settle(config, [*rows, *captions], heldout)
         train = without(train, config.data, overlap.ids())
         if sentence := overlap.sentence(len(rows) + len(captions)):

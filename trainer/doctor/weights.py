@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from trainer.config import Config
 from trainer.config.deepspeed import read_deepspeed, stage
+from trainer.config.objective import AveragedSection
 from trainer.objectives import needs_reference
 from trainer.policies.registry import Sizes, entry_of
 
@@ -77,10 +78,10 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
     add("gradients", whole, 2, "optimizer")
     add("optimizer", whole * (3 if zero else 2), 1, "optimizer")  # ZeRO steps a float32 copy beside AdamW's moments
     add("average", whole, 3, "param")
-    if config.algorithm.old_decay:
+    if isinstance(config.objective, AveragedSection) and config.objective.old_decay:
         add("sampling policy", whole, 3, "param")
     add("frozen weights", found.network, 3, "param")
     held.device["frozen weights"] += found.others + found.positions
-    if needs_reference(config.algorithm) and not found.network:
+    if needs_reference(config.objective) and not found.network:
         held.device["reference"] = whole + found.positions  # a copy of its own; adapters are switched off instead
     return held

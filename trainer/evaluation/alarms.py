@@ -14,7 +14,7 @@ from trainer.evaluation.image_statistics import mean_statistics
 from trainer.evaluation.outcomes import Outcome, metric_name
 
 REMEDY = (
-    "Look at the pictures; then lower that reward's weight, add one that would notice, raise algorithm.kl_beta, or go "
+    "Look at the pictures; then lower that reward's weight, add one that would notice, raise objective.kl_beta, or go "
     "back to a checkpoint before it began."
 )
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.config.base import ConfigError
+from trainer.config.base import ConfigError, say
 from trainer.config.file import apply_overrides, checked, read_recipe
+from trainer.config.old_keys import OLD_SECTION, SECTIONS, refuse_old_keys, with_new_keys
 from trainer.migration.deepgen.environment import environment_overrides
 from trainer.migration.deepgen.recipe_files import translate_files
 
@@ -26,12 +27,17 @@ def load_recipe(path: str | Path, model: type[ConfigT], overrides: Sequence[str]
 
     With `environment: deepgen_rl` the variables of DeepGen-RL act over the file and under the overrides. Its YAML files
     of data sets, named in `data.dataset_config` and `evaluation.dataset_config`, become `data.train` and
-    `evaluation.sets`, so the resolved configuration is complete without them.
+    `evaluation.sets`, so the resolved configuration is complete without them. Old names are refused in a recipe, and
+    brought up to date in the configuration that a finished run left behind.
 
     Raises:
         ConfigError: as `trainer.config.file.load_config` does; or a file or variable that cannot be translated.
     """
     raw = read_recipe(path)
+    if is_run_config(path) and OLD_SECTION in raw:
+        say(f"{path} is of an earlier version of this trainer: its `{OLD_SECTION}` is read as {SECTIONS}")
+        raw = with_new_keys(raw)
+    refuse_old_keys(path, raw, overrides)
     first = [override for override in overrides if override.startswith("environment=")]
     rest = [override for override in overrides if override not in first]
     apply_overrides(raw, first)
@@ -41,6 +47,14 @@ def load_recipe(path: str | Path, model: type[ConfigT], overrides: Sequence[str]
         return checked(path, model, raw)
     except ConfigError as error:
         raise ConfigError("\n  ".join([str(error), *origins])) from error
+
+
+def is_run_config(path: str | Path) -> bool:
+    """Whether `path` is what a run wrote down about itself, which nobody has to keep up to date by hand."""
+    path = Path(path)
+    return path.name == "config.yaml" and any(
+        (path.parent / name).exists() for name in ("metrics.jsonl", "checkpoints")
+    )
 
 
 def _take_environment(raw: dict[str, Any]) -> list[str]:

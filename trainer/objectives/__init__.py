@@ -1,11 +1,11 @@
-"""The objectives, by the name that `algorithm.objective` gives."""
+"""The objectives, by the name that `objective.type` gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.config import AlgorithmConfig
+from trainer.config import ObjectiveConfig
 from trainer.objectives.base import Batch, Chunk, Objective, PlanNeeds
 from trainer.objectives.forward import Awm, DiffusionDpo, DiffusionNft
 from trainer.objectives.grpo import FlowGrpo, GrpoGuard
@@ -45,11 +45,9 @@ OBJECTIVES: dict[str, Entry] = {
 }
 
 
-def build_objective(
-    policy: Policy, algorithm: AlgorithmConfig, *, micro_batch_size: int | None, seed: int
-) -> Objective:
-    """The objective that `algorithm.objective` names."""
-    return OBJECTIVES[algorithm.objective].build(policy, algorithm, micro_batch_size=micro_batch_size, seed=seed)
+def build_objective(policy: Policy, config: ObjectiveConfig, *, micro_batch_size: int | None, seed: int) -> Objective:
+    """The objective that `config.type` names."""
+    return OBJECTIVES[config.type].build(policy, config, micro_batch_size=micro_batch_size, seed=seed)
 
 
 def plan_needs(objective: str) -> PlanNeeds:
@@ -57,6 +55,6 @@ def plan_needs(objective: str) -> PlanNeeds:
     return OBJECTIVES[objective].needs
 
 
-def needs_reference(algorithm: AlgorithmConfig) -> bool:
+def needs_reference(config: ObjectiveConfig) -> bool:
     """Whether the policy must keep its starting weights."""
-    return algorithm.kl_beta > 0 or OBJECTIVES[algorithm.objective].reference
+    return config.kl_beta > 0 or OBJECTIVES[config.type].reference

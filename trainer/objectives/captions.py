@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.config import ConfigError, SftLossConfig
-from trainer.config.algorithm import SftSetConfig
+from trainer.config.supervised_loss import SftSetConfig
 from trainer.seeds import sample_seed
 from trainer.types import Prompt
 from wire.images import read_picture
@@ -77,7 +77,7 @@ class CaptionData:
         if not kept:
             named = ", ".join(each.path for each in self.config.files)
             raise ConfigError(
-                f"algorithm.sft.path = {named}: all of its {len(self.rows)} texts are held-out prompts, too; give "
+                f"sft.path = {named}: all of its {len(self.rows)} texts are held-out prompts, too; give "
                 "another file, or set data.overlap: allow"
             )
         self._take(kept)
@@ -94,9 +94,7 @@ class CaptionData:
         shapes = {pixels.shape for pixels, _, _ in drawn}
         if len(shapes) > 1:
             sizes = ", ".join(sorted(f"{height}x{width}" for height, width, _ in shapes))
-            raise ConfigError(
-                f"algorithm.sft.size is null, but the pictures have different sizes ({sizes}); give a size"
-            )
+            raise ConfigError(f"sft.size is null, but the pictures have different sizes ({sizes}); give a size")
         pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in drawn]))
         return Captioned(pixels, [text for _, text, _ in drawn], sum(skipped for _, _, skipped in drawn))
 
@@ -109,7 +107,7 @@ class CaptionData:
             except _BROKEN as error:
                 problem = f"{row.picture} ({type(error).__name__}: {error})"
         raise BrokenPicturesError(
-            f"algorithm.sft: {_ATTEMPTS} pictures in a row cannot be read, the last {problem}; correct sft.path or "
+            f"sft: {_ATTEMPTS} pictures in a row cannot be read, the last {problem}; correct sft.path or "
             "sft.image_folder"
         )
 
@@ -134,7 +132,7 @@ class CaptionData:
 def caption_prompts(config: SftLossConfig) -> list[Prompt]:
     """Its texts as prompts, for what is said of all prompts that training sees. Raises ConfigError."""
     texts = dict.fromkeys(row.text for each in config.files for row in _read_rows(each, config.image_folder))
-    return [Prompt(f"algorithm.sft-{n}", text, "algorithm.sft") for n, text in enumerate(texts)]
+    return [Prompt(f"sft-{n}", text, "sft") for n, text in enumerate(texts)]
 
 
 def _read_rows(file: SftSetConfig, image_folder: str | None) -> list[Row]:
@@ -146,9 +144,9 @@ def _read_rows(file: SftSetConfig, image_folder: str | None) -> list[Row]:
             json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"algorithm.sft.path = {path} is neither a JSON array nor JSON lines: {error}") from error
+        raise ConfigError(f"sft.path = {path} is neither a JSON array nor JSON lines: {error}") from error
     if not entries:
-        raise ConfigError(f"algorithm.sft.path = {path} holds no entry")
+        raise ConfigError(f"sft.path = {path} holds no entry")
     found = (_row(path, number, entry) for number, entry in enumerate(entries, 1))
     return [Row(folder / picture, text, file.weight) for picture, text in found]
 

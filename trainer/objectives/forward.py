@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from trainer.config import AlgorithmConfig
+from trainer.config.objective import AwmConfig, DiffusionDpoConfig, DiffusionNftConfig, TimestepSection
 from trainer.losses import (
     clipped_surrogate,
     diffuse,
@@ -34,21 +34,22 @@ class Point(NamedTuple):
     sigma_B: Tensor
 
 
-class ForwardObjective:
+TimestepT = TypeVar("TimestepT", bound=TimestepSection)
+
+
+class ForwardObjective(Generic[TimestepT]):
     """What these objectives share: points of the forward process, and velocities there."""
 
-    def __init__(
-        self, policy: Denoises, algorithm: AlgorithmConfig, *, micro_batch_size: int | None, seed: int
-    ) -> None:
-        self.policy, self.algorithm = policy, algorithm
+    def __init__(self, policy: Denoises, config: TimestepT, *, micro_batch_size: int | None, seed: int) -> None:
+        self.policy, self.config = policy, config
         self.micro_batch_size, self.seed = micro_batch_size, seed
-        self.levels = NoiseLevels.of(algorithm)
+        self.levels = NoiseLevels.of(config)
 
     def batches(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> list[Batch]:
         return micro_batches(rollouts, adv_B, weight_B, step, self.micro_batch_size)
 
     def num_chunks(self, batch: Batch) -> int:
-        return self.algorithm.timestep_draws
+        return self.config.timestep_draws
 
     def draw(self, batch: Batch, column: int, names_B: Sequence[str] | None = None) -> Point:
         """A noise level and a noise for each sample, the same in every update, on every rank and in every micro-batch.
@@ -59,7 +60,7 @@ class ForwardObjective:
         if names_B is None:
             names_B = [f"{sample.prompt.dataset}/{sample.id}" for sample in batch.rollout.samples]
         seeds_B = [sample_seed(self.seed, "forward", batch.step, name, column) for name in names_B]
-        stratum = (column, self.algorithm.timestep_draws)
+        stratum = (column, self.config.timestep_draws)
         sigma_B, noise = self.levels.draw(seeds_B, x0, stratum=stratum)
         return Point(diffuse(x0, noise, sigma_B), x0, noise, sigma_B)
 
@@ -68,12 +69,12 @@ class ForwardObjective:
 
     def kl(self, batch: Batch, point: Point, v: Tensor) -> Tensor | None:
         """Sum of the KL to the reference at the point; None where the loss has no such term."""
-        if not self.algorithm.kl_beta:
+        if not self.config.kl_beta:
             return None
         return kl_penalty(velocity_distance(v, self.predict(batch, point, reference=True)), batch.weight_N)
 
 
-class DiffusionNft(ForwardObjective):
+class DiffusionNft(ForwardObjective[DiffusionNftConfig]):
     """DiffusionNFT (arXiv 2509.16117): `batch.old` is the velocity of the sampling policy."""
 
     def chunk(self, batch: Batch, column: int) -> Chunk:
@@ -88,13 +89,13 @@ class DiffusionNft(ForwardObjective):
             point.sigma_B,
             batch.adv_B,
             batch.weight_N,
-            beta=self.algorithm.nft_beta,
-            adv_clip=self.algorithm.nft_adv_clip,
+            beta=self.config.nft_beta,
+            adv_clip=self.config.nft_adv_clip,
         )
         return Chunk(loss, self.kl(batch, point, v), stats)
 
 
-class Awm(ForwardObjective):
+class Awm(ForwardObjective[AwmConfig]):
     """Advantage weighted matching (arXiv 2509.25050): minus the matching error stands for the log-probability.
 
     It is a term of the ELBO, with a uniform weight of the noise levels as the paper has it (its published recipes weigh a
@@ -107,13 +108,11 @@ class Awm(ForwardObjective):
         v = self.predict(batch, point)
         logp_B1 = -matching_error(v, point.x0, point.noise)[:, None]
         old_B1 = batch.old.setdefault(column, logp_B1.detach())
-        loss, stats = clipped_surrogate(
-            logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.algorithm.clip_range
-        )
+        loss, stats = clipped_surrogate(logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.config.clip_range)
         return Chunk(loss, self.kl(batch, point, v), stats)
 
 
-class DiffusionDpo(ForwardObjective):
+class DiffusionDpo(ForwardObjective[DiffusionDpoConfig]):
     """Diffusion-DPO (arXiv 2311.12908) on the best and the worst sample of each group; a term is a pair."""
 
     def batches(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> list[Batch]:
@@ -126,10 +125,8 @@ class DiffusionDpo(ForwardObjective):
         v, v_ref = self.predict(batch, point), self.predict(batch, point, reference=True)
         better_N, worse_N = matching_error(v, point.x0, point.noise).view(-1, 2).unbind(1)
         ref_better_N, ref_worse_N = matching_error(v_ref, point.x0, point.noise).view(-1, 2).unbind(1)
-        loss, stats = dpo_loss(
-            better_N, worse_N, ref_better_N, ref_worse_N, batch.weight_N, beta=self.algorithm.dpo_beta
-        )
-        if not self.algorithm.kl_beta:
+        loss, stats = dpo_loss(better_N, worse_N, ref_better_N, ref_worse_N, batch.weight_N, beta=self.config.dpo_beta)
+        if not self.config.kl_beta:
             return Chunk(loss, None, stats)
         of_pair_N1 = velocity_distance(v, v_ref).view(-1, 2).mean(1, keepdim=True)
         return Chunk(loss, kl_penalty(of_pair_N1, batch.weight_N), stats)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import AlgorithmConfig
+from trainer.config import SftLossConfig
+from trainer.config.objective import TimestepSection
 
 _EDGE = 1e-6  # keeps a logit finite
 
@@ -24,8 +25,8 @@ class NoiseLevels:
     shift: float
 
     @classmethod
-    def of(cls, algorithm: AlgorithmConfig) -> NoiseLevels:
-        return cls(algorithm.timestep_distribution == "logit_normal", algorithm.timestep_shift)
+    def of(cls, config: TimestepSection | SftLossConfig) -> NoiseLevels:
+        return cls(config.timestep_distribution == "logit_normal", config.timestep_shift)
 
     def draw(self, seeds_B: Sequence[int], like: Tensor, *, stratum: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         """sigma_B (B,) and noise, float32, each sample's from its own seed, the same on every device.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import AlgorithmConfig, ConfigError, SftLossConfig
+from trainer.config import ConfigError, SftLossConfig
 from trainer.losses import diffuse, matching_error
 from trainer.objectives.captions import BrokenPicturesError, CaptionData, Captioned
 from trainer.objectives.noise import NoiseLevels
@@ -34,16 +34,14 @@ class Supervised:
         ConfigError: the data set cannot be used, or its batch cannot be shared among the ranks.
     """
 
-    def __init__(
-        self, policy: Denoises, config: SftLossConfig, algorithm: AlgorithmConfig, world: World, seed: int
-    ) -> None:
+    def __init__(self, policy: Denoises, config: SftLossConfig, world: World, seed: int) -> None:
         if config.batch_size % world.size:
             raise ConfigError(
-                f"algorithm.sft.batch_size = {config.batch_size} pictures cannot be shared by {world.size} ranks; make it "
+                f"sft.batch_size = {config.batch_size} pictures cannot be shared by {world.size} ranks; make it "
                 f"a multiple of {world.size}"
             )
         self.policy, self.config, self.world, self.seed = policy, config, world, seed
-        self.levels = NoiseLevels.of(algorithm)
+        self.levels = NoiseLevels.of(config)
         self.data = CaptionData(config, seed)
         policy.check_prompts([_prompt(text) for text in self.data.texts])
         self._check_first_picture()
@@ -89,7 +87,7 @@ class Supervised:
         try:
             self.policy.encode_images(self.data.draw(0, [0]).pixels_BHWC)
         except (BrokenPicturesError, ValueError) as error:
-            raise ConfigError(f"algorithm.sft: the first picture cannot be used: {error}") from error
+            raise ConfigError(f"sft: the first picture cannot be used: {error}") from error
 
     def _micro_batch_size(self, batch: SupervisedBatch) -> int:
         return self.config.micro_batch_size or len(batch.places)

@@ -24,6 +24,7 @@ from types import FrameType
 
 from machine.gpus import GpuError, check_processes, check_torch_uses, shown
 from trainer.config import Config, ConfigError
+from trainer.config.paths import check_policy_files
 from trainer.migration import load_recipe
 from trainer.processes.failure import LOST, USER_ERROR
 from trainer.processes.stopping import STOP_SIGNALS, install
@@ -181,6 +182,7 @@ def _check_recipe(command: Sequence[str], nproc: int) -> None:
         return
     with contextlib.redirect_stderr(io.StringIO()):
         config = load_recipe(command[1], Config, command[2:])
+    check_policy_files(config.policy)
     if config.distributed.device == "cpu":
         return
     try:

@@ -14,7 +14,7 @@ from trainer.seeds import sample_seed
 def training_plan(config: Config, step: int) -> SamplingPlan:
     """The plan of the rollouts after `step` finished steps; what is random in it comes from the seed and the step."""
     sampling = config.sampling
-    needs = plan_needs(config.algorithm.objective)
+    needs = plan_needs(config.objective.type)
     stochastic = [] if needs.deterministic else stochastic_steps(sampling.num_inference_steps, _window(config, step))
     fraction, chosen = sampling.timestep_fraction, _generator(config, "trained_steps", step)
     height, width = resolution(sampling, step)

@@ -50,8 +50,8 @@ def read_material(config: Config) -> RlMaterial:
     rows = [prompt for dataset in datasets for prompt in dataset.prompts]
     sets = load_sets(config, rows)
     heldout = [prompt for each in sets for prompt in each.prompts]
-    if config.algorithm.sft is not None:
-        rows += caption_prompts(config.algorithm.sft)
+    if config.sft is not None:
+        rows += caption_prompts(config.sft)
     overlap = settle(config, rows, heldout)
     kept = without(datasets, config.data, overlap.ids())
     return RlMaterial([prompt for dataset in kept for prompt in dataset.prompts], sets, overlap, len(rows), kept)
@@ -84,11 +84,12 @@ class RlProgram:
         self.updater = Updater(
             policy,
             session.engine,
-            config.algorithm,
+            config.objective,
             config.optim,
             session.world,
             config.max_steps,
             config.seed,
+            config.sft,
         )
         if self.updater.sft is not None:
             self.updater.sft.data.leave_out(material.overlap.texts())
@@ -195,20 +196,20 @@ class RlProgram:
         self, scores: Scores, spread: RunningSpread, group_B: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Clamped advantages and loss weights of this rank's samples, with their metrics over all ranks."""
-        algorithm, world = self.session.config.algorithm, self.session.world
-        std_floor_R = spread.floor(algorithm.std_floor) if algorithm.std_floor else None
-        adv_B, weight_B = ESTIMATORS[algorithm.type](
+        config, world = self.session.config.advantage, self.session.world
+        std_floor_R = spread.floor(config.std_floor) if config.std_floor else None
+        adv_B, weight_B = ESTIMATORS[config.type](
             scores.scores_BR,
             scores.valid_BR,
             group_B,
             scores.weights_BR,
-            eps=algorithm.eps,
-            min_valid=algorithm.min_valid,
+            eps=config.eps,
+            min_valid=config.min_valid,
             std_floor_R=std_floor_R,
             reduce=world.sum,
         )
-        clamped_B = adv_B.clamp(-algorithm.adv_clip, algorithm.adv_clip)
-        return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, algorithm, world)
+        clamped_B = adv_B.clamp(-config.adv_clip, config.adv_clip)
+        return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, config, world)
 
     def _load_position(self, position: dict[str, Any]) -> None:
         self.position = position
@@ -226,4 +227,4 @@ def _check_same_columns(before: list[str], now: list[str]) -> None:
         raise ValueError(f"rewards.columns were {', '.join(before)}, now {', '.join(now)}")
 
 
-KIND = Kind(read_material, deal, lambda config: needs_reference(config.algorithm), RlProgram)
+KIND = Kind(read_material, deal, lambda config: needs_reference(config.objective), RlProgram)

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.old_keys import OLD_SECTION, with_new_keys
 from trainer.records.recorder import without_credentials, write_atomic
 
 _NAME = re.compile(r"^(\d{4,})_step_(\d{6,})\.yaml$")
@@ -82,9 +83,14 @@ def course(run_dir: Path) -> list[tuple[int, Sequence[Change]]]:
 
 
 def changes(before: str, after: str) -> list[Change]:
-    """The fields in which two configurations differ, by name."""
-    old, new = (_leaves(yaml.safe_load(without_credentials(text))) for text in (before, after))
-    fields = sorted(key for key in old | new if old.get(key) != new.get(key))
+    """The fields in which two configurations differ, by name.
+
+    Where the earlier one is of an earlier version of this trainer, a field that is new since then has not changed.
+    """
+    first, second = (yaml.safe_load(without_credentials(text)) for text in (before, after))
+    old, new = _leaves(with_new_keys(first)), _leaves(with_new_keys(second))
+    known = old.keys() if OLD_SECTION in first and OLD_SECTION not in second else old.keys() | new.keys()
+    fields = sorted(key for key in known if old.get(key) != new.get(key))
     return [Change(key, _word(old, key), _word(new, key)) for key in fields]
 
 

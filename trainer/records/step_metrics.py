@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.advantages import signal_sums, standardize
-from trainer.config import AlgorithmConfig
+from trainer.config import AdvantageConfig
 from trainer.processes.distributed import World
 from trainer.types import Scores
 
@@ -65,7 +65,7 @@ def advantage_metrics(
     adv_B: Tensor,
     weight_B: Tensor,
     std_floor_R: Tensor | None,
-    algorithm: AlgorithmConfig,
+    config: AdvantageConfig,
     world: World,
 ) -> dict[str, float]:
     """`adv/mean|std|abs_mean|clip_share|trained_share`, and per reward `adv/<name>/abs_mean|zero_group_share`.
@@ -73,7 +73,7 @@ def advantage_metrics(
     `adv_B` is taken before clamping. All ranks together.
     """
     adv, trains = adv_B.double(), (weight_B > 0).double()
-    clipped = (adv.abs() > algorithm.adv_clip).double()
+    clipped = (adv.abs() > config.adv_clip).double()
     parts = torch.stack(
         [
             trains.sum(),
@@ -87,8 +87,8 @@ def advantage_metrics(
         scores.scores_BR,
         scores.valid_BR,
         group_B,
-        eps=algorithm.eps,
-        min_valid=algorithm.min_valid,
+        eps=config.eps,
+        min_valid=config.min_valid,
         std_floor=std_floor_R,
     )
     signal = torch.stack(list(signal_sums(relative, group_B)))  # (4, R)

@@ -37,7 +37,7 @@ GLOSSARY: dict[str, str] = {
     "adv/mean": "Mean advantage of the samples that train; near 0 by construction.",
     "adv/std": "Spread of those advantages; near 1 when they are whitened.",
     "adv/abs_mean": "Their mean size.",
-    "adv/clip_share": "Share of advantages beyond algorithm.adv_clip, which are clamped to it.",
+    "adv/clip_share": "Share of advantages beyond advantage.adv_clip, which are clamped to it.",
     "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
     "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning. While ratios are 1 it is "
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",

@@ -197,9 +197,9 @@ def sentence(run: RunFolder) -> str:
     """What was trained, by what, on what, in a sentence."""
     if not run.config:
         return "The configuration of this run is missing."
-    policy, algorithm = run.setting("policy", "type", default="?"), run.setting("algorithm", "type", default="?")
+    policy, estimator = run.setting("policy", "type", default="?"), run.setting("advantage", "type", default="?")
     per_step = run.setting("sampling", "prompts_per_step"), run.setting("sampling", "group_size")
-    text = f"The policy “{policy}” was post-trained by RL ({str(algorithm).upper()})"
+    text = f"The policy “{policy}” was post-trained by RL ({str(estimator).upper()})"
     if all(per_step):
         text += f", {per_step[0]} prompts × {per_step[1]} pictures a step"
     weights = [f"{name} (weight {weight:g})" for name, weight in run.trained_on().items()]

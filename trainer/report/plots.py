@@ -212,10 +212,10 @@ def _ratio_plot(run: RunFolder) -> list[Plot]:
     if not _numbers((steps, middle)):
         return plots
     low, high = run.points("ratio/min", _least)[1], run.points("ratio/max", _largest)[1]
-    clip = run.setting("algorithm", "clip_range")
+    clip = run.setting("objective", "clip_range")
     alt = f"Probability ratio minus 1 over steps. {_ends('mean ratio', (steps, middle))}"
     note = f"Clipped beyond ±{clip:g}. " if isinstance(clip, int | float) else ""
-    if run.setting("algorithm", "updates_per_rollout") == 1:
+    if run.setting("optim", "updates_per_rollout") == 1:
         note += "With one update per set of rollouts it is exactly 1, or something is broken. "
     errors = list(_present(run.points("ratio/replay_error", _largest)[1]))
     if errors:

@@ -16,6 +16,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from trainer.config import ConfigError
+from trainer.config.old_keys import with_new_keys
 from trainer.records.recorder import read_rows, without_credentials
 from trainer.records.starts import Change, course
 
@@ -260,7 +261,7 @@ def _yaml(text: str, problems: list[str]) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         problems.append(f"config.yaml is not YAML: {error}")
         return {}
-    return config if isinstance(config, dict) else {}
+    return with_new_keys(config) if isinstance(config, dict) else {}
 
 
 def _json(path: Path, problems: list[str], kind: type) -> Any:

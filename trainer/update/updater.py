@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from trainer.config import AlgorithmConfig, OptimConfig
+from trainer.config import ObjectiveConfig, OptimConfig, SftLossConfig
+from trainer.config.objective import AveragedSection
 from trainer.engine import Engine
 from trainer.objectives import Batch, Supervised, build_objective
 from trainer.policies.base import Denoises
@@ -23,28 +24,35 @@ from trainer.update.schedule import learning_rate
 from trainer.update.tally import Tally
 
 
+def decay_at(config: AveragedSection, step: int) -> float:
+    """The sampling policy's decay after step `step` (from 0): it rises in a line over `old_decay_steps`, then stays."""
+    return config.old_decay * min(1.0, (step + 1) / max(config.old_decay_steps, 1))
+
+
 class Updater:
     """Turns rollouts with advantages into optimizer steps.
 
     Attributes:
-        old: the sampling policy, where that is a moving average of the trained one (`algorithm.old_decay`).
+        old: the sampling policy, where that is a moving average of the trained one (`objective.old_decay`).
     """
 
     def __init__(
         self,
         policy: Denoises,
         engine: Engine,
-        algorithm: AlgorithmConfig,
+        objective: ObjectiveConfig,
         optim: OptimConfig,
         world: World,
         max_steps: int,
         seed: int,
+        sft: SftLossConfig | None = None,
     ) -> None:
-        self.engine, self.algorithm, self.optim, self.world = engine, algorithm, optim, world
+        self.engine, self.config, self.optim, self.world = engine, objective, optim, world
         self.max_steps = max_steps
-        self.objective = build_objective(policy, algorithm, micro_batch_size=optim.micro_batch_size, seed=seed)
-        self.old = Ema(policy.trainable, algorithm.old_decay, kind="old") if algorithm.old_decay else None
-        self.sft = None if algorithm.sft is None else Supervised(policy, algorithm.sft, algorithm, world, seed)
+        self.objective = build_objective(policy, objective, micro_batch_size=optim.micro_batch_size, seed=seed)
+        self.averaged = objective if isinstance(objective, AveragedSection) and objective.old_decay else None
+        self.old = None if self.averaged is None else Ema(policy.trainable, self.averaged.old_decay, kind="old")
+        self.sft = None if sft is None else Supervised(policy, sft, world, seed)
 
     @contextmanager
     def sampling_policy(self) -> Iterator[None]:
@@ -70,21 +78,17 @@ class Updater:
         batches = [batch.to(self.world.device) for batch in batches]
         self._remember(batches)
         tally, grad_norm = Tally(self.world), 0.0
-        for number in range(self.algorithm.updates_per_rollout):
+        for number in range(self.optim.updates_per_rollout):
             self.engine.zero_grad()
             share = self._supervise(step, number, tally) if count else 1.0
             self._backward(batches, max(count, 1.0), share, tally)
             grad_norm = self._apply(step, number, lr, tally) if count else 0.0
-        if self.old is not None:
-            self.old.update(self._old_decay(step))
+        if self.old is not None and self.averaged is not None:
+            self.old.update(decay_at(self.averaged, step))
         row = {"lr": lr, "grad_norm": grad_norm, **tally.metrics()}
         if "ratio/square" in row:  # the mean of (ratio - 1)^2
             row["ratio/std"] = math.sqrt(max(row.pop("ratio/square") - (row["ratio/mean"] - 1) ** 2, 0.0))
         return {**row, "kl": row["loss/kl"]}
-
-    def _old_decay(self, step: int) -> float:
-        """The sampling policy's decay after step `step` (from 0): linear over `old_decay_steps`, then constant."""
-        return self.algorithm.old_decay * min(1.0, (step + 1) / max(self.algorithm.old_decay_steps, 1))
 
     @torch.no_grad()
     def _remember(self, batches: Sequence[Batch]) -> None:
@@ -100,7 +104,7 @@ class Updater:
         """Accumulate the gradient of the supervised loss where it is due. Returns the objective's share of the sum."""
         if self.sft is None or not self.sft.is_due(step):
             return 1.0
-        updates, coef = self.algorithm.updates_per_rollout, self.sft.config.coef
+        updates, coef = self.optim.updates_per_rollout, self.sft.config.coef
         try:
             batch = self.sft.draw(step * updates + number)
         except StopTrainingError as error:
@@ -114,7 +118,7 @@ class Updater:
 
     def _backward(self, batches: Sequence[Batch], count: float, share: float, tally: Tally) -> None:
         """Accumulate the gradient of `share` of the objective chunk by chunk, so that memory stays flat."""
-        terms = count * self.algorithm.updates_per_rollout  # metrics are means over the updates
+        terms = count * self.optim.updates_per_rollout  # metrics are means over the updates
         for batch in batches:
             num_chunks = self.objective.num_chunks(batch)
             for column in range(num_chunks):
@@ -122,7 +126,7 @@ class Updater:
                 tally.add_stats(chunk.stats)
                 tally.add("loss/policy", chunk.loss / terms)
                 tally.add("loss/kl", torch.zeros_like(chunk.loss) if chunk.kl is None else chunk.kl / terms)
-                loss = chunk.loss if chunk.kl is None else chunk.loss + self.algorithm.kl_beta * chunk.kl
+                loss = chunk.loss if chunk.kl is None else chunk.loss + self.config.kl_beta * chunk.kl
                 last = batch is batches[-1] and column == num_chunks - 1
                 self.engine.backward(share * loss / count, last=last)
 
@@ -130,7 +134,7 @@ class Updater:
         """One optimizer step, unless a loss or the gradient is not finite on some rank. Returns the gradient's norm."""
         norm = math.nan if self.world.any(not tally.is_finite()) else self.engine.step(lr)
         if self.world.any(not math.isfinite(norm)):
-            updates = self.algorithm.updates_per_rollout
+            updates = self.optim.updates_per_rollout
             before = f" The {number} of {updates} before it were, so the weights are not saved." if number else ""
             raise StopTrainingError(
                 f"step {step + 1}: the loss or the gradient (norm {norm}) is not finite on some rank; this update was not "

@@ -72,7 +72,7 @@ def test_models_output_and_services_come_from_the_environment(
     }
     assert config.run_dir == Path("runs/first")
     assert config.rewards.services["ocr"].urls == ("http://node7:18082",)
-    assert (config.algorithm.adv_clip, config.algorithm.nft_beta) == (3.0, 0.1)
+    assert (config.advantage.adv_clip, config.objective.type) == (3.0, "flow_grpo")
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "config: SD3_5_MODEL_NAME_OR_PATH sets policy.sd3_path = models/sd3",
@@ -83,8 +83,8 @@ def test_models_output_and_services_come_from_the_environment(
         "config: REWARD_SERVICE_ADDR sets rewards.services.ocr.urls = ['http://node7:18082']",
         "config: HPS_URL=http://node8:18083 is not used: the recipe has no rewards.services.hps",
         f"config: VLLM_MAX_WORKERS=16 is not used: {VARIABLES['VLLM_MAX_WORKERS'].remark}",
-        "config: ATRAIN_ADV_CLIP_MAX sets algorithm.adv_clip = 3.0",
-        "config: ATRAIN_NFT_BETA=0.5 is not used: it acts with algorithm.objective = diffusion_nft only",
+        "config: ATRAIN_ADV_CLIP_MAX sets advantage.adv_clip = 3.0",
+        "config: ATRAIN_NFT_BETA=0.5 is not used: it acts with objective.type = diffusion_nft only",
     ]
 
 

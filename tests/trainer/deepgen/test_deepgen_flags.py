@@ -81,8 +81,8 @@ def test_the_shipped_command_line_becomes_a_recipe_that_loads(folder: Path, caps
         1.0,
     )
     assert int(49 * sampling.timestep_fraction + 1e-9) == 30, "int(50 * 0.6) steps are trained there"
-    assert (config.algorithm.type, config.algorithm.objective) == ("gdpo", "flow_grpo")
-    assert (config.algorithm.clip_range, config.algorithm.kl_beta, config.algorithm.kl_type) == (1e-4, 5e-7, "velocity")
+    assert (config.advantage.type, config.objective.type) == ("gdpo", "flow_grpo")
+    assert (config.objective.clip_range, config.objective.kl_beta, config.objective.kl_type) == (1e-4, 5e-7, "velocity")
     assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (2e-6, "constant", 20)
     assert config.data.ignore_rewards == ()
     assert set(config.rewards.columns) == {"unifiedreward_think", "clip_sim", "ocr", "unigenbench"}
@@ -215,7 +215,7 @@ def test_a_flag_without_a_field_changes_nothing_and_says_why(name: str, capsys: 
         ("--prompts_file a.txt", "--prompts_file a.txt does nothing here: --dataset_config says"),
         ("--num_train_epochs 3", "--num_train_epochs 3 does nothing here: --max_steps 100"),
         ("--lr_scheduler_type constant --warmup_steps 9", "--warmup_steps 9 does nothing here"),
-        ("--atrain_nft_beta 0.5", "--atrain_nft_beta 0.5 does nothing here: the recipe has no algorithm.nft_beta"),
+        ("--atrain_nft_beta 0.5", "--atrain_nft_beta 0.5 does nothing here: the recipe has no objective.nft_beta"),
         ("--atrain_algorithm diffusionnft --clip_range 0.1", "--clip_range 0.1 does nothing here"),
         ("--atrain_algorithm diffusionnft --sde_eta 0.1", "--sde_eta 0.1 does nothing here"),
         ("--beta 0 --atrain_kl_type x-based", "--atrain_kl_type x-based does nothing here"),
@@ -256,7 +256,7 @@ def test_a_recipe_made_there_loads_from_here(folder: Path, monkeypatch: pytest.M
     assert config.data.train[0].path == str(folder / "text.txt")
     assert config.evaluation.sets[0].path == str(folder / "held.txt")
     assert config.policy.model_dump()["checkpoint"] == str(folder / files["checkpoint"])
-    assert config.algorithm.sft is not None and config.algorithm.sft.path == str(folder / "sft.json")
+    assert config.sft is not None and config.sft.path == str(folder / "sft.json")
     assert load_recipe(folder / "1.yaml", Config).distributed.deepspeed == str(folder / files["mine"])
     assert load_recipe(folder / "2.yaml", Config).data.train[0].path == str(folder / "text.txt")
 

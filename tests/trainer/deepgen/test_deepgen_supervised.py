@@ -102,11 +102,11 @@ def test_the_recipe_has_the_sets_by_absolute_paths(
 ) -> None:
     monkeypatch.setenv("DATA_ROOT", "data")
     recipe = yaml.safe_load(translated("--sftaux_dataset_config my_sft.py --sftaux_micro_batch_size 4"))
-    assert recipe["algorithm"]["sft"]["sets"] == [
+    assert recipe["sft"]["sets"] == [
         {"path": f"{folder}/data/sft/general.json", "image_folder": str(folder), "weight": 1.0},
         {"path": f"{folder}/data/sft/text.json", "image_folder": f"{folder}/data/raw", "weight": 3.0},
     ]
-    assert recipe["algorithm"]["sft"]["batch_size"] == 32 and recipe["algorithm"]["sft"]["size"] == [512, 512]
+    assert recipe["sft"]["batch_size"] == 32 and recipe["sft"]["size"] == [512, 512]
     assert "2 of 2 files are not here" in capsys.readouterr().err
     for name in ("general", "text"):
         path = folder / f"data/sft/{name}.json"
@@ -125,7 +125,7 @@ def test_a_lost_loss_is_said_in_the_recipe_and_on_stderr(folder: Path, capsys: p
     ):
         text = translated(flags)
         head = text.partition("run_name")[0]
-        assert words in head and "this recipe has no supervised loss" in head and "algorithm:\n" in text
+        assert words in head and "this recipe has no supervised loss" in head and "objective:\n" in text
         assert "sft:" not in text
         assert words in capsys.readouterr().err
     translated("--sftaux_coef 0")

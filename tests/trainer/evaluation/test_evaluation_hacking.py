@@ -90,7 +90,7 @@ def test_a_hacked_reward_raises_the_alarm_and_may_stop_the_run(
     assert step in (10, 20) and "alarm/heldout/detail" in alarms
     stopped = json.loads((config.run_dir / "summary.json").read_text())["stopped"]
     assert "alarms.action = stop" in stopped and "detail, which training does not use, fell by" in stopped
-    assert "raise algorithm.kl_beta" in stopped
+    assert "raise objective.kl_beta" in stopped
     assert "ALARM heldout/detail after step" in capsys.readouterr().err
     going_on = bright("hacked", action="note")
     assert train(going_on) == 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from trainer.config import Config, ConfigError
 from trainer.data.datasets import DataError
@@ -126,7 +125,7 @@ def test_deepgens_jsonl_is_read_as_rows_and_other_sets_may_say_what_they_are(tmp
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_field(tmp_path: Path, evaluation: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         config(tmp_path, **evaluation)
 
 

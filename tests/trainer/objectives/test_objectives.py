@@ -18,11 +18,11 @@ from tests.support.tiny_updates import (
     gradient,
     make_policy,
     make_updater,
+    objective_config,
     policy_for,
     roll_out,
     weights,
 )
-from trainer.config import AlgorithmConfig
 from trainer.losses import clipped_surrogate, diffuse, kl_penalty, matching_error, nft_loss
 from trainer.objectives import OBJECTIVES, needs_reference, plan_needs
 from trainer.objectives.pairs import extreme_pairs
@@ -64,12 +64,12 @@ def update(
     moved: bool = True,
     **more: Any,
 ) -> tuple[FlowPolicy, dict[str, float]]:
-    algorithm = CASES[objective] | more
-    policy = policy_for(**algorithm)
+    fields = CASES[objective] | more
+    policy = policy_for(**fields)
     batch = roll_out(policy, objective, sampled)
     if moved:
         drift(policy)
-    return policy, make_updater(policy, micro=micro, **algorithm).step(batch, ADV, weight, 0)
+    return policy, make_updater(policy, micro=micro, **fields).step(batch, ADV, weight, 0)
 
 
 @pytest.mark.parametrize(("sampled", "micro"), [(8, 1), (8, 3), (1, None), (4, None), (2, 8)])
@@ -88,12 +88,12 @@ def test_micro_batches_do_not_change_the_step(objective: str, sampled: int, micr
 
 def test_samples_without_weight_count_neither_above_nor_below_the_line(objective: str) -> None:
     """The second group masked is the same step as the first group alone."""
-    algorithm = CASES[objective]
+    fields = CASES[objective]
     masked, _ = update(objective, weight=torch.tensor([1.0] * 4 + [0.0] * 4))
-    half = policy_for(**algorithm)
+    half = policy_for(**fields)
     batch = roll_out(half, objective, 4)[:1]
     drift(half)
-    make_updater(half, **algorithm).step(batch, ADV[:4], ONES[:4], 0)
+    make_updater(half, **fields).step(batch, ADV[:4], ONES[:4], 0)
     scale = gradient(half).abs().max().item()
     torch.testing.assert_close(gradient(masked), gradient(half), rtol=1e-3, atol=1e-4 * scale)
 
@@ -128,11 +128,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(objective: str) -> None
 @pytest.mark.parametrize("name", ["flow_grpo", "grpo_guard", "diffusion_nft", "awm"])
 def test_the_kl_pulls_back_to_the_starting_weights(name: str) -> None:
     """Without an advantage only the KL is left, and it falls along its gradient."""
-    algorithm = CASES[name] | {"kl_beta": 1.0}
-    policy = policy_for(**algorithm)
+    fields = CASES[name] | {"kl_beta": 1.0}
+    policy = policy_for(**fields)
     batch = roll_out(policy, name)
     drift(policy)
-    updater = make_updater(policy, lr=3e-5, **algorithm)
+    updater = make_updater(policy, lr=3e-5, **fields)
     adv = 0 * ADV
     first, second = (updater.step(batch, adv, ONES, 0)["kl"] for _ in range(2))
     assert 0 < second < first
@@ -150,8 +150,8 @@ def test_noise_levels_are_the_samples_own(name: str) -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
-def point(policy: FlowPolicy, batch: list[Rollout], **algorithm: Any) -> tuple[Any, Any]:
-    updater = make_updater(policy, **algorithm)
+def point(policy: FlowPolicy, batch: list[Rollout], **fields: Any) -> tuple[Any, Any]:
+    updater = make_updater(policy, **fields)
     (only,) = updater.objective.batches(batch, ADV, ONES, 0)
     return only, updater.objective.draw(only, 0)  # type: ignore[attr-defined]
 
@@ -170,11 +170,11 @@ def test_points_follow_the_forward_process() -> None:
 
 def test_nft_is_its_equation_on_the_policy() -> None:
     """DiffusionNFT (arXiv 2509.16117) eq. 5: v_old is the sampling policy's velocity, here that of before the drift."""
-    algorithm: dict[str, Any] = {"objective": "diffusion_nft", "old_decay": 0.5, "nft_beta": 0.3, "nft_adv_clip": 2.0}
+    fields: dict[str, Any] = {"objective": "diffusion_nft", "old_decay": 0.5, "nft_beta": 0.3, "nft_adv_clip": 2.0}
     policy = make_policy()
     batch = roll_out(policy, "diffusion_nft")
-    updater = make_updater(policy, lr=1e-12, **algorithm)  # takes the present weights for the sampling policy
-    _, drawn = point(policy, batch, **algorithm)
+    updater = make_updater(policy, lr=1e-12, **fields)  # takes the present weights for the sampling policy
+    _, drawn = point(policy, batch, **fields)
     with torch.no_grad():
         v_old = policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B)
     drift(policy)
@@ -188,11 +188,11 @@ def test_nft_is_its_equation_on_the_policy() -> None:
 
 def test_awm_is_its_equation_on_the_policy() -> None:
     """AWM (arXiv 2509.25050): log-probability -|v - (noise - x0)|^2 at the drawn point, in the clipped surrogate."""
-    algorithm: dict[str, Any] = {"objective": "awm", "old_decay": 0.5, "clip_range": 1e-3}
+    fields: dict[str, Any] = {"objective": "awm", "old_decay": 0.5, "clip_range": 1e-3}
     policy = make_policy()
     batch = roll_out(policy, "awm")
-    updater = make_updater(policy, lr=1e-12, **algorithm)
-    _, drawn = point(policy, batch, **algorithm)
+    updater = make_updater(policy, lr=1e-12, **fields)
+    _, drawn = point(policy, batch, **fields)
 
     def logp() -> Tensor:
         v = policy.predict(batch[0].prompts, diffuse(drawn.x0, drawn.noise, drawn.sigma_B), drawn.sigma_B)
@@ -277,10 +277,10 @@ def test_dpo_trains_on_the_extremes_alone() -> None:
 
 def test_dpo_begins_at_log_two_and_learns_its_pairs() -> None:
     """Diffusion-DPO (arXiv 2311.12908): at the reference the loss is log 2; steps down it widen the margin."""
-    algorithm: dict[str, Any] = {"objective": "diffusion_dpo", "dpo_beta": 2000.0}
-    policy = policy_for(**algorithm)
+    fields: dict[str, Any] = {"objective": "diffusion_dpo", "dpo_beta": 2000.0}
+    policy = policy_for(**fields)
     batch = roll_out(policy, "diffusion_dpo")
-    updater = make_updater(policy, lr=1e-4, **algorithm)
+    updater = make_updater(policy, lr=1e-4, **fields)
     rows = [updater.step(batch, ADV, ONES, 0) for _ in range(4)]
     assert rows[0]["loss/policy"] == pytest.approx(math.log(2))
     assert rows[-1]["loss/policy"] < rows[0]["loss/policy"]
@@ -373,7 +373,7 @@ def test_dance_grpo_is_its_equation() -> None:
     policy = make_policy()
     plan = SamplingPlan(4, 8, "dance_sde", 0.3, (1,), (1,))
     (rollout,) = policy.sample(PROMPTS, 4, range(8), plan)
-    updater = make_updater(policy, lr=1e-12, type="grpo", clip_range=1e-3)
+    updater = make_updater(policy, lr=1e-12, clip_range=1e-3)
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.05)
     adv = ADV + 1
@@ -395,11 +395,11 @@ def test_dance_grpo_is_its_equation() -> None:
 @pytest.mark.parametrize("kl_type", ["velocity", "latent"])
 def test_kl_types_by_their_formulas(kl_type: str) -> None:
     """Flow-GRPO (arXiv 2505.05470) section 4: squared distance of step means, or of velocities, over 2 std^2."""
-    algorithm: dict[str, Any] = {"kl_beta": 1.0, "kl_type": kl_type}
-    policy = policy_for(**algorithm)
+    fields: dict[str, Any] = {"kl_beta": 1.0, "kl_type": kl_type}
+    policy = policy_for(**fields)
     (rollout,) = roll_out(policy)
     drift(policy)
-    row = make_updater(policy, lr=1e-12, **algorithm).step([rollout], 0 * ADV, ONES, 0)
+    row = make_updater(policy, lr=1e-12, **fields).step([rollout], 0 * ADV, ONES, 0)
     total = 0.0
     for column, sigma in enumerate((1.0, 0.75, 0.5)):
         x = rollout.trace.x_BT[:, column]
@@ -413,24 +413,24 @@ def test_kl_types_by_their_formulas(kl_type: str) -> None:
 
 
 def test_forward_kl_is_the_distance_of_velocities_at_the_point() -> None:
-    algorithm: dict[str, Any] = {"objective": "awm", "kl_beta": 1.0}
-    policy = policy_for(**algorithm)
+    fields: dict[str, Any] = {"objective": "awm", "kl_beta": 1.0}
+    policy = policy_for(**fields)
     batch = roll_out(policy, "awm")
     drift(policy)
-    _, drawn = point(policy, batch, **algorithm)
+    _, drawn = point(policy, batch, **fields)
     with torch.no_grad():
         v, v_ref = (policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B, reference=r) for r in (False, True))
-    row = make_updater(policy, lr=1e-12, **algorithm).step(batch, 0 * ADV, ONES, 0)
+    row = make_updater(policy, lr=1e-12, **fields).step(batch, 0 * ADV, ONES, 0)
     expected = kl_penalty(((v - v_ref) ** 2).flatten(1).mean(1)[:, None], ONES) / 8
     assert row["kl"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_no_chunk_reads_the_device(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To read a tensor's value is to wait for a GPU: while losses add up, none is read."""
-    algorithm = CASES[objective]
-    policy = policy_for(**algorithm)
+    fields = CASES[objective]
+    policy = policy_for(**fields)
     batch = roll_out(policy, objective)
-    updater = make_updater(policy, micro=2, **algorithm)
+    updater = make_updater(policy, micro=2, **fields)
     batches = updater.objective.batches(batch, ADV, ONES, 0)
     schedule = policy._schedule(batch[0].trace.plan)  # made of numbers that never were on a device
     monkeypatch.setattr(policy, "_schedule", lambda plan: schedule)
@@ -451,9 +451,9 @@ def test_needs() -> None:
     assert plan_needs("grpo_guard").keep_means and not plan_needs("grpo_guard").deterministic
     for name in ("diffusion_nft", "awm", "diffusion_dpo"):
         assert plan_needs(name).keep_final and plan_needs(name).deterministic
-    assert needs_reference(AlgorithmConfig(objective="diffusion_dpo"))
-    assert needs_reference(AlgorithmConfig(kl_beta=0.1))
-    assert not needs_reference(AlgorithmConfig(objective="diffusion_nft"))
+    assert needs_reference(objective_config("diffusion_dpo"))
+    assert needs_reference(objective_config(kl_beta=0.1))
+    assert not needs_reference(objective_config("diffusion_nft"))
 
 
 def test_one_prompt_in_two_data_sets_has_two_noises() -> None:

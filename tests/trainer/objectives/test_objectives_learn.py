@@ -32,15 +32,13 @@ def brightness(rollouts: list[Rollout]) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_the_reward_rises(name: str) -> None:
     """The same initial noises, without noise in between, give brighter pictures after training: seven of eight."""
-    algorithm = CASES[name]
-    policy = policy_for(**algorithm)
-    updater = make_updater(policy, lr=2e-3, **algorithm)
+    fields = CASES[name]
+    policy = policy_for(**fields)
+    updater = make_updater(policy, lr=2e-3, **fields)
     before = brightness(roll_out(policy, "awm"))
     for step in range(1, STEPS + 1):
         with updater.sampling_policy():
-            rollouts = roll_out(
-                policy, algorithm.get("objective", "flow_grpo"), seeds=range(100 * step, 100 * step + 8)
-            )
+            rollouts = roll_out(policy, fields.get("objective", "flow_grpo"), seeds=range(100 * step, 100 * step + 8))
         reward = brightness(rollouts)
         adv = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4)
         updater.step(rollouts, adv.flatten(), torch.ones(8), step)

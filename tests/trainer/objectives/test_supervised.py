@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.tiny_updates import ADV, CPU, ONES, gradient, make_policy, make_updater, roll_out, weights
-from trainer.config import AlgorithmConfig, ConfigError, SftLossConfig
+from trainer.config import ConfigError, SftLossConfig
 from trainer.objectives import Supervised
 from trainer.objectives.captions import BrokenPicturesError, CaptionData
 from trainer.objectives.supervised import SupervisedBatch
@@ -47,8 +47,7 @@ def sft(path: Path, **fields: Any) -> SftLossConfig:
 
 
 def make_supervised(path: Path, world: World | None = None, **fields: Any) -> Supervised:
-    algorithm = AlgorithmConfig(sft=sft(path, **fields))
-    return Supervised(make_policy(), sft(path, **fields), algorithm, world or World(0, 1, CPU), seed=3)
+    return Supervised(make_policy(), sft(path, **fields), world or World(0, 1, CPU), seed=3)
 
 
 def test_the_loss_is_flow_matching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

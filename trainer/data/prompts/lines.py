@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.config.paths import nearest_path
 from trainer.data.prompts.checks import DataError, shown
 from trainer.data.prompts.fields import TEXTS, holds_input, split_row, text_column
 from wire.quotes import quoted_texts
@@ -30,8 +31,8 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
-            f"no prompt file at {path.absolute()}; correct `path`: it counts from the working directory, and in a file of "
-            "DeepGen-RL's from that file"
+            f"no prompt file at {path.absolute()}; {nearest_path(path)} (`path` counts from the working "
+            "directory, and in a file of DeepGen-RL's from that file)"
         ) from error
     except OSError as error:
         raise DataError(f"{path.absolute()} cannot be read: {error.strerror}") from error

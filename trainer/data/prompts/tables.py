@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.config.paths import nearest_path
 from trainer.data.prompts.checks import DataError, check_text, shown
 from trainer.data.prompts.fields import TEXTS, split_row, text_column
 from trainer.data.prompts.lines import Rows, read_text, split_at
@@ -201,7 +202,7 @@ def read_parquet(path: Path, prompt_column: str | None = None) -> Rows:
     try:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except FileNotFoundError as error:
-        raise DataError(f"no prompt file at {path.absolute()}; correct `path`") from error
+        raise DataError(f"no prompt file at {path.absolute()}; {nearest_path(path)}") from error
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise DataError(f"{path}: not Parquet ({error})") from error
     return ((n, split_at(f"{path}:{n}", row, prompt_column)) for n, row in enumerate(rows, start=1))

@@ -88,35 +88,35 @@ FLAGS: dict[str, Flag] = {
     ),
     "log_prob_micro_batch_size": Flag(None, (), "not used there either", "whole"),
     "atrain_num_actor_update_steps": Flag(
-        1, ("algorithm.updates_per_rollout",), "optimizer steps, each on all rollouts; there it cut them apart", "whole"
+        1, ("optim.updates_per_rollout",), "optimizer steps, each on all rollouts; there it cut them apart", "whole"
     ),
     "atrain_algorithm": Flag(
         "flowgrpo",
-        ("algorithm.objective",),
+        ("objective.type",),
         "flow_grpo, grpo_guard, diffusion_nft",
         choices=("flowgrpo", "grpoguard", "diffusionnft"),
     ),
     "atrain_adv_type": Flag(
         "gdpo",
-        ("algorithm.type",),
+        ("advantage.type",),
         "reinforcepp is reinforce_pp; statistics of the batch are over all ranks",
         choices=("grpo", "grpo_global_std", "reinforcepp", "gdpo"),
     ),
     "beta": Flag(
         5e-7,
-        ("algorithm.kl_beta",),
+        ("objective.kl_beta",),
         "scaled with flowgrpo_sde, diffusionnft, and grpoguard on cps_sde, whose KL has another divisor there",
         "number",
     ),
-    "atrain_kl_type": Flag("v-based", ("algorithm.kl_type",), "velocity or latent", choices=("x-based", "v-based")),
+    "atrain_kl_type": Flag("v-based", ("objective.kl_type",), "velocity or latent", choices=("x-based", "v-based")),
     "clip_range": Flag(
-        1e-4, ("algorithm.clip_range",), "of ratios that are exactly 1 before the first update", "number"
+        1e-4, ("objective.clip_range",), "of ratios that are exactly 1 before the first update", "number"
     ),
-    "atrain_nft_beta": Flag(0.1, ("algorithm.nft_beta",), "with diffusionnft", "number"),
-    "atrain_nft_adv_clip_range": Flag(5.0, ("algorithm.nft_adv_clip",), "with diffusionnft", "number"),
+    "atrain_nft_beta": Flag(0.1, ("objective.nft_beta",), "with diffusionnft", "number"),
+    "atrain_nft_adv_clip_range": Flag(5.0, ("objective.nft_adv_clip",), "with diffusionnft", "number"),
     "atrain_nft_off_policy": Flag(
         False,
-        ("algorithm.old_decay",),
+        ("objective.old_decay",),
         "with diffusionnft: ema_diffusion is the decay of the sampling policy",
         "switch",
     ),
@@ -130,17 +130,17 @@ FLAGS: dict[str, Flag] = {
     # Supervised loss beside it
     "sftaux_dataset_config": Flag(
         "deepgen_rl/sft/configs/datasets/deepgen/t2i_grpo_moretextdata.py",
-        ("algorithm.sft.sets", "algorithm.sft.path"),
+        ("sft.sets", "sft.path"),
         "a Python file is read and not run; or name a JSON array of image_path and txt",
     ),
-    "sftaux_coef": Flag(1e-4, ("algorithm.sft.coef",), "", "number"),
-    "sftaux_every_n_steps": Flag(1, ("algorithm.sft.every",), "", "whole"),
+    "sftaux_coef": Flag(1e-4, ("sft.coef",), "", "number"),
+    "sftaux_every_n_steps": Flag(1, ("sft.every",), "", "whole"),
     "sftaux_micro_batch_size": Flag(
-        32, ("algorithm.sft.batch_size", "algorithm.sft.micro_batch_size"), "batch_size counts all GPUs", "whole"
+        32, ("sft.batch_size", "sft.micro_batch_size"), "batch_size counts all GPUs", "whole"
     ),
     "sftaux_num_workers": Flag(None, (), "pictures are read as they are needed", "whole"),
     "sftaux_disable_on_error": Flag(
-        False, (), "leave algorithm.sft out; damaged pictures are skipped and counted", "switch"
+        False, (), "leave the section sft out; damaged pictures are skipped and counted", "switch"
     ),
     # Evaluation
     "eval_freq": Flag(

@@ -15,21 +15,21 @@ _JSON = (".json", ".jsonl")
 
 
 def supervised_lines(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:
-    """`algorithm.sft`, and what is to be said about it."""
+    """The section `sft`, and what is to be said about it."""
     given, said = args.sftaux_dataset_config or "", []
     if not given or not args.sftaux_coef:
         return {}, []
     asked = "sftaux_dataset_config" in args.given
     lost = f"--sftaux_dataset_config {given}{'' if asked else ', the default there'}: this recipe has no supervised loss, as "
     if given.endswith(_JSON):
-        files = {"algorithm.sft.path": Line(os.path.abspath(given))}
+        files = {"sft.path": Line(os.path.abspath(given))}
         names = [os.path.abspath(given)]
     else:
         try:
             sets = [_as_set(each) for each in read_picture_sets(Path(given))]
         except ConfigError as error:
             return {}, [f"{lost}{error}; name a JSON array of image_path and txt instead"]
-        files = {"algorithm.sft.sets": Line(sets, f"from {given}, which was read and not run")}
+        files = {"sft.sets": Line(sets, f"from {given}, which was read and not run")}
         names = [each["path"] for each in sets]
     missing = [name for name in names if not Path(name).is_file()]
     if missing and not asked:
@@ -50,13 +50,11 @@ def _as_set(each: Any) -> dict[str, Any]:
 def _how(args: argparse.Namespace) -> dict[str, Line]:
     micro = args.sftaux_micro_batch_size
     return {
-        "algorithm.sft.coef": Line(args.sftaux_coef),
-        "algorithm.sft.every": Line(args.sftaux_every_n_steps),
-        "algorithm.sft.batch_size": Line(
-            micro * (args.gpus or 1), "" if args.gpus else "of all GPUs; --gpus was not given"
-        ),
-        "algorithm.sft.micro_batch_size": Line(micro),
-        "algorithm.sft.size": Line(
+        "sft.coef": Line(args.sftaux_coef),
+        "sft.every": Line(args.sftaux_every_n_steps),
+        "sft.batch_size": Line(micro * (args.gpus or 1), "" if args.gpus else "of all GPUs; --gpus was not given"),
+        "sft.micro_batch_size": Line(micro),
+        "sft.size": Line(
             [args.image_height, args.image_width],
             "one size for all; there each keeps its shape at about as many pixels",
         ),

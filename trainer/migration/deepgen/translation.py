@@ -42,7 +42,8 @@ def translate(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:
         "policy.dtype": Line("bfloat16"),
         "policy.gradient_checkpointing": Line(True),
         **_sampling(args, prompts, micro),
-        **_algorithm(args),
+        **_objective(args),
+        "advantage.type": Line(args.atrain_adv_type.replace("reinforcepp", "reinforce_pp")),
         **supervised,
         **data_lines(args),
         **_optim(args),
@@ -179,27 +180,25 @@ def _kl_beta(args: argparse.Namespace) -> Line:
     return Line(args.beta)
 
 
-def _algorithm(args: argparse.Namespace) -> dict[str, Line]:
+def _objective(args: argparse.Namespace) -> dict[str, Line]:
     lines = {
-        "algorithm.type": Line(args.atrain_adv_type.replace("reinforcepp", "reinforce_pp")),
-        "algorithm.objective": Line(_OBJECTIVES[args.atrain_algorithm]),
-        "algorithm.kl_beta": _kl_beta(args),
-        "algorithm.updates_per_rollout": Line(args.atrain_num_actor_update_steps),
+        "objective.type": Line(_OBJECTIVES[args.atrain_algorithm]),
+        "objective.kl_beta": _kl_beta(args),
     }
     if args.atrain_algorithm == "diffusionnft":
-        lines["algorithm.nft_beta"] = Line(args.atrain_nft_beta)
-        lines["algorithm.nft_adv_clip"] = Line(args.atrain_nft_adv_clip_range)
-        lines["algorithm.timestep_draws"] = Line(
+        lines["objective.nft_beta"] = Line(args.atrain_nft_beta)
+        lines["objective.nft_adv_clip"] = Line(args.atrain_nft_adv_clip_range)
+        lines["objective.timestep_draws"] = Line(
             max(1, int(args.num_inference_steps * args.timestep_fraction)), "noise levels of the forward process"
         )
         if args.atrain_nft_off_policy:
             if not args.ema_diffusion:
                 raise ConfigError("--atrain_nft_off_policy samples with the average, which --ema_diffusion 0 turns off")
-            lines["algorithm.old_decay"] = Line(args.ema_diffusion)
+            lines["objective.old_decay"] = Line(args.ema_diffusion)
     else:
-        lines["algorithm.clip_range"] = Line(args.clip_range)
+        lines["objective.clip_range"] = Line(args.clip_range)
         if args.beta:
-            lines["algorithm.kl_type"] = Line(_KL_TYPES[args.atrain_kl_type])
+            lines["objective.kl_type"] = Line(_KL_TYPES[args.atrain_kl_type])
     return lines
 
 
@@ -214,6 +213,7 @@ def _optim(args: argparse.Namespace) -> dict[str, Line]:
         "optim.warmup_steps": Line(0 if name == "constant" else args.warmup_steps),
         "optim.max_grad_norm": Line(args.max_grad_norm or 1e9),
         "optim.ema_decay": Line(args.ema_diffusion),
+        "optim.updates_per_rollout": Line(args.atrain_num_actor_update_steps),
         "optim.micro_batch_size": Line(
             min(args.atrain_micro_batch_size, total),
             f"{args.atrain_micro_batch_size} there; a GPU has {total}" if args.atrain_micro_batch_size > total else "",

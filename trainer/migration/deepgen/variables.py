@@ -97,7 +97,7 @@ def _never(text: str) -> dict[str, Any]:
 # The services that DeepGen-RL finds by REWARD_SERVICE_ADDR where their own variable is not set.
 _ADDRESSED = ("ocr", "hps", "aesthetic", "pickscore", "imagereward", "geneval", "editreward", "deqa")
 _DEEPGEN = ("policy.type", "deepgen")
-_NFT = ("algorithm.objective", "diffusion_nft")
+_NFT = ("objective.type", "diffusion_nft")
 _NOT_SERVED = "no service of ours gives this reward; leave it out by data.ignore_rewards"
 _OF_THE_SERVICE = "belongs to the reward service: its own flags, `python -m services.{} --help`"
 _OURS_READS = "our {} service reads it as {}: unset it before starting our services on that machine"
@@ -122,12 +122,12 @@ VARIABLES: dict[str, Variable] = {
     "DATASET_CONFIG": _sets("data.dataset_config", "the YAML as it is"),
     "EVAL_DATASET_CONFIG": _sets("evaluation.dataset_config", "the YAML as it is"),
     "SFTAUX_DATASET_CONFIG": Variable(
-        "a Python file, which is not run; name the JSON of images and texts in algorithm.sft"
+        "a Python file, which is not run; name the JSON of images and texts in the section sft"
     ),
     "DATA_ROOT": Variable(
         "where image paths of the SFT data start",
-        "algorithm.sft.image_folder",
-        lambda text: {"algorithm.sft.image_folder": text},
+        "sft.image_folder",
+        lambda text: {"sft.image_folder": text},
         in_sections=True,
     ),
     "OUTPUT_DIR": Variable(
@@ -246,20 +246,20 @@ VARIABLES: dict[str, Variable] = {
         Variable(_SLEEP),
     ),
     # Algorithm
-    "ATRAIN_ADV_CLIP_MAX": _sets("algorithm.adv_clip", value=_number),
+    "ATRAIN_ADV_CLIP_MAX": _sets("advantage.adv_clip", value=_number),
     "ATRAIN_INCLUDE_LAST_DENOISE_STEP": Variable(
         "0 is what we do; 1 is refused: the last step is deterministic and has no log-probability", None, _never
     ),
     "ATRAIN_CLAMP_LOGPROB": Variable("log-probabilities stay float32, and one that is not finite stops the run"),
-    "ATRAIN_CLAMP_LOGPROB_DIFF": Variable("likewise; algorithm.clip_range bounds the ratio"),
+    "ATRAIN_CLAMP_LOGPROB_DIFF": Variable("likewise; objective.clip_range bounds the ratio"),
     "ATRAIN_GRPOGUARD_PAPER_IMPL": _sets(
-        "algorithm.guard_reweight", "the paper's weight of each step", _flag, ("algorithm.objective", "grpo_guard")
+        "objective.guard_reweight", "the paper's weight of each step", _flag, ("objective.type", "grpo_guard")
     ),
     "ATRAIN_GRPOGUARD_HIGHCLIP_RANGE": Variable(
-        "DeepGen-RL prints it and does not use it; algorithm.clip_range takes [lo, hi]"
+        "DeepGen-RL prints it and does not use it; objective.clip_range takes [lo, hi]"
     ),
-    "ATRAIN_NFT_BETA": _sets("algorithm.nft_beta", value=_number, only_if=_NFT),
-    "ATRAIN_NFT_ADV_CLIP_RANGE": _sets("algorithm.nft_adv_clip", value=_number, only_if=_NFT),
+    "ATRAIN_NFT_BETA": _sets("objective.nft_beta", value=_number, only_if=_NFT),
+    "ATRAIN_NFT_ADV_CLIP_RANGE": _sets("objective.nft_adv_clip", value=_number, only_if=_NFT),
     # Logs
     **dict.fromkeys(
         ("WANDB_PROJECT", "WANDB_RUN_NAME", "WANDB_MODE", "SWANLAB_MODE", "SWANLAB_PROJ_NAME", "SWANLAB_EXP_NAME"),

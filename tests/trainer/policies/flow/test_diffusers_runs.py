@@ -46,7 +46,7 @@ def test_a_run_trains_and_resumes_bit_for_bit(
         "sampling__width": 16,
         "sampling__shift": None,
         "sampling__guidance_scale": 2.0,
-        "algorithm": {"kl_beta": 0.01},
+        "objective": {"kl_beta": 0.01},
         "evaluation": {},
         "max_steps": 2,
     }

@@ -234,7 +234,7 @@ def test_a_run_goes_on_from_a_file_and_the_doctor_looks_at_it(
     settings = {
         "policy": policy,
         "sampling": {**sampling, "height": 16, "width": 16},
-        "algorithm": {"kl_beta": 0.01},
+        "objective": {"kl_beta": 0.01},
         "evaluation": {},
         "max_steps": 2,
     }

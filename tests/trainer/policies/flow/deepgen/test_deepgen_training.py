@@ -38,7 +38,7 @@ def test_two_steps_train_the_transformer_and_resume_exactly(
 ) -> None:
     def run(name: str, max_steps: int) -> Path:
         config = recipe(
-            name, policy=tiny.section(lora=lora), sampling=SAMPLING, max_steps=max_steps, algorithm={"kl_beta": 0.01}
+            name, policy=tiny.section(lora=lora), sampling=SAMPLING, max_steps=max_steps, objective={"kl_beta": 0.01}
         )
         train(load_config(config, Config))
         return Path(load_config(config, Config).run_dir)

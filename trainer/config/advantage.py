@@ -1,0 +1,74 @@
+"""How scores become advantages: one section per estimator of trainer/advantages, told apart by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.config.base import Section
+
+
+class AdvantageSection(Section):
+    """What all estimators have."""
+
+    min_valid: int = Field(
+        2, ge=2, description="A group with fewer valid scores of a reward than this gets no advantage from it."
+    )
+    adv_clip: float = Field(5.0, gt=0, description="Advantages are clamped to plus and minus this.")
+
+
+class DividingSection(AdvantageSection):
+    """What estimators have that divide by a standard deviation."""
+
+    eps: float = Field(1e-4, gt=0, description="Added to a standard deviation before dividing by it.")
+    std_floor: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The least divisor of a group, as a share of the reward's running spread; 0 sets no limit.",
+    )
+
+
+class GdpoConfig(DividingSection):
+    """GDPO: each reward is normalised in its group, then they are added by weight and normalised over the batch."""
+
+    type: Literal["gdpo"] = Field("gdpo", description="Which estimator of trainer/advantages.")
+
+
+class GrpoConfig(DividingSection):
+    """GRPO: the weighted sum of the rewards, normalised in its group."""
+
+    type: Literal["grpo"] = Field(description="Which estimator of trainer/advantages.")
+
+
+class GrpoGlobalStdConfig(DividingSection):
+    """GRPO as Flow-GRPO computes it: centred in its group, divided by the standard deviation of the batch."""
+
+    type: Literal["grpo_global_std"] = Field(description="Which estimator of trainer/advantages.")
+
+
+class DrGrpoConfig(AdvantageSection):
+    """Dr. GRPO: centred in its group and divided by nothing."""
+
+    type: Literal["dr_grpo"] = Field(description="Which estimator of trainer/advantages.")
+    eps: ClassVar[float] = 1e-4  # for the metrics of all rewards, which divide
+    std_floor: ClassVar[float] = 0.0
+
+
+class ReinforcePpConfig(DividingSection):
+    """REINFORCE++: normalised over the batch; groups play no part."""
+
+    type: Literal["reinforce_pp"] = Field(description="Which estimator of trainer/advantages.")
+
+
+AdvantageConfig = Annotated[
+    GdpoConfig | GrpoConfig | GrpoGlobalStdConfig | DrGrpoConfig | ReinforcePpConfig, Field(discriminator="type")
+]
+ESTIMATORS: dict[str, type[AdvantageSection]] = {
+    "gdpo": GdpoConfig,
+    "grpo": GrpoConfig,
+    "grpo_global_std": GrpoGlobalStdConfig,
+    "dr_grpo": DrGrpoConfig,
+    "reinforce_pp": ReinforcePpConfig,
+}

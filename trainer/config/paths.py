@@ -1,0 +1,42 @@
+"""Files and folders that a recipe names: one that is not there is said at once, with the nearest name that is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.config.base import ConfigError
+from trainer.config.policy import PolicyConfig
+
+# Fields of the policies' sections that name what is read at the start; a cache folder is made where there is none.
+_READ = ("checkpoint", "pretrained", "sd3_path", "qwen_path", "lmm_checkpoint")
+
+
+def check_policy_files(policy: PolicyConfig) -> None:
+    """Raises ConfigError for weights that are not there: before torch is imported and the model built, which takes seconds."""
+    for field, path in _named(policy):
+        if not Path(path).exists():
+            raise ConfigError(f"{field} = {path}: nothing at {Path(path).absolute()}; {nearest_path(Path(path))}")
+
+
+def nearest_path(path: Path) -> str:
+    """The remedy for a path that is not there: the nearest one that is, or that it should be corrected."""
+    there = next(parent for parent in path.absolute().parents if parent.is_dir())
+    missing, *rest = path.absolute().relative_to(there).parts
+    near = difflib.get_close_matches(missing, [each.name for each in there.iterdir()], n=1)
+    if not near:
+        return "correct the path"
+    found = there / near[0]
+    found = found.joinpath(*rest) if found.joinpath(*rest).exists() else found
+    shown = found if path.is_absolute() or not found.is_relative_to(Path.cwd()) else found.relative_to(Path.cwd())
+    return f"did you mean {shown}?"
+
+
+def _named(policy: PolicyConfig) -> Iterator[tuple[str, str]]:
+    for name in _READ:
+        if getattr(policy, name, None) is not None:
+            yield f"policy.{name}", getattr(policy, name)
+    lora = getattr(policy, "lora", None)
+    if lora is not None and lora.path is not None:
+        yield "policy.lora.path", lora.path
