@@ -32,6 +32,9 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 _OF_EVERY_CALL = frozenset({401, 403, 404})  # the key, the model or the path is refused: no item is to blame
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _PROBE_S = 5.0
+_SILENCE_S = 0.25  # a call that was at the server for less, because its deadline was near, tells nothing of the server
+_EARLY_S = 0.05  # who waits for the call may give it up this much before the call's own clock strikes
+SILENCE = "no answer in time"
 MODELS, CHAT = "/v1/models", "/v1/chat/completions"
 _JSON = {"Content-Type": "application/json"}
 _KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s: close them first, or a call meets a closing one
@@ -74,6 +77,15 @@ def server_url(url: str) -> str:
 
 def _log_waiting(reason: str) -> None:
     logger.info("waiting for the judge", extra={"reason": reason})
+
+
+@dataclass
+class _Call:
+    """One question while it is asked. `sent`: when the try that is at the server left, in `time.monotonic()` seconds."""
+
+    body: Mapping[str, Any]
+    started: float
+    sent: float | None = None
 
 
 class JudgeClient:
@@ -198,16 +210,21 @@ class JudgeClient:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
         if schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        started = time.monotonic()
+        call = _Call(body, time.monotonic())
         try:
-            async with asyncio.timeout(deadline - started):
+            async with asyncio.timeout(deadline - call.started):
                 if has_slot:
-                    answer = await self._ask_until_answered(body, started)
+                    answer = await self._ask_until_answered(call)
                 else:
                     async with self._slot():
-                        answer = await self._ask_until_answered(body, started)
+                        answer = await self._ask_until_answered(call)
+        except asyncio.CancelledError:  # also by who waits for the answer, and keeps to the same deadline
+            if time.monotonic() >= deadline - _EARLY_S:
+                self._note_silence(call)
+            raise
         except TimeoutError as error:
-            waited = time.monotonic() - started
+            self._note_silence(call)
+            waited = time.monotonic() - call.started
             last = f"; before that: {self.health.last}" if self.health.unreached else ""
             raise JudgeError(ErrorCode.TIMEOUT, f"no answer within {waited:.1f} s, the deadline{last}") from error
         self._metrics.call_seconds.observe(answer.seconds)
@@ -235,20 +252,22 @@ class JudgeClient:
         finally:
             self.slots.release()
 
-    async def _ask_until_answered(self, body: Mapping[str, Any], started: float) -> Answer:
+    async def _ask_until_answered(self, call: _Call) -> Answer:
         self._metrics.in_flight.inc()
         try:
-            return await self._try_until_answered(body, started)
+            return await self._try_until_answered(call)
         finally:
             self._metrics.in_flight.dec()
 
-    async def _try_until_answered(self, body: Mapping[str, Any], started: float) -> Answer:
+    async def _try_until_answered(self, call: _Call) -> Answer:
         tries = refusals = 0
         while True:
             tries += 1
             pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (tries - 1))
+            content = to_json(call.body)
+            call.sent = time.monotonic()
             try:
-                response = await self._http.post(CHAT, content=to_json(body), headers=_JSON)
+                response = await self._http.post(CHAT, content=content, headers=_JSON)
             except httpx.DecodingError as error:
                 raise JudgeError(ErrorCode.UPSTREAM, f"the judge's answer cannot be read: {error}") from error
             except httpx.TransportError as error:
@@ -259,13 +278,14 @@ class JudgeClient:
                     silence = f"the judge at {self._url} does not answer ({_reason(error)})"
                     raise JudgeError(ErrorCode.TIMEOUT, f"no answer in {refusals} tries: {silence}") from error
             else:
-                answer = self._read(response, tries, time.monotonic() - started)
+                answer = self._read(response, tries, time.monotonic() - call.started)
                 if isinstance(answer, Answer):
                     return answer
                 refusals += 1
                 if refusals >= self.endpoint.attempts:
                     raise answer
                 pause = max(pause, _retry_after_s(response))
+            call.sent = None
             self._metrics.retries.inc()
             await asyncio.sleep(pause)
 
@@ -313,10 +333,15 @@ class JudgeClient:
         except (httpx.DecodingError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             self.health.note_broken("an answer that is no chat completion")
 
+    def _note_silence(self, call: _Call) -> None:
+        """The call's deadline passed. When the server had it, and was silent, that is a call it did not answer."""
+        if call.sent is not None and time.monotonic() - call.sent >= _SILENCE_S:
+            self.health.note_broken(SILENCE)
+
     def note_error(self, error: httpx.TransportError) -> None:
         """A server that takes a call and is silent is up; that it lists its models does not mean that it works."""
         if isinstance(error, httpx.ReadTimeout):
-            self.health.note_broken("no answer in time")
+            self.health.note_broken(SILENCE)
         else:
             self.health.note_unreached(_reason(error))
 

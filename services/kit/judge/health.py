@@ -50,7 +50,7 @@ class Health:
         self._unreached = 0
 
     def note_broken(self, how: str) -> None:
-        """A call ended with 5xx, with a refusal of every call, or with an answer that was broken off."""
+        """A call ended with 5xx, a refusal of every call, an answer that was broken off, or none until its deadline."""
         self._unreached = 0
         self._broken += 1
         self._how = how

@@ -23,7 +23,7 @@ from services.kit.http.body import read_body
 from services.kit.http.intake import read_json
 from services.kit.http.service import Service
 from services.kit.judge.answers import BrokenOffError
-from services.kit.judge.client import CHAT, MODELS, JudgeClient
+from services.kit.judge.client import CHAT, MODELS, SILENCE, JudgeClient
 from services.kit.judge.endings import EventWatch, check_ending
 from wire.base64_text import decode_base64, first_bytes
 from wire.containers import TooManyPiecesError, media_type_of, read_container
@@ -98,15 +98,21 @@ class PassThrough:
                         health.note_answer()
                     await start(upstream, whole, True)
         except (TimeoutError, httpx.HTTPError, BrokenOffError) as error:
-            if isinstance(error, BrokenOffError):
-                health.note_broken("an answer that it broke off")
-            elif isinstance(error, httpx.TransportError):
-                self._client.note_error(error)
+            self._note(error, silent=path == CHAT and not started)
             failure = _failure(error, seconds)
             if not started:
                 raise failure from error
             event = json.dumps({"error": {"code": failure.code, "message": failure.message}})  # too late for a status
             await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode()})
+
+    def _note(self, error: Exception, *, silent: bool) -> None:
+        """What a call that failed tells of the server. `silent`: a question of which nothing was answered yet."""
+        if isinstance(error, BrokenOffError):
+            self._client.health.note_broken("an answer that it broke off")
+        elif isinstance(error, httpx.TransportError):
+            self._client.note_error(error)
+        elif isinstance(error, TimeoutError) and silent:
+            self._client.health.note_broken(SILENCE)
 
 
 class _Passed(Response):

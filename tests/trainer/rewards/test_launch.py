@@ -19,7 +19,7 @@ from trainer.config import RewardsConfig
 from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
 from trainer.rewards.launch import _LocalService, to_flags
 
-FAKE = {"module": "common.fakes"}
+FAKE = {"module": "kit.testing.fakes"}
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -145,7 +145,7 @@ import sys, time
 from pathlib import Path
 from trainer.config import RewardsConfig
 from trainer.rewards.launch import LocalServices
-config = RewardsConfig.model_validate({"launch": "local", "services": {"fake": {"module": "common.fakes"}}})
+config = RewardsConfig.model_validate({"launch": "local", "services": {"fake": {"module": "kit.testing.fakes"}}})
 services = LocalServices(config, Path(sys.argv[1]))
 services.start()
 print("up", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 import httpx
@@ -11,7 +12,7 @@ from PIL import Image
 
 from services.eval.settings import EvalSettings, make_scorer
 from services.kit.app import create_app
-from services.kit.judge.client import JudgeClient, JudgeEndpoint
+from services.kit.judge.client import SILENCE, JudgeClient, JudgeEndpoint, JudgeError
 from services.kit.judge.health import LOST_AFTER
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.passthrough import PassThrough
@@ -109,6 +110,59 @@ async def test_an_engine_that_hangs_or_breaks_answers_off_is_dead_too():
                 assert (await client.get("/ready")).status_code == 503
                 behave.reply = ALIVE
                 await until(lambda: client.service.ready)
+
+
+@pytest.mark.parametrize("make", [unifiedreward, evaluation, vqa])
+async def test_a_judge_that_hangs_is_dead_also_when_every_deadline_comes_before_the_limit_of_a_call(make):
+    behave = Judge()
+    with judging(behave) as judge:
+        async with gateway(make, judge, call_timeout_s=120) as client:
+            behave.reply = Reply("x", delay_s=30)
+            for _ in range(2):  # a service that asks about each image once: three calls at a time
+                assert client.service.ready
+                answer = await client.post("/v1/score", json=body() | {"deadline_ms": 1000})
+                assert answer.status_code in (200, 503, 504)
+                if not client.service.ready:
+                    break
+            ready = await client.get("/ready")
+            assert ready.status_code == 503 and SILENCE in ready.json()["error"]["message"]
+            behave.reply = ALIVE
+            await until(lambda: client.service.ready)
+            answer = await client.post("/v1/score", json=body())
+    assert answer.status_code == 200 and all(each["score"] is not None for each in answer.json()["results"])
+
+
+async def test_a_call_that_its_caller_gave_no_time_and_one_that_waited_for_its_turn_tell_nothing_of_the_judge():
+    with judging(lambda _question: Reply("x", delay_s=30)) as judge:
+        client = JudgeClient(JudgeEndpoint(judge.url, "judge", concurrency=1), JudgeMetrics())
+
+        async def ask(seconds):
+            with pytest.raises(JudgeError, match="the deadline"):
+                await client.ask([], max_tokens=1, deadline=time.monotonic() + seconds)
+
+        for _ in range(LOST_AFTER + 1):
+            await ask(0.05)
+        await asyncio.gather(*[ask(0.5) for _ in range(LOST_AFTER + 1)])  # one of them has the only slot
+        assert client.failure is None
+        for _ in range(LOST_AFTER - 1):
+            await ask(0.5)
+        assert SILENCE in (client.failure or "")
+        await client.aclose()
+
+
+async def test_calls_that_pass_through_and_hang_count_too():
+    behave = Judge()
+    behave.reply = Reply("x", delay_s=30)
+    question = {"model": "judge", "messages": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]}
+    settings = UnifiedRewardSettings(judge_wait_s=0, request_timeout_s=0.3)
+    with judging(behave) as judge:
+        scorer = UnifiedRewardScorer(settings.model_copy(update={"judge_url": judge.url}))
+        app = create_app(scorer, "x", settings, add_routes=PassThrough(scorer.client, 2).add_routes)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
+            for _ in range(LOST_AFTER):
+                assert scorer.failure is None
+                assert (await client.post("/v1/chat/completions", json=question)).status_code == 504
+        assert SILENCE in scorer.failure
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
