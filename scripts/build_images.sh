@@ -4,20 +4,12 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 
-# A service's default port, as in its settings.
-declare -A PORTS=([ocr]=18082 [hps]=18083 [clip]=18080 [rules]=18084 [unifiedreward]=18087 [eval]=18088
-    [geneval]=18085 [imagereward]=18081 [regression]=18086 [vqa]=18089)
-# What `docker compose up` starts, and the shelf.
-SERVICES=(ocr hps clip rules unifiedreward eval)
-SHELF=(geneval imagereward regression vqa)
-
 usage() {
     cat <<'TEXT'
 Usage: bash scripts/build_images.sh [NAME ...]
 
-Builds rewards-NAME:TAG for each NAME: ocr, hps, clip, rules, unifiedreward, eval, geneval, imagereward, regression, vqa,
-trainer.
-Without a name: the services that `docker compose up` starts, which are the first six.
+Builds rewards-NAME:TAG for each NAME: a service that is deployed, or trainer.
+`python3 -m services.kit.catalogue` lists the services. Without a name: those that `docker compose up` starts.
 
 Environment:
     ENGINE            docker, podman or buildah (default: the first that works)
@@ -32,6 +24,21 @@ TEXT
 die() {
     printf '[images] error: %s\n' "$*" >&2
     exit 1
+}
+
+# Reads the list of services: each one's default port, what `docker compose up` starts, and the shelf.
+read_catalogue() {
+    local list name port deployed
+    list="$(cd "$ROOT" && python3 -m services.kit.catalogue)" ||
+        die "the list of services cannot be read: python3 (3.8 or newer) is needed."
+    while read -r name port deployed; do
+        case "$deployed" in
+        default) SERVICES+=("$name") ;;
+        shelf) SHELF+=("$name") ;;
+        *) continue ;;
+        esac
+        PORTS["$name"]="$port"
+    done <<<"$list"
 }
 
 find_engine() {
@@ -64,6 +71,9 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
     usage
     exit 0
 fi
+declare -A PORTS=()
+SERVICES=() SHELF=()
+read_catalogue
 NAMES=("$@")
 ((${#NAMES[@]})) || NAMES=("${SERVICES[@]}")
 for name in "${NAMES[@]}"; do

@@ -1,4 +1,4 @@
-"""Writes docs/openapi/<service>.json: `python -m services.kit.openapi`. A test keeps them equal to what is served."""
+"""Writes docs/openapi/<service>.json: `make openapi`. A test keeps the files equal to what is served."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from services.kit.app import create_app
+from services.kit.catalogue import DEPLOYED
 from services.kit.settings import ServiceSettings
 from services.kit.testing.fakes import ConstantScorer
 
-SERVICES = ("ocr", "rules", "eval", "hps", "unifiedreward", "clip", "geneval", "imagereward", "regression", "vqa")
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "openapi"
 
 
@@ -22,9 +22,9 @@ def render(service: str) -> str:
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for service in SERVICES:
-        path = FOLDER / f"{service}.json"
-        path.write_text(render(service), "utf-8")
+    for entry in DEPLOYED:
+        path = FOLDER / f"{entry.name}.json"
+        path.write_text(render(entry.name), "utf-8")
         print(path, file=sys.stdout)
 
 

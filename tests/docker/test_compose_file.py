@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.kit.catalogue import DEPLOYED
 from services.kit.settings import MIB
 from tests.support.deployment import (
     COMPOSE_FILE,
@@ -27,9 +28,9 @@ from tests.support.deployment import (
 )
 
 SERVICES = compose()["services"]
-MODELS = {"geneval": 18085, "imagereward": 18081, "regression": 18086}
-SHELF = MODELS | {"vqa": 18089}
-OURS = {"ocr": 18082, "hps": 18083, "clip": 18080, "rules": 18084, "unifiedreward": 18087, "eval": 18088} | SHELF
+OURS = {entry.name: entry.port for entry in DEPLOYED}
+SHELF = {entry.name: entry.port for entry in DEPLOYED if entry.deployed == "shelf"}
+MODELS = {entry.name: entry.port for entry in DEPLOYED if entry.deployed == "shelf" and entry.gpu}
 PUBLISHED = OURS | {"grafana": 3000}
 JUDGES = {"UNIFIEDREWARD_MODEL_DIR", "UNIFIEDREWARD_GPUS", "EVAL_MODEL_DIR", "EVAL_GPUS"}
 REQUIRED = {"HPS_MODEL_DIR", "HPS_GPU", "CLIP_MODEL_DIR"} | JUDGES

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from services.kit.catalogue import DEPLOYED
 from services.kit.settings import MIB, load_settings
 from tests.support.deployment import ROOT, Tree, compose, own_services, prefix_of, settings_of
 
 K8S = ROOT / "deploy/k8s"
-GPU = ("ocr", "rules", "hps", "clip", "unifiedreward", "eval")
-SHELF = ("geneval", "imagereward", "regression")
-OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": GPU, "shelf": (*GPU, *SHELF, "vqa")}
+GPU = tuple(entry.name for entry in DEPLOYED if entry.deployed == "default")
+SHELF = tuple(entry.name for entry in DEPLOYED if entry.deployed == "shelf" and entry.gpu)
+OVERLAYS = {"cpu": ("ocr", "rules"), "gpu": GPU, "shelf": tuple(entry.name for entry in DEPLOYED)}
 
 
 def documents(path: Path) -> list[Tree]:

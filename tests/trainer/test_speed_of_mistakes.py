@@ -15,6 +15,7 @@ from services.eval.scorer import REWARD
 from services.geneval.scorer import GenevalScorer
 from services.hps.checkpoint import REWARDS as HPS_REWARDS
 from services.imagereward.scorer import ImageRewardScorer
+from services.kit.catalogue import DEPLOYED
 from services.kit.models.sources import Source
 from services.ocr.scoring import VARIANTS
 from services.regression.recipe import RECIPES
@@ -134,8 +135,7 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
     assert set(REWARDS["imagereward"]) == set(ImageRewardScorer(some, some.path, device="cpu").rewards)
     assert set(REWARDS["regression"]) == set(RECIPES)
     assert set(REWARDS["vqa"]) == set(READINGS)
-    folders = {path.parent.name for path in (ROOT / "services").glob("*/__main__.py")}
-    assert set(REWARDS) == folders
+    assert set(REWARDS) == {entry.name for entry in DEPLOYED}
 
 
 @pytest.mark.parametrize(

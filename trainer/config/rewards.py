@@ -23,6 +23,7 @@ URL_VARIABLES = {
     "pickscore": "PICKSCORE_URL",
     "imagereward": "IMAGE_REWARD_URL",
     "geneval": "GEN_EVAL_URL",
+    "regression": "REGRESSION_URL",
     "editreward": "EDITREWARD_URL",
     "deqa": "DEQA_URL",
     "vqa": "VQA_URL",
