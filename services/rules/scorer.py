@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
 from services.kit.scorer import Item, Result
-from services.rules import color, jpeg
+from services.rules import answers, color, jpeg
 from services.rules.functions import FunctionReward, FunctionsError, load_functions
 from wire.schema import ScorerInfo
 
@@ -24,6 +25,9 @@ def builtin_rewards() -> list[FunctionReward]:
         FunctionReward(info("color_match", color.REVISION, 0.0, 1.0), color.color_match),
         FunctionReward(info("jpeg_compressibility", jpeg.REVISION, None, 0.0), jpeg.jpeg_compressibility, True),
         FunctionReward(info("jpeg_incompressibility", jpeg.REVISION, 0.0, None), jpeg.jpeg_incompressibility, True),
+        FunctionReward(info("option_letter", answers.OPTION_LETTER_REVISION, 0.0, 1.0), answers.option_letter),
+        FunctionReward(info("number", answers.NUMBER_REVISION, 0.0, 1.0), answers.number),
+        FunctionReward(info("think_format", answers.THINK_FORMAT_REVISION, 0.0, 1.0), answers.think_format),
     ]
 
 
@@ -68,11 +72,13 @@ class RulesScorer:
         return [function(item) for item in items]
 
     def warmup(self) -> Sequence[tuple[str, Item]]:
-        """The built-in rewards on a white image with a red square. What a user's function takes is not known here."""
+        """The built-in rewards on a white image with a red square, and on an answer. What users' functions take is not known."""
         image = Image.new("RGB", (16, 16), "white")
         image.paste((220, 30, 30), (4, 4, 12, 12))
-        item = Item(id="warmup", prompt="a square in red", images=(image,))
-        return [(reward.info.name, item) for reward in builtin_rewards()]
+        item = Item("warmup", "a square in red", (image,), completion="<think>one</think><answer>1</answer>")
+        targets = {"option_letter": ("A",), "number": ("1",)}
+        names = [reward.info.name for reward in builtin_rewards()]
+        return [(name, replace(item, targets=targets.get(name))) for name in names]
 
     def close(self) -> None:
         """Nothing to free."""

@@ -262,7 +262,7 @@ def test_the_build_script_passes_on_what_it_is_told() -> None:
 
 def test_the_build_script_says_what_is_wrong(tmp_path: Path) -> None:
     done = script("build_images.sh", "nope", DRY_RUN="1")
-    assert done.returncode == 1 and "no image nope. There are: ocr hps clip rules " in done.stderr
+    assert done.returncode == 1 and "no image nope. There are: clip ocr hps rules " in done.stderr
     for program in ("bash", "dirname"):
         (tmp_path / program).symlink_to(f"/usr/bin/{program}")
     done = script("build_images.sh", "ocr", PATH=str(tmp_path))

@@ -18,7 +18,14 @@ from trainer.config.base import nearest
 REWARDS: dict[str, tuple[str, ...]] = {
     "ocr": ("multi", "flow_grpo", "strict", "deepgen_new"),
     "hps": ("hpsv2", "hpsv2.1"),
-    "rules": ("color_match", "jpeg_compressibility", "jpeg_incompressibility"),
+    "rules": (
+        "color_match",
+        "jpeg_compressibility",
+        "jpeg_incompressibility",
+        "option_letter",
+        "number",
+        "think_format",
+    ),
     "unifiedreward": (
         "think_pairwise",
         "pair_rank",
