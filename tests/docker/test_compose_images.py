@@ -266,6 +266,9 @@ def test_the_build_script_says_what_is_wrong(tmp_path: Path) -> None:
     for program in ("bash", "dirname"):
         (tmp_path / program).symlink_to(f"/usr/bin/{program}")
     done = script("build_images.sh", "ocr", PATH=str(tmp_path))
+    assert done.returncode == 1 and "python3 (3.8 or newer) is needed" in done.stderr
+    (tmp_path / "python3").symlink_to(Path(sys.executable).resolve())
+    done = script("build_images.sh", "ocr", PATH=str(tmp_path))
     assert done.returncode == 1 and "no working docker, podman or buildah found." in done.stderr
 
 

@@ -240,7 +240,11 @@ def test_two_rewards_of_one_name_are_refused_with_both_places(write: Callable[..
 def test_scorer_serves_builtin_rewards_first_and_warms_them_up() -> None:
     scorer = RulesScorer()
     scorer.load()
-    assert list(scorer.rewards) == ["color_match", "jpeg_compressibility", "jpeg_incompressibility"]
+    images, answers = (
+        ["color_match", "jpeg_compressibility", "jpeg_incompressibility"],
+        ["option_letter", "number", "think_format"],
+    )
+    assert list(scorer.rewards) == images + answers
     for name, item in scorer.warmup():
         assert isinstance(scorer.score(name, [item])[0], Score)
     assert scorer.score("color_match", [scorer.warmup()[0][1]])[0] == Score(

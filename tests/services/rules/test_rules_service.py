@@ -58,7 +58,8 @@ def picture(color: str) -> dict[str, Any]:
 def test_info_lists_builtin_and_own_rewards_but_no_helper(url: str) -> None:
     info = httpx.get(f"{url}/v1/info", timeout=30).json()
     names = [each["name"] for each in info["rewards"]]
-    assert names == ["color_match", "jpeg_compressibility", "jpeg_incompressibility", "prompt_length"]
+    answers = ["option_letter", "number", "think_format"]
+    assert names == ["color_match", "jpeg_compressibility", "jpeg_incompressibility", *answers, "prompt_length"]
     assert info["default_reward"] == "color_match"
     ranges = {each["name"]: each["range"] for each in info["rewards"]}
     assert ranges["jpeg_compressibility"] == [None, 0.0]
