@@ -29,7 +29,12 @@ class Alphabet:
         normal = unicodedata.normalize("NFKC", text)
         known = self._folded if fold_case else self._exact
         wanted = dict.fromkeys(normal.lower() if fold_case else normal)
-        return [c for c in wanted if unicodedata.category(c)[0] in "LMN" and c not in known and not _selects(c)]
+        return [c for c in wanted if _is_letter(c) and c not in known and not _selects(c)]
+
+    def missing_symbols(self, text: str) -> list[str]:
+        """Symbols of the text (NFKC), such as emoji, that the model has no character for, each once."""
+        wanted = dict.fromkeys(unicodedata.normalize("NFKC", text))
+        return [c for c in wanted if _is_symbol(c) and c not in self._exact]
 
     def scripts(self) -> dict[str, int]:
         """How many letters of each script it has, the largest first; scripts of which it has but a few are left out."""
@@ -65,6 +70,17 @@ def script_of(character: str) -> str | None:
         return None
     word = unicodedata.name(character, "").partition(" ")[0].capitalize()
     return _SCRIPTS.get(word, word) or None
+
+
+def _is_symbol(character: str) -> bool:
+    """Currency, mathematics, pictures, and marks that enclose what is before them, as a keycap does."""
+    category = unicodedata.category(character)
+    return category[0] == "S" or category == "Me"
+
+
+def _is_letter(character: str) -> bool:
+    """A letter, mark or digit."""
+    return unicodedata.category(character)[0] in "LMN" and not _is_symbol(character)
 
 
 def _selects(character: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import cast
@@ -29,7 +30,7 @@ from wire.schema import ErrorCode, ScorerInfo
 logger = logging.getLogger("services.ocr")
 
 # How images are read and texts are scored; a change of either changes this, and with it every cached score's key.
-SCORING_REVISION = "3"
+SCORING_REVISION = "4"
 
 # Images are read one by one, so a batch saves only the way to a worker: a few items where reading takes
 # milliseconds, two where it takes a tenth of a second, so that no worker waits long for the last batch.
@@ -42,7 +43,7 @@ class OcrScorer:
     `multi` is the default: it scores every quoted text, in any script, and does not take a part of another word for
     the text. Several images of one item are scored each for itself and the item gets their mean. An item without a
     text to look for, or with one in letters that the engine cannot write, is `not_applicable`; one whose image cannot be
-    read by the engine is `internal`.
+    read by the engine is `internal`. `multi` and `strict` leave out symbols that the engine cannot write, such as emoji.
     Raises ValueError or EngineUnavailableError, with the remedy, when the engine cannot be built.
     """
 
@@ -83,7 +84,7 @@ class OcrScorer:
         """Components, means over the item's images: `exact` (1: read without a fault and nothing else was read),
         `extra_text` (share of the read characters beyond the targets' length) and `similarity_<i>` of each target.
 
-        Details: `targets`, and per image its `score` and its `lines` (text, confidence, box in pixels) in reading order.
+        Details: `targets`, `not_compared` (symbols in them that were left out, if any), and per image its `score` and its `lines` (text, confidence, box in pixels) in reading order.
         """
         variant = cast(Variant, reward)  # the kit admits only names from `rewards`
         return [self._score_item(variant, item) for item in items]
@@ -107,15 +108,16 @@ class OcrScorer:
         try:
             targets = find_targets(variant, item.prompt, item.targets)
             self._check_writable(variant, targets)
+            wanted, left_out = self._without_symbols(variant, targets)
             readings = [self._read(image) for image in item.images]
-            scores = [self._score_reading(variant, orders, targets) for orders in readings]
+            scores = [self._score_reading(variant, orders, wanted) for orders in readings]
         except NoTargetError as error:
             return Failure(ErrorCode.NOT_APPLICABLE, str(error))
         except _ReadError as error:
             return Failure(ErrorCode.INTERNAL, str(error))
         except ValueError as error:
             return Failure(ErrorCode.BAD_INPUT, str(error))
-        return _to_score(targets, [orders[0] for orders in readings], scores)
+        return _to_score(targets, left_out, [orders[0] for orders in readings], scores)
 
     @cached_property
     def _alphabet(self) -> Alphabet | None:
@@ -129,6 +131,22 @@ class OcrScorer:
         for target in targets:
             if missing := self._alphabet.missing(target, fold_case=folds_case(variant, self._case)):
                 raise NoTargetError(refusal(target, missing, self._alphabet.scripts()))
+
+    def _without_symbols(self, variant: Variant, targets: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+        """The texts without the symbols that the engine cannot write, and these: they would cost every image the same.
+
+        The other variants are held to the definitions they come from. Raises NoTargetError when nothing else is there.
+        """
+        if self._alphabet is None or variant not in ("multi", "strict"):
+            return targets, []
+        left_out = list(dict.fromkeys(c for target in targets for c in self._alphabet.missing_symbols(target)))
+        if not left_out:
+            return targets, []
+        drop = str.maketrans(dict.fromkeys(left_out, ""))
+        wanted = [unicodedata.normalize("NFKC", target).translate(drop) for target in targets]
+        if not any(c.isalnum() or unicodedata.category(c)[0] == "S" for target in wanted for c in target):
+            raise NoTargetError(f"the OCR model cannot write {' '.join(left_out)}, and {targets!r} holds nothing else")
+        return wanted, left_out
 
     def _score_reading(self, variant: Variant, orders: Sequence[Sequence[Line]], targets: Sequence[str]) -> TextScore:
         lines, *others = ([line.text for line in order] for order in orders)
@@ -150,7 +168,9 @@ class _ReadError(RuntimeError):
     """The engine raised on one image."""
 
 
-def _to_score(targets: Sequence[str], readings: Sequence[Sequence[Line]], scores: Sequence[TextScore]) -> Score:
+def _to_score(
+    targets: Sequence[str], left_out: list[str], readings: Sequence[Sequence[Line]], scores: Sequence[TextScore]
+) -> Score:
     components = {
         "exact": _mean([float(score.exact) for score in scores]),
         "extra_text": _mean([score.extra_text for score in scores]),
@@ -162,6 +182,8 @@ def _to_score(targets: Sequence[str], readings: Sequence[Sequence[Line]], scores
         for score, lines in zip(scores, readings, strict=True)
     ]
     details: dict[str, JsonValue] = {"targets": list(targets), "images": images}
+    if left_out:
+        details["not_compared"] = list(left_out)
     return Score(_mean([score.value for score in scores]), components, details)
 
 

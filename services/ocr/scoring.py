@@ -6,7 +6,8 @@ lines in reading order, and may have other plausible orders (down the columns, s
 `flow_grpo` (not case-sensitive). One target: the prompt's first straight-quoted text, else its first quoted text.
     All recognised lines are joined. Spaces are removed and case is folded on both sides. 1 if the target is contained
     in the joined text, otherwise `sim(joined, target)`. Extra text around a wrong target is punished, extra text around
-    a right one is not, and "art" inside "party" counts as right.
+    a right one is not, and "art" inside "party" counts as right. Beyond flow_grpo's rule, which knows Latin alone: in a
+    target with Greek or Cyrillic letters that are drawn as Latin ones, these count as equal, as models write either.
 
 `multi` (case-sensitive). All targets. NFKC; whitespace and punctuation are dropped, letters of every script, digits
     and symbols stay. Candidates: all runs of adjacent words, in the lines or across them, so that the score does not
@@ -52,12 +53,13 @@ MAX_TARGET_CHARS = (
 
 _DEEPGEN_RUN = 3
 _DEEPGEN_FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "j": "l", "5": "s", "v": "w"})
-_LOOK_ALIKES = (
-    *("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il"),
-    # Drawn the same: Latin beside Greek, which ends in a delta and a triangle, and Latin beside Cyrillic.
-    *map("".join, zip("ABEZHIKMNOPTYXov\u25b3", "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον\u0394", strict=True)),
-    *map("".join, zip("ABEKMHOPCTXaeopcyx", "АВЕКМНОРСТХаеорсух", strict=True)),
+# Drawn the same: Latin beside Greek, which ends in a delta and a triangle, and Latin beside Cyrillic.
+_DRAWN_ALIKE = (
+    *zip("ABEZHIKMNOPTYXov\u25b3", "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον\u0394", strict=True),
+    *zip("ABEKMHOPCTXaeopcyx", "АВЕКМНОРСТХаеорсух", strict=True),
 )
+_AS_LATIN = str.maketrans({other: latin for latin, other in _DRAWN_ALIKE})
+_LOOK_ALIKES = ("0o", "1ijl", "5s", "vw", "0O", "1IJL", "5S", "VW", "Il", *map("".join, _DRAWN_ALIKE))
 # Han, Hiragana and Katakana are written without spaces between words; 々 and ー belong to what they follow.
 _NO_SPACES = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = re.compile(f"[{_NO_SPACES}][\u3005\u30fc\u3099\u309a]*|[^{_NO_SPACES}]+")
@@ -153,14 +155,21 @@ def _flow_grpo(readings: Sequence[Reading], targets: Sequence[str], case: Case) 
     def normalise(text: str) -> str:
         return _cased(text.replace(" ", ""), case, sensitive=False)
 
+    def compare(target: str, joined: Sequence[str]) -> tuple[float, bool]:
+        # Another order can only make a target right that this one tears apart; a wrong one is measured in reading order.
+        whole = any(target in read for read in joined)
+        return 1.0 if whole else _similarity(joined[0], target), target in joined
+
     target = normalise(targets[0])
     if not target:
         raise NoTargetError(f"target {targets[0]!r} is blank")
-    first, *others = (normalise("".join(lines)) for lines in readings)
-    # Another order can only make a target right that this one tears apart; a wrong one is measured in reading order.
-    whole = any(target in read for read in (first, *others))
-    similarity = 1.0 if whole else _similarity(first, target)
-    return TextScore(similarity, (similarity,), target in (first, *others), _extra(first, [target]))
+    joined = ["".join(lines) for lines in readings]
+    read = [normalise(each) for each in joined]
+    similarity, exact = compare(target, read)
+    if (drawn := targets[0].translate(_AS_LATIN)) != targets[0]:
+        alike = compare(normalise(drawn), [normalise(each.translate(_AS_LATIN)) for each in joined])
+        similarity, exact = max((similarity, exact), alike)
+    return TextScore(similarity, (similarity,), exact, _extra(read[0], [target]))
 
 
 def _multi(readings: Sequence[Reading], targets: Sequence[str], case: Case) -> TextScore:

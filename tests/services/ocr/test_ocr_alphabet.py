@@ -64,6 +64,33 @@ def test_one_letter_that_cannot_be_written_is_enough(scorer: OcrScorer, text: st
     assert isinstance(result, Failure) and result.code is ErrorCode.NOT_APPLICABLE
 
 
+@pytest.mark.parametrize("reward", ["multi", "strict"])
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [("OPEN \U0001f984", ["\U0001f984"]), ("\U0001f973OPEN \U0001f9be\U0001f3fd", None), ("OPEN", [])],
+)
+def test_symbols_that_the_engine_cannot_write_cost_nothing(
+    scorer: OcrScorer, reward: str, text: str, left_out: list[str] | None
+) -> None:
+    """Newer emoji and skin tones: no picture could have them read, so they are left out and said. The older ones are in the
+    model's list, and stay."""
+    image = Image.new("RGB", (192, 48), "white")
+    ImageDraw.Draw(image).text((96, 24), "OPEN", font=ImageFont.load_default(32), fill="black", anchor="mm")
+    [result] = scorer.score(reward, [Item(id="a", prompt="", images=(image,), targets=(text,))])
+    assert isinstance(result, Score) and result.value == 1.0 and result.components["exact"] == 1.0
+    expected = ["\U0001f973", "\U0001f9be", "\U0001f3fd"] if left_out is None else left_out
+    assert result.details.get("not_compared", []) == expected and result.details["targets"] == [text]
+
+
+def test_a_text_of_such_symbols_alone_is_not_applicable(scorer: OcrScorer) -> None:
+    alone = Item(id="a", prompt="", images=(Image.new("RGB", (96, 48)),), targets=("\U0001f984\U0001f973",))
+    both = Item(id="b", prompt="", images=(Image.new("RGB", (96, 48)),), targets=("\U0001f984", "OPEN"))
+    refused, scored = scorer.score("multi", [alone, both])
+    assert isinstance(refused, Failure) and refused.code is ErrorCode.NOT_APPLICABLE
+    assert "cannot write \U0001f984 \U0001f973" in refused.message and "holds nothing else" in refused.message
+    assert isinstance(scored, Score) and scored.components["similarity_0"] == 0.0
+
+
 def test_only_texts_that_are_scored_count(scorer: OcrScorer) -> None:
     """flow_grpo looks for the first text alone."""
     image = Image.new("RGB", (192, 48), "white")

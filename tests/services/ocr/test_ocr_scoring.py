@@ -174,6 +174,23 @@ def test_explicit_targets_win_over_quotes() -> None:
     assert find_targets("flow_grpo", 'a sign "OPEN"', ["SHUT", "NOW"]) == ["SHUT"]
 
 
+@pytest.mark.parametrize(
+    ("target", "read", "value"),
+    [
+        ("ΚΑΛΗΜΕΡΑ", "KAΛHMEPA", 1.0),  # as the model writes it: but for the lambda in Latin letters
+        ("Καλημερα", "Kaλημερα", 7 / 8),  # a small alpha is drawn otherwise
+        ("ΚΑΛΗΜΕΡΑ", "καλημερα", 1.0),
+        ("ΟΜΟΝΟΙΑ", "OMONOIA", 1.0),
+        ("СОСНА", "COCHA", 1.0),
+        ("ΑΘΗΝΑ", "AOHNA", 0.8),
+        ("KATE", "ΚΑΤΕ", 0.0),  # Latin: flow_grpo's own rule
+        ("KATE", "kate", 1.0),
+    ],
+)
+def test_flow_grpo_takes_letters_that_are_drawn_as_latin_ones_for_them(target: str, read: str, value: float) -> None:
+    assert score_text("flow_grpo", [read], [target]).value == pytest.approx(value)
+
+
 def test_flow_grpo_takes_the_first_straight_quote_as_the_original_does() -> None:
     prompt = 'a “curly” sign and "one", "two"'
     assert find_targets("flow_grpo", prompt, None) == ["one"]
