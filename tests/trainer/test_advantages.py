@@ -23,6 +23,7 @@ from trainer.advantages import (
     pair_weight,
     reinforce_pp,
     standardize,
+    without_flat_groups,
 )
 from trainer.advantages.statistics import moments
 
@@ -452,6 +453,16 @@ def test_std_floor_of_a_sum(name: str) -> None:
         scores, _valid_like(scores), torch.tensor([0, 0]), weights, eps=0.0, std_floor_R=torch.tensor([3.0, 2.0])
     )
     assert adv.tolist() == pytest.approx([-0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", ["gdpo", "grpo", "grpo_global_std", "dr_grpo"])
+def test_flat_groups_may_be_left_out(name: str) -> None:
+    """Group 4 is flat, group 7 too but for what failed; 2 tells its samples apart, and keeps the one in the middle."""
+    scores = _t([0.0], [1.0], [0.5], [0.3], [0.3], [0.3], [0.8], [0.8], [NAN])
+    valid, group = ~scores.isnan(), torch.tensor([2, 2, 2, 4, 4, 4, 7, 7, 7])
+    adv, weight = ESTIMATORS[name](scores, valid, group, torch.ones(9, 1))
+    assert weight.tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert without_flat_groups(adv, weight, group).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_a_floor_that_cannot_act_is_refused() -> None:

@@ -83,7 +83,11 @@ def test_a_section_without_a_type_has_the_first_one(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "old_that_does_not_rise": (
         {"type": "awm", "old_decay_steps": 100},
-        "old_decay_steps = 100 raises the decay to old_decay, which is 0; set old_decay",
+        "old_decay_steps = 100 is part of the rise to old_decay, which is 0; set old_decay",
+    ),
+    "start_of_no_rise": (
+        {"type": "diffusion_nft", "old_decay_start": 75},
+        "old_decay_start = 75 is part of the rise to old_decay, which is 0; set old_decay or leave old_decay_start out",
     ),
     "latent_without_kl": ({"kl_type": "latent"}, "kl_type = latent acts only with a kl_beta above 0"),
     "clip_below_nothing": ({"clip_range": (-1.0, 0.2)}, "clip_range = [-1, 0.2] means ratios from 1 + lo to 1 + hi"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support.tiny_updates import ADV, ONES, PROMPTS, gradient, make_policy, make_updater, roll_out, weights
+from trainer.advantages import without_flat_groups
 from trainer.config import OptimConfig
 from trainer.policies.base import SamplingPlan
 from trainer.samplers.flow_sde import Kind
@@ -54,6 +55,30 @@ def test_splitting_does_not_change_a_step_with_masks_and_a_kl(micro: int) -> Non
     assert rows[0]["kl"] > 0
     assert rows[0]["kl"] == pytest.approx(rows[1]["kl"], rel=1e-4)
     torch.testing.assert_close(gradient(split), gradient(whole), rtol=1e-3, atol=1e-6)
+
+
+def test_flat_groups_change_how_the_policy_term_stands_to_the_kl() -> None:
+    """One of two groups is flat. With it the policy term is half of what it is without, at about the same KL: its gradient is
+    that of the other group alone only where the flat group is left out."""
+    flat = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0, 0.0, 0.0, 0.0])
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+
+    def step(adv: torch.Tensor, weight: torch.Tensor, rows: int) -> tuple[dict[str, float], torch.Tensor]:
+        policy = make_policy(keep_reference=True)
+        batch = roll_out(policy, micro_batch_size=4)[: rows // 4]
+        with torch.no_grad():
+            policy.trainable.proj_out.weight.add_(0.01)  # away from the reference and from what sampled
+        row = make_updater(policy, kl_beta=0.5, clip_range=10.0).step(batch, adv[:rows], weight[:rows], 0)
+        return row, gradient(policy)
+
+    kept, kept_gradient = step(flat, ONES, 8)
+    skipped, skipped_gradient = step(flat, without_flat_groups(flat, ONES, group), 8)
+    alone, alone_gradient = step(flat, ONES, 4)
+    assert skipped["loss/policy"] == pytest.approx(2 * kept["loss/policy"], rel=1e-4)
+    assert skipped["kl"] == pytest.approx(alone["kl"], rel=1e-5)
+    assert 0.5 < kept["kl"] / skipped["kl"] < 2.0
+    torch.testing.assert_close(skipped_gradient, alone_gradient, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(kept_gradient, alone_gradient, rtol=1e-2, atol=1e-6)
 
 
 def test_whole_micro_batches_replay_without_any_error() -> None:

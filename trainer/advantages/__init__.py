@@ -14,6 +14,7 @@ from trainer.advantages.estimators import (
     of_sum,
     pair_weight,
     reinforce_pp,
+    without_flat_groups,
 )
 from trainer.advantages.spread import RunningSpread, SignalSums, signal_sums
 from trainer.advantages.statistics import Reduce, Standardized, standardize
@@ -35,6 +36,7 @@ __all__ = [
     "reinforce_pp",
     "signal_sums",
     "standardize",
+    "without_flat_groups",
 ]
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -136,6 +136,20 @@ def pair_weight(similarity_B: Tensor, mode: Literal["sqrt", "linear", "none"] = 
     raise ValueError(f"mode = {mode!r}: must be sqrt, linear or none")
 
 
+def without_flat_groups(adv_B: Tensor, weight_B: Tensor, group_B: Tensor) -> Tensor:
+    """weight_B with 0 for the samples of groups whose advantages are all 0; the others keep theirs.
+
+    Such a group has no policy term, but its KL to the reference trains, and the count that both terms are divided by includes
+    it. With a share f of flat groups the policy term is (1 - f) of what it is without them, at an unchanged KL. Without
+    them, both are means over the same samples, whatever f is; flow_grpo's later code drops these samples, too.
+    """
+    _, of_B = torch.unique(group_B.to(adv_B.device), return_inverse=True)
+    told_apart_B = (adv_B != 0) & (weight_B != 0)  # what lies under a weight of 0 tells nothing
+    told_apart_G = torch.zeros(len(group_B), dtype=torch.bool, device=adv_B.device)
+    told_apart_G[of_B[told_apart_B]] = True
+    return torch.where(told_apart_G[of_B], weight_B, 0.0)
+
+
 class Estimator(Protocol):
     """How the trainer calls every estimator; those of a single score first add up the weighted rewards."""
 

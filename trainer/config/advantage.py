@@ -30,25 +30,35 @@ class DividingSection(AdvantageSection):
     )
 
 
-class GdpoConfig(DividingSection):
+class GroupedSection(AdvantageSection):
+    """What estimators have that compare samples within their group."""
+
+    skip_flat_groups: bool = Field(
+        False,
+        description="Leave groups out of the loss in which all advantages are 0. They add no policy term, but they do add KL, and "
+        "count in the divisor: the more of them, the weaker the rewards are beside objective.kl_beta.",
+    )
+
+
+class GdpoConfig(GroupedSection, DividingSection):
     """GDPO: each reward is normalised in its group, then they are added by weight and normalised over the batch."""
 
     type: Literal["gdpo"] = Field("gdpo", description="Which estimator of trainer/advantages.")
 
 
-class GrpoConfig(DividingSection):
+class GrpoConfig(GroupedSection, DividingSection):
     """GRPO: the weighted sum of the rewards, normalised in its group."""
 
     type: Literal["grpo"] = Field(description="Which estimator of trainer/advantages.")
 
 
-class GrpoGlobalStdConfig(DividingSection):
+class GrpoGlobalStdConfig(GroupedSection, DividingSection):
     """GRPO as Flow-GRPO computes it: centred in its group, divided by the standard deviation of the batch."""
 
     type: Literal["grpo_global_std"] = Field(description="Which estimator of trainer/advantages.")
 
 
-class DrGrpoConfig(AdvantageSection):
+class DrGrpoConfig(GroupedSection):
     """Dr. GRPO: centred in its group and divided by nothing."""
 
     type: Literal["dr_grpo"] = Field(description="Which estimator of trainer/advantages.")

@@ -102,13 +102,18 @@ class AveragedSection(TimestepSection):
         0, ge=0, description="Training steps over which this decay rises from 0 to old_decay; 0 has it from the start."
     )
 
+    old_decay_start: int = Field(
+        0, ge=0, description="Training steps before this rise, in which the decay is 0 and samples are on-policy."
+    )
+
     @model_validator(mode="after")
     def _old_decay_rises(self) -> AveragedSection:
-        if self.old_decay_steps and not self.old_decay:
-            raise ValueError(
-                f"old_decay_steps = {self.old_decay_steps} raises the decay to old_decay, which is 0; set old_decay or leave "
-                "old_decay_steps out"
-            )
+        for name in ("old_decay_steps", "old_decay_start"):
+            if getattr(self, name) and not self.old_decay:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} is part of the rise to old_decay, which is 0; set old_decay or leave "
+                    f"{name} out"
+                )
         return self
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.advantages import ESTIMATORS, RunningSpread
+from trainer.advantages import ESTIMATORS, RunningSpread, without_flat_groups
 from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
 from trainer.config import Config, ConfigError
+from trainer.config.advantage import GroupedSection
 from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets, rollout_statistics
@@ -208,6 +209,8 @@ class RlProgram:
             std_floor_R=std_floor_R,
             reduce=world.sum,
         )
+        if isinstance(config, GroupedSection) and config.skip_flat_groups:
+            weight_B = without_flat_groups(adv_B, weight_B, group_B)
         clamped_B = adv_B.clamp(-config.adv_clip, config.adv_clip)
         return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, config, world)
 

@@ -1,8 +1,9 @@
-"""The learning rate over a run."""
+"""What changes over a run by a rule: the learning rate, and how slowly the sampling policy follows."""
 
 from __future__ import annotations
 
 from trainer.config import OptimConfig
+from trainer.config.objective import AveragedSection
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
@@ -18,3 +19,14 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
     # 1 - (s - b) / (T - b) and not (T - s) / (T - b): equal on paper, but runs without warm-up have always rounded so.
     fall = 1.0 - (step - begin) / max(max_steps - begin, 1)
     return config.lr * min(rise, fall)  # before the decay begins, `fall` is above 1
+
+
+def old_decay(config: AveragedSection, step: int) -> float:
+    """The sampling policy's decay after step `step` (from 0).
+
+    It is 0 during the first `old_decay_start` steps, so that the average is the trained policy itself; then it rises in a line
+    over `old_decay_steps` to `old_decay`, and stays (DiffusionNFT, arXiv 2509.16117: a policy that moves fast
+    early on is not slowed down by its own past).
+    """
+    risen = (step + 1 - config.old_decay_start) / max(config.old_decay_steps, 1)
+    return config.old_decay * min(1.0, max(0.0, risen))

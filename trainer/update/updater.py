@@ -20,13 +20,8 @@ from trainer.policies.base import Denoises
 from trainer.processes.distributed import World
 from trainer.types import Rollout, StopTrainingError
 from trainer.update.ema import Ema
-from trainer.update.schedule import learning_rate
+from trainer.update.schedule import learning_rate, old_decay
 from trainer.update.tally import Tally
-
-
-def decay_at(config: AveragedSection, step: int) -> float:
-    """The sampling policy's decay after step `step` (from 0): it rises in a line over `old_decay_steps`, then stays."""
-    return config.old_decay * min(1.0, (step + 1) / max(config.old_decay_steps, 1))
 
 
 class Updater:
@@ -84,7 +79,7 @@ class Updater:
             self._backward(batches, max(count, 1.0), share, tally)
             grad_norm = self._apply(step, number, lr, tally) if count else 0.0
         if self.old is not None and self.averaged is not None:
-            self.old.update(decay_at(self.averaged, step))
+            self.old.update(old_decay(self.averaged, step))
         row = {"lr": lr, "grad_norm": grad_norm, **tally.metrics()}
         if "ratio/square" in row:  # the mean of (ratio - 1)^2
             row["ratio/std"] = math.sqrt(max(row.pop("ratio/square") - (row["ratio/mean"] - 1) ** 2, 0.0))

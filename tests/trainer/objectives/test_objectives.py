@@ -29,6 +29,7 @@ from trainer.objectives.pairs import extreme_pairs
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.types import Prompt, Rollout, StopTrainingError
+from trainer.update.schedule import old_decay
 from trainer.update.tally import Tally
 
 CASES: dict[str, dict[str, Any]] = {
@@ -243,6 +244,18 @@ def test_the_sampling_policys_decay_rises() -> None:
         with updater.sampling_policy():
             old = weights(policy)
         torch.testing.assert_close(old, expected)
+
+
+def test_the_sampling_policys_decay_may_rise_late() -> None:
+    """DiffusionNFT's recipe for OCR: 0 for 75 steps, then .0075 a step up to .999."""
+    late = {"old_decay": 0.999, "old_decay_steps": 133, "old_decay_start": 75}
+    config: Any = objective_config("diffusion_nft", **late)
+    published = [0.0 if step < 75 else min((step - 75) * 0.0075, 0.999) for step in range(300)]
+    # Their counter stands at `step` after `step` updates; ours is asked after update `step`, counted from 0.
+    assert [old_decay(config, step - 1) for step in range(300)] == pytest.approx(published, abs=0.002)
+    assert old_decay(config, 74) == 0.0
+    early: Any = objective_config("diffusion_nft", old_decay=0.6, old_decay_start=2)
+    assert [old_decay(early, step) for step in range(4)] == [0.0, 0.0, 0.6, 0.6]
 
 
 def test_on_policy_sampling_is_with_the_trained_weights() -> None:
