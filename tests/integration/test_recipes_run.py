@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from trainer.loop import train
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.variables import VARIABLES
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
+SD35 = [f"sd35_medium_{name}{gpus}" for name in ("geneval", "multi", "ocr", "pickscore") for gpus in ("", "_1gpu")]
+DEEPGEN = ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"]
+BASES = ["quickstart_base"]
+SMALL = ("sampling.height=16", "sampling.width=16")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
 
@@ -37,6 +41,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / "train.txt").write_text(prompts(folder))
         (tmp_path / "data" / folder / "test.txt").write_text('a gray door with "EXIT"\na purple hat with "ME"\n')
+    (tmp_path / "data/geneval").mkdir()
+    for split, things in (("train", ("bench", "cat", "dog", "cup")), ("test", ("boat", "kite"))):
+        rows = [
+            {"tag": "single_object", "include": [{"class": thing, "count": 1}], "prompt": f"a photo of a {thing}"}
+            for thing in things
+        ]
+        metadata = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"data/geneval/{split}_metadata.jsonl").write_text(metadata)
     for name in ("unigenbench_train_data_ocr", "unigenbench_train_data_general", "corebench"):
         (tmp_path / "data/deepgen").mkdir(exist_ok=True)
         (tmp_path / f"data/deepgen/{name}.txt").write_text(prompts(name))
@@ -50,13 +62,15 @@ def prompts(name: str) -> str:
     return "".join(f'a {colour} {name} with "{colour[:2]}"\n' for colour in COLOURS)
 
 
-def smaller(recipe: Path, url: str, *more: str) -> Config:
+def smaller(recipe: Path, url: str, *more: str, size: Sequence[str] = SMALL) -> Config:
     """The recipe at a size for a test, its services at `url`, where a reward that needs no text stands for each."""
     config = load_recipe(recipe, Config)
     changes = [
+        *size,
+        "rewards.launch=none",
         *("max_steps=1", "optim.warmup_steps=0", "logging.report_to=[]", "distributed={num_threads: 1}"),
         *("sampling.prompts_per_step=2", "sampling.group_size=2", "sampling.micro_batch_size=2"),
-        *("optim.micro_batch_size=2", "sampling.height=16", "sampling.width=16"),
+        "optim.micro_batch_size=2",
         *("evaluation.num_inference_steps=2", "evaluation.batch_size=2"),
         *(f"rewards.services.{name}.urls=['{url}']" for name in config.rewards.services),
         *(f"rewards.columns.{name}.reward=jpeg_compressibility" for name in config.rewards.columns),
@@ -71,9 +85,19 @@ def check(config: Config) -> None:
     assert rows[-1]["grad_norm"] > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["sd35_medium_ocr", "sd35_medium_ocr_1gpu", "sd35_medium_multi", "sd35_medium_multi_1gpu"]
-)
+def test_every_recipe_is_run_here() -> None:
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {"quickstart", *BASES, *SD35, *DEEPGEN}
+
+
+def test_the_quickstart_trains(workplace: Path, rules_url: str) -> None:
+    (workplace / "assets").symlink_to(ROOT / "assets")
+    config = smaller(Path("configs/quickstart.yaml"), rules_url, size=())
+    assert train(config) == 0
+    check(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SD35)
 def test_the_sd35_recipes_train(workplace: Path, rules_url: str, name: str) -> None:
     make_sd3(workplace / "models/stable-diffusion-3.5-medium")
     config = smaller(Path(f"configs/{name}.yaml"), rules_url)
@@ -81,7 +105,8 @@ def test_the_sd35_recipes_train(workplace: Path, rules_url: str, name: str) -> N
     check(config)
 
 
-@pytest.mark.parametrize("name", ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEPGEN)
 def test_the_deepgen_recipes_train_with_models_from_the_environment(
     workplace: Path, rules_url: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
