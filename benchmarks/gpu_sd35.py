@@ -32,6 +32,7 @@ from trainer.config import DistributedConfig, LoraConfig, OptimConfig
 from trainer.config.network import NetworkConfig
 from trainer.config.objective import FlowGrpoConfig
 from trainer.engine import build_engine
+from trainer.objectives import Scored, build_objective
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.frozen import Autoencoder
 from trainer.policies.flow.policy import Conditioning, FlowPolicy
@@ -153,7 +154,8 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     policy, world = FlowPolicy(model, keep_reference=False), World(rank=0, size=1, device=device)
     optim = OptimConfig(lr=1e-6, micro_batch_size=args.update_micro_batch)
     engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    updater = Updater(policy, engine, FlowGrpoConfig(), optim, world, max_steps=1_000_000, seed=0)
+    objective = build_objective(policy, FlowGrpoConfig(), micro_batch_size=args.update_micro_batch, seed=0)
+    updater = Updater(objective, engine, optim, world, max_steps=1_000_000)
     meter = FlopMeter(policy.trainable, enabled=True)
     plan = SamplingPlan(
         num_inference_steps=args.steps,
@@ -171,7 +173,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         meter.take()
         rollout_s, rollouts = seconds(device, lambda: list(policy.sample(prompts, 8, range(args.batch), plan)))
         sampled_flops, _ = meter.take()
-        update_s, row = seconds(device, lambda r=rollouts, n=number: updater.step(r, advantages, weights, n))
+        update_s, row = seconds(device, lambda r=rollouts, n=number: updater.step(Scored(r, advantages, weights), n))
         _, trained_flops = meter.take()
         assert row["ratio/replay_error"] < 1e-3, row
         rounds.append((rollout_s, update_s, sampled_flops, trained_flops))

@@ -31,6 +31,7 @@ from tests.support.tiny_pipelines import make_sd3
 from trainer.config import DistributedConfig, LoraConfig, OptimConfig, Sd3Config
 from trainer.config.objective import FlowGrpoConfig
 from trainer.engine import build_engine
+from trainer.objectives import Scored, build_objective
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.flow.sd3 import Sd3Flow
@@ -82,7 +83,8 @@ def measure(policy: FlowPolicy, args: argparse.Namespace) -> dict[str, Any]:
     meter, world = CpuMeter(), World(rank=0, size=1, device=torch.device("cpu"))
     optim = OptimConfig(lr=1e-6)
     engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    updater = Updater(policy, engine, FlowGrpoConfig(), optim, world, max_steps=1_000_000, seed=0)
+    objective = build_objective(policy, FlowGrpoConfig(), micro_batch_size=None, seed=0)
+    updater = Updater(objective, engine, optim, world, max_steps=1_000_000)
     assert isinstance(policy.model, Sd3Flow)
     network: nn.Module = policy.trainable
     for holder, name in ((network, "forward"), (policy.model.vae.vae, "decode"), (engine, "backward")):
@@ -110,7 +112,7 @@ def measure(policy: FlowPolicy, args: argparse.Namespace) -> dict[str, Any]:
         )
         wall_s = time.perf_counter() - started
         train_s, in_train_s, row = meter.during(
-            lambda n=number, r=rollouts: updater.step(r, advantages, weights, n)  # type: ignore[misc]
+            lambda n=number, r=rollouts: updater.step(Scored(r, advantages, weights), n)  # type: ignore[misc]
         )
         assert row["ratio/min"] == row["ratio/max"] == 1.0, row
         rounds.append((rollout_s, wall_s, train_s, 1 - in_rollout_s / rollout_s, 1 - in_train_s / train_s))

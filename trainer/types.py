@@ -122,6 +122,15 @@ class Replay:
     sigma_S: Sequence[tuple[float, float]] = ()
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """Images (B, H, W, 3), uint8, with their texts, and how many were passed over for being broken."""
+
+    pixels_BHWC: Tensor
+    texts: Sequence[str]
+    skipped: int
+
+
 @dataclass
 class Scores:
     """What the reward client collected for B samples and R rewards, in the order of submission.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.support.tiny_updates import ADV, PROMPTS, gradient, make_updater, policy_for, roll_out
 from trainer.config import DistributedConfig
+from trainer.objectives import Scored
 from trainer.processes.distributed import World, world
 
 WEIGHT = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])  # the second rank has nothing to train on
@@ -49,7 +50,7 @@ def one_step(name: str, fields: dict[str, Any], group: World) -> tuple[Tensor, d
         policy.trainable.proj_out.weight.add_(0.002)
     if name.startswith("stale"):
         rollouts = [replace(rollout, behind=1) for rollout in rollouts]
-    row = updater.step(rollouts, ADV[samples], WEIGHT[samples], 0)
+    row = updater.step(Scored(rollouts, ADV[samples], WEIGHT[samples]), 0)
     return gradient(policy), row
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from trainer.config import DistributedConfig, ObjectiveConfig, OptimConfig, SftLossConfig, TinyConfig
 from trainer.config.objective import OBJECTIVES
+from trainer.data.captions import CaptionData
 from trainer.engine import build_engine
-from trainer.objectives import needs_reference, plan_needs
+from trainer.objectives import Objective, build_objective, needs_reference, plan_needs, with_supervised
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.flow.tiny import TinyFlow
@@ -19,6 +22,7 @@ from trainer.policies.flow.tiny_model import TinyModel
 from trainer.processes.distributed import World
 from trainer.samplers.flow_sde import Kind
 from trainer.types import Prompt, Rollout
+from trainer.update.old import old_policy
 from trainer.update.updater import Updater
 
 CPU = torch.device("cpu")
@@ -71,7 +75,19 @@ def make_updater(
     )
     beside = SftLossConfig.model_validate(sft) if isinstance(sft, Mapping) else sft
     engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    return Updater(policy, engine, objective_config(**fields), optim, world, max_steps=10, seed=1, sft=beside)
+    config = objective_config(**fields)
+    main = build_objective(policy, config, micro_batch_size=micro, seed=1)
+    objective: Objective = main
+    if beside is not None:
+        objective = with_supervised(
+            main, policy, beside, CaptionData(beside, 1), 1, share=(world.rank, world.size), updates=updates_per_rollout
+        )
+    return Updater(objective, engine, optim, world, max_steps=10, old=old_policy(policy.trainable, config))
+
+
+def drawn_again(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The same samples as if they had been drawn once more: an objective takes each only once."""
+    return [replace(rollout, trace=copy.copy(rollout.trace)) for rollout in rollouts]
 
 
 def roll_out(

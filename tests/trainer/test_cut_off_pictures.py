@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from trainer.config import SftLossConfig
+from trainer.data.captions import CaptionData
 from trainer.data.prompts import read_prompt_file
 from trainer.data.prompts.checks import DataError, check_targets
 from trainer.evaluation.files import read_pictures, save_pictures
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
-from trainer.objectives.captions import CaptionData
 from trainer.policies.flow.deepgen.sources import read_source
 from trainer.policies.flow.frozen import read_picture
 from trainer.processes.distributed import World

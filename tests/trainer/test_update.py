@@ -10,6 +10,7 @@ import torch
 from tests.support.tiny_updates import ADV, ONES, PROMPTS, gradient, make_policy, make_updater, roll_out, weights
 from trainer.advantages import without_flat_groups
 from trainer.config import OptimConfig
+from trainer.objectives import Scored
 from trainer.policies.base import SamplingPlan
 from trainer.samplers.flow_sde import Kind
 from trainer.types import StopTrainingError
@@ -19,7 +20,7 @@ from trainer.update.schedule import learning_rate
 @pytest.mark.parametrize("micro", [None, 1, 2, 3])
 def test_before_the_first_update_every_ratio_is_exactly_one(micro: int | None) -> None:
     policy = make_policy()
-    row = make_updater(policy, micro=micro).step(roll_out(policy), ADV, ONES, 0)
+    row = make_updater(policy, micro=micro).step(Scored(roll_out(policy), ADV, ONES), 0)
     assert row["ratio/min"] == row["ratio/mean"] == row["ratio/max"] == 1.0
     assert row["clip_share"] == 0.0
     assert row["ratio/replay_error"] == pytest.approx(0.0, abs=1e-6)
@@ -36,7 +37,7 @@ def test_the_first_ratio_is_one_for_every_sampler(
     policy = make_policy(keep_reference=True)
     plan = SamplingPlan(4, 4, kind, 0.7, stochastic, trained, guidance_scale=guidance, shift=2.0)
     batch = list(policy.sample(PROMPTS, 4, range(8), plan))
-    row = make_updater(policy, micro=micro, kl_beta=0.1).step(batch, ADV, ONES, 0)
+    row = make_updater(policy, micro=micro, kl_beta=0.1).step(Scored(batch, ADV, ONES), 0)
     assert row["ratio/min"] == row["ratio/mean"] == row["ratio/max"] == 1.0
     if micro is None:
         assert row["ratio/replay_error"] == 0.0
@@ -51,7 +52,7 @@ def test_splitting_does_not_change_a_step_with_masks_and_a_kl(micro: int) -> Non
         batch = roll_out(policy, micro_batch_size=4)
         with torch.no_grad():
             policy.trainable.proj_out.weight.add_(0.01)
-        rows.append(make_updater(policy, micro=size, kl_beta=0.5, clip_range=10.0).step(batch, ADV, weight, 0))
+        rows.append(make_updater(policy, micro=size, kl_beta=0.5, clip_range=10.0).step(Scored(batch, ADV, weight), 0))
     assert rows[0]["kl"] > 0
     assert rows[0]["kl"] == pytest.approx(rows[1]["kl"], rel=1e-4)
     torch.testing.assert_close(gradient(split), gradient(whole), rtol=1e-3, atol=1e-6)
@@ -83,12 +84,15 @@ def test_flat_groups_change_how_the_policy_term_stands_to_the_kl() -> None:
 
 def test_whole_micro_batches_replay_without_any_error() -> None:
     policy = make_policy()
-    assert make_updater(policy).step(roll_out(policy, micro_batch_size=2), ADV, ONES, 0)["ratio/replay_error"] == 0.0
+    assert (
+        make_updater(policy).step(Scored(roll_out(policy, micro_batch_size=2), ADV, ONES), 0)["ratio/replay_error"]
+        == 0.0
+    )
 
 
 def test_a_second_update_on_the_same_rollouts_has_other_ratios() -> None:
     policy = make_policy()
-    row = make_updater(policy, updates_per_rollout=2).step(roll_out(policy), ADV, ONES, 0)
+    row = make_updater(policy, updates_per_rollout=2).step(Scored(roll_out(policy), ADV, ONES), 0)
     assert row["ratio/min"] < 1.0 < row["ratio/max"]
 
 
@@ -96,8 +100,8 @@ def test_a_second_update_on_the_same_rollouts_has_other_ratios() -> None:
 def test_splitting_into_micro_batches_does_not_change_the_step(sampled: int, micro: int | None) -> None:
     """1 x 8 = 8 x 1: every micro-batch adds to one gradient (the predecessor trained one in N)."""
     whole, split = make_policy(), make_policy()
-    make_updater(whole).step(roll_out(whole), ADV, ONES, 0)
-    make_updater(split, micro=micro).step(roll_out(split, micro_batch_size=sampled), ADV, ONES, 0)
+    make_updater(whole).step(Scored(roll_out(whole), ADV, ONES), 0)
+    make_updater(split, micro=micro).step(Scored(roll_out(split, micro_batch_size=sampled), ADV, ONES), 0)
     assert gradient(whole).norm() > 0
     torch.testing.assert_close(gradient(split), gradient(whole), rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(weights(split), weights(whole), rtol=0, atol=2e-5)
@@ -107,7 +111,7 @@ def test_the_gradient_is_that_of_the_mean_over_samples_and_steps() -> None:
     """On policy the surrogate's gradient is -E[A grad logp] (arXiv 2505.05470, eq. 5 at ratio 1)."""
     policy = make_policy()
     batch = roll_out(policy)
-    make_updater(policy, lr=1e-12).step(batch, ADV, ONES, 0)
+    make_updater(policy, lr=1e-12).step(Scored(batch, ADV, ONES), 0)
     actual = gradient(policy).clone()
     policy.trainable.zero_grad()
     logp_BS = policy.replay(batch[0], slice(0, 3)).logp_BS
@@ -119,15 +123,15 @@ def test_masked_samples_count_neither_above_nor_below_the_line() -> None:
     """Weight 0 for the second half must be the same as training on the first half alone."""
     masked, half = make_policy(), make_policy()
     weight = torch.tensor([1.0] * 4 + [0.0] * 4)
-    make_updater(masked).step(roll_out(masked), ADV, weight, 0)
-    make_updater(half).step(roll_out(half, micro_batch_size=4)[:1], ADV[:4], ONES[:4], 0)
+    make_updater(masked).step(Scored(roll_out(masked), ADV, weight), 0)
+    make_updater(half).step(Scored(roll_out(half, micro_batch_size=4)[:1], ADV[:4], ONES[:4]), 0)
     torch.testing.assert_close(gradient(masked), gradient(half), rtol=1e-4, atol=1e-7)
 
 
 def test_a_step_without_any_valid_sample_changes_nothing() -> None:
     policy = make_policy()
     before = weights(policy)
-    row = make_updater(policy).step(roll_out(policy), torch.zeros(8), torch.zeros(8), 0)
+    row = make_updater(policy).step(Scored(roll_out(policy), torch.zeros(8), torch.zeros(8)), 0)
     assert torch.equal(weights(policy), before)
     assert row["loss/policy"] == 0.0
 
@@ -136,7 +140,7 @@ def test_kl_pulls_back_to_the_starting_weights() -> None:
     policy = make_policy(keep_reference=True)
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.02)
-    row = make_updater(policy, kl_beta=1.0, lr=1e-12).step(roll_out(policy), torch.zeros(8), ONES, 0)
+    row = make_updater(policy, kl_beta=1.0, lr=1e-12).step(Scored(roll_out(policy), torch.zeros(8), ONES), 0)
     assert row["kl"] > 0
     assert row["grad_norm"] > 0, "with zero advantages only the KL has a gradient"
 
@@ -148,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad: float) -> None:
     adv = ADV.clone()
     adv[3] = bad
     with pytest.raises(StopTrainingError, match=r"not finite.*this update was not made") as caught:
-        make_updater(policy).step(batch, adv, ONES, 4)
+        make_updater(policy).step(Scored(batch, adv, ONES), 4)
     assert not caught.value.midway
     assert torch.equal(weights(policy), before)
 
@@ -160,7 +164,7 @@ def test_a_second_update_that_is_not_finite_leaves_weights_nobody_may_save() -> 
     take = updater.engine.step
     updater.engine.step = lambda lr: (take(lr), next(norms))[1]  # type: ignore[method-assign]
     with pytest.raises(StopTrainingError, match=r"The 1 of 2 before it were, so the weights are not saved") as caught:
-        updater.step(roll_out(policy), ADV, ONES, 4)
+        updater.step(Scored(roll_out(policy), ADV, ONES), 4)
     assert caught.value.midway
 
 

@@ -10,12 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.config import Config, ConfigError, NetworkConfig
 from trainer.config.evaluation import JUDGE
+from trainer.data.captions import caption_prompts
 from trainer.data.datasets import DataError, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
 from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
-from trainer.objectives.captions import caption_prompts
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.registry import entry_of
 from trainer.programs.prompt_notes import prompt_notes

@@ -17,12 +17,14 @@ class Stats:
         count: terms that count.
         sums: over these terms; the metric is their mean.
         lows, highs: extremes of these terms; infinity and minus infinity where none counts.
+        totals: numbers that are only added up, over parts and ranks.
     """
 
     count: Tensor
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     lows: Mapping[str, Tensor] = field(default_factory=dict)
     highs: Mapping[str, Tensor] = field(default_factory=dict)
+    totals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def counting_terms(values_BS: Tensor, weight_B: Tensor, mask_BS: Tensor | None = None) -> Tensor:

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
-from trainer.config import ObjectiveConfig
-from trainer.objectives.base import Batch, Chunk, Objective, PlanNeeds
-from trainer.objectives.forward import Awm, DiffusionDpo, DiffusionNft
-from trainer.objectives.grpo import FlowGrpo, GrpoGuard
-from trainer.objectives.supervised import Supervised
-from trainer.policies.base import Policy
+from trainer.config import ObjectiveConfig, SftLossConfig
+from trainer.objectives.base import Batch, Objective, PlanNeeds, Scored, Term, check_capability, total
+from trainer.objectives.flow.forward import Awm, DiffusionDpo, DiffusionNft
+from trainer.objectives.flow.grpo import FlowGrpo, GrpoGuard
+from trainer.objectives.flow.supervised import Captions, Supervised
+from trainer.objectives.sum import Sum
+from trainer.policies.base import Denoises, Policy
 
 __all__ = [
     "OBJECTIVES",
     "Batch",
-    "Chunk",
+    "Captions",
     "Objective",
     "PlanNeeds",
+    "Scored",
     "Supervised",
+    "Term",
     "build_objective",
     "needs_reference",
     "plan_needs",
+    "total",
+    "with_supervised",
 ]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An objective and what it needs of its surroundings."""
+    """An objective and what it needs of its surroundings.
 
-    build: Callable[..., Objective]
+    Attributes:
+        build: its class, whose `requires` the policy must have.
+        needs: what it asks of the sampling plan.
+        reference: whether the policy must keep its starting weights, even without a KL.
+    """
+
+    build: type[Any]
     needs: PlanNeeds
-    reference: bool = False  # even without a KL
+    reference: bool = False
 
 
 _FORWARD = PlanNeeds(keep_final=True, deterministic=True)
@@ -46,8 +57,41 @@ OBJECTIVES: dict[str, Entry] = {
 
 
 def build_objective(policy: Policy, config: ObjectiveConfig, *, micro_batch_size: int | None, seed: int) -> Objective:
-    """The objective that `config.type` names."""
-    return OBJECTIVES[config.type].build(policy, config, micro_batch_size=micro_batch_size, seed=seed)
+    """The objective that `config.type` names.
+
+    Raises:
+        ValueError: the policy lacks what the objective trains through; both are named.
+    """
+    entry = OBJECTIVES[config.type]
+    check_capability(policy, f"objective.type = {config.type}", entry.build.requires)
+    objective: Objective = entry.build(policy, config, micro_batch_size=micro_batch_size, seed=seed)
+    return objective
+
+
+def with_supervised(
+    main: Objective,
+    policy: Policy,
+    config: SftLossConfig,
+    captions: Captions,
+    seed: int,
+    *,
+    share: tuple[int, int],
+    updates: int,
+) -> Objective:
+    """An objective with the supervised loss of `sft` beside it: (1 - coef) * main + coef * supervised.
+
+    Args:
+        captions: images with their texts.
+        share: (r, n): this is rank r of n.
+        updates: optimizer steps of a training step.
+
+    Raises:
+        ConfigError: the images cannot be used, or not be shared among the ranks.
+        ValueError: the policy does not denoise.
+    """
+    check_capability(policy, "sft", Supervised.requires)
+    supervised = Supervised(cast(Denoises, policy), config, captions, seed, share=share, updates=updates)
+    return Sum(main, [(config.coef, supervised)])
 
 
 def plan_needs(objective: str) -> PlanNeeds:

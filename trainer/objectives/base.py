@@ -1,17 +1,23 @@
-"""What every objective is: rollouts with advantages in, a stream of small losses out. Axes: B samples, S trained steps."""
+"""What every objective is: a stream of small sums of losses, and the counts that they are divided by.
+
+A loss is sum(weight * term) / count. The counts follow from masks and weights, so they are known before any forward pass, and
+are added up over all micro-batches and all ranks first. Then neither the cut into micro-batches nor the number of ranks
+changes a step. Axes: B samples, S columns (denoising steps or tokens).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, Self
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from trainer.losses import Stats
-from trainer.policies.base import regroup
-from trainer.types import Rollout
+from trainer.policies.base import Policy, missing, regroup
+from trainer.types import Rollout, Trace
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,69 @@ class PlanNeeds:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A micro-batch of the update.
+class Scored:
+    """What a program of reinforcement learning feeds an objective: this rank's samples with their advantages.
+
+    Attributes:
+        rollouts: micro-batches as they were sampled.
+        adv_B: float32, in the order of the samples.
+        weight_B: float32; 0 for samples that must not train.
+    """
+
+    rollouts: Sequence[Rollout]
+    adv_B: Tensor
+    weight_B: Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One sum of a loss. The update adds share * coef * sum / count[over] to what is minimised.
+
+    Attributes:
+        name: the metric that shows sum / count[over].
+        sum: 0-d float32, of this part of the micro-batch; differentiable where `coef` is not 0.
+        over: which count of the objective it is divided by.
+        coef: weight beside the other terms of the objective; a term of weight 0 is shown and not trained on.
+        share: weight of the whole objective where it is one of several.
+    """
+
+    name: str
+    sum: Tensor
+    over: str
+    coef: float = 1.0
+    share: float = 1.0
+
+
+class Batch(Protocol):
+    """A micro-batch of an update, as the update sees it."""
+
+    @property
+    def kind(self) -> str:
+        """What it is made of. Ranks may have different numbers of parts of a kind, but all have some or none has any."""
+        ...
+
+    @property
+    def update(self) -> int | None:
+        """The only one of the step's updates (from 0) that it is for; None is all of them."""
+        ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def weightless(self) -> Self:
+        """The same with every weight 0: computed like the others, and of no effect on gradient and metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """A micro-batch of samples with advantages.
 
     Attributes:
         rollout: B samples.
         adv_B: their advantages.
         weight_N: loss weights of its terms: of each sample, or of each pair.
         step: finished training steps; what is random in an objective depends on it.
-        old: by chunk, what the policy said before the first update on these samples, without gradient.
+        old: by part, what the policy said before the first update on these samples, without gradient.
     """
 
     rollout: Rollout
@@ -46,53 +106,119 @@ class Batch:
     weight_N: Tensor
     step: int
     old: dict[int, Tensor] = field(default_factory=dict)
+    kind: ClassVar[str] = "rollouts"
+    update: ClassVar[None] = None
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         return replace(self, adv_B=self.adv_B.to(device), weight_N=self.weight_N.to(device))
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """A part of a micro-batch's loss, small enough for one backward pass.
-
-    Attributes:
-        loss: sum over its terms, differentiable.
-        kl: sum of their KL to the reference, differentiable; None where none is asked for.
-        stats: for the metrics.
-    """
-
-    loss: Tensor
-    kl: Tensor | None
-    stats: Stats
+    def weightless(self) -> Self:
+        return replace(self, weight_N=torch.zeros_like(self.weight_N))
 
 
 class Objective(Protocol):
-    """Turns rollouts with advantages into losses. All ranks have equally many micro-batches and chunks."""
+    """Turns what a program feeds it into losses.
 
-    def batches(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> list[Batch]:
-        """The micro-batches of an update, on the CPU. Every term has as many chunks as `num_chunks` says."""
+    Attributes:
+        requires: the capability (`trainer.policies.base`) that its policy must have.
+        leads: names of counts; an update is made when one of them is above 0 over all ranks.
+    """
+
+    @property
+    def requires(self) -> type: ...
+
+    @property
+    def leads(self) -> Sequence[str]: ...
+
+    def batches(self, fed: Any, step: int) -> Sequence[Batch]:
+        """The micro-batches of this rank for all updates of a step, on the CPU.
+
+        Args:
+            fed: what the objective is made for, such as `Scored`.
+            step: finished training steps.
+
+        Raises:
+            StopTrainingError: this rank has nothing to train on, and says why; all ranks stop then.
+        """
         ...
 
-    def num_chunks(self, batch: Batch) -> int:
-        """The same for all micro-batches of a training step."""
+    def counts(self, batch: Any) -> Mapping[str, float]:
+        """What the terms of this micro-batch are divided by, from masks and weights alone."""
         ...
 
-    def chunk(self, batch: Batch, column: int) -> Chunk:
-        """The loss of chunk `column`, of `num_chunks`.
+    def num_parts(self, batch: Any) -> int:
+        """Into how many forward and backward passes the micro-batch is cut; at least 1."""
+        ...
 
-        The first call keeps in `batch.old[column]` what it needs of the policy that drew the samples, so it is made under
+    def terms(self, batch: Any, part: int) -> tuple[Sequence[Term], Stats]:
+        """The sums of one part of the micro-batch, at least one, and what is shown of it.
+
+        The first call keeps in the batch what the objective needs of the policy that drew the samples, so it is made under
         that policy's weights.
         """
         ...
 
 
-def micro_batches(
-    rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int, size: int | None
-) -> list[Batch]:
+class Once:
+    """Lets an objective take each sample once.
+
+    A second step on the same samples would take the first replay for the sampling policy again, so that ratios start at 1
+    and no clip holds: use `optim.updates_per_rollout`.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[ref[Trace]] = []
+
+    def take(self, rollouts: Sequence[Rollout]) -> None:
+        """Raises ValueError when one of them was taken before."""
+        alive = [trace for reference in self._taken if (trace := reference()) is not None]
+        for rollout in rollouts:
+            if any(rollout.trace is trace for trace in alive):
+                raise ValueError(
+                    f"the rollout of sample {rollout.samples[0].id} was trained on before; a second step on it would start "
+                    "its ratios at 1 again. Sample anew, or set optim.updates_per_rollout"
+                )
+        self._taken = [ref(trace) for trace in (*alive, *(rollout.trace for rollout in rollouts))]
+
+
+def micro_batches(fed: Scored, step: int, size: int | None) -> list[RolloutBatch]:
     """The samples in their order, `size` at a time; None keeps the sampled micro-batches. A term is a sample."""
     batches, start = [], 0
-    for rollout in regroup(rollouts, size):
+    for rollout in regroup(fed.rollouts, size):
         rows = slice(start, start + len(rollout))
-        batches.append(Batch(rollout, adv_B[rows], weight_B[rows], step))
+        batches.append(RolloutBatch(rollout, fed.adv_B[rows], fed.weight_B[rows], step))
         start += len(rollout)
     return batches
+
+
+def total(terms: Sequence[Term], counts: Mapping[str, float]) -> Tensor:
+    """What one part adds to the loss: 0-d float32, differentiable.
+
+    Terms over the same count are added up before they are divided: one rounding, and the curves of a KL beside a policy
+    loss stay what they were when the two were one sum.
+    """
+    sums: dict[tuple[str, float], Tensor] = {}
+    for term in terms:
+        if term.coef:
+            weighted = term.sum if term.coef == 1 else term.coef * term.sum
+            key = (term.over, term.share)
+            sums[key] = sums[key] + weighted if key in sums else weighted
+    loss = torch.zeros((), device=terms[0].sum.device)
+    for (over, share), value in sums.items():
+        # A count of 0 has only terms of weight 0, whose sum is 0.
+        loss = loss + share * value / max(counts[over], 1.0)
+    return loss
+
+
+def check_capability(policy: Policy, objective: str, capability: type) -> None:
+    """Raises ValueError naming both where the policy lacks what the objective trains through.
+
+    Args:
+        objective: how the configuration names it.
+    """
+    lacking = missing(policy, capability)
+    if lacking:
+        raise ValueError(
+            f"{objective} trains through {capability.__name__} (trainer/policies/base.py), but the policy "
+            f"{type(policy).__name__} has no {', '.join(lacking)}; choose an objective that fits the policy"
+        )

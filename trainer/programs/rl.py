@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +19,12 @@ from trainer.advantages import ESTIMATORS, RunningSpread, without_flat_groups
 from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
 from trainer.config import Config, ConfigError
 from trainer.config.advantage import GroupedSection
+from trainer.data.captions import CaptionData, caption_prompts
 from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets, rollout_statistics
-from trainer.objectives import needs_reference
-from trainer.objectives.captions import caption_prompts
-from trainer.policies.base import Denoises, Samples
+from trainer.objectives import Scored, build_objective, needs_reference, with_supervised
+from trainer.policies.base import Samples
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
 from trainer.programs.plan import training_plan
@@ -32,6 +32,7 @@ from trainer.programs.rollout import Drawn, seeds_B
 from trainer.programs.session import Row, Session
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
 from trainer.types import Scores
+from trainer.update.old import old_policy
 from trainer.update.updater import Updater
 
 LOOK_S = 0.1  # between two looks at whether all ranks have their scores, or are asked to stop
@@ -69,6 +70,28 @@ def deal(config: Config, material: RlMaterial, world: World) -> PromptSampler:
     )
 
 
+def build_updater(session: Session, left_out: Set[str]) -> Updater:
+    """The updater of the run's objective.
+
+    Args:
+        left_out: texts that the supervised loss must not draw.
+
+    Raises:
+        ConfigError: its images cannot be used.
+        ValueError: the policy lacks what the objective trains through.
+    """
+    config, world, policy = session.config, session.world, session.policy
+    micro_batch_size, updates = config.optim.micro_batch_size, config.optim.updates_per_rollout
+    objective = build_objective(policy, config.objective, micro_batch_size=micro_batch_size, seed=config.seed)
+    if config.sft is not None:
+        captions = CaptionData(config.sft, config.seed)
+        share = (world.rank, world.size)
+        objective = with_supervised(objective, policy, config.sft, captions, config.seed, share=share, updates=updates)
+        captions.leave_out(left_out)
+    old = old_policy(policy.trainable, config.objective)
+    return Updater(objective, session.engine, config.optim, world, config.max_steps, old=old)
+
+
 class RlProgram:
     """A run whose step samples, asks for rewards, and moves the weights along the advantages.
 
@@ -79,21 +102,10 @@ class RlProgram:
 
     def __init__(self, session: Session, material: RlMaterial, sampler: PromptSampler) -> None:
         config, policy = session.config, session.policy
-        if not (isinstance(policy, Samples) and isinstance(policy, Denoises)):
+        if not isinstance(policy, Samples):
             raise ConfigError(f"policy.type = {config.policy.type} draws no samples, so rewards cannot train it")
         self.session, self.sampler, self.policy = session, sampler, policy
-        self.updater = Updater(
-            policy,
-            session.engine,
-            config.objective,
-            config.optim,
-            session.world,
-            config.max_steps,
-            config.seed,
-            config.sft,
-        )
-        if self.updater.sft is not None:
-            self.updater.sft.data.leave_out(material.overlap.texts())
+        self.updater = build_updater(session, material.overlap.texts())
         self.spread = RunningSpread(len(config.rewards.columns))
         self.position = sampler.state_dict()
         self.drawn: Drawn | None = None
@@ -135,7 +147,7 @@ class RlProgram:
         spread = self.spread.after(scores.scores_BR, scores.valid_BR, reduce=session.world.sum)
         adv_B, weight_B, row = self.advantages(scores, spread, drawn.group_B)
         session.flight.add_advantages(adv_B, weight_B, row)
-        row |= self.updater.step(drawn.rollouts, adv_B, weight_B, session.step)
+        row |= self.updater.step(Scored(drawn.rollouts, adv_B, weight_B), session.step)
         session.ema.update()
         session.step, self.position, self.spread = session.step + 1, drawn.position, spread
         self.drawn = self.drawn and self.drawn.stale()

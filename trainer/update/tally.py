@@ -1,7 +1,8 @@
-"""What the chunks of an update add up to, kept on the device: it is read once, at the end."""
+"""What the parts of an update add up to, kept on the device: it is read once, at the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -29,6 +30,7 @@ class Tally:
     def add_stats(self, stats: Stats) -> None:
         self._count += stats.count
         _accumulate(self._sums, stats.sums)
+        _accumulate(self._totals, stats.totals)
         for name, value in stats.lows.items():
             self._lows[name] = torch.minimum(self._lows.get(name, value), value)
         for name, value in stats.highs.items():
@@ -47,13 +49,26 @@ class Tally:
         row |= {name: row[name] / max(count, 1.0) for name in sums}
         extremes = self.world.gather([_read(self._lows), _read(self._highs)])
         row |= {name: min(lows[name] for lows, _ in extremes) for name in self._lows}
-        return row | {name: max(highs[name] for _, highs in extremes) for name in self._highs}
+        row |= {name: max(highs[name] for _, highs in extremes) for name in self._highs}
+        return row | _derived(row)
 
 
 def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         number = value.detach().double()
         sums[name] = sums[name] + number if name in sums else number
+
+
+def _derived(row: dict[str, float]) -> dict[str, float]:
+    """What follows from other numbers: the spread of the ratios, and the KL under its short name. Takes `ratio/square` out
+    of the row."""
+    found = {}
+    if "ratio/square" in row:
+        # Var(ratio) = E[(ratio - 1)^2] - (E[ratio] - 1)^2; rounding may leave it a little below 0.
+        found["ratio/std"] = math.sqrt(max(row.pop("ratio/square") - (row["ratio/mean"] - 1) ** 2, 0.0))
+    if "loss/kl" in row:
+        found["kl"] = row["loss/kl"]
+    return found
 
 
 def _read(values: Mapping[str, Tensor]) -> dict[str, float]:

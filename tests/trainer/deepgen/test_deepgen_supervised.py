@@ -11,10 +11,10 @@ import yaml
 
 from trainer.__main__ import build_parser
 from trainer.config import ConfigError, SftLossConfig
+from trainer.data.captions import CaptionData
 from trainer.migration.deepgen.command import from_deepgen
 from trainer.migration.deepgen.flags import FLAGS
 from trainer.migration.deepgen.mmengine_file import PictureSet, read_picture_sets
-from trainer.objectives.captions import CaptionData
 
 FILE = """\
 import os

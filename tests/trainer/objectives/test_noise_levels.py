@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trainer.objectives.noise import NoiseLevels
+from trainer.objectives.flow.noise import NoiseLevels
 
 LIKE = torch.zeros(1, 3, 2)
 

@@ -15,6 +15,7 @@ from tests.support.tiny_updates import (
     ONES,
     PROMPTS,
     WORLD,
+    drawn_again,
     gradient,
     make_policy,
     make_updater,
@@ -24,13 +25,14 @@ from tests.support.tiny_updates import (
     weights,
 )
 from trainer.losses import clipped_surrogate, diffuse, kl_penalty, matching_error, nft_loss
-from trainer.objectives import OBJECTIVES, needs_reference, plan_needs
-from trainer.objectives.pairs import extreme_pairs
+from trainer.objectives import OBJECTIVES, Scored, build_objective, needs_reference, plan_needs
+from trainer.objectives.flow.pairs import extreme_pairs
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.types import Prompt, Rollout, StopTrainingError
 from trainer.update.schedule import old_decay
 from trainer.update.tally import Tally
+from trainer.update.work import plan_work
 
 CASES: dict[str, dict[str, Any]] = {
     "flow_grpo": {"kl_beta": 0.1, "kl_type": "latent"},
@@ -70,7 +72,7 @@ def update(
     batch = roll_out(policy, objective, sampled)
     if moved:
         drift(policy)
-    return policy, make_updater(policy, micro=micro, **fields).step(batch, ADV, weight, 0)
+    return policy, make_updater(policy, micro=micro, **fields).step(Scored(batch, ADV, weight), 0)
 
 
 @pytest.mark.parametrize(("sampled", "micro"), [(8, 1), (8, 3), (1, None), (4, None), (2, 8)])
@@ -94,7 +96,7 @@ def test_samples_without_weight_count_neither_above_nor_below_the_line(objective
     half = policy_for(**fields)
     batch = roll_out(half, objective, 4)[:1]
     drift(half)
-    make_updater(half, **fields).step(batch, ADV[:4], ONES[:4], 0)
+    make_updater(half, **fields).step(Scored(batch, ADV[:4], ONES[:4]), 0)
     scale = gradient(half).abs().max().item()
     torch.testing.assert_close(gradient(masked), gradient(half), rtol=1e-3, atol=1e-4 * scale)
 
@@ -110,7 +112,7 @@ def test_first_ratios_are_exactly_one(name: str, micro: int | None) -> None:
 def test_a_step_without_a_term_changes_nothing(objective: str) -> None:
     policy = policy_for(**CASES[objective])
     before = weights(policy)
-    row = make_updater(policy, **CASES[objective]).step(roll_out(policy, objective), ADV, 0 * ONES, 0)
+    row = make_updater(policy, **CASES[objective]).step(Scored(roll_out(policy, objective), ADV, 0 * ONES), 0)
     assert torch.equal(weights(policy), before)
     assert row["loss/policy"] == row["kl"] == 0
 
@@ -122,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(objective: str) -> None
         policy.trainable.proj_out.bias[0] = math.nan
     before = weights(policy)
     with pytest.raises(StopTrainingError, match="this update was not made"):
-        make_updater(policy, **CASES[objective]).step(batch, ADV, ONES, 0)
+        make_updater(policy, **CASES[objective]).step(Scored(batch, ADV, ONES), 0)
     torch.testing.assert_close(weights(policy), before, equal_nan=True, rtol=0, atol=0)
 
 
@@ -135,7 +137,7 @@ def test_the_kl_pulls_back_to_the_starting_weights(name: str) -> None:
     drift(policy)
     updater = make_updater(policy, lr=3e-5, **fields)
     adv = 0 * ADV
-    first, second = (updater.step(batch, adv, ONES, 0)["kl"] for _ in range(2))
+    first, second = (updater.step(Scored(drawn_again(batch), adv, ONES), 0)["kl"] for _ in range(2))
     assert 0 < second < first
 
 
@@ -147,13 +149,13 @@ def test_noise_levels_are_the_samples_own(name: str) -> None:
         policy = policy_for(**CASES[name])
         batch = roll_out(policy, name)
         drift(policy)
-        rows.append(make_updater(policy, lr=1e-12, **CASES[name]).step(batch, ADV, ONES, step)["kl"])
+        rows.append(make_updater(policy, lr=1e-12, **CASES[name]).step(Scored(batch, ADV, ONES), step)["kl"])
     assert rows[0] == rows[1] != rows[2]
 
 
 def point(policy: FlowPolicy, batch: list[Rollout], **fields: Any) -> tuple[Any, Any]:
     updater = make_updater(policy, **fields)
-    (only,) = updater.objective.batches(batch, ADV, ONES, 0)
+    (only,) = updater.objective.batches(Scored(batch, ADV, ONES), 0)
     return only, updater.objective.draw(only, 0)  # type: ignore[attr-defined]
 
 
@@ -181,7 +183,7 @@ def test_nft_is_its_equation_on_the_policy() -> None:
     drift(policy)
     v = policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B)
     expected, stats = nft_loss(v, v_old, drawn.x, drawn.x0, drawn.sigma_B, ADV, ONES, beta=0.3, adv_clip=2.0)
-    row = updater.step(batch, ADV, ONES, 0)
+    row = updater.step(Scored(batch, ADV, ONES), 0)
     assert row["loss/policy"] == pytest.approx(expected.item() / 8, rel=1e-5)
     assert row["nft/drift"] == pytest.approx(stats.sums["nft/drift"].item() / 8, rel=1e-4)
     assert row["nft/drift"] > 0
@@ -202,7 +204,7 @@ def test_awm_is_its_equation_on_the_policy() -> None:
     old = logp()
     drift(policy)
     expected, stats = clipped_surrogate(logp(), old, ADV, ONES, clip_range=1e-3)
-    row = updater.step(batch, ADV, ONES, 0)
+    row = updater.step(Scored(batch, ADV, ONES), 0)
     assert row["loss/policy"] == pytest.approx(expected.item() / 8, rel=1e-4)
     assert row["clip_share"] == pytest.approx(stats.sums["clip_share"].item() / 8)
     assert row["ratio/max"] > 1 > row["ratio/min"]
@@ -224,7 +226,7 @@ def test_the_sampling_policy_follows_as_a_moving_average() -> None:
     policy = make_policy()
     updater = make_updater(policy, objective="diffusion_nft", old_decay=0.75)
     start = weights(policy)
-    updater.step(roll_out(policy, "diffusion_nft"), ADV, ONES, 0)
+    updater.step(Scored(roll_out(policy, "diffusion_nft"), ADV, ONES), 0)
     trained = weights(policy)
     with updater.sampling_policy():
         old = weights(policy)
@@ -239,7 +241,7 @@ def test_the_sampling_policys_decay_rises() -> None:
     updater = make_updater(policy, objective="diffusion_nft", old_decay=0.6, old_decay_steps=3)
     old = weights(policy)
     for step, decay in enumerate((0.2, 0.4, 0.6, 0.6)):
-        updater.step(roll_out(policy, "diffusion_nft"), ADV, ONES, step)
+        updater.step(Scored(roll_out(policy, "diffusion_nft"), ADV, ONES), step)
         expected = decay * old + (1 - decay) * weights(policy)
         with updater.sampling_policy():
             old = weights(policy)
@@ -261,7 +263,7 @@ def test_the_sampling_policys_decay_may_rise_late() -> None:
 def test_on_policy_sampling_is_with_the_trained_weights() -> None:
     policy = make_policy()
     updater = make_updater(policy)
-    updater.step(roll_out(policy), ADV, ONES, 0)
+    updater.step(Scored(roll_out(policy), ADV, ONES), 0)
     trained = weights(policy)
     with updater.sampling_policy():
         assert torch.equal(weights(policy), trained)
@@ -294,7 +296,7 @@ def test_dpo_begins_at_log_two_and_learns_its_pairs() -> None:
     policy = policy_for(**fields)
     batch = roll_out(policy, "diffusion_dpo")
     updater = make_updater(policy, lr=1e-4, **fields)
-    rows = [updater.step(batch, ADV, ONES, 0) for _ in range(4)]
+    rows = [updater.step(Scored(drawn_again(batch), ADV, ONES), 0) for _ in range(4)]
     assert rows[0]["loss/policy"] == pytest.approx(math.log(2))
     assert rows[-1]["loss/policy"] < rows[0]["loss/policy"]
     assert rows[-1]["dpo/accuracy"] == 1
@@ -303,11 +305,11 @@ def test_dpo_begins_at_log_two_and_learns_its_pairs() -> None:
 def test_dpo_pairs_share_noise_level_and_noise() -> None:
     policy = policy_for(objective="diffusion_dpo")
     updater = make_updater(policy, objective="diffusion_dpo")
-    (batch,) = updater.objective.batches(roll_out(policy, "diffusion_dpo"), ADV, ONES, 0)
+    (batch,) = updater.objective.batches(Scored(roll_out(policy, "diffusion_dpo"), ADV, ONES), 0)
     points = []
     draw = updater.objective.draw  # type: ignore[attr-defined]
     updater.objective.draw = lambda *args: points.append(draw(*args)) or points[-1]  # type: ignore[attr-defined]
-    updater.objective.chunk(batch, 0)
+    updater.objective.terms(batch, 0)
     assert [sample.id for sample in batch.rollout.samples] == ["a#0", "a#1", "b#0", "b#1"]
     assert torch.equal(points[0].noise[0], points[0].noise[1])
     assert points[0].sigma_B[2] == points[0].sigma_B[3] != points[0].sigma_B[0]
@@ -320,7 +322,7 @@ def test_a_stale_rollout_is_corrected_for(micro: int | None) -> None:
     fresh = roll_out(policy)
     drift(policy)
     stale = [replace(rollout, behind=1) for rollout in fresh]
-    row = make_updater(policy, lr=1e-12, micro=micro).step(stale, ADV + 1, ONES, 0)
+    row = make_updater(policy, lr=1e-12, micro=micro).step(Scored(stale, ADV + 1, ONES), 0)
     assert row["ratio/min"] == row["ratio/max"] == 1.0
     with torch.no_grad():
         proximal = policy.replay(fresh[0], slice(0, 3)).logp_BS
@@ -336,7 +338,7 @@ def test_importance_weights_are_capped() -> None:
     policy = make_policy()
     fresh = roll_out(policy)
     stale = [replace(r, logp_BS=r.logp_BS - math.log(3), behind=1) for r in fresh]
-    row = make_updater(policy, lr=1e-12, importance_cap=2.0).step(stale, ADV.abs(), ONES, 0)
+    row = make_updater(policy, lr=1e-12, importance_cap=2.0).step(Scored(stale, ADV.abs(), ONES), 0)
     assert row["importance/capped_share"] == 1
     assert row["importance/mean"] == pytest.approx(3, rel=1e-5)
     assert row["loss/policy"] == pytest.approx(-2 * ADV.abs().mean().item(), rel=1e-5)
@@ -364,7 +366,7 @@ def test_guard_is_its_equation_on_the_policy(reweight: bool) -> None:
     with torch.no_grad():
         policy.trainable.proj_out.weight.sub_(0.05)
     updater = make_updater(policy, lr=1e-12, objective="grpo_guard", guard_reweight=reweight, clip_range=9.0)
-    row = updater.step([rollout], ADV, ONES, 0)
+    row = updater.step(Scored([rollout], ADV, ONES), 0)
     assert row["ratio/min"] == pytest.approx(ratio.min().item(), abs=1e-6)
     assert row["ratio/max"] == pytest.approx(ratio.max().item(), abs=1e-6)
     assert ratio.max() - ratio.min() > 1e-4
@@ -374,7 +376,7 @@ def test_guard_is_its_equation_on_the_policy(reweight: bool) -> None:
 def test_guard_without_means_says_what_it_needs() -> None:
     policy = make_policy()
     with pytest.raises(ValueError, match="sample with keep_means"):
-        make_updater(policy, objective="grpo_guard").step(roll_out(policy, "flow_grpo"), ADV, ONES, 0)
+        make_updater(policy, objective="grpo_guard").step(Scored(roll_out(policy, "flow_grpo"), ADV, ONES), 0)
 
 
 def test_dance_grpo_is_its_equation() -> None:
@@ -390,7 +392,7 @@ def test_dance_grpo_is_its_equation() -> None:
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.05)
     adv = ADV + 1
-    row = updater.step([rollout], adv, ONES, 0)
+    row = updater.step(Scored([rollout], adv, ONES), 0)
     sigma, dt, eta = 0.75, -0.25, 0.3
     x, x_next = rollout.trace.x_BT[:, 0], rollout.trace.x_BT[:, 1]
     with torch.no_grad():
@@ -412,7 +414,7 @@ def test_kl_types_by_their_formulas(kl_type: str) -> None:
     policy = policy_for(**fields)
     (rollout,) = roll_out(policy)
     drift(policy)
-    row = make_updater(policy, lr=1e-12, **fields).step([rollout], 0 * ADV, ONES, 0)
+    row = make_updater(policy, lr=1e-12, **fields).step(Scored([rollout], 0 * ADV, ONES), 0)
     total = 0.0
     for column, sigma in enumerate((1.0, 0.75, 0.5)):
         x = rollout.trace.x_BT[:, column]
@@ -433,18 +435,18 @@ def test_forward_kl_is_the_distance_of_velocities_at_the_point() -> None:
     _, drawn = point(policy, batch, **fields)
     with torch.no_grad():
         v, v_ref = (policy.predict(batch[0].prompts, drawn.x, drawn.sigma_B, reference=r) for r in (False, True))
-    row = make_updater(policy, lr=1e-12, **fields).step(batch, 0 * ADV, ONES, 0)
+    row = make_updater(policy, lr=1e-12, **fields).step(Scored(batch, 0 * ADV, ONES), 0)
     expected = kl_penalty(((v - v_ref) ** 2).flatten(1).mean(1)[:, None], ONES) / 8
     assert row["kl"] == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_no_chunk_reads_the_device(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_part_reads_the_device(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To read a tensor's value is to wait for a GPU: while losses add up, none is read."""
     fields = CASES[objective]
     policy = policy_for(**fields)
     batch = roll_out(policy, objective)
     updater = make_updater(policy, micro=2, **fields)
-    batches = updater.objective.batches(batch, ADV, ONES, 0)
+    work = plan_work(updater.objective, Scored(batch, ADV, ONES), 0, 1, WORLD)
     schedule = policy._schedule(batch[0].trace.plan)  # made of numbers that never were on a device
     monkeypatch.setattr(policy, "_schedule", lambda plan: schedule)
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy", "cpu"):
@@ -454,7 +456,7 @@ def test_no_chunk_reads_the_device(objective: str, monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(Tensor, name, refuse)
     tally = Tally(WORLD)
-    updater._backward(batches, 8.0, 1.0, tally)
+    updater._backward(work.items, work.counts_U[0], tally)
     monkeypatch.undo()
     assert tally.metrics()["loss/kl"] == 0
 
@@ -475,3 +477,39 @@ def test_one_prompt_in_two_data_sets_has_two_noises() -> None:
     prompts = [Prompt("a", PROMPTS[0].text, "one"), Prompt("a", PROMPTS[0].text, "two")]
     _, drawn = point(policy, roll_out(policy, "awm", prompts=prompts), objective="awm")
     assert len(set(drawn.sigma_B.tolist())) == 8
+
+
+def test_a_second_step_on_the_same_samples_is_refused(objective: str) -> None:
+    """It would start the ratios at 1 again. Samples drawn anew, even the same ones, are taken."""
+    policy = policy_for(**CASES[objective])
+    batch, updater = roll_out(policy, objective), make_updater(policy, **CASES[objective])
+    updater.step(Scored(batch, ADV, ONES), 0)
+    with pytest.raises(ValueError, match=r"rollout of sample a#0 was trained on before.*optim.updates_per_rollout"):
+        updater.step(Scored(batch, ADV, ONES), 1)
+    updater.step(Scored(drawn_again(batch), ADV, ONES), 1)
+
+
+class OnlySamples:
+    """A policy that draws and cannot be trained."""
+
+    about = "nothing"
+    trainable = torch.nn.Linear(1, 1)
+
+    def check_prompts(self, prompts: Any) -> None: ...
+
+    def sample(self, *args: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, r"objective.type = flow_grpo trains through Replays .*policy OnlySamples has no parts, replay"),
+        (
+            {"objective": "awm"},
+            r"objective.type = awm trains through Denoises .*OnlySamples has no check_size, clean",
+        ),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_policy_is_refused_at_the_start(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_objective(OnlySamples(), objective_config(**fields), micro_batch_size=None, seed=0)

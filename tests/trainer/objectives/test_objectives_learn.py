@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_updates import make_updater, policy_for, roll_out
+from trainer.objectives import Scored
 from trainer.types import Rollout
 
 CASES: dict[str, dict[str, Any]] = {
@@ -41,7 +42,7 @@ def test_the_reward_rises(name: str) -> None:
             rollouts = roll_out(policy, fields.get("objective", "flow_grpo"), seeds=range(100 * step, 100 * step + 8))
         reward = brightness(rollouts)
         adv = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4)
-        updater.step(rollouts, adv.flatten(), torch.ones(8), step)
+        updater.step(Scored(rollouts, adv.flatten(), torch.ones(8)), step)
     gain = brightness(roll_out(policy, "awm")) - before
     assert gain.mean() > 0.5
     assert (gain > 0).sum() >= 7

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.support.tiny_updates import ADV, CPU, ONES, gradient, make_policy, make_updater, roll_out, weights
+from tests.support.tiny_updates import ADV, ONES, drawn_again, gradient, make_policy, make_updater, roll_out, weights
 from trainer.config import ConfigError, SftLossConfig
-from trainer.objectives import Supervised
-from trainer.objectives.captions import BrokenPicturesError, CaptionData
-from trainer.objectives.supervised import SupervisedBatch
-from trainer.processes.distributed import World
+from trainer.data.captions import BrokenPicturesError, CaptionData
+from trainer.objectives import Scored, Supervised
+from trainer.objectives.flow.supervised import CaptionBatch
 from trainer.quickstart.words import draw_word, render
 from trainer.types import Prompt, StopTrainingError
 
@@ -46,14 +45,21 @@ def sft(path: Path, **fields: Any) -> SftLossConfig:
     return SftLossConfig.model_validate({"path": str(path), "batch_size": 4, "coef": 0.5, **fields})
 
 
-def make_supervised(path: Path, world: World | None = None, **fields: Any) -> Supervised:
-    return Supervised(make_policy(), sft(path, **fields), world or World(0, 1, CPU), seed=3)
+def make_supervised(path: Path, share: tuple[int, int] = (0, 1), **fields: Any) -> Supervised:
+    config = sft(path, **fields)
+    return Supervised(make_policy(), config, CaptionData(config, 3), 3, share=share)
+
+
+def loss(supervised: Supervised, batch: CaptionBatch) -> float:
+    """The sum over all parts, divided by the images of all ranks."""
+    parts = [supervised.terms(batch, part)[0] for part in range(supervised.num_parts(batch))]
+    return sum(term.sum.item() for (term,) in parts) / supervised.config.batch_size
 
 
 def test_the_loss_is_flow_matching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flow matching (arXiv 2210.02747, rectified path): the mean over pictures and latents of (v - (noise - x0))^2."""
     supervised = make_supervised(make_data(tmp_path), prompt_dropout=0.0)
-    batch, policy = supervised.draw(0), supervised.policy
+    (batch,), policy = supervised.batches(None, 0), supervised.policy
     predict, calls = policy.predict, []
 
     def watched(prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor) -> Tensor:
@@ -62,13 +68,13 @@ def test_the_loss_is_flow_matching(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return v
 
     monkeypatch.setattr(policy, "predict", watched)
-    loss = supervised.chunk(batch, 0)
+    found = loss(supervised, batch)
     ((prompts_B, x, sigma_B, v),) = calls
-    assert [prompt.text for prompt in prompts_B] == list(batch.pictures.texts)
-    x0 = policy.encode_images(batch.pictures.pixels_BHWC)
+    assert [prompt.text for prompt in prompts_B] == list(batch.drawn.texts)
+    x0 = policy.encode_images(batch.drawn.pixels_BHWC)
     sigma = sigma_B[:, None, None, None]
     noise = (x - (1 - sigma) * x0) / sigma
-    assert loss.item() == pytest.approx(((v - (noise - x0)) ** 2).mean().item(), rel=1e-4)
+    assert found == pytest.approx(((v - (noise - x0)) ** 2).mean().item(), rel=1e-4)
     assert noise.std().item() == pytest.approx(1, abs=0.1)
 
 
@@ -82,12 +88,12 @@ def test_pictures_are_those_the_latents_stand_for(tmp_path: Path) -> None:
 
 def test_the_gradient_is_the_weighted_sum(tmp_path: Path) -> None:
     """(1 - coef) * RL + coef * SFT: at coef .25 three parts of the one gradient and one part of the other."""
-    data, batch = make_data(tmp_path), roll_out(make_policy())
+    data = make_data(tmp_path)
     gradients = {}
     for coef in (0.25, 1.0, None):
         policy = make_policy()
         fields = {} if coef is None else {"sft": sft(data, coef=coef)}
-        row = make_updater(policy, **fields).step(batch, ADV, ONES, 0)
+        row = make_updater(policy, **fields).step(Scored(roll_out(policy), ADV, ONES), 0)
         gradients[coef] = gradient(policy).clone()
     assert row.keys().isdisjoint({"loss/sft", "sft/skipped"})
     assert gradients[1.0].norm() > 0
@@ -98,7 +104,7 @@ def test_the_loss_falls_on_its_own_pictures(tmp_path: Path) -> None:
     policy = make_policy()
     updater = make_updater(policy, lr=3e-3, sft=sft(make_data(tmp_path, count=1), coef=1.0, batch_size=8))
     batch = roll_out(policy)
-    rows = [updater.step(batch, ADV, ONES, step) for step in range(16)]
+    rows = [updater.step(Scored(drawn_again(batch), ADV, ONES), step) for step in range(16)]
     first, last = (np.mean([row["loss/sft"] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < 0.8 * first
 
@@ -107,21 +113,19 @@ def test_the_loss_falls_on_its_own_pictures(tmp_path: Path) -> None:
 def test_micro_batches_and_ranks_do_not_change_the_loss(tmp_path: Path, micro: int) -> None:
     data = make_data(tmp_path)
     whole = make_supervised(data)
-    split = [make_supervised(data, World(rank, 2, CPU), micro_batch_size=micro) for rank in range(2)]
-    expected = whole.chunk(whole.draw(2), 0).item()
-    total = 0.0
-    for each in split:
-        share = range(each.world.rank * 2, each.world.rank * 2 + 2)
-        batch = SupervisedBatch(each.data.draw(2, share), share, 2)
-        total += sum(each.chunk(batch, column).item() for column in range(each.num_chunks(batch)))
-    assert total == pytest.approx(expected, rel=1e-4)
+    split = [make_supervised(data, (rank, 2), micro_batch_size=micro) for rank in range(2)]
+    (batch,) = whole.batches(None, 2)
+    halves = [each.batches(None, 2)[0] for each in split]
+    assert [list(half.places) for half in halves] == [[0, 1], [2, 3]]
+    total = sum(loss(each, half) for each, half in zip(split, halves, strict=True))
+    assert total == pytest.approx(loss(whole, batch), rel=1e-4)
 
 
 def test_every_counts_training_steps(tmp_path: Path) -> None:
     policy = make_policy()
     updater = make_updater(policy, sft=sft(make_data(tmp_path), every=3))
     batch = roll_out(policy)
-    assert ["loss/sft" in updater.step(batch, ADV, ONES, step) for step in range(5)] == [
+    assert ["loss/sft" in updater.step(Scored(drawn_again(batch), ADV, ONES), step) for step in range(5)] == [
         True,
         False,
         False,
@@ -147,9 +151,9 @@ def test_prompt_dropout_leaves_texts_empty(tmp_path: Path) -> None:
 def test_broken_pictures_are_passed_over_and_counted(tmp_path: Path, lines: bool) -> None:
     data = make_data(tmp_path, lines=lines, broken=(0, 2))
     supervised = make_supervised(data, batch_size=32)
-    drawn = supervised.draw(1).pictures
+    drawn = supervised.batches(None, 1)[0].drawn
     assert drawn.skipped > 0
-    good = {text for number, text in enumerate(supervised.data.texts) if number not in (0, 2)}
+    good = {text for number, text in enumerate(supervised.captions.texts) if number not in (0, 2)}
     assert set(drawn.texts) == good and drawn.pixels_BHWC.shape == (32, 24, 48, 3)
 
 
@@ -168,11 +172,12 @@ def test_pictures_that_go_missing_stop_training_before_the_step(tmp_path: Path) 
         path.unlink()
     before = weights(policy)
     with pytest.raises(StopTrainingError, match="cannot be read"):
-        updater.step(roll_out(policy), ADV, ONES, 0)
+        updater.step(Scored(roll_out(policy), ADV, ONES), 0)
     assert torch.equal(weights(policy), before)
 
 
-def test_pictures_that_go_missing_between_two_updates_leave_weights_nobody_may_save(tmp_path: Path) -> None:
+def test_pictures_of_all_updates_are_drawn_before_the_first(tmp_path: Path) -> None:
+    """So that pictures that go missing never leave weights of which some updates were made and others were not."""
     policy = make_policy()
     updater = make_updater(policy, updates_per_rollout=2, sft=sft(make_data(tmp_path)))
     take, before = updater.engine.step, weights(policy)
@@ -184,9 +189,21 @@ def test_pictures_that_go_missing_between_two_updates_leave_weights_nobody_may_s
         return norm
 
     updater.engine.step = take_and_unlink  # type: ignore[method-assign]
+    assert updater.step(Scored(roll_out(policy), ADV, ONES), 0)["loss/sft"] > 0
+    trained = weights(policy)
+    assert not torch.equal(trained, before)
     with pytest.raises(StopTrainingError, match="cannot be read") as caught:
-        updater.step(roll_out(policy), ADV, ONES, 0)
-    assert caught.value.midway and not torch.equal(weights(policy), before)
+        updater.step(Scored(roll_out(policy), ADV, ONES), 1)
+    assert not caught.value.midway and torch.equal(weights(policy), trained)
+
+
+def test_without_a_sample_to_train_on_the_supervised_loss_takes_no_step(tmp_path: Path) -> None:
+    """Alone it would be no small share: Adam divides a gradient by its own size."""
+    policy = make_policy()
+    before = weights(policy)
+    row = make_updater(policy, sft=sft(make_data(tmp_path))).step(Scored(roll_out(policy), ADV, 0 * ONES), 0)
+    assert torch.equal(weights(policy), before)
+    assert row["grad_norm"] == 0 and row["loss/sft"] > 0
 
 
 def test_pictures_of_other_sizes_are_scaled_and_cut(tmp_path: Path) -> None:
@@ -227,4 +244,4 @@ def test_a_file_that_is_no_data_set(tmp_path: Path, text: str | None, words: str
 
 def test_a_batch_that_ranks_cannot_share(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size = 4 pictures cannot be shared by 3 ranks.*multiple of 3"):
-        make_supervised(make_data(tmp_path), World(0, 3, CPU))
+        make_supervised(make_data(tmp_path), (0, 3))

@@ -7,19 +7,17 @@ import itertools
 import json
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from trainer.config import ConfigError, SftLossConfig
 from trainer.config.supervised_loss import SftSetConfig
 from trainer.seeds import sample_seed
-from trainer.types import Prompt
+from trainer.types import Captioned, Prompt
 from wire.images import read_picture
 
 _ATTEMPTS = 10  # pictures tried for one place before the data set is given up
@@ -36,15 +34,6 @@ class Row(NamedTuple):
     picture: Path
     text: str
     weight: float
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """Pictures (B, H, W, 3), uint8, with their texts, and how many were passed over for being broken."""
-
-    pixels_BHWC: Tensor
-    texts: Sequence[str]
-    skipped: int
 
 
 class CaptionData:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from trainer.objectives.base import Batch
+from trainer.objectives.base import RolloutBatch, Scored
 from trainer.policies.base import regroup
-from trainer.types import Rollout
 
 
-def pair_batches(
-    rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int, size: int | None
-) -> list[Batch]:
+def pair_batches(fed: Scored, step: int, size: int | None) -> list[RolloutBatch]:
     """Micro-batches of at most `size` samples in which 2n and 2n + 1 are the best and the worst of a group.
 
     Every group gives one pair, so that all ranks have equally many; None takes the size of the sampled micro-batches.
     """
+    rollouts, adv_B = fed.rollouts, fed.adv_B
     group_B = torch.cat([rollout.group_B for rollout in rollouts])
-    rows_N2, weight_N = extreme_pairs(adv_B, weight_B, group_B)
+    rows_N2, weight_N = extreme_pairs(adv_B, fed.weight_B, group_B)
     singles = regroup(rollouts, 1)
     pairs_at_once = max((size or len(rollouts[0])) // 2, 1)
     chosen = [singles[row] for row in rows_N2.flatten().tolist()]
     batches = []
     for number, rollout in enumerate(regroup(chosen, 2 * pairs_at_once)):
         pairs = slice(number * pairs_at_once, number * pairs_at_once + len(rollout) // 2)
-        batches.append(Batch(rollout, adv_B[rows_N2[pairs].flatten()], weight_N[pairs], step))
+        batches.append(RolloutBatch(rollout, adv_B[rows_N2[pairs].flatten()], weight_N[pairs], step))
     return batches
 
 

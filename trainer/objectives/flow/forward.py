@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from trainer.config.objective import AwmConfig, DiffusionDpoConfig, DiffusionNftConfig, TimestepSection
 from trainer.losses import (
+    Stats,
     clipped_surrogate,
     diffuse,
     dpo_loss,
@@ -17,12 +19,11 @@ from trainer.losses import (
     nft_loss,
     velocity_distance,
 )
-from trainer.objectives.base import Batch, Chunk, micro_batches
-from trainer.objectives.noise import NoiseLevels
-from trainer.objectives.pairs import pair_batches
+from trainer.objectives.base import Once, RolloutBatch, Scored, Term, micro_batches
+from trainer.objectives.flow.noise import NoiseLevels
+from trainer.objectives.flow.pairs import pair_batches
 from trainer.policies.base import Denoises
 from trainer.seeds import sample_seed
-from trainer.types import Rollout
 
 
 class Point(NamedTuple):
@@ -38,20 +39,28 @@ TimestepT = TypeVar("TimestepT", bound=TimestepSection)
 
 
 class ForwardObjective(Generic[TimestepT]):
-    """What these objectives share: points of the forward process, and velocities there."""
+    """What these objectives share: points of the forward process, and velocities there. A part is a noise level."""
+
+    requires: ClassVar[type] = Denoises
+    leads: ClassVar[Sequence[str]] = ("terms",)
 
     def __init__(self, policy: Denoises, config: TimestepT, *, micro_batch_size: int | None, seed: int) -> None:
         self.policy, self.config = policy, config
         self.micro_batch_size, self.seed = micro_batch_size, seed
         self.levels = NoiseLevels.of(config)
+        self._once = Once()
 
-    def batches(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> list[Batch]:
-        return micro_batches(rollouts, adv_B, weight_B, step, self.micro_batch_size)
+    def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
+        self._once.take(fed.rollouts)
+        return micro_batches(fed, step, self.micro_batch_size)
 
-    def num_chunks(self, batch: Batch) -> int:
+    def counts(self, batch: RolloutBatch) -> dict[str, float]:
+        return {"terms": batch.weight_N.double().sum().item() * self.num_parts(batch)}
+
+    def num_parts(self, batch: RolloutBatch) -> int:
         return self.config.timestep_draws
 
-    def draw(self, batch: Batch, column: int, names_B: Sequence[str] | None = None) -> Point:
+    def draw(self, batch: RolloutBatch, part: int, names_B: Sequence[str] | None = None) -> Point:
         """A noise level and a noise for each sample, the same in every update, on every rank and in every micro-batch.
 
         `names_B` tells samples apart that are to have different ones; None is each sample's own.
@@ -59,28 +68,32 @@ class ForwardObjective(Generic[TimestepT]):
         x0 = self.policy.clean(batch.rollout)
         if names_B is None:
             names_B = [f"{sample.prompt.dataset}/{sample.id}" for sample in batch.rollout.samples]
-        seeds_B = [sample_seed(self.seed, "forward", batch.step, name, column) for name in names_B]
-        stratum = (column, self.config.timestep_draws)
+        seeds_B = [sample_seed(self.seed, "forward", batch.step, name, part) for name in names_B]
+        stratum = (part, self.config.timestep_draws)
         sigma_B, noise = self.levels.draw(seeds_B, x0, stratum=stratum)
         return Point(diffuse(x0, noise, sigma_B), x0, noise, sigma_B)
 
-    def predict(self, batch: Batch, point: Point, *, reference: bool = False) -> Tensor:
+    def predict(self, batch: RolloutBatch, point: Point, *, reference: bool = False) -> Tensor:
         return self.policy.predict(batch.rollout.prompts, point.x, point.sigma_B, reference=reference)
 
-    def kl(self, batch: Batch, point: Point, v: Tensor) -> Tensor | None:
-        """Sum of the KL to the reference at the point; None where the loss has no such term."""
-        if not self.config.kl_beta:
-            return None
-        return kl_penalty(velocity_distance(v, self.predict(batch, point, reference=True)), batch.weight_N)
+    def losses(self, batch: RolloutBatch, point: Point, v: Tensor, loss: Tensor) -> list[Term]:
+        """The loss and the KL to the reference at the point; without a `kl_beta` that is a term of 0, only shown."""
+        kl = torch.zeros_like(loss)
+        if self.config.kl_beta:
+            kl = kl_penalty(velocity_distance(v, self.predict(batch, point, reference=True)), batch.weight_N)
+        return self.with_kl(loss, kl)
+
+    def with_kl(self, loss: Tensor, kl: Tensor) -> list[Term]:
+        return [Term("loss/policy", loss, "terms"), Term("loss/kl", kl, "terms", coef=self.config.kl_beta)]
 
 
 class DiffusionNft(ForwardObjective[DiffusionNftConfig]):
     """DiffusionNFT (arXiv 2509.16117): `batch.old` is the velocity of the sampling policy."""
 
-    def chunk(self, batch: Batch, column: int) -> Chunk:
-        point = self.draw(batch, column)
+    def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
+        point = self.draw(batch, part)
         v = self.predict(batch, point)
-        v_old = batch.old.setdefault(column, v.detach())
+        v_old = batch.old.setdefault(part, v.detach())
         loss, stats = nft_loss(
             v,
             v_old,
@@ -92,7 +105,7 @@ class DiffusionNft(ForwardObjective[DiffusionNftConfig]):
             beta=self.config.nft_beta,
             adv_clip=self.config.nft_adv_clip,
         )
-        return Chunk(loss, self.kl(batch, point, v), stats)
+        return self.losses(batch, point, v, loss), stats
 
 
 class Awm(ForwardObjective[AwmConfig]):
@@ -103,30 +116,31 @@ class Awm(ForwardObjective[AwmConfig]):
     `batch.old` is that log-probability under the sampling policy.
     """
 
-    def chunk(self, batch: Batch, column: int) -> Chunk:
-        point = self.draw(batch, column)
+    def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
+        point = self.draw(batch, part)
         v = self.predict(batch, point)
         logp_B1 = -matching_error(v, point.x0, point.noise)[:, None]
-        old_B1 = batch.old.setdefault(column, logp_B1.detach())
+        old_B1 = batch.old.setdefault(part, logp_B1.detach())
         loss, stats = clipped_surrogate(logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.config.clip_range)
-        return Chunk(loss, self.kl(batch, point, v), stats)
+        return self.losses(batch, point, v, loss), stats
 
 
 class DiffusionDpo(ForwardObjective[DiffusionDpoConfig]):
     """Diffusion-DPO (arXiv 2311.12908) on the best and the worst sample of each group; a term is a pair."""
 
-    def batches(self, rollouts: Sequence[Rollout], adv_B: Tensor, weight_B: Tensor, step: int) -> list[Batch]:
-        return pair_batches(rollouts, adv_B, weight_B, step, self.micro_batch_size)
+    def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
+        self._once.take(fed.rollouts)
+        return pair_batches(fed, step, self.micro_batch_size)
 
-    def chunk(self, batch: Batch, column: int) -> Chunk:
+    def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
         # The two of a pair share noise level and noise: they go by the group's name.
         names_B = [f"{sample.prompt.dataset}/{sample.group_id}" for sample in batch.rollout.samples]
-        point = self.draw(batch, column, names_B)
+        point = self.draw(batch, part, names_B)
         v, v_ref = self.predict(batch, point), self.predict(batch, point, reference=True)
         better_N, worse_N = matching_error(v, point.x0, point.noise).view(-1, 2).unbind(1)
         ref_better_N, ref_worse_N = matching_error(v_ref, point.x0, point.noise).view(-1, 2).unbind(1)
         loss, stats = dpo_loss(better_N, worse_N, ref_better_N, ref_worse_N, batch.weight_N, beta=self.config.dpo_beta)
         if not self.config.kl_beta:
-            return Chunk(loss, None, stats)
+            return self.with_kl(loss, torch.zeros_like(loss)), stats
         of_pair_N1 = velocity_distance(v, v_ref).view(-1, 2).mean(1, keepdim=True)
-        return Chunk(loss, kl_penalty(of_pair_N1, batch.weight_N), stats)
+        return self.with_kl(loss, kl_penalty(of_pair_N1, batch.weight_N)), stats

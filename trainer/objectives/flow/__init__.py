@@ -1,0 +1,1 @@
+"""Objectives of rectified flows: on the stochastic steps of the sampler, and on the forward process."""
