@@ -35,10 +35,3 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in _PERSONAL:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes (`-n`), a file stays in one, for its fixtures; so does all that shares a vLLM server."""
-    for item in items:
-        folder, _, file = item.nodeid.partition("::")[0].rpartition("/")
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "tests/vllm" else f"{folder}/{file}"))
