@@ -21,9 +21,9 @@ from trainer.evaluation.files import read_pictures, save_pictures
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.flow.deepgen.sources import read_source
-from trainer.policies.flow.frozen import read_picture
+from trainer.policies.flow.frozen import read_image
 from trainer.processes.distributed import World
-from trainer.report.pictures import _picture
+from trainer.report.images import _image
 from trainer.types import Prompt, Sample
 from wire.schema import MAX_TARGET_LENGTH, MAX_TARGETS, ScoreItem
 
@@ -61,7 +61,7 @@ def cut(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_source_pictures_of_edits(cut: Path) -> None:
-    for read in (lambda: read_picture(cut, 32 * 32, 16), lambda: read_source(cut, 32 * 32)):
+    for read in (lambda: read_image(cut, 32 * 32, 16), lambda: read_source(cut, 32 * 32)):
         with pytest.raises(ValueError, match=r"cut\.(png|jpg): not a readable image/"):
             read()
 
@@ -71,7 +71,7 @@ def test_source_pictures_are_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 32), "red").save(tmp_path / "photo.jpg", exif=exif)
-    assert read_picture(tmp_path / "photo.jpg", 64 * 32, 32).shape == (64, 32, 3)
+    assert read_image(tmp_path / "photo.jpg", 64 * 32, 32).shape == (64, 32, 3)
     assert read_source(tmp_path / "photo.jpg", 64 * 32).shape == (64, 32, 3)
 
 
@@ -101,7 +101,7 @@ def test_an_evaluations_own_pictures(tmp_path: Path) -> None:
 
 def test_the_reports_pictures(cut: Path) -> None:
     problems: list[str] = []
-    assert _picture(cut.parent, cut.name, problems) == (None, 0, 0)
+    assert _image(cut.parent, cut.name, problems) == (None, 0, 0)
     assert len(problems) == 1 and "not a readable image" in problems[0]
 
 

@@ -30,8 +30,8 @@ from trainer.records.recorder import Recorder
 from trainer.records.starts import keep_start
 from trainer.report import build_report
 from trainer.report.glossary import GLOSSARY
+from trainer.report.images import build_gallery, read_correctly
 from trainer.report.page import MAX_TABLE_ROWS, evaluations, failures, headlines, render, state
-from trainer.report.pictures import build_gallery, read_correctly
 from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
 from trainer.report.svg import inline, tick
 
@@ -249,7 +249,7 @@ def test_the_result_comes_first_with_what_it_stands_on(built: Page) -> None:
     words = built.words()
     for text in (
         "finished, 100 steps",
-        "The policy “tiny” was post-trained by RL (GDPO), 8 prompts × 12 pictures a step, on the rewards "
+        "The policy “tiny” was post-trained by RL (GDPO), 8 prompts × 12 images a step, on the rewards "
         "ocr (weight 1) and color (weight 1).",
         "ocr trained on before 0.678 → after 0.914 ▲ +0.236 at step 100",
         "ocr_independent never trained on before 0.715 → after 0.946 ▲ +0.231 at step 100",
@@ -483,7 +483,7 @@ def test_a_run_before_its_first_row(tmp_path: Path) -> None:
 def test_a_run_with_the_first_evaluation_only(tmp_path: Path) -> None:
     words = page(fabricate(tmp_path / "run", steps=0, finished=False)).words()
     assert "ocr trained on before 0.678 evaluated once so far" in words
-    assert "Pictures" in words and "Before and after" not in words
+    assert "Images" in words and "Before and after" not in words
 
 
 def test_a_run_that_goes_on_shows_what_there_is(tmp_path: Path) -> None:
@@ -596,7 +596,7 @@ def test_missing_and_damaged_parts_are_named_and_do_not_stop_the_page(tmp_path: 
         file.write('{"step": 26, "to')
     words = page(run).words()
     for text in (
-        "picture missing",
+        "image missing",
         "samples/step_000000/3.png",
         "samples/step_000025/4.png",
         "summary.json is not JSON",
@@ -633,7 +633,7 @@ def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
 def test_a_text_policy_has_no_pictures(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
         recorder.save_samples(0, [sample_records(0, 1)[0] | {"images": [], "read": None}])
-    assert "no picture" in page(tmp_path).words()
+    assert "no image" in page(tmp_path).words()
 
 
 def test_bars_only_where_a_reward_goes_from_0_to_1_and_arrows_against_before(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.data.prompts.lines import read_quoting_txt
-from trainer.report.pictures import _shot
+from trainer.report.images import _shot
 from wire.quotes import quoted_texts
 
 QUOTED = [

@@ -121,7 +121,7 @@ async def _measure(caller: ServiceCaller, column: RewardConfig) -> float | None:
 
 
 def _marked(image_HWC: np.ndarray) -> np.ndarray:
-    """The picture with four pixels at its edge that it has in no other request, so that it is scored anew."""
+    """The image with four pixels at its edge that it has in no other request, so that it is scored anew."""
     marked = image_HWC.copy()
     marked[0, :4] = np.frombuffer(os.urandom(12), np.uint8).reshape(4, 3)
     return marked

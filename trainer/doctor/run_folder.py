@@ -46,7 +46,7 @@ def check_disk(config: Config) -> Iterator[Finding]:
     elif free < needed:
         yield Finding("disk", "FAIL", message, "free some space, lower checkpoint.keep, or set output_dir")
     elif free < needed + _LITTLE_BYTES:
-        yield Finding("disk", "WARN", message, "free some space: pictures, logs and curves need some, too")
+        yield Finding("disk", "WARN", message, "free some space: images, logs and curves need some, too")
     else:
         yield Finding("disk", "OK", message)
 

@@ -15,7 +15,7 @@ from trainer.policies.base import SamplingPlan
 from trainer.policies.lora import merged_state
 from trainer.policies.registry import entry_of
 
-_PICTURES = 2
+_IMAGES = 2
 _STEPS = 4
 _ROUNDING = 1  # of 255: adapters are summed in another order by other programs
 
@@ -132,14 +132,14 @@ def _plain_state(network: Any) -> dict[str, Tensor]:
     return state
 
 
-def compare_pictures(config: Config, model: Any, reloaded: Any) -> str:
-    """Draw pictures of the first training prompts with both. Returns a sentence.
+def compare_images(config: Config, model: Any, reloaded: Any) -> str:
+    """Draw images of the first training prompts with both. Returns a sentence.
 
     Raises:
         ExportError: they differ.
     """
-    prompts = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts][:_PICTURES]
-    plan = SamplingPlan(num_inference_steps=_STEPS, micro_batch_size=_PICTURES, shift=None)
+    prompts = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts][:_IMAGES]
+    plan = SamplingPlan(num_inference_steps=_STEPS, micro_batch_size=_IMAGES, shift=None)
     drawn, family = [], entry_of(config.policy).family
     for each in (model, reloaded):
         policy = family.policy(each, keep_reference=False)
@@ -147,5 +147,5 @@ def compare_pictures(config: Config, model: Any, reloaded: Any) -> str:
         drawn.append(np.stack([image for rollout in rollouts for sample in rollout.samples for image in sample.images]))
     largest = int(np.abs(drawn[0].astype(np.int16) - drawn[1].astype(np.int16)).max())
     if largest > _ROUNDING:
-        raise ExportError(f"the export draws other pictures: pixels differ by up to {largest} of 255")
+        raise ExportError(f"the export draws other images: pixels differ by up to {largest} of 255")
     return f"{len(prompts)} drawn twice, pixels differ by at most {largest} of 255"

@@ -1,4 +1,4 @@
-"""One self-contained page that shows what a run did: pictures, curves, times, failures, configuration."""
+"""One self-contained page that shows what a run did: images, curves, times, failures, configuration."""
 
 from trainer.report.page import build_report
 

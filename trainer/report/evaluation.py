@@ -1,4 +1,4 @@
-"""The page's part on held-out evaluation: alarms, means with intervals and gains, benchmark tables, picture statistics."""
+"""The page's part on held-out evaluation: alarms, means with intervals and gains, benchmark tables, image statistics."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _official(row: Mapping[str, Any]) -> str:
 
 
 def _plots(run: RunFolder) -> list[Plot]:
-    """Each statistic of training pictures, and of the first evaluation set's."""
+    """Each statistic of training images, and of the first evaluation set's."""
     sets = [key.split("/")[1] for row in run.rows for key in row if key.startswith("stats/") and key.count("/") == 2]
     heldout = next(iter(dict.fromkeys(sets)), None)
     plots: list[Plot] = []
@@ -152,7 +152,7 @@ def _plots(run: RunFolder) -> list[Plot]:
         if not training[0] and not kept:
             continue
         title = name.replace("_", " ")
-        with drawing(title, plots, alt=f"{title} of the pictures over steps") as axes:
+        with drawing(title, plots, alt=f"{title} of the images over steps") as axes:
             if training[0]:
                 axes.plot(*training, color=SERIES[1], linewidth=1, alpha=0.85, label="training")
             if kept:

@@ -10,18 +10,18 @@ GLOSSARY: dict[str, str] = {
     "mean, never counted as 0.",
     "eval/<reward>/low": "Lower end of the mean's 95 % interval, by bootstrap over prompts; eval/<reward>/high is the "
     "upper end.",
-    "eval/<reward>/gain": "Mean change since the evaluation before training, paired by picture; "
+    "eval/<reward>/gain": "Mean change since the evaluation before training, paired by image; "
     "eval/<reward>/gain_low and eval/<reward>/gain_high bound its 95 % interval.",
     "eval/<set>/<reward>": "The same of a named evaluation set.",
     "eval/<set>/overall": "UniGenBench's overall accuracy of a set: the mean of the primary dimensions. "
     "overall_official is the same of the answers as the benchmark's own tool reads them, which is the leaderboard's way; "
-    "overall_micro counts every test point the same, answered_share is the share of pictures with "
+    "overall_micro counts every test point the same, answered_share is the share of images with "
     "verdicts, primary/<dimension> the accuracy of a dimension.",
     "eval/step": "The step whose weights the row's evaluation is of, where they were scored while training went on.",
-    "stats/saturation": "Mean saturation of a few of the step's pictures, 0 to 1. Likewise stats/brightness, "
+    "stats/saturation": "Mean saturation of a few of the step's images, 0 to 1. Likewise stats/brightness, "
     "stats/contrast, stats/edge_density (share of edge pixels), stats/colour_entropy (bits) and stats/sharpness.",
-    "stats/diversity": "Mean distance between the pictures of one prompt, 0 to 1; near 0 they are all alike.",
-    "stats/<set>/saturation": "The same of the held-out pictures: stats/heldout/saturation, stats/heldout/brightness, "
+    "stats/diversity": "Mean distance between the images of one prompt, 0 to 1; near 0 they are all alike.",
+    "stats/<set>/saturation": "The same of the held-out images: stats/heldout/saturation, stats/heldout/brightness, "
     "stats/heldout/contrast, stats/heldout/edge_density, stats/heldout/colour_entropy, stats/heldout/sharpness, "
     "stats/heldout/diversity, or with a set's name.",
     "alarm/<name>": "1 where an evaluation showed a sign of reward hacking; the sentence is in eval/step_*/alarms.json.",
@@ -43,11 +43,11 @@ GLOSSARY: dict[str, str] = {
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
     "loss/kl": "The KL penalty before its weight kl_beta.",
     "loss/sft": "The supervised loss beside it, before its weight.",
-    "sft/skipped": "Pictures of the supervised data set that could not be read in this step; others took their places.",
-    "importance/mean": "Mean weight that corrects for pictures of older weights, before its cap; importance/max is the largest, "
+    "sft/skipped": "Images of the supervised data set that could not be read in this step; others took their places.",
+    "importance/mean": "Mean weight that corrects for images of older weights, before its cap; importance/max is the largest, "
     "importance/capped_share the share beyond the cap.",
     "nft/reward": "DiffusionNFT: mean of the advantages as probabilities of being good; near 0.5 by construction.",
-    "nft/positive": "DiffusionNFT: error of the branch that good pictures pull on; nft/negative is the other's.",
+    "nft/positive": "DiffusionNFT: error of the branch that good images pull on; nft/negative is the other's.",
     "nft/drift": "DiffusionNFT: mean squared distance of the velocities from those of the sampling policy.",
     "dpo/margin": "Diffusion-DPO: how much further than the reference the policy tells better from worse, on average.",
     "dpo/accuracy": "Diffusion-DPO: share of pairs in which it does.",
@@ -60,11 +60,11 @@ GLOSSARY: dict[str, str] = {
     "kl": "Mean divergence of the velocities from those of the starting weights; 0 when kl_beta is 0.",
     "grad_norm": "Global norm of the gradient before it is clipped to optim.max_grad_norm.",
     "lr": "Learning rate of the step.",
-    "time/rollout": "Seconds in which pictures were sampled; rewards are computed meanwhile.",
-    "time/reward_wait": "Seconds the trainer stood still for scores after the last picture was sampled.",
+    "time/rollout": "Seconds in which images were sampled; rewards are computed meanwhile.",
+    "time/reward_wait": "Seconds the trainer stood still for scores after the last image was sampled.",
     "time/encode": "Seconds of this process's rollout in which prompts were encoded; cached ones take none.",
     "time/denoise": "Seconds of it in which latents were denoised.",
-    "time/decode": "Seconds of it in which latents became pictures.",
+    "time/decode": "Seconds of it in which latents became images.",
     "time/cpu": "CPU seconds of this process (all its threads) in the step; services do not count.",
     "time/update": "Seconds for advantages, replay, gradients and the optimizer.",
     "time/evaluate": "Seconds of a held-out evaluation, its rewards included; not part of time/total.",
@@ -78,7 +78,7 @@ GLOSSARY: dict[str, str] = {
     "perf/mfu_update": "The same of the update: forward and backward, neither recomputation nor the KL's reference.",
     "memory/allocated_gib": "GiB of GPU memory in use at the end of the step, on the fullest rank; absent on a CPU.",
     "memory/peak_gib": "The most in use at any moment of the step.",
-    "images_per_s": "Training pictures sampled, scored and learned from per second.",
+    "images_per_s": "Training images sampled, scored and learned from per second.",
     "latency_ms/<reward>/p50": "Half of the step's micro-batches were answered faster, from submit to answer; p95: "
     "nineteen of twenty; max: all.",
     "failed/<reward>/<code>": "Scores of this step that failed, by code (timeout, overloaded, upstream, internal, "

@@ -17,7 +17,7 @@ from trainer.records.progress import duration
 from trainer.records.recorder import write_atomic
 from trainer.report.evaluation import evaluation_part
 from trainer.report.glossary import GLOSSARY
-from trainer.report.pictures import Gallery, build_gallery
+from trainer.report.images import Gallery, build_gallery
 from trainer.report.plots import (
     PHASES,
     advantage_plots,
@@ -40,8 +40,8 @@ _FILES = {
     "metrics.jsonl": "every number of this page, one JSON object a step",
     "summary.json": "the result in short",
     "rewards.json": "what scored each reward, and where that changed",
-    "samples": "evaluation pictures with what was read and how they scored",
-    "eval": "per evaluation every picture's scores, alarms, benchmark tables, and the last pictures of benchmarks",
+    "samples": "evaluation images with what was read and how they scored",
+    "eval": "per evaluation every image's scores, alarms, benchmark tables, and the last images of benchmarks",
     "checkpoints": "weights, averaged weights and what an exact resume needs",
     "logs": "TensorBoard files and the logs of services that were started",
 }
@@ -201,7 +201,7 @@ def sentence(run: RunFolder) -> str:
     per_step = run.setting("sampling", "prompts_per_step"), run.setting("sampling", "group_size")
     text = f"The policy “{policy}” was post-trained by RL ({str(estimator).upper()})"
     if all(per_step):
-        text += f", {per_step[0]} prompts × {per_step[1]} pictures a step"
+        text += f", {per_step[0]} prompts × {per_step[1]} images a step"
     weights = [f"{name} (weight {weight:g})" for name, weight in run.trained_on().items()]
     return f"{text}, on the reward{'s' if len(weights) > 1 else ''} {' and '.join(weights) or 'of no data set'}."
 
@@ -218,7 +218,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
     waited = run.total("time/reward_wait")
     rates = run.series.get("images_per_s", ([], []))[1]
     if not math.isnan(_median(rates)):
-        found.append(("Throughput", f"{_median(rates):.3g} training pictures a second"))
+        found.append(("Throughput", f"{_median(rates):.3g} training images a second"))
     if trained:
         found.append(("Waiting for rewards", f"{percent(waited / trained)} of training time"))
     failed = sum(count for _, codes in failures(run) for _, count in codes)
@@ -246,7 +246,7 @@ def how_evaluated(run: RunFolder) -> str:
 
 
 def read_right(gallery: Gallery | None) -> str:
-    """How many pictures say what was asked for, before and after; empty where nothing was read."""
+    """How many images say what was asked for, before and after; empty where nothing was read."""
     if gallery is None or not gallery.readable:
         return ""
     counts = [

@@ -77,7 +77,7 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("clip share", [Line("clip_share", "clip share")]),
         ("KL to the starting weights", [Line("kl", "KL")]),
         ("gradient norm", [Line("grad_norm", "before clipping")]),
-        ("importance of older pictures", [Line("importance/mean", "mean"), Line("importance/max", "largest")]),
+        ("importance of older images", [Line("importance/mean", "mean"), Line("importance/max", "largest")]),
         ("DiffusionNFT: error of the branches", [Line("nft/positive", "positive"), Line("nft/negative", "negative")]),
         ("DiffusionNFT: drift", [Line("nft/drift", "drift")]),
         ("Diffusion-DPO: accuracy", [Line("dpo/accuracy", "accuracy")]),
@@ -99,7 +99,7 @@ def time_plots(run: RunFolder) -> list[Plot]:
         "share of a step spent waiting",
         [Line("reward_wait_share", "reward_wait_share")],
         zero=True,
-        note="For rewards, after the last picture was sampled (reward_wait_share).",
+        note="For rewards, after the last image was sampled (reward_wait_share).",
     )
     plots += _chart(
         run,

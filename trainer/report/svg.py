@@ -61,7 +61,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 @dataclass(frozen=True)
 class Plot:
-    """A titled picture for the page: `svg` is safe markup, `note` a sentence below it."""
+    """A titled drawing for the page: `svg` is safe markup, `note` a sentence below it."""
 
     title: str
     svg: Markup
@@ -70,7 +70,7 @@ class Plot:
 
 @contextmanager
 def drawing(title: str, plots: list[Plot], *, alt: str, note: str = "") -> Iterator[Axes]:
-    """Axes to draw on; what was drawn is appended to `plots` at the end. `alt` says the picture in words."""
+    """Axes to draw on; what was drawn is appended to `plots` at the end. `alt` says in words what is drawn."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator

@@ -123,7 +123,7 @@ def test_pictures_that_differ_are_an_error(run: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setitem(tiny.ENTRY.exporters, "safetensors", Exporter(tiny.write, other_codec))
     export_run(run, tmp_path / "unseen", to="safetensors")
-    with pytest.raises(ExportError, match=r"other pictures: pixels differ by up to 1[0-9] of 255"):
+    with pytest.raises(ExportError, match=r"other images: pixels differ by up to 1[0-9] of 255"):
         export_run(run, tmp_path / "out", to="safetensors", verify=True)
 
 

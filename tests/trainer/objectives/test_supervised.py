@@ -220,7 +220,7 @@ def test_pictures_of_other_sizes_are_scaled_and_cut(tmp_path: Path) -> None:
     assert (drawn.pixels_BHWC[:, 2:-2, :, 1] > 200).all() and (drawn.pixels_BHWC[:, 2:-2, :, 0] < 50).all()
     with pytest.raises(ConfigError, match=r"different sizes \(96x80, 96x96\); give a size"):
         CaptionData(sft(data), seed=1).draw(0, range(6))
-    with pytest.raises(ConfigError, match="the tiny policy knows pictures of 24x48"):
+    with pytest.raises(ConfigError, match="the tiny policy knows images of 24x48"):
         make_supervised(data, size=[32, 48])
 
 

@@ -49,7 +49,7 @@ def reload_folder(config: Any, folder: Path, device: torch.device) -> Any:
 
 
 def write_lora(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Adapters by diffusers' names, scaled so that alpha is the rank: loaders that ignore alpha draw the same pictures."""
+    """Adapters by diffusers' names, scaled so that alpha is the rank: loaders that ignore alpha draw the same images."""
     pipeline = pipeline_class(model.config)
     layers = {name: tensor.to(dtype).contiguous() for name, tensor in adapter_tensors(model.network).items()}
     pipeline.save_lora_weights(folder, transformer_lora_layers=layers, weight_name=LORA_FILE)

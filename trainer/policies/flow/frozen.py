@@ -22,7 +22,7 @@ from trainer.types import Prompt
 from wire import images
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
-_PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its pictures
+_PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its images
 
 
 def load_part(kind: Any, config: DiffusersConfig, name: str, dtype: torch.dtype) -> Any:
@@ -136,7 +136,7 @@ def stack(rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[st
 
 
 class Autoencoder:
-    """A diffusers AutoencoderKL: latents are (z - shift) * scale; both directions ignore a picture's neighbours."""
+    """A diffusers AutoencoderKL: latents are (z - shift) * scale; both directions ignore an image's neighbours."""
 
     def __init__(self, vae: Any, device: torch.device) -> None:
         self.vae = vae.eval().requires_grad_(False).to(device)
@@ -146,14 +146,14 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 pictures to float32 latents (B, C, H/factor, W/factor): the posterior's mean, scaled."""
+        """uint8 images to float32 latents (B, C, H/factor, W/factor): the posterior's mean, scaled."""
         images = pixels_BHWC.permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
         means = [self.vae.encode(part).latent_dist.mode() for part in pixel_parts(images, images[0, 0].numel())]
         return (torch.cat(means).float() - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to uint8 pictures (B, H, W, 3)."""
+        """Latents to uint8 images (B, H, W, 3)."""
         latents = (latents / self._scale + self._shift).to(self.vae.dtype)
         pixels = latents[0, 0].numel() * self.factor**2
         return torch.cat(
@@ -167,7 +167,7 @@ def vae_dtype(vae_config: Mapping[str, Any], config: NetworkConfig) -> torch.dty
 
 
 def pixel_parts(batch: Tensor, pixels: int) -> Sequence[Tensor]:
-    """A batch in parts that an autoencoder takes at once, by the pixels of a picture."""
+    """A batch in parts that an autoencoder takes at once, by the pixels of an image."""
     return list(batch.split(max(1, _PIXELS_AT_ONCE // pixels)))
 
 
@@ -199,7 +199,7 @@ def own_noise_levels(scheduler: Mapping[str, Any], num_steps: int, num_tokens: i
 
 
 def check_size(height: int, width: int, multiple: int, largest: int | None = None) -> None:
-    """Raises ConfigError where a picture size does not fit, with the nearest that does."""
+    """Raises ConfigError where an image size does not fit, with the nearest that does."""
     for name, value in (("height", height), ("width", width)):
         fit = max(multiple, round(value / multiple) * multiple)
         if largest is not None:
@@ -212,14 +212,14 @@ def check_size(height: int, width: int, multiple: int, largest: int | None = Non
 
 
 def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
-    """A picture's size brought to about `area` pixels, little distorted, its sides multiples of `multiple`."""
+    """An image's size brought to about `area` pixels, little distorted, its sides multiples of `multiple`."""
     scale = math.sqrt(area / (size[0] * size[1]))
     width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
     return width, height
 
 
-def read_picture(path: str | Path, area: int, multiple: int) -> Tensor:
-    """An upright RGB picture (H, W, 3), uint8, `fitted`. Raises OSError or ValueError naming a file that is cut off."""
+def read_image(path: str | Path, area: int, multiple: int) -> Tensor:
+    """An upright RGB image (H, W, 3), uint8, `fitted`. Raises OSError or ValueError naming a file that is cut off."""
     rgb = images.read_picture(Path(path)).convert("RGB")
     width, height = fitted(rgb.size, area, multiple)
     resized = rgb.resize((width, height), Image.Resampling.LANCZOS)
@@ -227,29 +227,29 @@ def read_picture(path: str | Path, area: int, multiple: int) -> Tensor:
 
 
 def check_sources(prompts: Sequence[Prompt], area: int, multiple: int, largest: int) -> None:
-    """Raises ConfigError naming the first source picture that is none, or has a side above `largest` pixels once it is
+    """Raises ConfigError naming the first source image that is none, or has a side above `largest` pixels once it is
     `fitted`: the model's table of positions ends there."""
     first_uses: dict[str, Prompt] = {}
     for prompt in prompts:
         for path in prompt.source_images:
             first_uses.setdefault(path, prompt)
     for path, prompt in first_uses.items():
-        size = _picture_size(path, prompt)
+        size = _image_size(path, prompt)
         width, height = fitted(size, area, multiple)
         if max(width, height) > largest:
             raise ConfigError(
-                f"source picture {path} has {size[0]} x {size[1]} pixels and would be brought to {width} x {height}: this "
+                f"source image {path} has {size[0]} x {size[1]} pixels and would be brought to {width} x {height}: this "
                 f"model places at most {largest} on a side; crop it to a shape less narrow, or leave it out"
             )
 
 
-def _picture_size(path: str, prompt: Prompt) -> tuple[int, int]:
+def _image_size(path: str, prompt: Prompt) -> tuple[int, int]:
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
-            return picture.size
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            return image.size
     except _BROKEN as error:
         raise ConfigError(
-            f"prompt {prompt.id!r} of data set {prompt.dataset!r} has the source picture {path}, which cannot be read: "
+            f"prompt {prompt.id!r} of data set {prompt.dataset!r} has the source image {path}, which cannot be read: "
             f"{error}; replace the file or leave the prompt out"
         ) from error
 
@@ -261,5 +261,5 @@ def refuse_sources(prompts: Sequence[Prompt], policy: str) -> None:
             raise ConfigError(
                 f"prompt {prompt.id!r} of data set {prompt.dataset!r} has source_images, but policy.type = {policy} draws "
                 f"from text alone: use sd3 or deepgen for edits, or leave them out (first {prompt.source_images[0]}): in another "
-                "project's file that is the field of the pictures, such as image or ref_image"
+                "project's file that is the field of the images, such as image or ref_image"
             )

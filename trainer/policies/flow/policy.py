@@ -47,7 +47,7 @@ class FlowModel(Protocol):
         ...
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        """Shape of one sample's latents at a picture size in pixels; None is the model's own size.
+        """Shape of one sample's latents at an image size in pixels; None is the model's own size.
 
         Raises:
             ConfigError: the size does not fit, with the nearest that does.
@@ -55,7 +55,7 @@ class FlowModel(Protocol):
         ...
 
     def noise_levels(self, num_steps: int, height: int | None, width: int | None) -> list[float]:
-        """The model's own schedule at a picture size: `num_steps + 1` levels, falling from 1 to 0."""
+        """The model's own schedule at an image size: `num_steps + 1` levels, falling from 1 to 0."""
         ...
 
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
@@ -68,11 +68,11 @@ class FlowModel(Protocol):
         ...
 
     def to_latents(self, pixels_BHWC: Tensor) -> Tensor:
-        """Pictures (B, H, W, 3), uint8, to clean latents, float32, on the device: what `decode` turns back."""
+        """Images (B, H, W, 3), uint8, to clean latents, float32, on the device: what `decode` turns back."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Clean latents to pictures (B, H, W, 3), uint8, on the device."""
+        """Clean latents to images (B, H, W, 3), uint8, on the device."""
         ...
 
 
@@ -371,7 +371,7 @@ class _Euler:
 
 
 def _away_from(prompt: Prompt) -> Prompt:
-    """What guidance leads away from: the prompt's negative one, or no text, with the same source pictures."""
+    """What guidance leads away from: the prompt's negative one, or no text, with the same source images."""
     return replace(prompt, text=prompt.negative_prompt or "")
 
 

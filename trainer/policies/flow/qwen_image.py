@@ -110,7 +110,7 @@ class QwenImageFlow:
 
 
 class ImageOfVideoAutoencoder:
-    """Qwen-Image's autoencoder, of videos, for pictures: one frame; latents are (z - mean_c) / std_c per channel."""
+    """Qwen-Image's autoencoder, of videos, for images: one frame; latents are (z - mean_c) / std_c per channel."""
 
     def __init__(self, vae: Any, device: torch.device) -> None:
         self.vae = vae.eval().requires_grad_(False).to(device)
@@ -120,7 +120,7 @@ class ImageOfVideoAutoencoder:
 
     @torch.no_grad()
     def encode(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 pictures to float32 latents (B, C, H/factor, W/factor): the posterior's mean, normalised."""
+        """uint8 images to float32 latents (B, C, H/factor, W/factor): the posterior's mean, normalised."""
         images = pixels_BHWC.permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
         parts = pixel_parts(images, images[0, 0].numel())
         means = [self.vae.encode(part.unsqueeze(2)).latent_dist.mode().squeeze(2) for part in parts]
@@ -128,7 +128,7 @@ class ImageOfVideoAutoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to uint8 pictures (B, H, W, 3)."""
+        """Latents to uint8 images (B, H, W, 3)."""
         frames = (latents * self._std + self._mean).to(self.vae.dtype).unsqueeze(2)
         parts = pixel_parts(frames, latents[0, 0].numel() * self.factor**2)
         return torch.cat([to_pixels(self.vae.decode(part, return_dict=False)[0].squeeze(2)) for part in parts])

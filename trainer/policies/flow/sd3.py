@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5, from a diffusers folder; with source pictures, its Kontext editing variants."""
+"""Stable Diffusion 3 and 3.5, from a diffusers folder; with source images, its Kontext editing variants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.policies.flow.frozen import (
     load_part,
     load_pipeline,
     own_noise_levels,
-    read_picture,
+    read_image,
     stack,
     vae_dtype,
 )
@@ -103,15 +103,15 @@ class Sd3Flow:
 
     @property
     def _source_size(self) -> tuple[int, int]:
-        """Side of the model's own pictures, and what sides must be multiples of, in pixels."""
+        """Side of the model's own images, and what sides must be multiples of, in pixels."""
         return self.transformer.sample_size * self.vae.factor, self.vae.factor * self.transformer.patch_size
 
     def _source(self, path: str) -> Tensor:
-        """Latents (C, h, w) of a source picture, brought to the area of the model's own pictures."""
+        """Latents (C, h, w) of a source image, brought to the area of the model's own images."""
         own, multiple = self._source_size
 
         def encode(_: str) -> Mapping[str, Tensor]:
-            return {"latents": self.vae.encode(read_picture(path, own**2, multiple)[None])[0]}
+            return {"latents": self.vae.encode(read_image(path, own**2, multiple)[None])[0]}
 
         stat = Path(path).stat()
         return self.sources.get(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}", encode)["latents"]

@@ -1,6 +1,6 @@
 """The SD3 transformer with source tokens, for editing, and with masks, for batches of unequal lengths.
 
-Source pictures enter as UniPic2's SD3.5-Kontext takes them (arXiv 2509.04548): patched by the layer that patches the target,
+Source images enter as UniPic2's SD3.5-Kontext takes them (arXiv 2509.04548): patched by the layer that patches the target,
 with the position embedding of a target of their size, appended to its tokens, and dropped from the output.
 """
 
@@ -55,7 +55,7 @@ class Sd3Transformer(SD3Transformer2DModel):
 
         Args:
             text_mask: bool (B, L), False at text tokens that nothing attends to; None when there are none.
-            sources: latents (B, N, C, h, w) of N source pictures, each in the upper left of its place.
+            sources: latents (B, N, C, h, w) of N source images, each in the upper left of its place.
             source_grids: int64 (B, N, 2), height and width of each in tokens.
             source_mask: `token_mask(source_grids, ...)`; None when all sources fill their places.
         """

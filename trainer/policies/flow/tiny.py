@@ -91,7 +91,7 @@ class TinyFlow:
     @torch.no_grad()
     def to_latents(self, pixels_BHWC: Tensor) -> Tensor:
         if tuple(pixels_BHWC.shape[1:3]) != (HEIGHT, WIDTH):
-            raise ValueError(f"the tiny policy knows pictures of {HEIGHT}x{WIDTH}, not {tuple(pixels_BHWC.shape[1:3])}")
+            raise ValueError(f"the tiny policy knows images of {HEIGHT}x{WIDTH}, not {tuple(pixels_BHWC.shape[1:3])}")
         latents: Tensor = self.model.codec.encode(pixels_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
         return latents
 

@@ -1,6 +1,6 @@
 """The networks of the tiny policy: an SD3 transformer, a character-level text encoder and a PCA codec.
 
-Everything is small enough for two CPU cores: 24x48 RGB pictures, a latent of 48x3x6, about 2.4 M parameters.
+Everything is small enough for two CPU cores: 24x48 RGB images, a latent of 48x3x6, about 2.4 M parameters.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PcaCodec(nn.Module):
 
     @torch.no_grad()
     def fit(self, pixels: Tensor, power: float = 0.5) -> None:
-        """Fit to pictures (N, 3, 24, 48). Component c is divided by std_c^power, then all by one common spread."""
+        """Fit to images (N, 3, 24, 48). Component c is divided by std_c^power, then all by one common spread."""
         patches = functional.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1).flatten(0, 2).double()
         mean = patches.mean(0)
         _, eigenvectors = torch.linalg.eigh((patches - mean).T @ (patches - mean))

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.support.tiny_pipelines import make_sd3
 from trainer.config import ConfigError, Sd3Config
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.frozen import check_sources, read_picture
+from trainer.policies.flow.frozen import check_sources, read_image
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.flow.sd3 import Sd3Flow
 from trainer.policies.flow.sd3_tokens import Sd3Transformer, join_sources, token_mask
@@ -115,7 +115,7 @@ def test_gradient_checkpointing_changes_no_bit_with_sources(folder: Path) -> Non
 def test_a_source_picture_is_brought_to_an_area(tmp_path: Path, size: Any, expected: Any) -> None:
     """PIL's sizes are (width, height), the tensor's (height, width)."""
     Image.new("RGBA", size, (255, 0, 0, 255)).save(tmp_path / "a.png")
-    pixels = read_picture(tmp_path / "a.png", 16 * 16, 4)
+    pixels = read_image(tmp_path / "a.png", 16 * 16, 4)
     assert pixels.shape == (*expected, 3)
     assert (pixels == torch.tensor([255, 0, 0])).all()
 
@@ -157,7 +157,7 @@ def test_a_source_that_is_no_picture_is_refused(tmp_path: Path, damage: Callable
     prompts = [Prompt("first", "round", source_images=(str(good),)), both, replace(both, id="third")]
     with pytest.raises(ConfigError, match=reason) as raised:
         check_sources(prompts, 16 * 16, 4, 64)
-    assert f"prompt 'second' of data set 'edits' has the source picture {bad}" in str(raised.value)
+    assert f"prompt 'second' of data set 'edits' has the source image {bad}" in str(raised.value)
     assert str(raised.value).endswith("replace the file or leave the prompt out")
 
 

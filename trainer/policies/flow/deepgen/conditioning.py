@@ -21,11 +21,11 @@ _IMAGE, _IMAGE_START, _IMAGE_END = "<|image_pad|>", "<|vision_start|>", "<|visio
 
 
 def render(text: str, source_lengths: Sequence[int] = ()) -> str:
-    """The language model's input for a prompt, with `source_lengths` image tokens for each of its source pictures."""
+    """The language model's input for a prompt, with `source_lengths` image tokens for each of its source images."""
     if not source_lengths:
         return _TURN.format(input=_DRAW.format(text=text))
-    pictures = "".join(f"{_IMAGE_START}{_IMAGE * length}{_IMAGE_END}" for length in source_lengths)
-    return _TURN.format(input=f"{pictures}\n{text}")
+    images = "".join(f"{_IMAGE_START}{_IMAGE * length}{_IMAGE_END}" for length in source_lengths)
+    return _TURN.format(input=f"{images}\n{text}")
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def encode(
     prompts one by one where a prompt's conditioning must not depend on the others.
 
     Args:
-        sources_B: source pictures of each prompt, (H, W, 3), uint8.
+        sources_B: source images of each prompt, (H, W, 3), uint8.
 
     Returns the transformer's token states (B, L, joint) and its pooled vectors (B, pooled).
     """
@@ -80,7 +80,7 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], num_queries: int, device: to
 
 
 def _positions(lmm: Any, ids_BL: Tensor, mask_BL: Tensor, is_image_BL: Tensor, grid: Tensor | None) -> Tensor:
-    """(3, B, L): frame, row and column of every token; text counts on from the padding's end or from a picture's edge."""
+    """(3, B, L): frame, row and column of every token; text counts on from the padding's end or from an image's edge."""
     if grid is None:
         counted = (mask_BL.long().cumsum(1) - 1).clamp(min=0)
         return counted.expand(3, -1, -1)

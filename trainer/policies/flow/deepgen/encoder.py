@@ -1,6 +1,6 @@
-"""Batches of conditioning: prompts encoded once and cached, source pictures as latents, both padded with masks.
+"""Batches of conditioning: prompts encoded once and cached, source images as latents, both padded with masks.
 
-Axes: B samples, L conditioning tokens, N source pictures.
+Axes: B samples, L conditioning tokens, N source images.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class PromptEncoder:
         states, pooled = encode(self._networks, self._tokenizer, [prompt.text for prompt in prompts], sources)
         latents = {
             f"{row}/source_{n:02d}": self._vae.encode(source[None])[0]
-            for row, pictures in enumerate(sources)
-            for n, source in enumerate(pictures)
+            for row, images in enumerate(sources)
+            for n, source in enumerate(images)
         }
         return {"states": states, "pooled": pooled, **latents}
 

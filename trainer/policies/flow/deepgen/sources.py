@@ -1,6 +1,6 @@
-"""Source pictures of an editing prompt: read, brought to a size, and seen by Qwen's vision tower.
+"""Source images of an editing prompt: read, brought to a size, and seen by Qwen's vision tower.
 
-Axes: H, W pixels; N patches of a picture.
+Axes: H, W pixels; N patches of an image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def read_source(path: str | Path, area: int) -> Tensor:
-    """An upright picture (H, W, 3), uint8, of about `area` pixels, its sides multiples of 32, little distorted.
+    """An upright image (H, W, 3), uint8, of about `area` pixels, its sides multiples of 32, little distorted.
 
     Raises OSError or ValueError naming a file that is cut off.
     """
@@ -36,9 +36,9 @@ def read_source(path: str | Path, area: int) -> Tensor:
 
 
 def look(lmm: Any, sources: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """What the vision tower of a Qwen2_5_VLModel sees in pictures (H, W, 3), uint8, at 28/32 of their size.
+    """What the vision tower of a Qwen2_5_VLModel sees in images (H, W, 3), uint8, at 28/32 of their size.
 
-    Returns (tokens, hidden) of each, and the grids int64 (pictures, 3): frames (1), rows and columns of patches.
+    Returns (tokens, hidden) of each, and the grids int64 (images, 3): frames (1), rows and columns of patches.
     """
     patches, grids = zip(*(_patches(source, lmm.config.vision_config) for source in sources), strict=True)
     grid = torch.tensor(grids, device=lmm.device)
@@ -47,7 +47,7 @@ def look(lmm: Any, sources: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
 
 
 def _patches(source_HWC: Tensor, config: Any) -> tuple[Tensor, tuple[int, int, int]]:
-    """A picture as the vision tower takes it: (N, 3 * frames * patch * patch), neighbours that it merges side by side."""
+    """An image as the vision tower takes it: (N, 3 * frames * patch * patch), neighbours that it merges side by side."""
     patch, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
     pixels = (source_HWC.float() / 255 - torch.tensor(_MEAN)) / torch.tensor(_STD)
     small = functional.interpolate(pixels.permute(2, 0, 1)[None], scale_factor=_TOWER_SCALE, mode="bilinear")[0]

@@ -17,14 +17,14 @@ from trainer.report.run_folder import RunFolder, number
 from wire.images import ImageLimits, decode
 from wire.quotes import quoted_texts
 
-MAX_SIDE = 256  # larger pictures are scaled down: the page stays mailable
+MAX_SIDE = 256  # larger images are scaled down: the page stays mailable
 PIXELATED_SIDE = 128  # smaller ones are shown with hard pixels, as they are
-MAX_PICTURE_PIXELS = 64 * 1024 * 1024
+MAX_IMAGE_PIXELS = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Score:
-    """`text` is the number as shown; `change` compares with the first picture: up, down, same, or empty.
+    """`text` is the number as shown; `change` compares with the first image: up, down, same, or empty.
 
     `level` is the score itself, for a bar, where the reward's scores lie in 0 to 1; None for others and for no score.
     """
@@ -36,7 +36,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of a card. `right` is None where nothing was read or nothing was asked to be written."""
+    """One image of a card. `right` is None where nothing was read or nothing was asked to be written."""
 
     label: str
     uri: str | None
@@ -53,7 +53,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
-    """A prompt's pictures, and per reward a score for each of them."""
+    """A prompt's images, and per reward a score for each of them."""
 
     prompt: str
     shots: tuple[Shot, ...]
@@ -108,14 +108,14 @@ def _match(record: Mapping[str, Any]) -> str:
 
 
 def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[str]) -> Shot:
-    uri, width, height = _picture(run_dir, record.get("image"), problems)
+    uri, width, height = _image(run_dir, record.get("image"), problems)
     read = record.get("read")
     targets = record.get("targets") or quoted_texts(str(record.get("prompt", "")))
     known = isinstance(read, str) and isinstance(targets, list) and bool(targets)
     return Shot(
         label=label,
         uri=uri,
-        missing="no picture" if record.get("image") is None else "picture missing",
+        missing="no image" if record.get("image") is None else "image missing",
         width=width,
         height=height,
         read=read if isinstance(read, str) else None,
@@ -157,25 +157,25 @@ def _given(record: Mapping[str, Any]) -> Mapping[Any, Any]:
     return scores if isinstance(scores, Mapping) else {}
 
 
-def _picture(run_dir: Path, name: object, problems: list[str]) -> tuple[str | None, int, int]:
-    """A picture of the run folder as a data URI with its shown size; None where there is none that can be read."""
+def _image(run_dir: Path, name: object, problems: list[str]) -> tuple[str | None, int, int]:
+    """An image of the run folder as a data URI with its shown size; None where there is none that can be read."""
     if not isinstance(name, str):
         return None, 0, 0
     path = (run_dir / name).resolve()
     try:
         if not path.is_relative_to(run_dir.resolve()):
             raise OSError("it lies outside the run folder")
-        image = decode(path.read_bytes(), "image/png", limits=ImageLimits(max_pixels=MAX_PICTURE_PIXELS))
+        image = decode(path.read_bytes(), "image/png", limits=ImageLimits(max_pixels=MAX_IMAGE_PIXELS))
         small = max(image.size) <= MAX_SIDE
-        picture = image.convert("RGB")
+        image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # damaged or absurd files
         problems.append(f"sample {name}: {error}")
         return None, 0, 0
     buffer = io.BytesIO()
     if small:
-        picture.save(buffer, "PNG", optimize=True)
+        image.save(buffer, "PNG", optimize=True)
     else:
-        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        picture.save(buffer, "WEBP", quality=82)
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, "WEBP", quality=82)
     kind = "png" if small else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", picture.width, picture.height
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", image.width, image.height
