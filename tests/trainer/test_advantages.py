@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 import threading
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from trainer.advantages import (
     standardize,
     without_flat_groups,
 )
+from trainer.advantages import estimators as module
 from trainer.advantages.statistics import moments
 
 NAN = math.nan
@@ -262,6 +264,11 @@ def test_float_noise_is_no_signal(name: str) -> None:
         scores, _valid_like(scores), torch.zeros(3, dtype=torch.int64), torch.ones(3, 1), eps=1e-12
     )
     assert adv.tolist() == [0, 0, 0]
+
+
+def test_the_numbers_in_the_docstrings_are_right() -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

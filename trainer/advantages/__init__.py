@@ -4,6 +4,7 @@
 """
 
 from trainer.advantages.estimators import (
+    ESTIMATORS,
     Estimator,
     Total,
     add_up,
@@ -11,7 +12,6 @@ from trainer.advantages.estimators import (
     gdpo,
     grpo,
     grpo_global_std,
-    of_sum,
     pair_weight,
     reinforce_pp,
     without_flat_groups,
@@ -38,15 +38,3 @@ __all__ = [
     "standardize",
     "without_flat_groups",
 ]
-
-ESTIMATORS: dict[str, Estimator] = {
-    "gdpo": gdpo,
-    "grpo": of_sum(grpo, across_groups=False, takes=frozenset({"eps", "min_valid", "std_floor_B"})),
-    "grpo_global_std": of_sum(
-        grpo_global_std, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
-    ),
-    "dr_grpo": of_sum(dr_grpo, across_groups=False, takes=frozenset({"min_valid"})),
-    "reinforce_pp": of_sum(
-        reinforce_pp, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
-    ),
-}

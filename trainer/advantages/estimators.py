@@ -94,7 +94,12 @@ def grpo_global_std(
 
 
 def dr_grpo(scores_B: Tensor, valid_B: Tensor, group_B: Tensor, *, min_valid: int = 2) -> tuple[Tensor, Tensor]:
-    """Dr. GRPO (arXiv 2503.20783) section 3.2: score - group mean; a std would lift groups that are too easy or too hard."""
+    """Dr. GRPO (arXiv 2503.20783) section 3.2: score - group mean; a std would lift groups that are too easy or too hard.
+
+    >>> scores_B, group_B = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 0])
+    >>> dr_grpo(scores_B, torch.ones(3, dtype=torch.bool), group_B)[0].tolist()
+    [-2.0, -1.0, 3.0]
+    """
     relative = standardize(scores_B[:, None], valid_B[:, None], group_B, min_valid=min_valid)
     return _as_pair(relative.centred_BR[:, 0], valid_B, scores_B)
 
@@ -231,3 +236,17 @@ def add_up(
 def _as_pair(adv_B: Tensor, counts_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     counts_B = counts_B.to(like.device, torch.bool)
     return torch.where(counts_B, adv_B.to(like.device), 0.0).float(), counts_B.float()
+
+
+# The estimators by the name that the configuration gives.
+ESTIMATORS: dict[str, Estimator] = {
+    "gdpo": gdpo,
+    "grpo": of_sum(grpo, across_groups=False, takes=frozenset({"eps", "min_valid", "std_floor_B"})),
+    "grpo_global_std": of_sum(
+        grpo_global_std, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
+    ),
+    "dr_grpo": of_sum(dr_grpo, across_groups=False, takes=frozenset({"min_valid"})),
+    "reinforce_pp": of_sum(
+        reinforce_pp, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
+    ),
+}
