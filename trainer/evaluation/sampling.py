@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from trainer.config import Config
 from trainer.evaluation.sets import EvaluationSet
-from trainer.policies.base import Samples, SamplingPlan
+from trainer.policies.base import Samples
+from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World, even_share
 from trainer.seeds import sample_seed
 from trainer.types import Sample
@@ -38,7 +39,7 @@ def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -
     indices = mine.indices
     seeds = [evaluation_seed(config.evaluation.seed, i, d) for i in indices for d in range(chosen.duplicates)]
     number = 0
-    plan = evaluation_plan(chosen, config)
+    plan = entry_of(config.policy).family.evaluation_plan(config, chosen)
     for rollout in policy.sample([chosen.prompts[i] for i in indices], chosen.duplicates, seeds, plan):
         places = [divmod(number + n, chosen.duplicates) for n in range(len(rollout))]
         number += len(rollout)
@@ -47,17 +48,3 @@ def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -
             for (place, duplicate), sample in zip(places, rollout.samples, strict=True)
             if place < mine.real
         ]
-
-
-def evaluation_plan(chosen: EvaluationSet, config: Config) -> SamplingPlan:
-    """The ODE, with what the set and the evaluation say, else as in training."""
-    evaluation, sampling = config.evaluation, config.sampling
-    return SamplingPlan(
-        num_inference_steps=chosen.num_inference_steps,
-        micro_batch_size=evaluation.batch_size,
-        guidance_scale=chosen.guidance_scale,
-        shift=sampling.shift,
-        height=evaluation.height or sampling.height,
-        width=evaluation.width or sampling.width,
-        solver=sampling.solver,
-    )

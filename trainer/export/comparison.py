@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.config.base import UserError
 from trainer.data.datasets import load_train_prompts
-from trainer.policies.base import SamplingPlan
 from trainer.policies.lora import merged_state
 from trainer.policies.registry import entry_of
 
 _IMAGES = 2
-_STEPS = 4
 _ROUNDING = 1  # of 255: adapters are summed in another order by other programs
 
 
@@ -139,8 +137,8 @@ def compare_images(config: Config, model: Any, reloaded: Any) -> str:
         ExportError: they differ.
     """
     prompts = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts][:_IMAGES]
-    plan = SamplingPlan(num_inference_steps=_STEPS, micro_batch_size=_IMAGES, shift=None)
     drawn, family = [], entry_of(config.policy).family
+    plan = family.comparison_plan(len(prompts))
     for each in (model, reloaded):
         policy = family.policy(each, keep_reference=False)
         rollouts = policy.sample(prompts, 1, list(range(len(prompts))), plan)

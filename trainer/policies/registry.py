@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.config.base import ConfigError, did_you_mean
 from trainer.config.network import PolicySection
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+
+    from trainer.config import Config
+    from trainer.policies.base import SamplingPlan
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,47 @@ class Sizes:
     positions: int = 0
 
 
+class PlanNeeds(Protocol):
+    """What an objective asks of a sampling plan (`trainer.objectives.base.PlanNeeds`)."""
+
+    @property
+    def keep_means(self) -> bool: ...
+
+    @property
+    def keep_final(self) -> bool: ...
+
+    @property
+    def deterministic(self) -> bool: ...
+
+
+class HeldOut(Protocol):
+    """What a held-out set says of how it is sampled (`trainer.evaluation.EvaluationSet`)."""
+
+    @property
+    def num_inference_steps(self) -> int: ...
+
+    @property
+    def guidance_scale(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Family:
-    """What all policies of one kind share.
+    """What all policies of one kind share: how a model becomes a policy, and how the configuration becomes a sampling plan.
 
     Attributes:
         policy: (model, keep_reference): wraps the model that an entry builds into what programs sample and train: a `Policy`
             with the capabilities (`trainer/policies/base.py`) of the family.
+        check_plans: (config, policy): raises ConfigError where the policy cannot draw what the run will ask for.
+        training_plan: (config, step, needs): the plan of the rollouts after `step` finished steps.
+        evaluation_plan: (config, set): the plan of a held-out set.
+        comparison_plan: (num_samples): the plan of a few samples that two sets of weights are compared by.
     """
 
     policy: Callable[..., Any]
+    check_plans: Callable[[Config, Any], None]
+    training_plan: Callable[[Config, int, PlanNeeds], SamplingPlan]
+    evaluation_plan: Callable[[Config, HeldOut], SamplingPlan]
+    comparison_plan: Callable[[int], SamplingPlan]
 
 
 def _reads_everything(section: PolicySection) -> list[TextLimit]:

@@ -19,12 +19,11 @@ from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine
 from trainer.evaluation import Evaluator, Rounds, trained_on
 from trainer.policies.base import NamesGroups
-from trainer.policies.registry import build_policy
+from trainer.policies.registry import build_policy, entry_of
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
 from trainer.programs.base import Kind, Material, Program
-from trainer.programs.plan import picture_sizes
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.rl import KIND as RL
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
@@ -110,8 +109,7 @@ def _open_session(
     torch.manual_seed(config.seed)
     policy = build_policy(config.policy, ranks.device, keep_reference=kind.keeps_reference(config))
     policy.check_prompts([*material.prompts, *material.heldout])
-    for height, width in picture_sizes(config):
-        policy.check_size(height, width)
+    entry_of(config.policy).family.check_plans(config, policy)
     last_row = _last_whole_row(checkpoint)
     recorder = stack.enter_context(
         Recorder(

@@ -23,11 +23,11 @@ from trainer.data.captions import CaptionData, caption_prompts
 from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets, rollout_statistics
-from trainer.objectives import Scored, build_objective, needs_reference, with_supervised
+from trainer.objectives import Scored, build_objective, needs_reference, plan_needs, with_supervised
 from trainer.policies.base import Samples
+from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
-from trainer.programs.plan import training_plan
 from trainer.programs.rollout import Drawn, seeds_B
 from trainer.programs.session import Row, Session
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
@@ -177,7 +177,8 @@ class RlProgram:
         group_size = config.sampling.group_size
         prompts_P = self.sampler.draw()
         batch = session.client.batch(group_size=group_size, step=step + 1)
-        seeds, plan = seeds_B(config, session.world, step), training_plan(config, step)
+        seeds, needs = seeds_B(config, session.world, step), plan_needs(config.objective.type)
+        plan = entry_of(config.policy).family.training_plan(config, step, needs)
         session.gauges.flops.take()  # an evaluation's
         started = time.perf_counter()
         rollouts = []

@@ -1,20 +1,26 @@
-"""How a training step's rollouts are denoised: what the configuration, the step and the objective ask for together."""
+"""How images are denoised: what the configuration, the step and the objective ask for together."""
 
 from __future__ import annotations
 
 import torch
 
 from trainer.config import Config, SamplingConfig
-from trainer.objectives import plan_needs
 from trainer.policies.base import SamplingPlan
+from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.registry import HeldOut, PlanNeeds
 from trainer.samplers.schedules import stochastic_steps, trained_steps, window_at
 from trainer.seeds import sample_seed
 
+_COMPARED_STEPS = 4
 
-def training_plan(config: Config, step: int) -> SamplingPlan:
-    """The plan of the rollouts after `step` finished steps; what is random in it comes from the seed and the step."""
+
+def training_plan(config: Config, step: int, needs: PlanNeeds) -> SamplingPlan:
+    """The plan of the rollouts after `step` finished steps; what is random in it comes from the seed and the step.
+
+    Args:
+        needs: what the objective asks of it.
+    """
     sampling = config.sampling
-    needs = plan_needs(config.objective.type)
     stochastic = [] if needs.deterministic else stochastic_steps(sampling.num_inference_steps, _window(config, step))
     fraction, chosen = sampling.timestep_fraction, _generator(config, "trained_steps", step)
     height, width = resolution(sampling, step)
@@ -36,14 +42,39 @@ def training_plan(config: Config, step: int) -> SamplingPlan:
     )
 
 
+def evaluation_plan(config: Config, chosen: HeldOut) -> SamplingPlan:
+    """The plan of a held-out set: the ODE, with what the set and the evaluation say, else as in training."""
+    evaluation, sampling = config.evaluation, config.sampling
+    return SamplingPlan(
+        num_inference_steps=chosen.num_inference_steps,
+        micro_batch_size=evaluation.batch_size,
+        guidance_scale=chosen.guidance_scale,
+        shift=sampling.shift,
+        height=evaluation.height or sampling.height,
+        width=evaluation.width or sampling.width,
+        solver=sampling.solver,
+    )
+
+
+def comparison_plan(num_samples: int) -> SamplingPlan:
+    """The plan of a few samples that two sets of weights are compared by: few steps of the ODE on the model's own levels."""
+    return SamplingPlan(num_inference_steps=_COMPARED_STEPS, micro_batch_size=num_samples, shift=None)
+
+
+def check_plans(config: Config, policy: FlowPolicy) -> None:
+    """Raises ConfigError where the policy cannot draw images of a size that the run will ask for."""
+    for height, width in image_sizes(config):
+        policy.check_size(height, width)
+
+
 def resolution(sampling: SamplingConfig, step: int) -> tuple[int | None, int | None]:
-    """Height and width of the pictures after `step` finished steps; None is the model's own."""
+    """Height and width of the images after `step` finished steps; None is the model's own."""
     reached = [(height, width) for start, height, width in sampling.resolution_schedule if start <= step]
     return reached[-1] if reached else (sampling.height, sampling.width)
 
 
-def picture_sizes(config: Config) -> list[tuple[int | None, int | None]]:
-    """Height and width of all pictures that a run will draw, in training and evaluation."""
+def image_sizes(config: Config) -> list[tuple[int | None, int | None]]:
+    """Height and width of all images that a run will draw, in training and evaluation."""
     sampling, evaluation = config.sampling, config.evaluation
     sizes = [resolution(sampling, step) for step in (0, *(start for start, _, _ in sampling.resolution_schedule))]
     return list(dict.fromkeys([*sizes, (evaluation.height or sampling.height, evaluation.width or sampling.width)]))
