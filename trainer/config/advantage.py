@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.config.base import Section
+from trainer.config.base import Section, by_type
 
 
 class AdvantageSection(Section):
@@ -40,6 +40,13 @@ class GroupedSection(AdvantageSection):
     )
 
 
+class CentringSection(GroupedSection):
+    """What estimators have that divide by nothing."""
+
+    eps: ClassVar[float] = 1e-4  # for the metrics of each reward, which divide
+    std_floor: ClassVar[float] = 0.0
+
+
 class GdpoConfig(GroupedSection, DividingSection):
     """GDPO: each reward is normalised in its group, then they are added by weight and normalised over the batch."""
 
@@ -58,12 +65,10 @@ class GrpoGlobalStdConfig(GroupedSection, DividingSection):
     type: Literal["grpo_global_std"] = Field(description="Which estimator of trainer/advantages.")
 
 
-class DrGrpoConfig(GroupedSection):
+class DrGrpoConfig(CentringSection):
     """Dr. GRPO: centred in its group and divided by nothing."""
 
     type: Literal["dr_grpo"] = Field(description="Which estimator of trainer/advantages.")
-    eps: ClassVar[float] = 1e-4  # for the metrics of all rewards, which divide
-    std_floor: ClassVar[float] = 0.0
 
 
 class ReinforcePpConfig(DividingSection):
@@ -75,10 +80,4 @@ class ReinforcePpConfig(DividingSection):
 AdvantageConfig = Annotated[
     GdpoConfig | GrpoConfig | GrpoGlobalStdConfig | DrGrpoConfig | ReinforcePpConfig, Field(discriminator="type")
 ]
-ESTIMATORS: dict[str, type[AdvantageSection]] = {
-    "gdpo": GdpoConfig,
-    "grpo": GrpoConfig,
-    "grpo_global_std": GrpoGlobalStdConfig,
-    "dr_grpo": DrGrpoConfig,
-    "reinforce_pp": ReinforcePpConfig,
-}
+ESTIMATORS: dict[str, type[AdvantageSection]] = by_type(AdvantageConfig)

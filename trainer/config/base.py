@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,6 +39,12 @@ class Section(BaseModel):
             return raw
         given = {name: raw[name] for name in cls.default_types if isinstance(raw.get(name), Mapping)}
         return {**raw, **{name: {"type": cls.default_types[name], **section} for name, section in given.items()}}
+
+
+def by_type(union: Any) -> dict[str, type[Any]]:
+    """The sections of a union that is told apart by `type`, by that name."""
+    members, _ = get_args(union)
+    return {get_args(section.model_fields["type"].annotation)[0]: section for section in get_args(members)}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

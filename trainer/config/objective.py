@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Positive, Section
+from trainer.config.base import Positive, Section, by_type
 
 ClipRange = Positive | tuple[float, float]
 KlType = Literal["velocity", "latent"]
@@ -141,10 +141,4 @@ class DiffusionDpoConfig(TimestepSection):
 ObjectiveConfig = Annotated[
     FlowGrpoConfig | GrpoGuardConfig | DiffusionNftConfig | AwmConfig | DiffusionDpoConfig, Field(discriminator="type")
 ]
-OBJECTIVES: dict[str, type[ObjectiveSection]] = {
-    "flow_grpo": FlowGrpoConfig,
-    "grpo_guard": GrpoGuardConfig,
-    "diffusion_nft": DiffusionNftConfig,
-    "awm": AwmConfig,
-    "diffusion_dpo": DiffusionDpoConfig,
-}
+OBJECTIVES: dict[str, type[ObjectiveSection]] = by_type(ObjectiveConfig)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.config.base import FilePath
+from trainer.config.base import FilePath, by_type
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.network import LoraConfig, NetworkConfig, PolicySection
 
@@ -78,5 +78,4 @@ PolicyConfig = Annotated[
 
 def sections() -> dict[str, type[PolicySection]]:
     """The section of every policy, by its `type`."""
-    union, _ = get_args(PolicyConfig)
-    return {get_args(section.model_fields["type"].annotation)[0]: section for section in get_args(union)}
+    return by_type(PolicyConfig)
