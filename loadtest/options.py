@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtest.workload import ENCODINGS, Mix, parse_mix
-from services.kit.settings import is_loopback
+from wire.hosts import is_loopback
 
 _DESCRIPTION = """\
 Send requests to a reward service at a given rate and measure how long each takes from its scheduled time, so that
@@ -42,6 +42,7 @@ class Options:
     reward: str | None
     prompt_file: Path | None
     token_file: Path | None
+    ca_file: Path | None
     repeat_share: float
     max_outstanding: int
     timeout: float
@@ -73,6 +74,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
         reward=given.reward,
         prompt_file=given.prompt_file,
         token_file=given.token_file,
+        ca_file=given.ca_file,
         repeat_share=given.repeat_share,
         max_outstanding=given.max_outstanding,
         timeout=given.timeout,
@@ -127,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         help="share of requests seen before, for the cache (default %(default)g)",
     )
     content.add_argument("--token-file", type=Path, help="file whose first token is sent, `token` or `name:token`")
+    load.add_argument(
+        "--ca-file", type=Path, help="certificates (PEM) to trust beside the usual ones, such as a company's own"
+    )
     result = parser.add_argument_group("result")
     result.add_argument("--report", type=Path, help="write a page with plots")
     result.add_argument("--json", type=Path, help="write all numbers")

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -20,6 +20,9 @@ from loadtest.measurements import Exchange, Measurements
 from loadtest.options import Options, UsageError
 from loadtest.workload import Body
 from wire.schema import ErrorBody, ScoreResponse, ServiceInfo
+
+if TYPE_CHECKING:
+    import ssl
 
 _PATH = "/v1/score"
 _GRACE_S = 1.0  # how long after the end a request that waited for its turn may still leave
@@ -42,6 +45,7 @@ class Sender:
             ) from error
         self._options = options
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._untrusted_note, context = _tls_of(options)
         self._environment = Environment(user_classes=[], host=options.url)
         self._environment.create_local_runner()  # it listens to the event that fills the statistics
         self._session: Any = FastHttpSession(
@@ -49,6 +53,7 @@ class Sender:
             EventHook(),  # type: ignore[no-untyped-call]  # nobody listens: its times start when a request leaves
             None,
             insecure=False,
+            ssl_context_factory=lambda: context,
             concurrency=options.max_outstanding,
             connection_timeout=min(10.0, options.timeout),
             network_timeout=options.timeout,
@@ -62,7 +67,8 @@ class Sender:
         """What the service serves. Raises UsageError when it does not answer, is not ready, or asks for a token."""
         ready = self._session.get("/ready", headers=self._headers)
         if ready.status_code == 0:
-            raise UsageError(f"{self._options.url} cannot be reached: {ready.error}")
+            reason = str(ready.error)
+            raise UsageError(f"{self._options.url} cannot be reached: {reason}{self._untrusted_note(reason)}")
         if ready.status_code != 200:
             raise UsageError(f"{self._options.url} is not ready: {_error_of(ready.content).message}")
         answer = self._session.get("/v1/info", headers=self._headers)
@@ -133,6 +139,20 @@ class Sender:
             p95 = total.get_current_response_time_percentile(0.95) or 0
             text = f"{total.num_requests / seconds:.1f}/s, p95 {p95:.0f} ms, {len(self._open)} waiting"
             on_progress(seconds, text + f", {total.num_failures} failed" * bool(total.num_failures))
+
+
+def _tls_of(options: Options) -> tuple[Callable[[str], str], ssl.SSLContext]:
+    """What to say of a certificate that is not trusted, and what connections trust. Raises UsageError.
+
+    Imported here, because Locust has to replace the standard library's TLS before anybody uses it.
+    """
+    from wire.tls import tls_context, trusts_nobody, untrusted_note
+
+    secure = options.url.startswith("https:") or options.ca_file is not None
+    try:
+        return untrusted_note, tls_context(options.ca_file) if secure else trusts_nobody()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "=services.kit.openapi": ("services.kit",),
     "services.kit": ("machine", "wire"),  # the app, its process, its commands: all of the kit
     "services.*": ("services.kit", "machine", "wire"),  # any one service; never another
-    "loadtest": ("wire", "services.kit.settings"),
+    "loadtest": ("wire",),
     "=trainer": (),
     "trainer.types": (),
     "trainer.config": (),
@@ -180,7 +180,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # What else these may import, beside the standard library.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "machine": ("torch",),
-    "wire": ("pydantic", "PIL"),
+    "wire": ("pydantic", "PIL", "certifi"),
     "trainer.types": ("torch", "numpy", "PIL"),
     "trainer.config": ("pydantic", "pydantic_core", "yaml"),
     "trainer.advantages": ("torch",),

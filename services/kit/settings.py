@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
+
+from wire.hosts import is_loopback
 
 MIB = 1024 * 1024
 CaFile = Annotated[
@@ -229,16 +230,6 @@ def load_settings(settings_class: type[Settings], argv: Sequence[str] | None = N
     except SettingsError as error:
         print(error, file=sys.stderr)
     raise SystemExit(2)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is only reachable from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def without_password(url: str) -> str:

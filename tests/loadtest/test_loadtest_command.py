@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import make_company, secure_server
 from tests.support.reward_servers import Reply, ScriptedServer, good
 from tests.support.service_process import running_service
 
@@ -189,6 +191,24 @@ def test_tokens_rewards_and_formats(tmp_path: Path) -> None:
         assert TOKEN not in done.stdout + done.stderr + (tmp_path / "r.json").read_text()
         unknown = loadtest(url, *flags, "--token-file", str(tmp_path / "tokens"), "--reward", "beauty")
         assert (unknown.returncode, "--reward 'beauty': fake serves prompt_length" in unknown.stderr) == (2, True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_a_service_behind_a_companys_certificate(tmp_path: Path) -> None:
+    company = make_company(tmp_path)
+    server = secure_server(company)
+    try:
+        load = ("--rate", "20", "--duration", "0.5")
+        refused = loadtest(server.url, *load)
+        assert refused.returncode == 2 and "CERTIFICATE_VERIFY_FAILED" in refused.stderr
+        assert "name that one's file with --ca-file" in refused.stderr and not server.requests
+        missing = loadtest(server.url, *load, "--ca-file", "missing.pem")
+        assert missing.returncode == 2 and "--ca-file missing.pem cannot be read as certificates" in missing.stderr
+        trusted = loadtest(server.url, *load, "--ca-file", str(company / "ca.pem"), "--json", str(tmp_path / "n.json"))
+        assert trusted.returncode == 0, trusted.stderr
+        assert server.requests and numbers(tmp_path / "n.json")["errors"] == {}
+    finally:
+        server.close()
 
 
 def test_what_cannot_be_tested_is_said() -> None:

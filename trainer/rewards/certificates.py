@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-import certifi
-
 from trainer.rewards.answers import RewardServiceError
+from wire.tls import tls_context, trusts_nobody
 
 
 def ssl_context(urls: Sequence[str], ca_file: str | None, field: str) -> ssl.SSLContext:
@@ -25,18 +23,11 @@ def ssl_context(urls: Sequence[str], ca_file: str | None, field: str) -> ssl.SSL
         RewardServiceError: a file is missing or holds no certificate.
     """
     if ca_file is None and not any(url.lower().startswith("https:") for url in urls):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context = ssl.create_default_context()  # with what the two variables name, as far as it is there
-    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-    if file:
-        _trust(context, file, "SSL_CERT_FILE")
-    if folders and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
-        raise RewardServiceError(f"SSL_CERT_DIR = {folders} is no folder: correct the variable, or unset it")
-    if not file and not folders:
-        context.load_verify_locations(certifi.where())
-    if ca_file is not None:
-        _trust(context, ca_file, field)
-    return context
+        return trusts_nobody()
+    try:
+        return tls_context(None if ca_file is None else Path(ca_file), field)
+    except ValueError as error:
+        raise RewardServiceError(str(error)) from error
 
 
 def is_untrusted(error: BaseException) -> bool:
@@ -47,14 +38,3 @@ def is_untrusted(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return "CERTIFICATE_VERIFY_FAILED" in str(error)
-
-
-def _trust(context: ssl.SSLContext, file: str, field: str) -> None:
-    try:
-        context.load_verify_locations(cafile=file)
-    except ssl.SSLError as error:  # an OSError, too
-        raise RewardServiceError(
-            f"{field} = {Path(file)} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----): {error}"
-        ) from error
-    except OSError as error:
-        raise RewardServiceError(f"{field} = {Path(file)} cannot be read: {error.strerror}") from error

@@ -1,1 +1,1 @@
-"""Who may ask, and for how much: tokens, rate limits, memory, host names, certificates, and the log of who asked."""
+"""Who may ask, and for how much: tokens, rate limits, memory, host names, and the log of who asked."""

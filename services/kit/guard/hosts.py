@@ -11,7 +11,8 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from services.kit.errors import ApiError
-from services.kit.settings import ServiceSettings, is_loopback
+from services.kit.settings import ServiceSettings
+from wire.hosts import is_loopback
 
 PROBES = frozenset({"/health", "/ready"})  # asked for by whatever watches over the service, under any name
 

@@ -21,10 +21,10 @@ import httpcore
 from services.kit.errors import ApiError
 from services.kit.guard.image_hosts import ImageHosts, Target, UrlRefused
 from services.kit.guard.memory import Hold
-from services.kit.guard.tls import tls_context, untrusted_note
 from services.kit.http.intake import Parsed
 from services.kit.scorer import Failure
 from wire.schema import ErrorCode, ImageRef, ScoreItem
+from wire.tls import tls_context, untrusted_note
 
 _AT_ONCE = 16  # downloads of all requests together
 _HEADERS = [(b"Accept", b"image/*"), (b"Accept-Encoding", b"identity"), (b"Connection", b"close")]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from services.kit.settings import is_loopback
+from wire.hosts import is_loopback
 from wire.schema import ErrorBody, RequestError
 
 logger = logging.getLogger("services.connections")

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic_core import to_json
 
-from services.kit.guard.tls import tls_context, trusts_nobody, untrusted_note
 from services.kit.judge.answers import Answer, BrokenOffError, read_completion
 from services.kit.judge.connections import Connections
 from services.kit.judge.health import Health
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.slots import Slots
 from wire.schema import ErrorCode
+from wire.tls import tls_context, trusts_nobody, untrusted_note
 
 logger = logging.getLogger("services.judge")
 

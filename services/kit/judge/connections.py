@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 
-from services.kit.guard.tls import trusts_nobody
+from wire.tls import trusts_nobody
 
 
 class Connections(httpx.AsyncBaseTransport):

@@ -12,7 +12,8 @@ from pydantic_settings import BaseSettings
 
 from services.kit.judge.client import JudgeEndpoint
 from services.kit.judge.content import ImageFormat
-from services.kit.settings import CaFile, ServiceSettings, is_loopback, without_password
+from services.kit.settings import CaFile, ServiceSettings, without_password
+from wire.hosts import is_loopback
 
 MaxTokens = Annotated[int, Field(ge=1, description="Longest answer, in tokens.")]
 

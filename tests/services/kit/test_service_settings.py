@@ -6,7 +6,8 @@ import pytest
 from pydantic_settings import SettingsConfigDict
 
 from services.kit.guard.auth import Tokens
-from services.kit.settings import Port, ServiceSettings, is_loopback, load_settings
+from services.kit.settings import Port, ServiceSettings, load_settings
+from wire.hosts import is_loopback
 
 
 class OcrLike(ServiceSettings):

@@ -14,7 +14,6 @@ import uvicorn
 
 from services.eval.settings import EvalSettings
 from services.kit.guard.image_hosts import ImageHosts
-from services.kit.guard.tls import tls_context
 from services.kit.http.fetch import ImageFetcher
 from services.kit.judge.client import JudgeClient, WrongJudgeError
 from services.kit.judge.metrics import JudgeMetrics
@@ -23,8 +22,10 @@ from services.kit.scorer import Failure
 from services.kit.settings import load_settings
 from services.kit.testing.scripted_judge import Reply, ScriptedJudge
 from services.unifiedreward.settings import UnifiedRewardSettings
+from tests.support.certificates import make_company
 from tests.support.ports import free_port
 from tests.support.redis_services import until
+from wire.tls import tls_context
 
 pytestmark = pytest.mark.anyio
 
@@ -44,19 +45,7 @@ def no_variables(monkeypatch):
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory):
-    """A folder with a company's authority (`ca.pem`) and a certificate it signed for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("company")
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
-
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    new = ("req", "-newkey", "rsa:2048", "-nodes")
-    openssl(*new, "-x509", "-days", 2, "-subj", "/CN=Company", "-keyout", "ca.key", "-out", "ca.pem")
-    openssl(*new, "-subj", "/CN=judge", "-keyout", "key.pem", "-out", "request.pem")
-    signing = ("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
-    openssl(*signing, "-days", 2, "-extfile", "names", "-out", "cert.pem")
-    return folder
+    return make_company(tmp_path_factory.mktemp("company"))
 
 
 @pytest.fixture
@@ -69,7 +58,7 @@ async def secure_judge(company):
     async def image() -> str:
         return "image"
 
-    files = {"ssl_certfile": str(company / "cert.pem"), "ssl_keyfile": str(company / "key.pem")}
+    files = {"ssl_certfile": str(company / "server.pem"), "ssl_keyfile": str(company / "server.key")}
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=free_port(), log_level="critical", **files))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

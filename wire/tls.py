@@ -1,4 +1,4 @@
-"""Whose certificates are believed when a service asks others over TLS: a judge, the hosts of images, Redis."""
+"""Whose certificates a client believes over TLS: the trainer and the load test of services, services of judges and images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import certifi
 
 
-def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None = None, setting: str = "--ca-file") -> ssl.SSLContext:
     """The authorities of the system and of certifi, or those that SSL_CERT_FILE and SSL_CERT_DIR name in their place.
 
-    `ca_file` (PEM) names further ones, such as a company's own. Raises ValueError, with the remedy, when what is named
+    `ca_file` (PEM) names further ones, such as a company's own; `setting` is where it was named. Raises ValueError, with the remedy, when what is named
     is not there or holds no certificate: OpenSSL would pass over it and then believe nobody.
     """
     context = ssl.create_default_context()  # with what the two variables name
@@ -24,7 +24,7 @@ def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
     if not (named_file or named_folders):
         context.load_verify_locations(certifi.where())
     if ca_file is not None:
-        _load(context, "--ca-file", str(ca_file))
+        _load(context, setting, str(ca_file))
     return context
 
 
