@@ -118,6 +118,8 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "objective.nft_adv_clip": ("-5", "greater than 0"),
     "objective.dpo_beta": ("'2000'", NUMBER),
     "objective.old_decay": ("1", "less than 1"),
+    "objective.awm_power": ("2", "less than or equal to 1"),
+    "objective.old_kl_beta": ("-1", "greater than or equal to 0"),
     "objective.old_decay_steps": ("-1", "greater than or equal to 0"),
     "objective.old_decay_start": ("-1", "greater than or equal to 0"),
     "objective.timestep_draws": ("0", "greater than or equal to 1"),

@@ -85,6 +85,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "awm", "old_decay_steps": 100},
         "old_decay_steps = 100 is part of the rise to old_decay, which is 0; set old_decay",
     ),
+    "kl_to_no_average": (
+        {"type": "awm", "old_kl_beta": 5.0},
+        "old_kl_beta = 5 ties to the moving average that old_decay makes, but old_decay is 0; set old_decay",
+    ),
     "start_of_no_rise": (
         {"type": "diffusion_nft", "old_decay_start": 75},
         "old_decay_start = 75 is part of the rise to old_decay, which is 0; set old_decay or leave old_decay_start out",

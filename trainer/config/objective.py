@@ -129,6 +129,27 @@ class AwmConfig(ClippedSection, AveragedSection):
     """Advantage-weighted matching: the clipped surrogate on the flow-matching error."""
 
     type: Literal["awm"] = Field(description="Which objective of trainer/objectives.")
+    awm_power: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Weigh this power of the matching error by the noise level, as its published recipes do with 0.25; null "
+        "takes the error itself at every noise level, as its paper does.",
+    )
+    old_kl_beta: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the squared distance of velocities from the sampling policy's, beside kl_beta.",
+    )
+
+    @model_validator(mode="after")
+    def _old_kl_acts(self) -> AwmConfig:
+        if self.old_kl_beta and not self.old_decay:
+            raise ValueError(
+                f"old_kl_beta = {self.old_kl_beta:g} ties to the moving average that old_decay makes, but old_decay is 0; set "
+                "old_decay or leave old_kl_beta out"
+            )
+        return self
 
 
 class DiffusionDpoConfig(TimestepSection):

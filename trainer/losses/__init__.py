@@ -4,7 +4,7 @@ The caller divides by the count over all ranks and micro-batches, so that neithe
 micro-batches changes the optimizer's step.
 """
 
-from trainer.losses.forward import diffuse, dpo_loss, matching_error, nft_loss, velocity_distance
+from trainer.losses.forward import diffuse, dpo_loss, matching_error, matching_logp, nft_loss, velocity_distance
 from trainer.losses.policy import PolicyKind, PolicyTerms, policy_loss, policy_terms
 from trainer.losses.preference import PreferenceKind, preference_loss, preference_terms
 from trainer.losses.surrogate import clipped_surrogate, guarded_surrogate, kl_penalty
@@ -25,6 +25,7 @@ __all__ = [
     "highest",
     "kl_penalty",
     "matching_error",
+    "matching_logp",
     "nft_loss",
     "policy_loss",
     "policy_terms",

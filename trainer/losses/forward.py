@@ -13,6 +13,7 @@ from trainer.losses.preference import preference_terms
 from trainer.losses.terms import Stats, counting_terms, mean_over_latents, total, weighted_sum
 
 _LEAST_DIVISOR = 1e-5  # of the adaptive weights of DiffusionNFT, as published
+_LEAST_ERROR = 1e-10  # below a power, as published
 
 
 def diffuse(x0: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
@@ -24,6 +25,23 @@ def diffuse(x0: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
 def matching_error(v: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
     """Flow-matching error_B: the mean over latents of (v - (noise - x0))^2, differentiable in v."""
     return mean_over_latents((v.float() - (noise.float() - x0.float())) ** 2)
+
+
+def matching_logp(v: Tensor, x0: Tensor, noise: Tensor, sigma_B: Tensor, *, power: float | None = None) -> Tensor:
+    """logp_B1 (B, 1), float32, differentiable in v: what stands for a sample's log-probability in AWM (arXiv 2509.25050).
+
+    Without a power, minus the matching error, a term of the ELBO with one weight at all noise levels, as in the paper. With
+    power p, as in its published recipes (p = 1/4):
+
+        logp = -sigma / p * ((error + c)^p - c^p),   c = 1e-10
+
+    Its derivative, -sigma * error^(p - 1), is that of -sigma * error where the error is 1 and larger below. c keeps it finite
+    where the error is 0, as logp is there.
+    """
+    error_B = matching_error(v, x0, noise)
+    if power is not None:
+        error_B = sigma_B.float() / power * ((error_B + _LEAST_ERROR) ** power - _LEAST_ERROR**power)
+    return -error_B[:, None]
 
 
 def velocity_distance(v: Tensor, v_ref: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ GLOSSARY: dict[str, str] = {
     "nft/reward": "DiffusionNFT: mean of the advantages as probabilities of being good; near 0.5 by construction.",
     "nft/positive": "DiffusionNFT: error of the branch that good images pull on; nft/negative is the other's.",
     "nft/drift": "DiffusionNFT: mean squared distance of the velocities from those of the sampling policy.",
+    "loss/kl_old": "AWM with objective.old_kl_beta: that distance, before its weight.",
     "dpo/margin": "Diffusion-DPO: how much further than the reference the policy tells better from worse, on average.",
     "dpo/accuracy": "Diffusion-DPO: share of pairs in which it does.",
     "ratio/mean": "Mean probability ratio of new to old policy; exactly 1 before a step's first update. Its smallest "

@@ -80,6 +80,7 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("importance of older images", [Line("importance/mean", "mean"), Line("importance/max", "largest")]),
         ("DiffusionNFT: error of the branches", [Line("nft/positive", "positive"), Line("nft/negative", "negative")]),
         ("DiffusionNFT: drift", [Line("nft/drift", "drift")]),
+        ("AWM: drift", [Line("loss/kl_old", "drift")]),
         ("Diffusion-DPO: accuracy", [Line("dpo/accuracy", "accuracy")]),
         ("supervised loss", [Line("loss/sft", "loss")]),
         ("learning rate", [Line("lr", "lr")]),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.losses import diffuse, dpo_loss, matching_error, nft_loss, velocity_distance
+from trainer.losses import diffuse, dpo_loss, matching_error, matching_logp, nft_loss, velocity_distance
 
 ONE = torch.ones(1)
 
@@ -27,6 +27,23 @@ def test_matching_error_by_hand() -> None:
     (grad,) = torch.autograd.grad(error.sum(), v)
     assert error.tolist() == [6.5]
     assert grad.tolist() == [[2.0, -3.0]]
+
+
+def test_awms_log_probability_by_hand() -> None:
+    """An error of 1/16: minus itself; with power 1/4 at noise level .5, -.5 / .25 * 1/2 = -1, less the 1e-10^.25 of the offset.
+
+    The slope in the error is then -.5 * (1/16)^-.75 = -4, times d error / dv = 2 * 1/4.
+    """
+    v = torch.tensor([[0.25]], requires_grad=True)
+    nought, half = torch.zeros(1, 1), 0.5 * ONE
+    assert matching_logp(v, nought, nought, half).tolist() == [[-0.0625]]
+    logp = matching_logp(v, nought, nought, half, power=0.25)
+    (grad,) = torch.autograd.grad(logp.sum(), v)
+    assert logp.item() == pytest.approx(-1 + 2 * 1e-10**0.25, rel=1e-6)
+    assert grad.item() == pytest.approx(-2.0, rel=1e-5)
+    at_nought = torch.zeros(1, 1, requires_grad=True)
+    (grad,) = torch.autograd.grad(matching_logp(at_nought, nought, nought, half, power=0.25).sum(), at_nought)
+    assert grad.item() == 0.0
 
 
 def test_velocity_distance_by_hand() -> None:

@@ -210,6 +210,43 @@ def test_awm_is_its_equation_on_the_policy() -> None:
     assert row["ratio/max"] > 1 > row["ratio/min"]
 
 
+def test_awm_as_its_recipes_have_it() -> None:
+    """sigma / p * error^p in place of the error, and a second KL, to the sampling policy, a moving average of the weights."""
+    fields: dict[str, Any] = {
+        "objective": "awm",
+        "old_decay": 0.5,
+        "clip_range": 1.0,
+        "awm_power": 0.25,
+        "old_kl_beta": 5.0,
+    }
+    policy = make_policy()
+    batch = roll_out(policy, "awm")
+    updater = make_updater(policy, lr=1e-12, **fields)
+    _, drawn = point(policy, batch, **fields)
+    x = diffuse(drawn.x0, drawn.noise, drawn.sigma_B)
+
+    def velocity() -> Tensor:
+        return policy.predict(batch[0].prompts, x, drawn.sigma_B)
+
+    def logp(v: Tensor) -> Tensor:
+        return -(drawn.sigma_B * 4 * matching_error(v, drawn.x0, drawn.noise) ** 0.25)[:, None]
+
+    v_old = velocity().detach()
+    drift(policy)
+    v = velocity()
+    expected, _ = clipped_surrogate(logp(v), logp(v_old), ADV, ONES, clip_range=1.0)
+    apart = ((v - v_old) ** 2).flatten(1).mean(1).sum()
+    parameters = [p for p in policy.trainable.parameters() if p.requires_grad]
+    grads = torch.autograd.grad((expected + 5.0 * apart) / 8, parameters, allow_unused=True)
+    row = updater.step(Scored(batch, ADV, ONES), 0)
+    assert row["loss/policy"] == pytest.approx(expected.item() / 8, abs=3e-8)  # ratios round to 6e-8
+    assert row["loss/kl_old"] == pytest.approx(apart.item() / 8, rel=1e-4)
+    assert row["loss/kl_old"] > 0
+    torch.testing.assert_close(
+        gradient(policy), torch.cat([g.flatten() for g in grads if g is not None]), rtol=1e-3, atol=1e-7
+    )
+
+
 @pytest.mark.parametrize("name", ["diffusion_nft", "awm"])
 def test_without_a_decay_the_first_prediction_is_the_old_policy(name: str) -> None:
     """On policy: nothing has drifted in the first update; the second compares with what the first one saw."""

@@ -16,6 +16,7 @@ from trainer.losses import (
     dpo_loss,
     kl_penalty,
     matching_error,
+    matching_logp,
     nft_loss,
     velocity_distance,
 )
@@ -111,18 +112,29 @@ class DiffusionNft(ForwardObjective[DiffusionNftConfig]):
 class Awm(ForwardObjective[AwmConfig]):
     """Advantage weighted matching (arXiv 2509.25050): minus the matching error stands for the log-probability.
 
-    It is a term of the ELBO, with a uniform weight of the noise levels as the paper has it (its published recipes weigh a
-    power of the error by sigma); the rest is the clipped surrogate.
-    `batch.old` is that log-probability under the sampling policy.
+    The rest is the clipped surrogate, and with `old_kl_beta` a KL to the sampling policy, the mean squared distance of the
+    velocities. `batch.old` is the log-probability under the sampling policy, or with that KL its velocity.
     """
 
     def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
         point = self.draw(batch, part)
         v = self.predict(batch, point)
-        logp_B1 = -matching_error(v, point.x0, point.noise)[:, None]
-        old_B1 = batch.old.setdefault(part, logp_B1.detach())
-        loss, stats = clipped_surrogate(logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.config.clip_range)
-        return self.losses(batch, point, v, loss), stats
+        logp_B1 = self._logp(point, v)
+        if not self.config.old_kl_beta:
+            old_B1 = batch.old.setdefault(part, logp_B1.detach())
+            loss, stats = self._surrogate(batch, logp_B1, old_B1)
+            return self.losses(batch, point, v, loss), stats
+        v_old = batch.old.setdefault(part, v.detach())
+        loss, stats = self._surrogate(batch, logp_B1, self._logp(point, v_old))
+        drift = kl_penalty(velocity_distance(v, v_old), batch.weight_N)
+        tie = Term("loss/kl_old", drift, "terms", coef=self.config.old_kl_beta)
+        return [*self.losses(batch, point, v, loss), tie], stats
+
+    def _surrogate(self, batch: RolloutBatch, logp_B1: Tensor, old_B1: Tensor) -> tuple[Tensor, Stats]:
+        return clipped_surrogate(logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.config.clip_range)
+
+    def _logp(self, point: Point, v: Tensor) -> Tensor:
+        return matching_logp(v, point.x0, point.noise, point.sigma_B, power=self.config.awm_power)
 
 
 class DiffusionDpo(ForwardObjective[DiffusionDpoConfig]):
