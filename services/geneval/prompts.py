@@ -11,7 +11,7 @@ from typing import Any
 
 from services.geneval.specification import Specification
 
-_FLAT = re.compile(r"(\d+)_(\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
+_FLAT = re.compile(r"(\d+)[_.](\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
 _SAMPLE = re.compile(r"(\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE)
 
 
@@ -55,7 +55,8 @@ def read_rows(path: Path) -> list[Row]:
 def find_images(folder: Path, rows: list[Row]) -> tuple[list[Place], list[str]]:
     """The images of the rows, in order, and what does not fit.
 
-    Two layouts: `00012/samples/0003.png`, as GenEval's own scripts write, or `12_3.png`; both count rows from 0.
+    Two layouts, which count rows from 0: `00012/samples/0003.png`, as GenEval's own scripts write, or `12_3.png`. An
+    evaluation of our trainer writes `12.3.png`.
 
     Raises ValueError when there is none.
     """

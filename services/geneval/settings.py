@@ -55,7 +55,9 @@ class RunSettings(DetectorSettings):
     )
 
     prompts: Path = Field(description="GenEval's evaluation_metadata.jsonl, or another file of such rows.")
-    images: Path = Field(description="The images: 00012/samples/0003.png as GenEval's scripts write, or 12_3.png.")
+    images: Path = Field(
+        description="The images: 00012/samples/0003.png as GenEval's scripts write, 12_3.png, or 12.3.png as our trainer."
+    )
     out: Path = Field(description="Folder for results.jsonl, table.csv and table.json.")
     device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
     dtype: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="Arithmetic of the CLIP.")

@@ -17,6 +17,7 @@ URL_VARIABLES = {
     "rules": "RULES_URL",
     "hps": "HPS_URL",
     "unifiedreward": "UNIFIEDREWARD_THINK_URL",
+    "unifiedreward_sglang": "UNIFIEDREWARD_SGLANG_URL",
     "eval": "UNIGENBENCH_API_URL",
     "clip": "CLIP_URL",
     "aesthetic": "AESTHETIC_URL",

@@ -3,8 +3,8 @@
 scores.jsonl                       a line per picture: its scores, codes of failures, statistics, test points
 alarms.json                        what was noticed, a name and a sentence each
 <set>/unigenbench.json, .csv       the table of a set with `scoring`
-<set>/<prompt>.<duplicate>.png     its pictures, where it has a table or they are scored in the background; all but those of
-                                   a few evaluations are removed again
+<set>/<prompt>.<duplicate>.png     its pictures, where the set has a name (a benchmark's own tool may judge them) or they are
+                                   scored in the background; all but those of a few evaluations are removed again
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Rounds:
     def draw_and_score(
         self, folder: Path, step: int, *, final: bool, stop_requested: Callable[[], bool]
     ) -> Scored | None:
-        """Pictures are sent as they are decoded; those of sets with a table are kept in `folder`.
+        """Pictures are sent as they are decoded; those of sets with a name, benchmarks, are kept in `folder`.
 
         All ranks ask together, between micro-batches and while they wait for scores, whether they are to stop. Then the
         evaluation is given up, and None is returned.
@@ -76,7 +76,7 @@ class Rounds:
                 if not self._reached(scorer.has_room, scorer, stop_requested):
                     return None
                 scorer.submit(pictures)
-                if chosen.judge is not None:
+                if chosen.name:
                     save_pictures(folder, chosen, pictures)
             parts.append(scorer)
         if not all(self._reached(scorer.is_done, scorer, stop_requested) for scorer in parts):

@@ -44,7 +44,7 @@ def evaluate_checkpoint(
         against: the folder of another evaluation (with scores.jsonl) of the same prompts, for paired gains.
 
     Returns:
-        The folder with scores.jsonl, evaluation.json, and of each set with `scoring` its table and pictures.
+        The folder with scores.jsonl, evaluation.json, the pictures of each set with a name, and the table of each with `scoring`.
 
     Raises:
         ConfigError: the recipe has no evaluation set, `against` has no scores, or the folder cannot be written.

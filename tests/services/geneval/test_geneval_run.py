@@ -111,7 +111,7 @@ def test_both_layouts_and_what_does_not_fit(prompts: Path, tmp_path: Path) -> No
     rows = read_rows(prompts)
     folder = tmp_path / "flat"
     folder.mkdir()
-    for name in ("0_0.png", "0_1.jpg", "2_0.webp", "9_0.png", "notes.txt"):
+    for name in ("0_0.png", "0_1.jpg", "2.0.webp", "9_0.png", "notes.txt"):
         (folder / name).write_bytes(b"")
     places, notes = find_images(folder, rows)
     assert [(place.index, place.image) for place in places] == [(0, 0), (0, 1), (2, 0)]

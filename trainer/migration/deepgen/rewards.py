@@ -26,11 +26,11 @@ PORTS = {
     "geneval": 18085,
     "editreward": 18086,
     "unifiedreward": 18087,
+    "unifiedreward_sglang": 18087,
     "eval": 18088,
     "deqa": 18089,
 }
 
-_NO_SERVICE = "no service of ours gives it"
 _NEVER_WORKED = "it cannot work in DeepGen-RL either, which takes 0 for it"
 
 REWARDS: dict[str, Served | str] = {
@@ -56,6 +56,12 @@ REWARDS: dict[str, Served | str] = {
     "deqa": Served(
         "deqa", "deqa_over_5", "our VQA service: the formula by a judge that vLLM serves, not DeQA-Score's model"
     ),
-    **dict.fromkeys(("ocr_vllm", "unifiedreward_sglang"), _NO_SERVICE),
+    "unifiedreward_sglang": Served(
+        "unifiedreward_sglang",
+        "pointwise",
+        "our UnifiedReward service with `--family v1 --template pointwise=FILE`, FILE the published text that ends in a final "
+        "score; 1 to 5, not a fifth of it; an answer without a score is none, not 0",
+    ),
+    "ocr_vllm": "no service of ours gives it: `ocr` reads the same texts with an OCR engine; name it in data.ignore_rewards",
     **dict.fromkeys(("recon", "format"), _NEVER_WORKED),
 }

@@ -169,7 +169,12 @@ VARIABLES: dict[str, Variable] = {
     "DEQA_URL": _service_url(
         "deqa", "our VQA service, at 18089; vLLM is behind it, given to the service as `--judge-url`"
     ),
-    **{f"{name}_URL": Variable(_NOT_SERVED) for name in ("UNIFIEDREWARD_SGLANG", "OCR_VLLM")},
+    "UNIFIEDREWARD_SGLANG_URL": _service_url(
+        "unifiedreward_sglang",
+        "our UnifiedReward service with `--family v1`; the server with the model (sglang or vLLM) is behind it, given to the "
+        "service as `--judge-url`; a `--port` of its own beside UNIFIEDREWARD_THINK_URL's",
+    ),
+    "OCR_VLLM_URL": Variable(_NOT_SERVED),
     "OCR_WORKERS": Variable(_OURS_READS.format("OCR", "its number of processes")),
     "HPS_WORKERS": Variable(_OURS_READS.format("HPS", "its number of processes, each with the weights")),
     "IMAGE_REWARD_WORKERS": Variable(
