@@ -41,9 +41,7 @@ def lines_of(page: Path, program: str) -> list[str]:
     """The page's shell lines that start `program`, joined where they go on, without comments and redirections."""
     text = page.read_text(encoding="utf-8")
     found = [line for block in blocks("bash", text) for line in block.replace("\\\n", " ").splitlines()]
-    return [
-        re.split(r" +# | [|&>]|;", line.split(program, 1)[1])[0].strip() for line in found if f"{program}" in line
-    ]
+    return [re.split(r" +# | [|&>]|;", line.split(program, 1)[1])[0].strip() for line in found if f"{program}" in line]
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +116,17 @@ def test_readme_is_short_and_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages == set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+
+
+def test_how_one_step_works_names_files_and_functions_that_exist() -> None:
+    text = (ROOT / "docs/how-one-step-works.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:trainer|services|wire)/[\w/.]*)`", text)
+    paths += [f"services/{path}" for path in re.findall(r"`(kit/[\w/.]*)`", text)]
+    paths += [f"trainer/rewards/{path}" for path in re.findall(r"`(\w+\.py)`", text)]
+    assert len(paths) > 30 and [path for path in paths if not (ROOT / path).exists()] == []
+    code = "".join(path.read_text("utf-8") for each in ("trainer", "services") for path in (ROOT / each).rglob("*.py"))
+    names = re.findall(r"`(?:[A-Z]\w+\.)?([a-z]\w+)`", text) + re.findall(r"`([A-Z]\w+)(?:\.\w+)?`", text)
+    assert [name for name in names if not re.search(rf"\b(?:def|class) {name}\b|\b{name}\b", code)] == []
 
 
 def test_troubleshooting_quotes_what_the_code_says_and_knows_every_code() -> None:

@@ -48,7 +48,7 @@ def test_scripts_the_model_cannot_write_are_counted(check: Check) -> None:
     )
     assert finding.status == "WARN"
     assert "signs, reward ocr: 2 of 3 prompts" in finding.message and "'привет' (п р и в е т)" in finding.message
-    assert "not_applicable" in finding.message and "README" in finding.remedy
+    assert "not_applicable" in finding.message and "docs/services.md" in finding.remedy
 
 
 def test_prompts_without_a_text_are_counted(check: Check) -> None:

@@ -53,7 +53,7 @@ def _check_set(where: str, prompts: Sequence[Prompt], known: frozenset[int], *, 
             "WARN",
             f"{where}: {len(unwritable)} of {len(prompts)} prompts ask for text that the OCR model cannot write, such as "
             f"{text!r} ({letters}); they get no score (not_applicable)",
-            "serve a model of that script (README: OCR engines), or leave those prompts out",
+            "serve a model of that script (docs/services.md, OCR), or leave those prompts out",
         )
     if silent:
         yield Finding(
