@@ -1,4 +1,4 @@
-"""What is sent: pictures of mixed sizes with real texts in them, and when each request is due."""
+"""What is sent: images of mixed sizes with real texts in them, and when each request is due."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _INKS = {"red": (200, 30, 30), "blue": (30, 60, 190), "green": (20, 120, 50), "b
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a picture is to show; `text` is drawn in it."""
+    """What an image is to show; `text` is drawn in it."""
 
     prompt: str
     text: str
@@ -142,7 +142,7 @@ class _Picture:
 
 
 class Workload:
-    """Makes bodies. Pictures are drawn and encoded beforehand; a number in `metadata` makes every request a new one.
+    """Makes bodies. Images are drawn and encoded beforehand; a number in `metadata` makes every request a new one.
 
     `repeat_share` of the requests carry the number of an earlier one of the same size and picture. With `grouped`,
     the items of a request are one group.

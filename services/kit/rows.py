@@ -1,6 +1,6 @@
-"""What a scorer may bring beside scores: answers to requests with a row of metadata for each image and no prompts.
+"""Requests that have a row of metadata for each image and no prompts, as flow_grpo sends them for GenEval.
 
-flow_grpo's requests for GenEval are such. Only the scorer knows what its rows mean and what its clients read.
+A scorer that can answer them has a `ServesRows`: it alone knows what its rows mean and what its clients read.
 """
 
 from __future__ import annotations

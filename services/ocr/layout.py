@@ -1,6 +1,6 @@
 """The order in which recognised lines are read, from their boxes: the same for all engines.
 
-The picture is turned so that its text lies level. Boxes that overlap in height by half of the lower one are on one row,
+The image is turned so that its text lies level. Boxes that overlap in height by half of the lower one are on one row,
 so big and small words on one baseline are, and raised words, too. Rows are read from the top, each from the left. Since
 no rule is right for every poster, columns are another plausible order. N is the number of boxes.
 """
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 def reading_orders(boxes: Sequence[Box]) -> list[list[int]]:
     """Plausible orders of the boxes, as lists of their places; the first is the reading order, none comes twice.
 
-    They are by rows and by columns, in the frame of the text and, where that is tilted, in the picture's own; where
+    They are by rows and by columns, in the frame of the text and, where that is tilted, in the image's own; where
     most boxes are tall, as in vertical writing, also by columns from the right.
     """
     if not boxes:
@@ -56,7 +56,7 @@ def _tilt(corners_N42: Floats) -> float:
 
 
 def _turned(corners_N42: Floats, angle: float) -> Floats:
-    """Left, top, right and bottom of each box when the picture is turned back by `angle`: [N, 4]."""
+    """Left, top, right and bottom of each box when the image is turned back by `angle`: [N, 4]."""
     cos, sin = math.cos(angle), math.sin(angle)
     x, y = corners_N42[..., 0], corners_N42[..., 1]
     turned = np.stack([x * cos + y * sin, y * cos - x * sin], axis=-1)

@@ -33,7 +33,7 @@ from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
 REVISION = "3"  # raise it whenever the same image may score differently
-MAX_PIXELS = 1 << 20  # beyond it the time would grow with the picture and the share of a colour would not
+MAX_PIXELS = 1 << 20  # beyond it the time would grow with the image and the share of a colour would not
 MIN_CONTRAST = 64.0
 MIN_SHARE_OF_PEAK = 0.5
 
@@ -60,7 +60,7 @@ ALIASES: Final[dict[str, str]] = {
 }
 NAMES: Final[tuple[str, ...]] = tuple(PALETTE)
 
-# A quoted text is what the picture should say, so `the word "RED" in blue` asks for blue. A straight single quote
+# A quoted text is what the image should say, so `the word "RED" in blue` asks for blue. A straight single quote
 # counts only at a word's edge: the one in "don't" is an apostrophe. No opening mark occurs inside its own pair, or a
 # prompt of opening marks alone would take a scan to its end for each.
 _QUOTED = re.compile(r'"[^"]*"|“[^“”]*”|‘[^‘’]*’|「[^「」]*」|『[^『』]*』|«[^«»]*»' + r"|(?<!\w)'[^']*'(?!\w)")

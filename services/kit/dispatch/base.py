@@ -1,4 +1,4 @@
-"""Who waits for what: the part of scoring that does not depend on where the scores are computed.
+"""Jobs and dispatchers: which request waits for which score, wherever the scores are computed.
 
 A job is what is scored together: one item or, for a reward that compares, the items of one group. A dispatcher takes
 jobs, answers those whose scores are known, joins those that are already being scored, and passes on the rest. The

@@ -12,7 +12,7 @@ from wire.schema import ScoreItem, ScorerInfo
 
 
 def cache_key(info: ScorerInfo, item: ScoreItem, encoded: Sequence[bytes | memoryview]) -> bytes:
-    """A hash over all that may change the score: reward, revision, template, texts, metadata and pictures.
+    """A hash over all that may change the score: reward, revision, template, texts, metadata and images.
 
     `encoded` are the bytes of the item's images, then of its source images, or hashes of them. They stand for the pixels,
     of which there are many more: two encodings of the same pixels are scored twice. The item's id and group do not enter: they name

@@ -1,4 +1,4 @@
-"""Whether anyone still waits for a request's answer: its work asks between two pictures, and stops when nobody does."""
+"""Tells a request's work whether anyone still waits for the answer. The work asks between two images, and stops if not."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From a request's pictures to pixels, and from its items to what is scored. Runs in threads, a little at a time.
+"""Decodes a request's images, and makes of its items what a scorer takes. Runs in threads, a little at a time.
 
-A picture that many items name is decoded once. Between two pictures the work asks whether anyone still waits for it, and
+An image that many items name is decoded once. Between two images the work asks whether anyone still waits for it, and
 after each short turn it goes to the back of the queue: of many requests, each gets its share of the threads.
 """
 
@@ -37,7 +37,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture, or why it is none, and the hash of the bytes it came in."""
+    """An image, or why it is none, and the hash of the bytes it came in."""
 
     image: Image.Image | None
     problem: str
@@ -45,7 +45,7 @@ class _Seen:
 
 
 class Decoding:
-    """One request's pictures and items. Several threads may take turns at it; `strands` of them are worth while."""
+    """One request's images and items. Several threads may take turns at it; `strands` of them are worth while."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ def _refs(item: ScoreItem) -> Sequence[ImageRef]:
 
 
 def _name(ref: ImageRef) -> Hashable:
-    """What is the same for references to the same picture: its part and, where the bytes do not say it, its size."""
+    """What is the same for references to the same image: its part and, where the bytes do not say it, its size."""
     if ref.part is None:
         return id(ref)
     return (ref.part, ref.width, ref.height) if ref.media_type == "image/x-rgb8" else ref.part

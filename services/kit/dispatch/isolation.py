@@ -1,4 +1,4 @@
-"""One call of a scorer, made safe: whatever it does, there is one checked result per item."""
+"""Calls a scorer so that, whatever it does, each item gets one checked result."""
 
 from __future__ import annotations
 

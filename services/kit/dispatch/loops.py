@@ -1,4 +1,4 @@
-"""Work that goes on as long as the process does: a turn that fails is said, and is followed by the next."""
+"""Work that is repeated as long as the process lives. A turn that fails is logged, and the next one follows."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a service is made of: things that are started together and stopped together."""
+"""The parts of a service. They are started together and stopped together."""
 
 from __future__ import annotations
 
 
 class Part:
-    """One of them. A part that has nothing to say to a question keeps the answer given here."""
+    """One part. A method that a part does not override answers for a part that has nothing to do there."""
 
     async def start(self) -> None:
         """Get ready. Raises StartError with the reason."""

@@ -1,4 +1,4 @@
-"""How long a pool waits for its processes: for an answer, and between two starts that fail."""
+"""How long a pool of worker processes waits: for an answer, and between two starts that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs for scorers that ask a server: all run at once, and the scorer's own pool bounds what the server sees."""
+"""The dispatcher of scorers that ask a server. All jobs run at once; the scorer limits how many calls the server sees."""
 
 from __future__ import annotations
 

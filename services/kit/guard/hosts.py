@@ -1,4 +1,4 @@
-"""Under which names a service may be asked for: what keeps a web page from reading a service on its reader's machine.
+"""The host names that a service answers to. So no web page can read a service on the machine of whoever opens the page.
 
 A page may give its own host name the address 127.0.0.1 (DNS rebinding). To the browser a service there is then the
 page's own server, so that the page may read its answers. The browser still says which name it asked for, in `Host`, and

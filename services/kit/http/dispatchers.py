@@ -1,4 +1,4 @@
-"""Which parts a service is made of: from one dispatcher that owns the scorer to the roles that meet in Redis."""
+"""Chooses the parts of a service: a dispatcher that owns the scorer, or with Redis a front, a worker, or both."""
 
 from __future__ import annotations
 

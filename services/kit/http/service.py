@@ -74,7 +74,7 @@ class Service:
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._fetcher = _make_fetcher(settings)
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")  # so that no body waits for pictures
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")  # so that no body waits for images
         self._parts, self._dispatcher = make_parts(scorer, name, settings, self._cache, self.metrics, self.hold)
         self._memory = MemoryBudget(settings.max_memory_bytes, self.metrics, self._dispatcher.retry_after_s)
 
@@ -270,7 +270,7 @@ class Service:
     async def _decode(
         self, parsed: Parsed, info: ScorerInfo, hold: Hold, caller: Caller, gone: asyncio.Future[None]
     ) -> Sequence[Decoded]:
-        """Decode a request's pictures, several at a time, until the deadline or the client's leaving."""
+        """Decode a request's images, several at a time, until the deadline or the client's leaving."""
         items, keyed = parsed.request.items, info if self._cache.enabled else None
         decoding = Decoding(items, parsed.parts, self._limits, hold, caller, info=keyed, failed=parsed.failed)
 

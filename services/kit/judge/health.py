@@ -1,4 +1,4 @@
-"""Whether a judge's server can be asked, told from what became of the last calls."""
+"""Tells from the last calls whether a judge's server can be asked."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The judge's own routes, for clients that talk to the bare server: `/v1/chat/completions` and `/v1/models`.
 
 Nothing of a caller's headers reaches the judge and of the judge's only the content type reaches the caller: callers show
-a token of this service, the judge is given its own key. Messages may hold pictures and name none: the judge's server
+a token of this service, the judge is given its own key. Messages may hold images and name none: the judge's server
 would fetch whatever address they name, from inside its network.
 """
 
@@ -144,8 +144,8 @@ class _Passed(Response):
 def check_urls(body: bytes, max_pixels: int, hold: Hold) -> None:
     """Look at every `url`, `image_url`, `video_url`, ... of the messages. `hold` is charged with what the body becomes.
 
-    Raises ApiError: 400 not JSON, 413 or 429 for want of memory, 422 for a URL that is no data URL, or a picture that
-    would cost the judge more than a picture may cost here.
+    Raises ApiError: 400 not JSON, 413 or 429 for want of memory, 422 for a URL that is no data URL, or an image that
+    would cost the judge more than an image may cost here.
     """
     tree = read_json(body, hold)
     left: list[object] = [tree.get("messages")] if isinstance(tree, dict) else []
@@ -169,7 +169,7 @@ def check_urls(body: bytes, max_pixels: int, hold: Hold) -> None:
 
 
 def _too_costly(url: str, max_pixels: int) -> str | None:
-    """Why a picture is too much work to decode. What is no picture, or a damaged one, is for the judge to refuse."""
+    """Why an image is too much work to decode. What is no image, or a damaged one, is for the judge to refuse."""
     text = url.partition(",")[2]
     media_type = media_type_of(first_bytes(text, 16))
     if media_type is None:

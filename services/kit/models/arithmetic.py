@@ -1,4 +1,4 @@
-"""The arithmetic a network may be asked to run in; here, so that it can be named without importing torch."""
+"""The number formats that a network may compute in. They have a module of their own, which does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One reading of an image's pixels for all who look at them: whatever came, as RGB."""
+"""Turns any decoded image into RGB, in the one way that all scorers share."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class Connection:
 
 
 def _reason(error: Exception) -> str:
-    """The error's code and sentence, without the command, which the client quotes: it may hold a picture."""
+    """The error's code and sentence, without the command, which the client quotes: it may hold an image."""
     text = str(error).rpartition("of pipeline caused error: ")[2]
     if quoted := re.fullmatch(
         r"\((['\"])(.*)\1,\)", text

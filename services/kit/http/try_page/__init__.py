@@ -1,4 +1,4 @@
-"""`GET /`: a page to try the service with a picture and a prompt.
+"""`GET /`: a page to try the service with an image and a prompt.
 
 One document without a build step and without anything from elsewhere. Its policy admits exactly the style and the
 script that are in it, by their hashes, requests to this service only, and no writing of HTML from text.
