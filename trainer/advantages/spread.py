@@ -36,6 +36,7 @@ class RunningSpread:
             recent = moments(scores_BR[:, r], valid_BR[:, r], reduce, ddof=1)
             if recent.num < 2:
                 continue
+            # The first spread stands for all the past, so that the average does not have to climb from 0.
             past = self.std_R[r] if self.seen_R[r] else recent.std
             spread.std_R[r] = self.decay * past + (1 - self.decay) * recent.std
             spread.seen_R[r] = True

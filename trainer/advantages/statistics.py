@@ -67,6 +67,7 @@ def standardize(
     of_BR = of_B[:, None].expand_as(scores_BR)
     shape_GR = (len(groups), scores_BR.shape[1])
 
+    # Counts and sums are scattered to groups and gathered back, so that every sample has its group's.
     n_BR = torch.zeros(shape_GR, dtype=torch.float64).scatter_add_(0, of_BR, valid_BR.double()).gather(0, of_BR)
     mean_BR = group_sums(scores_BR, of_BR, shape_GR) / n_BR.clamp(min=1)
     centred_BR = torch.where(valid_BR, scores_BR - mean_BR, 0.0)
@@ -74,6 +75,7 @@ def standardize(
 
     low_BR = _group_extreme(torch.where(valid_BR, scores_BR, math.inf), of_BR, shape_GR, "amin")
     high_BR = _group_extreme(torch.where(valid_BR, scores_BR, -math.inf), of_BR, shape_GR, "amax")
+    # A spread of rounding would be divided by itself and come out at full size.
     enough_BR = valid_BR & (n_BR >= max(min_valid, 2))
     told_apart_BR = enough_BR & (high_BR - low_BR > _ROUNDING * torch.maximum(low_BR.abs(), high_BR.abs()))
 

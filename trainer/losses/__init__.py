@@ -1,7 +1,10 @@
-"""Losses as pure functions, float32, as sums.
+"""Losses as pure functions of tensors, computed in float32.
 
-The caller divides by the count over all ranks and micro-batches, so that neither the number of ranks nor the split into
-micro-batches changes the optimizer's step.
+A loss of this package is a sum; the caller divides it by a count over all ranks and micro-batches, so that neither the number of
+ranks nor the split into micro-batches changes the optimizer's step. It is put together from weights (`weights`: how much each
+term counts, and what the sum is divided by), ratios of probabilities (`ratios`) and what becomes of an advantage and a ratio
+(`clips`). `surrogate` and `forward` do so for the steps of a flow, `policy` and `preference` for the tokens of a text;
+`policy_loss` and `preference_loss` also divide, for one process with one batch.
 """
 
 from trainer.losses.forward import diffuse, dpo_loss, matching_error, matching_logp, nft_loss, velocity_distance

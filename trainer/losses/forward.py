@@ -83,8 +83,10 @@ def nft_loss(
         `nft/drift` (squared distance of v from v_old).
     """
     counts_B = counting_terms(adv_B[:, None], weight_B)[:, 0]
+    # A clipped advantage of -adv_clip to adv_clip becomes a probability of 0 to 1.
     reward_B = torch.where(counts_B, adv_B.float().detach(), 0.0).clamp(-adv_clip, adv_clip) / (2 * adv_clip) + 0.5
     v, v_old, sigma = v.float(), v_old.float().detach(), _per_sample(sigma_B, x)
+    # The velocity v_old +- beta (v - v_old) in x0 = x - sigma v: on each side as far from v_old as the other.
     positive_B = _adaptive_error(x - sigma * (v_old + beta * (v - v_old)), x0)
     negative_B = _adaptive_error(x - sigma * (v_old - beta * (v - v_old)), x0)
     term_B = (reward_B * positive_B + (1 - reward_B) * negative_B) * (adv_clip / beta)
@@ -123,8 +125,9 @@ def dpo_loss(
     """
     counts_N = counting_terms(better_N[:, None], weight_N)[:, 0]
     margin_N = (worse_N - ref_worse_N.detach()) - (better_N - ref_better_N.detach())
+    # A pair of weight 0 may hold anything; its margin is 0, so that no NaN reaches the backward pass.
     margin_N = torch.where(counts_N, margin_N.float(), 0.0)
-    term_N = preference_terms(margin_N, beta=beta / 2)
+    term_N = preference_terms(margin_N, beta=beta / 2)  # a Gaussian's log-ratio is half of that of errors
     stats = Stats(
         count=counts_N.sum().float(),
         sums={"dpo/margin": total(margin_N, counts_N), "dpo/accuracy": total(margin_N > 0, counts_N)},
@@ -133,6 +136,7 @@ def dpo_loss(
 
 
 def _adaptive_error(predicted: Tensor, x0: Tensor) -> Tensor:
+    """The squared distance over the mean distance, which bounds the gradient's size whatever the noise level."""
     distance = predicted - x0.float()
     divisor_B = mean_over_latents(distance.detach().abs()).clamp(min=_LEAST_DIVISOR)
     return mean_over_latents(distance**2) / divisor_B

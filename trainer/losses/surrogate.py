@@ -53,6 +53,7 @@ def clipped_surrogate(
     log_ratio_BS = log_ratios(logp_BS, logp_old_BS, counts_BS)
     term_BS, stats = _clipped(log_ratio_BS, adv_B, counts_BS, clip_range)
     if logp_behaviour_BS is not None:
+        # Detached: w says how much a sample is worth, and is nothing that training could raise.
         w_BS = log_ratios(logp_old_BS, logp_behaviour_BS, counts_BS).detach().exp()
         term_BS = w_BS.clamp(max=importance_cap) * term_BS
         stats = Stats(
@@ -102,6 +103,7 @@ def guarded_surrogate(
     counts_BS = counting_terms(logp_BS, weight_B)
     moved_BS = log_ratios(logp_BS, logp_old_BS, counts_BS)
     shift_BS = torch.where(counts_BS, mean_shift_BS.float(), 0.0)
+    # std * |m|^2 / (2 std^2) is |m|^2 / (2 std).
     columns = [std * moved_BS[:, s] + shift_BS[:, s] / (2 * std) for s, std in enumerate(std_S)]
     term_BS, stats = _clipped(torch.stack(columns, 1), adv_B, counts_BS, clip_range)
     if dt_S is not None:
@@ -124,6 +126,7 @@ def _clipped(log_ratio_BS: Tensor, adv_B: Tensor, counts_BS: Tensor, clip_range:
         count=counts_BS.sum().float(),
         sums={
             "ratio/mean": total(ratio_BS, counts_BS),
+            # Around 1, where ratios lie: the square of a float32 ratio itself would round their spread away.
             "ratio/square": total((ratio_BS - 1) ** 2, counts_BS),
             "clip_share": total(is_cut(adv_BS, ratio_BS, low, high), counts_BS),
         },

@@ -135,9 +135,11 @@ def _coefficients(sigma: float, sigma_next: float, kind: Kind, noise_level: floa
     if kind == "cps":
         if noise_level > 1:
             raise ValueError(f"noise_level = {noise_level:g}: cps needs at most 1, where all noise of a step is new")
+        # The noise x1 at sigma_next has its old part, cos of it, and a new part, sin of it: squares add up to sigma_next^2.
         angle = noise_level * math.pi / 2
         kept = sigma_next * math.cos(angle)
         clean = 1 - sigma_next
+        # clean * (x - sigma v) + kept * (x + (1 - sigma) v), by x and by v.
         return _Step(clean + kept, kept * (1 - sigma) - clean * sigma, sigma_next * math.sin(angle))
     dt = sigma_next - sigma
     if kind == "flow_sde":
@@ -149,6 +151,7 @@ def _coefficients(sigma: float, sigma_next: float, kind: Kind, noise_level: floa
         diffusion = noise_level
     else:
         raise ValueError(f"kind = {kind!r}: must be flow_sde, cps or dance_sde")
+    # The score is -x1 / sigma with x1 = x + (1 - sigma) v; the drift takes diffusion^2 / 2 of it, by x and by v.
     pull = diffusion**2 / (2 * sigma)
     return _Step(1 + pull * dt, (1 + pull * (1 - sigma)) * dt, diffusion * math.sqrt(-dt))
 

@@ -26,7 +26,7 @@ def sigmas(num_steps: int, shift: float = 1.0) -> Tensor:
 def stochastic_steps(num_steps: int, window: Sequence[int] | None = None) -> list[int]:
     """Indices of the SDE steps: those of the window [first, last), or, without one, all but the last step.
 
-    The last step always stays deterministic: its noise would go straight into the picture.
+    The last step always stays deterministic: its noise would go straight into the image.
     """
     if window is None:
         return list(range(num_steps - 1))

@@ -31,7 +31,7 @@ class Dpm2m:
         h = _log_snr(sigma_next) - _log_snr(sigma)
         data = x0
         if self._x0 is not None and math.isfinite(self._h) and math.isfinite(h):
-            half_ratio = h / (2 * self._h)
+            half_ratio = h / (2 * self._h)  # 1 / (2 r)
             data = (1 + half_ratio) * x0 - half_ratio * self._x0
         self._x0, self._h = x0, h
         # exp(-h) = sigma_next alpha / (sigma alpha_next), so alpha_next (exp(-h) - 1) needs no division by alpha_next.
