@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.tiny_updates import make_policy
 from trainer.config import ConfigError, DistributedConfig, OptimConfig
 from trainer.engine import Engine, build_engine
 from trainer.processes.distributed import World
@@ -96,6 +97,20 @@ def test_a_group_of_rate_zero_is_frozen() -> None:
     assert engine.names == ["0.bias", "2.bias"]
     assert torch.equal(before, weight)
     assert weight.grad is None
+
+
+def test_a_flow_policy_names_its_groups() -> None:
+    """Matrices of the transformer's blocks, which Muon takes, and the rest; together they are all that is trained."""
+    policy = make_policy()
+    groups: Any = {"matrices": {"lr": 1e-2, "optimizer": "muon"}, "rest": {"lr": 0}}
+    trained = {name: p for name, p in policy.trainable.named_parameters() if p.requires_grad}
+    assert policy.group_of.keys() == trained.keys()
+    engine = build_engine(policy.trainable, OptimConfig(groups=groups), DistributedConfig(), WORLD, policy.group_of)
+    assert engine.names
+    assert all("transformer_blocks" in name and trained[name].dim() == 2 for name in engine.names)
+    assert [name for name in trained if name not in engine.names] == [
+        n for n, p in trained.items() if not p.requires_grad
+    ]
 
 
 def test_what_does_not_fit_the_policy_is_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.advantages import ESTIMATORS
 from trainer.losses import policy_loss, policy_terms, preference_loss, preference_terms, reduced, weigh
 from trainer.losses.policy import REDUCTIONS, PolicyKind
 
@@ -50,6 +51,20 @@ def options(case: dict[str, Any]) -> dict[str, Any]:
         "kl_importance": case.get("bias_kl", True),
         "max_completion_length": 8 if case["loss_type"] == "dr_grpo" else None,
     }
+
+
+@pytest.mark.parametrize("case", GOLDEN["advantages"], ids=lambda case: case["name"])
+def test_advantages_are_those_of_trl(case: dict[str, Any]) -> None:
+    """A missing reward is the one difference: in a sum TRL counts it as 0, here the sample has no advantage."""
+    scores = torch.tensor([[math.nan if score is None else score for score in row] for row in case["rewards"]])
+    group, valid = torch.arange(len(scores)) // case["g"], ~scores.isnan()
+    weights = torch.tensor(case.get("weights", [1.0] * scores.shape[1])).expand(len(scores), -1)
+    name = "gdpo" if "agg" in case else {"none": "dr_grpo"}.get(case.get("scale", "group"), "grpo")
+    adv, weight = ESTIMATORS[name](scores, valid, group, weights)
+    if name == "grpo" and not valid.all():
+        assert weight.tolist() == valid.all(1).float().tolist()
+    else:
+        assert adv.tolist() == pytest.approx(case["advantages"], abs=1e-6)
 
 
 def case_name(case: dict[str, Any]) -> str:
