@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.trainer_runs import ROOT, read_metrics, run_command, trainer_command, trainer_environment
+from tests.support.forked import ForkedTrainer
+from tests.support.trainer_runs import ROOT, read_metrics, run_command, run_trainer, start_trainer
 
 RECIPE = ROOT / "configs" / "quickstart.yaml"
 
@@ -74,14 +74,14 @@ def test_no_service_outlives_the_run(run_dir: Path) -> None:
 
 
 def test_a_finished_run_says_so_and_starts_nothing(run_dir: Path) -> None:
-    done = run_command(
-        RECIPE, f"output_dir={run_dir.parent}", "max_steps=2", f"evaluation.path='{run_dir.parent / 'few.jsonl'}'"
-    )
+    folder = run_dir.parent
+    overrides = [f"output_dir={folder}", "max_steps=2", f"evaluation.path='{folder / 'few.jsonl'}'"]
+    done = run_trainer(RECIPE, *overrides, output=folder / "again")
     assert "is finished (2 steps): raise max_steps" in done.stdout
     assert "starting" not in done.stderr
 
 
-def kill_ocr_after_step(run_dir: Path, trainer: subprocess.Popen[bytes], step: int) -> None:
+def kill_ocr_after_step(run_dir: Path, trainer: ForkedTrainer, step: int) -> None:
     """SIGKILL the OCR service and its workers as soon as row `step` is written."""
     deadline = time.monotonic() + 120
     metrics = run_dir / "metrics.jsonl"
@@ -100,15 +100,13 @@ def kill_ocr_after_step(run_dir: Path, trainer: subprocess.Popen[bytes], step: i
 
 def test_ocr_killed_under_a_running_trainer_comes_back_and_the_run_goes_on(run_dir: Path) -> None:
     folder = run_dir.parent
-    overrides = ["run_name=killed", f"output_dir={folder}", "max_steps=6", f"evaluation.path='{folder / 'few.jsonl'}'"]
+    overrides = ["run_name=killed", f"output_dir={folder}", "max_steps=4", f"evaluation.path='{folder / 'few.jsonl'}'"]
     overrides += ["evaluation.final_rewards=[]"]
-    command = trainer_command(RECIPE, *overrides)
-    with (folder / "killed.log").open("wb") as log:
-        trainer = subprocess.Popen(command, cwd=ROOT, env=trainer_environment(), stdout=log, stderr=log)
-        kill_ocr_after_step(folder / "killed", trainer, step=2)
-        assert trainer.wait(timeout=180) == 0, (folder / "killed.log").read_text(encoding="utf-8")[-3000:]
+    with start_trainer(RECIPE, *overrides, output=folder / "killed-output") as trainer:
+        kill_ocr_after_step(folder / "killed", trainer, step=1)
+        assert trainer.wait(timeout=180) == 0, trainer.stderr[-3000:]
     rows = read_metrics(folder / "killed")[1:]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         failed = sum(count for key, count in row.items() if key.startswith("failed/ocr/"))
         assert row["reward/ocr/valid_share"] == pytest.approx(1 - failed / 96), "a failure is counted, never a score"

@@ -19,8 +19,6 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 
 @pytest.fixture(autouse=True)
 def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

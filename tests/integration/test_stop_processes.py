@@ -110,7 +110,7 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_while_services_are_waited_for_ends_the_start(
     recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], number: int
 ) -> None:
@@ -191,7 +191,10 @@ def rank_pid(launcher: int, rank: int) -> int:
     raise AssertionError(f"no child of {launcher} has RANK={rank}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGUSR1, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT))],
+)
 def test_a_launcher_without_processes_has_nothing_to_wait_for(tmp_path: Path, number: int) -> None:
     """Here it waits for a node 0 that does not come."""
     place = ["--nnodes", "2", "--node-rank", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]

@@ -51,8 +51,9 @@ def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, rules_url: str) -> Callable[..., Path]:
-    """Writes the config of a small run: random weights, four prompts a step, rewards that are plain functions."""
+def recipe(tmp_path: Path, rules_url: str, no_drawings: None) -> Callable[..., Path]:
+    """Writes the config of a small run: random weights, four prompts a step, rewards that are plain functions. Its report has
+    no drawings, here and in a process of its own."""
 
     def write(name: str = "run", **changes: Any) -> Path:
         config: dict[str, Any] = {
@@ -107,15 +108,20 @@ def trainer_environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start_trainer(config: Path, *overrides: str, ranks: int = 1) -> ForkedTrainer:
-    """A run that goes on in a process of its own, with its output beside the config. Use as a context manager."""
-    name = f"{config.stem}-{next(_STARTS)}"
-    return ForkedTrainer(["train", str(config), *overrides], config.with_name(name), trainer_environment(), ranks)
+def start_trainer(config: Path, *overrides: str, ranks: int = 1, output: Path | None = None) -> ForkedTrainer:
+    """A run that goes on in a process of its own. Use as a context manager.
+
+    `output`: where what it prints is kept, without an ending; None: beside the config.
+    """
+    output = output or config.with_name(f"{config.stem}-{next(_STARTS)}")
+    return ForkedTrainer(["train", str(config), *overrides], output, trainer_environment(), ranks)
 
 
-def run_trainer(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+def run_trainer(
+    config: Path, *overrides: str, ranks: int = 1, expect: int = 0, output: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run to the end and check the exit code."""
-    with start_trainer(config, *overrides, ranks=ranks) as trainer:
+    with start_trainer(config, *overrides, ranks=ranks, output=output) as trainer:
         code = trainer.wait(RUN_TIMEOUT_S)
     assert code == expect, trainer.stdout[-2000:] + trainer.stderr[-4000:]
     return subprocess.CompletedProcess(trainer.args, code, trainer.stdout, trainer.stderr)

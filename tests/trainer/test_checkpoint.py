@@ -280,17 +280,17 @@ write_checkpoint(Path({folder!r}), {step}, keep=1)
     ("step", "module", "function", "call"),
     [
         (2, "writing", "save_file", 1),  # nothing is written yet
-        (2, "writing", "flush", 1),  # the shard is written, not flushed
-        (2, "writing", "write_whole", 1),  # no done-file
-        (2, "writing", "write_whole", 2),  # no state
+        pytest.param(2, "writing", "flush", 1, marks=pytest.mark.slow),  # the shard is written, not flushed
+        pytest.param(2, "writing", "write_whole", 1, marks=pytest.mark.slow),  # no done-file
+        pytest.param(2, "writing", "write_whole", 2, marks=pytest.mark.slow),  # no state
         (2, "manifest", "write_whole", 1),  # no manifest
-        (2, "writing", "publish", 1),  # all but the rename
+        pytest.param(2, "writing", "publish", 1, marks=pytest.mark.slow),  # all but the rename
         (2, "layout", "flush", 4),  # renamed, not flushed
-        (2, "retention", "list_checkpoints", 1),  # older ones not yet deleted
-        (2, "retention", "remove", 1),
+        pytest.param(2, "retention", "list_checkpoints", 1, marks=pytest.mark.slow),  # older ones not yet deleted
+        pytest.param(2, "retention", "remove", 1, marks=pytest.mark.slow),
         (2, "layout", "shutil.rmtree", 3),  # in the middle of deleting an older one
         (1, "writing", "publish", 1),  # step 1 is saved again
-        (1, "layout", "flush", 4),
+        pytest.param(1, "layout", "flush", 4, marks=pytest.mark.slow),
         (1, "retention", "list_checkpoints", 1),
     ],
 )

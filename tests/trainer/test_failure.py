@@ -104,6 +104,7 @@ flight.__enter__()
     assert error["message"].endswith("failed: error: optim.lr = 3 is too high; lower it")
 
 
+@pytest.mark.slow
 def test_a_defect_shows_one_traceback(tmp_path: Path) -> None:
     done, _ = run(tmp_path, '{}["missing"]')
     assert done.stderr.count("KeyError: 'missing'") == 1

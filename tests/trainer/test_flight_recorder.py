@@ -35,8 +35,6 @@ from trainer.records.flight_recorder import KEPT_STEPS, MAX_PICTURES, FlightReco
 from trainer.records.flight_summary import print_flight
 from trainer.types import Prompt, Sample, Scores, StopTrainingError
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 scripted = reward_servers.scripted  # the fixture
 PLAN = SamplingPlan(num_inference_steps=4, micro_batch_size=4, stochastic_steps=(0, 1), trained_steps=(0, 1))
 

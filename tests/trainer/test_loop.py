@@ -26,8 +26,6 @@ from trainer.programs.assemble import assemble
 from trainer.update.tally import Tally
 from trainer.update.updater import Updater
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture
 

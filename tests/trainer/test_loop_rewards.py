@@ -20,8 +20,6 @@ from trainer.loop import train
 from trainer.report import build_report
 from trainer.rewards import RewardServiceError
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 scripted = reward_servers.scripted  # the fixture
 
 

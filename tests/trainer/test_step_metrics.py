@@ -136,6 +136,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # tests/invariant/test_ranks.py compares the rows of whole runs
 def test_two_ranks_report_what_one_would(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
     saved: dict[str, Tensor] = torch.load(tmp_path / "row.pt", weights_only=True)

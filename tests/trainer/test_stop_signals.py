@@ -25,8 +25,6 @@ from trainer.loop import train
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.processes.stopping import STOP_SIGNALS, StartStoppedError, StopSignals
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture
 BOUND_S = 60.0  # against a hang; nothing is timed

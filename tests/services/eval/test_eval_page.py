@@ -167,7 +167,7 @@ FILTERS = """(d, outside) => {
 
 @pytest.mark.browser
 @pytest.mark.usefixtures("chromium")
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.slow)])
 def test_a_browser_shows_and_filters_the_page_without_errors(tmp_path: Path, width: int) -> None:
     seen = look_at(build(make_run(tmp_path)), tmp_path, width, FILTERS)
     assert (seen["scroll"], seen["wide"]) == (seen["client"], [])

@@ -101,7 +101,12 @@ def tree(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["{index}_{image}.png", "{index}.{image}.png", "{index}_{image}.webp", "{index}.{image}.jpg"]
+    "name",
+    [
+        "{index}_{image}.png",
+        "{index}.{image}.jpg",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("{index}.{image}.png", "{index}_{image}.webp")),
+    ],
 )
 def test_a_folder_is_judged_and_the_table_written(tmp_path: Path, name: str) -> None:
     flags = make_inputs(tmp_path, name=name)

@@ -388,6 +388,7 @@ def test_sigterm_while_loading_ends_at_once(serving):
     assert not alive
 
 
+@pytest.mark.slow  # test_sigterm_while_loading_ends_at_once and the killed one show the same of their ends
 def test_workers_end_with_a_drained_service(serving):
     with serving(module="tests.services.kit.pool_service") as server:
         server.wait_ready()

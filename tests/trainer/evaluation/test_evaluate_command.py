@@ -16,8 +16,6 @@ from trainer.config.file import load_config
 from trainer.evaluation.files import read_outcomes
 from trainer.loop import train
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 
 @pytest.fixture(autouse=True)
 def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -17,8 +17,6 @@ from trainer.loop import train
 from trainer.report.evaluation import evaluation_part
 from trainer.report.run_folder import load_run
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 REWARDS = """
 from PIL import ImageStat
 from services.kit.scorer import Item
@@ -101,6 +99,7 @@ def test_a_hacked_reward_raises_the_alarm_and_may_stop_the_run(
     assert "heldout/detail" in (config.run_dir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_learned_no_reward_is_said_to_be_exploited(bright: Callable[..., Config]) -> None:
     """The control run: scores dealt to random samples, at the same learning rate."""
     config = bright("control", shuffle_control=True)

@@ -23,8 +23,6 @@ from trainer.evaluation.files import read_outcomes
 from trainer.loop import train
 from trainer.programs.rl import RlProgram
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 Request = dict[str, Any]
 scripted = reward_servers.scripted  # the fixture
 JUDGE = {**SCORER, "name": "unigenbench"}

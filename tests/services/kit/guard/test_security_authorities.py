@@ -135,7 +135,9 @@ def test_what_is_named_and_cannot_be_used_is_told(tmp_path, name, kind, monkeypa
         tls_context(file if name == "--ca-file" else None)
 
 
-@pytest.mark.parametrize("service", ["unifiedreward", "eval", "vqa"])
+@pytest.mark.parametrize(
+    "service", ["unifiedreward", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eval", "vqa"))]
+)
 def test_a_file_that_is_not_there_ends_the_start_with_a_sentence(service):
     command = [sys.executable, "-m", f"services.{service}", "--port", "0", "--ca-file", "missing.pem"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

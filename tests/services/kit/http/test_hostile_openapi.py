@@ -27,7 +27,13 @@ CHECKED = [
 # How a service of that name starts without weights or a server of its own; for the others stands a scorer of ours, once.
 STARTS = {"ocr": ("services.ocr", "--mode", "line"), "rules": ("services.rules",)}
 STAND_IN = ("services.kit.testing.fakes", "--behaviour", "fail_every_nth")
-ASKED = [path for path in FILES if path.stem in (*STARTS, "clip")]
+# The files differ in a name alone, as a test below says: one real service in the default run.
+SLOW = ("ocr", "clip")
+ASKED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    for path in FILES
+    if path.stem in ("rules", *SLOW)
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def test_the_files_differ_in_the_name_of_the_service_alone():
     assert all(name in tree["info"]["title"] for name, tree in named)
 
 
-@pytest.mark.parametrize("path", ASKED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ASKED)
 def test_no_request_is_a_server_error(url_of, path):
     url, asked = url_of(path.stem), []
     session = requests.Session()

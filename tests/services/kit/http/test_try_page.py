@@ -449,7 +449,7 @@ def test_a_closed_service_asks_for_its_token(open_page: OpenPage, tmp_path: Path
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_phone_shows_it_without_scrolling_sideways(open_page: OpenPage, tmp_path: Path, scheme: str) -> None:
     Image.new("RGB", (1200, 300), "red").save(tmp_path / "a_rather_long_name_for_a_picture_that_is_wide.png")
     with serving_here(HostileScorer(), name="a" * 60) as url:

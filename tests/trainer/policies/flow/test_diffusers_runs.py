@@ -17,8 +17,6 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 LORA = {"rank": 4, "alpha": 8.0}
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
 

@@ -29,8 +29,6 @@ from trainer.policies.lora import merged_state
 from trainer.policies.registry import build_model
 from trainer.types import Prompt
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux, "qwen_image": make_qwen_image}
 FIRST = {"rank": 4, "alpha": 6.0}
 

@@ -18,8 +18,6 @@ from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.flow.deepgen.model import DeepGenFlow
 
-pytestmark = pytest.mark.usefixtures("no_drawings")
-
 SAMPLING = {
     "prompts_per_step": 2,
     "group_size": 4,
