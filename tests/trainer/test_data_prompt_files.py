@@ -211,6 +211,7 @@ def test_held_out_prompts_that_training_knows_are_refused(heldout: Prompt, why: 
 
 
 def test_new_held_out_prompts_pass() -> None:
+    """Nothing is raised: that is the promise."""
     check_disjoint(TRAIN, [Prompt("h", "a dog", targets=("SALE", "TODAY"))])
     check_disjoint(TRAIN, [])
 
