@@ -271,7 +271,9 @@ def test_signals_and_exit_codes_are_the_trainers_own(
     code = "import os, signal, sys, time\n"
     code += f"signal.signal({int(number)}, lambda *_: sys.exit(7))\n"
     code += "print('up', os.getpid(), flush=True)\ntime.sleep(60)\n"
-    (copy / "trainer" / ("__main__.py" if gpus == "1" else "launch.py")).write_text(code)
+    program = copy / "trainer" / ("__main__.py" if gpus == "1" else "processes/launch.py")
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(code)
     python.write_text(python.read_text().replace('"-m trainer "*|', ""))
     process = subprocess.Popen(
         ["bash", str(copy / "train.sh")],
