@@ -69,7 +69,7 @@ def test_flat_groups_change_how_the_policy_term_stands_to_the_kl() -> None:
         batch = roll_out(policy, micro_batch_size=4)[: rows // 4]
         with torch.no_grad():
             policy.trainable.proj_out.weight.add_(0.01)  # away from the reference and from what sampled
-        row = make_updater(policy, kl_beta=0.5, clip_range=10.0).step(batch, adv[:rows], weight[:rows], 0)
+        row = make_updater(policy, kl_beta=0.5, clip_range=10.0).step(Scored(batch, adv[:rows], weight[:rows]), 0)
         return row, gradient(policy)
 
     kept, kept_gradient = step(flat, ONES, 8)

@@ -95,13 +95,13 @@ class Updater:
 
     def _backward(self, items: Sequence[Item], counts: Mapping[str, float], tally: Tally) -> None:
         """Accumulate the gradient part by part, so that memory stays flat."""
-        for item in items:
+        for number, item in enumerate(items, 1):
             terms, stats = self.objective.terms(item.batch, item.part)
             tally.add_stats(stats)
             for term in terms:
                 # Metrics are means over the updates.
                 tally.add(term.name, term.sum / (max(counts[term.over], 1.0) * self.updates))
-            self.engine.backward(total(terms, counts), last=item is items[-1])
+            self.engine.backward(total(terms, counts), last=number == len(items))
 
     def _apply(self, step: int, number: int, lr: float, tally: Tally) -> float:
         """One optimizer step, unless a loss or the gradient is not finite on some rank. Returns the gradient's norm."""

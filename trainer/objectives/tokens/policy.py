@@ -1,0 +1,133 @@
+"""Policy gradients on the tokens of answers of unequal length. Axes: B samples, S tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.losses import PolicyKind, Reduction, Stats, Weights, highest, policy_terms, weigh
+from trainer.losses.clips import clip_bounds, is_cut
+from trainer.losses.policy import REDUCTIONS, Level
+from trainer.losses.terms import lowest, total
+from trainer.objectives.base import RolloutBatch, Term
+from trainer.objectives.replayed import Replayed, ReplayedObjective
+from trainer.policies.base import Replays
+
+_CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """What is made of ratios and advantages; the arguments of `trainer.losses.policy_loss`, where they are explained.
+
+    Attributes:
+        reduction: how much each token weighs (`trainer.losses.weigh`); None is what `kind` does in its paper.
+        longest: the most tokens an answer may have; the divisor of reduction `cap`, which dr_grpo has.
+        kl_beta: weight of the KL to the starting weights, estimated from the sampled tokens (k3).
+        importance_cap: largest importance weight of answers that older weights drew.
+    """
+
+    kind: PolicyKind = "dapo"
+    level: Level = "token"
+    reduction: Reduction | None = None
+    longest: int | None = None
+    clip_range: tuple[float, float] = (0.2, 0.28)
+    delta: float | None = None
+    kl_beta: float = 0.0
+    kl_importance: bool = False
+    tau: tuple[float, float] = (1.0, 1.05)
+    off_policy: float | None = None
+    importance_cap: float = 5.0
+
+
+class TokenPolicy(ReplayedObjective):
+    """GRPO on tokens and its relatives. What divides the loss follows from the masks, so it is known before any forward."""
+
+    leads: ClassVar[Sequence[str]] = ("tokens",)
+
+    def __init__(self, policy: Replays, loss: TokenLoss, *, micro_batch_size: int | None) -> None:
+        super().__init__(policy, micro_batch_size)
+        self.loss = loss
+        self.reduction: Reduction = loss.reduction or REDUCTIONS[loss.kind]
+        if (self.reduction == "cap") != (loss.longest is not None):
+            raise ValueError(
+                f"reduction {self.reduction} with longest = {loss.longest}: `cap` divides by samples * longest, no other has one"
+            )
+
+    def counts(self, batch: RolloutBatch) -> dict[str, float]:
+        return {"tokens": self._weights(batch).count.item()}
+
+    def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
+        loss, found = self.loss, self.replayed(batch, part, reference=self.loss.kl_beta > 0)
+        logp_BS = found.replay.logp_BS
+        of_rows = loss.level == "sequence" or loss.kind == "vespo" or loss.off_policy is not None
+        if of_rows and logp_BS.shape != batch.rollout.logp_BS.shape:
+            raise ValueError(
+                f"{loss.kind} at level {loss.level} needs whole rows, but the policy replays them in parts"
+            )
+        counts_BS = torch.ones_like(logp_BS, dtype=torch.bool) if found.mask_BS is None else found.mask_BS
+        counts_BS = counts_BS & (batch.weight_N != 0)[:, None]
+        terms = policy_terms(
+            logp_BS,
+            found.old_BS,
+            batch.adv_B,
+            counts_BS,
+            ref_BS=self._reference(found),
+            kind=loss.kind,
+            level=loss.level,
+            clip_range=loss.clip_range,
+            delta=loss.delta,
+            kl_importance=loss.kl_importance,
+            tau=loss.tau,
+            off_policy=loss.off_policy,
+        )
+        weight_BS = self._weights(batch).weight_BS[:, found.columns].to(logp_BS.device)
+        policy_BS, importance = self._corrected(terms.policy_BS, found, counts_BS)
+        policy = (weight_BS * policy_BS).sum()
+        kl = torch.zeros_like(policy) if terms.kl_BS is None else (weight_BS * terms.kl_BS).sum()
+        stats = self._stats(batch, terms.ratio_BS, counts_BS, found, importance)
+        return [Term("loss/policy", policy, "tokens"), Term("loss/kl", kl, "tokens", coef=loss.kl_beta)], stats
+
+    def _weights(self, batch: RolloutBatch) -> Weights:
+        """Of all tokens of the micro-batch, and what it adds to the divisor."""
+        rollout, weight_B = batch.rollout, batch.weight_N.to(batch.rollout.logp_BS.device)
+        mask_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+        return weigh(mask_BS, self.reduction, weight_B=weight_B, cap=self.loss.longest)
+
+    def _reference(self, found: Replayed) -> Tensor | None:
+        if self.loss.kl_beta and found.replay.reference_BS is None:
+            raise ValueError(
+                f"kl_beta = {self.loss.kl_beta:g} compares tokens with the starting weights, but the replay of "
+                f"{type(self.policy).__name__} has no reference_BS; set kl_beta to 0"
+            )
+        return found.replay.reference_BS
+
+    def _corrected(self, policy_BS: Tensor, found: Replayed, counts_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Terms of answers that older weights drew, times min(exp(old - behaviour), cap), and that weight before the cap
+        (decoupled PPO: AReaL, arXiv 2505.24298 section 5.2)."""
+        if found.behaviour_BS is None:
+            return policy_BS, None
+        w_BS = torch.where(counts_BS, found.old_BS.float() - found.behaviour_BS.float(), 0.0).exp()
+        return w_BS.clamp(max=self.loss.importance_cap) * policy_BS, w_BS
+
+    def _stats(
+        self, batch: RolloutBatch, ratio_BS: Tensor, counts_BS: Tensor, found: Replayed, importance_BS: Tensor | None
+    ) -> Stats:
+        sums = {"ratio/mean": total(ratio_BS, counts_BS), "ratio/square": total((ratio_BS - 1) ** 2, counts_BS)}
+        highs = {"ratio/max": highest(ratio_BS, counts_BS)}
+        if self.loss.kind in _CLIPPED:
+            below, above = self.loss.clip_range
+            adv_BS = batch.adv_B[:, None].expand_as(ratio_BS)
+            sums["clip_share"] = total(is_cut(adv_BS, ratio_BS, *clip_bounds((-below, above))), counts_BS)
+        if importance_BS is not None:
+            sums["importance/mean"] = total(importance_BS, counts_BS)
+            sums["importance/capped_share"] = total(importance_BS > self.loss.importance_cap, counts_BS)
+            highs["importance/max"] = highest(importance_BS, counts_BS)
+        if found.error is not None:
+            highs["ratio/replay_error"] = found.error
+        lows = {"ratio/min": lowest(ratio_BS, counts_BS)}
+        return Stats(counts_BS.sum().float(), sums, lows, highs)
