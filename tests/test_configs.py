@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from trainer.config import Config, SftConfig
+from trainer.config import Config
 from trainer.config.file import dump_config
 from trainer.data.datasets import check_disjoint, load_prompts, load_train_prompts
 from trainer.migration import load_recipe
@@ -17,11 +16,6 @@ from trainer.migration.deepgen.variables import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
-
-
-def model_of(path: Path) -> type[BaseModel]:
-    """`<name>_base.yaml` makes base weights (`python -m trainer sft`); every other recipe is an RL run."""
-    return SftConfig if path.stem.endswith("_base") else Config
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +44,11 @@ def test_the_recipes_of_the_readme_are_there() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_says_what_it_is(path: Path, tmp_path: Path) -> None:
-    config = load_recipe(path, model_of(path))
+    config = load_recipe(path, Config)
     assert path.read_text(encoding="utf-8").startswith("# "), "a recipe begins with what it is and how to run it"
     again = tmp_path / "resolved.yaml"
     again.write_text(dump_config(config), encoding="utf-8")
-    assert load_recipe(again, model_of(path)) == config
+    assert load_recipe(again, Config) == config
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.endswith("_1gpu")], ids=lambda path: path.stem)
@@ -64,7 +58,7 @@ def test_a_recipe_for_one_gpu_needs_no_deepspeed_and_trains_adapters(path: Path)
     assert config.policy.model_dump()["lora"] is not None
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if model_of(p) is Config], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipes_prompts_are_good_and_its_held_out_ones_new(path: Path) -> None:
     """For the recipes whose prompts are in the repository."""
     config = load_recipe(path, Config)

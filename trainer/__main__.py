@@ -12,7 +12,7 @@ from pathlib import Path
 # times slower (docs/decisions/0003-passive-threads.md). Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from trainer.config import Config, ConfigError, SftConfig
+from trainer.config import Config, ConfigError
 from trainer.config.base import UserError, did_you_mean
 from trainer.config.paths import check_policy_files
 from trainer.migration import load_recipe
@@ -29,6 +29,10 @@ COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", 
 def _train(args: argparse.Namespace) -> int:
     with StopSignals() as signals:  # before torch is imported, which takes seconds
         config = _recipe(args)
+        if args.command == "sft" and config.program == "rl":
+            raise ConfigError(
+                f"{args.config} is a recipe of program: rl, which rewards train; use `python -m trainer train {args.config}`"
+            )
         from trainer.records.reporters.installed import check_installed
 
         check_installed(config.logging.report_to)
@@ -38,7 +42,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Config:
-    """The recipe of RL, with prompt files and weights that are there."""
+    """The recipe, with prompt files and weights that are there."""
     config = load_recipe(args.config, Config, args.overrides)
     named = [each.path for each in config.data.train] + [path for _, path in config.evaluation.prompt_files()]
     for path in named:
@@ -69,14 +73,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"Wrote {folder}")
-    return 0
-
-
-def _sft(args: argparse.Namespace) -> int:
-    config = load_recipe(args.config, SftConfig, args.overrides)
-    from trainer.sft import train_base
-
-    print(f"Wrote {train_base(config)}")
     return 0
 
 
@@ -157,8 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("config", type=Path, help="A recipe of configs/.")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="Fields to override, as in seed=2.")
 
-    takes_config(add("train", _train, "Post-train a policy by RL; goes on where an earlier start stopped."))
-    takes_config(add("sft", _sft, "Pre-train the tiny policy's base weights."))
+    takes_config(add("train", _train, "Train by the recipe's program; goes on where an earlier start stopped."))
+    takes_config(add("sft", _train, "The same for recipes that are given what they train on: supervised, preference."))
     evaluate = add("evaluate", _evaluate, "Evaluate a checkpoint, or the base, on the recipe's held-out sets.")
     takes_config(evaluate)
     evaluate.add_argument(

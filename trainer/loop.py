@@ -45,6 +45,8 @@ def train(config: Config, signals: StopSignals | None = None) -> int:
         if not midway:
             session.save()
         session.saver.wait()
+        if session.step == config.max_steps and not stopped:
+            program.end()
         session.finish(stopped)
         return 1 if stopped and not terminated else 0
 

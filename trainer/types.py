@@ -131,6 +131,21 @@ class Captioned:
     skipped: int
 
 
+@dataclass(frozen=True)
+class PreferredPairs:
+    """N pairs as they were drawn.
+
+    Attributes:
+        pixels_BHWC: uint8 (2N, H, W, 3); 2n is the preferred image of pair n, 2n + 1 the rejected one.
+        texts: their N prompts.
+        skipped: how many entries were passed over because an image of them is broken.
+    """
+
+    pixels_BHWC: Tensor
+    texts: Sequence[str]
+    skipped: int
+
+
 @dataclass
 class Scores:
     """What the reward client collected for B samples and R rewards, in the order of submission.

@@ -24,10 +24,10 @@ from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
 from trainer.config.optim import OptimConfig
 from trainer.config.policy import DiffusersConfig, FluxConfig, PolicyConfig, QwenImageConfig, Sd3Config, TinyConfig
+from trainer.config.programs import PreferencesConfig, ProgramName, QuickstartBaseConfig, check_program
 from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 from trainer.config.sampling import SamplingConfig
-from trainer.config.sft import SftConfig, SftOptimConfig, WordsConfig
 from trainer.config.supervised_loss import SftLossConfig
 
 __all__ = [
@@ -52,17 +52,16 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "PolicyConfig",
+    "PreferencesConfig",
+    "QuickstartBaseConfig",
     "QwenImageConfig",
     "RewardConfig",
     "RewardsConfig",
     "SamplingConfig",
     "Sd3Config",
     "ServiceConfig",
-    "SftConfig",
     "SftLossConfig",
-    "SftOptimConfig",
     "TinyConfig",
-    "WordsConfig",
 ]
 
 
@@ -82,6 +81,11 @@ class Config(Section):
         "none",
         description="deepgen_rl: that project's environment variables set the fields they mean; said at the start.",
     )
+    program: ProgramName = Field(
+        "rl",
+        description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft), "
+        "preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart).",
+    )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How rollouts are drawn.")
     objective: ObjectiveConfig = Field(
@@ -90,8 +94,10 @@ class Config(Section):
     advantage: AdvantageConfig = Field(default_factory=GdpoConfig, description="How scores become advantages.")
     sft: SftLossConfig | None = Field(None, description="Supervised loss beside the objective; null is none.")
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
-    data: DataConfig
+    data: DataConfig = Field(default_factory=DataConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    preferences: PreferencesConfig | None = Field(None, description="What program: preference trains on.")
+    quickstart: QuickstartBaseConfig | None = Field(None, description="What program: quickstart_base trains on.")
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -112,6 +118,27 @@ class Config(Section):
         batch = self.sampling.prompts_per_step * self.sampling.group_size
         micro = self.optim.micro_batch_size or self.sampling.micro_batch_size
         return Owner(batch, micro, self.optim, getattr(self.policy, "dtype", "float32"))
+
+    @model_validator(mode="after")
+    def _program_fits(self) -> Config:
+        check_program(
+            self.program,
+            num_train=len(self.data.train),
+            objective=self.objective.type,
+            sft=self.sft,
+            preferences=self.preferences,
+            quickstart=self.quickstart,
+        )
+        if self.program != "rl" and self.optim.micro_batch_size is not None:
+            raise ValueError(
+                f"optim.micro_batch_size = {self.optim.micro_batch_size} cuts samples of program: rl, but program is "
+                f"{self.program}; leave it out: the section of its data has a micro_batch_size"
+            )
+        if self.program == "quickstart_base" and (not isinstance(self.policy, TinyConfig) or self.policy.checkpoint):
+            raise ValueError(
+                "program: quickstart_base trains policy.type = tiny from random weights; leave policy.checkpoint out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rewards_exist(self) -> Config:

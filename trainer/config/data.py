@@ -93,12 +93,6 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _some_set(self) -> DataConfig:
-        if not self.train:
-            raise ValueError("no training set: give data.train at least one, or data.dataset_config a file")
-        return self
-
-    @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:
         names = [dataset.dataset_name for dataset in self.train]
         for i, name in enumerate(names):

@@ -63,7 +63,7 @@ def checked(path: str | Path, model: type[ConfigT], raw: dict[str, Any]) -> Conf
         return model.model_validate(_lists_to_tuples(raw), strict=True)
     except ValidationError as error:
         path = Path(path)
-        raise ConfigError(_of_another_kind(path, model, raw) or explain(path, model, raw, error)) from error
+        raise ConfigError(_of_another_kind(path, raw) or explain(path, model, raw, error)) from error
 
 
 def _recipes_beside(path: Path) -> str:
@@ -72,23 +72,14 @@ def _recipes_beside(path: Path) -> str:
     return f"did you mean {path.parent / near[0]}?" if near else "the recipes are in configs/"
 
 
-def _of_another_kind(path: Path, model: type[BaseModel], raw: dict[str, Any]) -> str | None:
-    """What the file is instead, with the command for it; None where its keys are most like those of `model`."""
-    from trainer.config import Config, SftConfig
-
-    if model not in (Config, SftConfig):
-        return None
+def _of_another_kind(path: Path, raw: dict[str, Any]) -> str | None:
+    """What the file is instead of a recipe; None where it may be one."""
     if isinstance(raw.get("datasets"), tuple | list):
         return (
             f"{path} is a list of data sets as DeepGen-RL has them, not a recipe; name it in a recipe's "
             "data.dataset_config (training) or evaluation.dataset_config"
         )
-    here, there = (Config, SftConfig) if model is Config else (SftConfig, Config)
-    if len(raw.keys() & there.model_fields.keys()) <= len(raw.keys() & here.model_fields.keys()):
-        return None
-    if there is SftConfig:
-        return f"{path} is a recipe of supervised pre-training, not of RL; run: python -m trainer sft {path}"
-    return f"{path} is a recipe of RL, not of supervised pre-training; run: python -m trainer train {path}"
+    return None
 
 
 def dump_config(config: BaseModel) -> str:

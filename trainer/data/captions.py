@@ -12,20 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from trainer.config import ConfigError, SftLossConfig
 from trainer.config.supervised_loss import SftSetConfig
+from trainer.data.pictures import BROKEN, BrokenPicturesError, open_picture
 from trainer.seeds import sample_seed
 from trainer.types import Captioned, Prompt
-from wire.images import read_picture
 
 _ATTEMPTS = 10  # pictures tried for one place before the data set is given up
-_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-
-
-class BrokenPicturesError(RuntimeError):
-    """Too many pictures in a row cannot be read; the message names the last."""
 
 
 class Row(NamedTuple):
@@ -92,8 +86,8 @@ class CaptionData:
         for attempt in range(_ATTEMPTS):
             row = self._row(sample_seed(self.seed, "sft", update, place, attempt))
             try:
-                return self._open(row.picture), row.text, attempt
-            except _BROKEN as error:
+                return open_picture(row.picture, self.config.size), row.text, attempt
+            except BROKEN as error:
                 problem = f"{row.picture} ({type(error).__name__}: {error})"
         raise BrokenPicturesError(
             f"sft: {_ATTEMPTS} pictures in a row cannot be read, the last {problem}; correct sft.path or "
@@ -106,16 +100,6 @@ class CaptionData:
             return self.rows[number % len(self.rows)]
         place = bisect.bisect_right(self._weights, number / 2**63 * self._weights[-1])
         return self.rows[min(place, len(self.rows) - 1)]  # rounding may reach the end
-
-    def _open(self, path: Path) -> np.ndarray:
-        with Image.open(path) as image:
-            known = image.format in ("PNG", "JPEG", "MPO", "WEBP")
-            # Pillow alone takes a PNG or JPEG whose data ends early for one that is black or grey below.
-            upright = (read_picture(path) if known else ImageOps.exif_transpose(image)).convert("RGB")
-        if self.config.size is not None:
-            height, width = self.config.size
-            upright = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
-        return np.array(upright)
 
 
 def caption_prompts(config: SftLossConfig) -> list[Prompt]:

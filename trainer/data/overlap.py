@@ -17,6 +17,7 @@ from trainer.types import Prompt
 
 MayShare = Literal["nothing", "targets"]
 SUPERVISED = "sft"
+PREFERENCES = "preferences"
 FILE = "left_out.jsonl"  # in the run's folder
 _SHOWN = 3
 _OCR_REWARDS = ("multi", "flow_grpo", "strict", "deepgen_new")  # of services/ocr
@@ -186,7 +187,9 @@ def _own_sets(config: Config) -> tuple[set[str], set[str]]:
     """Names of the training sets, that of a supervised loss among them, and of the held-out sets whose files are of our own
     formats. The sets of DeepGen-RL's evaluation file are not among them."""
     evaluation = config.evaluation
-    train = {SUPERVISED} | {each.dataset_name for each in config.data.train if _is_own(each, each.path, "train")}
+    train = {SUPERVISED, PREFERENCES} | {
+        each.dataset_name for each in config.data.train if _is_own(each, each.path, "train")
+    }
     heldout = {each.name for each in evaluation.sets if _is_own(each, each.path, "test")}
     if evaluation.path is not None and is_own(evaluation.path, "test"):
         heldout.add(Path(evaluation.path).stem)

@@ -18,6 +18,7 @@ from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.registry import entry_of
+from trainer.programs.assemble import KINDS
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
@@ -29,6 +30,8 @@ def check_names(config: Config) -> Iterator[Finding]:
     asked |= {name for _, name in config.evaluation.asked()}
     if any(each.scoring for each in config.evaluation.sets):
         asked |= {name for name, column in rewards.columns.items() if (column.reward or name) == JUDGE}
+    if config.program != "rl" and not config.evaluation.rewards:
+        asked |= set(rewards.columns)  # no step asks for rewards, so the evaluation asks for all
     for name in rewards.columns:
         if name not in asked:
             yield Finding(
@@ -55,7 +58,10 @@ def check_names(config: Config) -> Iterator[Finding]:
 
 
 def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]:
-    """Prompt files and the overlap of training and evaluation. Returns the run's sampler, when there can be one."""
+    """What is trained on, and its overlap with the evaluation. Returns the run's sampler, when it is to have one."""
+    if config.program != "rl":
+        yield from _check_given(config)
+        return None
     try:
         train = load_train_prompts(config.data)
         rows = [prompt for dataset in train for prompt in dataset.prompts]
@@ -88,6 +94,22 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return None
+
+
+def _check_given(config: Config) -> Iterator[Finding]:
+    """The files of a program that is given what it trains on."""
+    try:
+        material = KINDS[config.program].read(config)
+    except (DataError, ConfigError) as error:
+        yield Finding("data", "FAIL", str(error))
+        return
+    if material.num_train:
+        yield Finding("data", "OK", f"program: {config.program} trains on {material.num_train} texts with their images")
+        yield from _check_texts(config, [*material.prompts, *material.heldout])
+    if not config.evaluation.active:
+        yield Finding("data", "WARN", "no held-out prompts: nothing is evaluated", "set evaluation.path")
+    if sentence := material.overlap.sentence(material.num_train):
+        yield Finding("data", "WARN", sentence, "nothing, if that is meant; or take them out of one of the files")
 
 
 def _check_texts(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:

@@ -59,7 +59,8 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
         DataError: a prompt file cannot be used.
     """
     evaluation = config.evaluation
-    asked = {name for prompt in train_rows for name in prompt.weights}
+    # A program that trains on no reward is evaluated by all that the configuration has.
+    asked = {name for prompt in train_rows for name in prompt.weights} or set(config.rewards.columns)
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
     plain = (
         []

@@ -15,17 +15,18 @@ from trainer.checkpoint.starting import find_start
 from trainer.config import Config
 from trainer.config.deepspeed import check_accumulation
 from trainer.config.file import dump_config
+from trainer.config.programs import ProgramName
 from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine
 from trainer.evaluation import Evaluator, Rounds, trained_on
 from trainer.policies.base import NamesGroups
-from trainer.policies.registry import build_policy, entry_of
+from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
+from trainer.programs import preference, quickstart_base, rl, supervised
 from trainer.programs.base import Kind, Material, Program
 from trainer.programs.prompt_notes import prompt_notes
-from trainer.programs.rl import KIND as RL
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
 from trainer.programs.services import connect
 from trainer.programs.session import Session
@@ -34,6 +35,13 @@ from trainer.records.hardware import Gauges
 from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start
 from trainer.update.ema import Ema
+
+KINDS: dict[ProgramName, Kind] = {
+    "rl": rl.KIND,
+    "supervised": supervised.KIND,
+    "preference": preference.KIND,
+    "quickstart_base": quickstart_base.KIND,
+}
 
 
 def is_finished(config: Config) -> bool:
@@ -69,7 +77,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Pro
     """
     with ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
-        kind = RL
+        kind = KINDS[config.program]
         material = kind.read(config)
         ranks = stack.enter_context(world(config.distributed))
         check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, ranks.size)
@@ -107,7 +115,7 @@ def _open_session(
 ) -> Session:
     """All that programs share, but for the saver."""
     torch.manual_seed(config.seed)
-    policy = build_policy(config.policy, ranks.device, keep_reference=kind.keeps_reference(config))
+    policy = kind.policy(config, ranks.device)
     policy.check_prompts([*material.prompts, *material.heldout])
     entry_of(config.policy).family.check_plans(config, policy)
     last_row = _last_whole_row(checkpoint)

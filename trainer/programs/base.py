@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from trainer.checkpoint.saver import Stateful, TensorOwner
 from trainer.config import Config
 from trainer.data.overlap import Settled
@@ -44,13 +46,13 @@ class Kind:
     Attributes:
         read: the texts, before anything else; it raises ConfigError or DataError.
         deal: this rank's share of what is trained on, before the model is loaded; it raises ConfigError or DataError.
-        keeps_reference: whether the policy has to keep its starting weights.
+        policy: the policy, on a device; it raises ConfigError.
         build: the program, from the session, the texts, and what `deal` returned.
     """
 
     read: Callable[[Config], Any]
     deal: Callable[[Config, Any, World], Any]
-    keeps_reference: Callable[[Config], bool]
+    policy: Callable[[Config, torch.device], Any]
     build: Callable[[Session, Any, Any], Program]
 
 
@@ -71,6 +73,10 @@ class Program(Protocol):
 
     def begin(self) -> None:
         """Called once, before the first step of a start, when the state of an earlier one is taken over."""
+        ...
+
+    def end(self) -> None:
+        """Called when all steps of the run are made and saved, for what it leaves behind besides checkpoints and records."""
         ...
 
     def step(self) -> Row | None:

@@ -73,6 +73,8 @@ def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:
         return [f"Next: the same command makes the evaluation after step {summary['owed']}, and goes on"]
     if summary["steps"] < config.max_steps:
         return ["Next: the same command goes on from there"]
+    if config.quickstart is not None:
+        return [f"Next: start RL from it: policy.checkpoint={config.quickstart.output}"]
     adapters = getattr(config.policy, "lora", None) is not None
     formats = config.policy.formats
     chosen = "lora" if adapters and "lora" in formats else formats[0]

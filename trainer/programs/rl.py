@@ -24,8 +24,8 @@ from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, wi
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets, rollout_statistics
 from trainer.objectives import Scored, build_objective, needs_reference, plan_needs, with_supervised
-from trainer.policies.base import Samples
-from trainer.policies.registry import entry_of
+from trainer.policies.base import Policy, Samples
+from trainer.policies.registry import build_policy, entry_of
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
 from trainer.programs.rollout import Drawn, seeds_B
@@ -126,6 +126,9 @@ class RlProgram:
         """Forget the spread of rewards that come from another scorer now: it was of other numbers."""
         for name in self.session.scorers.changed:
             self.spread.forget(list(self.session.config.rewards.columns).index(name))
+
+    def end(self) -> None:
+        """Nothing is left behind besides checkpoints and records."""
 
     def step(self) -> Row | None:
         """One step, from prompts to changed weights. None: a signal came, and the rewards are late."""
@@ -243,4 +246,9 @@ def _check_same_columns(before: list[str], now: list[str]) -> None:
         raise ValueError(f"rewards.columns were {', '.join(before)}, now {', '.join(now)}")
 
 
-KIND = Kind(read_material, deal, lambda config: needs_reference(config.objective), RlProgram)
+def _policy(config: Config, device: torch.device) -> Policy:
+    policy: Policy = build_policy(config.policy, device, keep_reference=needs_reference(config.objective))
+    return policy
+
+
+KIND = Kind(read_material, deal, _policy, RlProgram)

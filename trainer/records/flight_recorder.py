@@ -89,7 +89,24 @@ class FlightRecorder:
                     if bool(scores.asked_BR[:, r].any())
                 },
                 errors=_errors(scores),
-                rng=hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16],
+                rng=_random_state(),
+            )
+        )
+
+    def add_given(self, step: int, plan: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """Keep a step that samples nothing, before its update, whose numbers will be in `row`: the dict itself is kept."""
+        self._steps.append(
+            _Step(
+                number=step,
+                plan=plan,
+                seeds_B=(),
+                prompts={},
+                ids=(),
+                prompt_ids=(),
+                scores={},
+                errors={},
+                rng=_random_state(),
+                row=row,
             )
         )
 
@@ -168,6 +185,11 @@ def _whole(step: _Step) -> dict[str, Any]:
         "prompts": dict(step.prompts),
         "samples": _spelled(samples),
     }
+
+
+def _random_state() -> str:
+    """The state of the random numbers, short."""
+    return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
 
 
 def _errors(scores: Scores) -> dict[int, dict[str, str]]:

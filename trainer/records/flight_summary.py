@@ -18,6 +18,8 @@ _ONE_CRASH = timedelta(minutes=1)
 _OF_OTHERS = (OtherRankError.__name__, "DistBackendError", "DistNetworkError", "DistStoreError")
 _COLUMNS = {
     "loss/policy": "loss",
+    "loss/sft": "loss sft",
+    "loss/flow": "loss flow",
     "grad_norm": "grad norm",
     "ratio/max": "ratio max",
     "clip_share": "clipped",
@@ -114,6 +116,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _last_step(step: Mapping[str, Any]) -> Iterator[str]:
     samples, plan = step["samples"], step["plan"]
+    if not samples:  # of a program that is given what it trains on
+        told = ", ".join(f"{name} {value}" for name, value in plan.items())
+        yield f"Step {step['step']}: {told}; random state {step['rng']}"
+        return
     yield (
         f"Step {step['step']}: {len(samples)} samples of {len(step['prompts'])} prompts; {plan['num_inference_steps']} "
         f"denoising steps, {plan['kind']} with noise level {plan['noise_level']:g}, trained steps "

@@ -149,10 +149,22 @@ class DiffusionDpo(ForwardObjective[DiffusionDpoConfig]):
         names_B = [f"{sample.prompt.dataset}/{sample.group_id}" for sample in batch.rollout.samples]
         point = self.draw(batch, part, names_B)
         v, v_ref = self.predict(batch, point), self.predict(batch, point, reference=True)
-        better_N, worse_N = matching_error(v, point.x0, point.noise).view(-1, 2).unbind(1)
-        ref_better_N, ref_worse_N = matching_error(v_ref, point.x0, point.noise).view(-1, 2).unbind(1)
-        loss, stats = dpo_loss(better_N, worse_N, ref_better_N, ref_worse_N, batch.weight_N, beta=self.config.dpo_beta)
-        if not self.config.kl_beta:
-            return self.with_kl(loss, torch.zeros_like(loss)), stats
-        of_pair_N1 = velocity_distance(v, v_ref).view(-1, 2).mean(1, keepdim=True)
-        return self.with_kl(loss, kl_penalty(of_pair_N1, batch.weight_N)), stats
+        return pair_terms(v, v_ref, point.x0, point.noise, batch.weight_N, self.config)
+
+
+def pair_terms(
+    v: Tensor, v_ref: Tensor, x0: Tensor, noise: Tensor, weight_N: Tensor, config: DiffusionDpoConfig
+) -> tuple[list[Term], Stats]:
+    """The loss of N pairs and their KL to the reference; without a `kl_beta` that is a term of 0, only shown.
+
+    Args:
+        v, v_ref, x0, noise: (2N, ...); 2n is the better one of pair n, 2n + 1 the worse.
+        weight_N: of the pairs.
+    """
+    better_N, worse_N = matching_error(v, x0, noise).view(-1, 2).unbind(1)
+    ref_better_N, ref_worse_N = matching_error(v_ref, x0, noise).view(-1, 2).unbind(1)
+    loss, stats = dpo_loss(better_N, worse_N, ref_better_N, ref_worse_N, weight_N, beta=config.dpo_beta)
+    kl = torch.zeros_like(loss)
+    if config.kl_beta:
+        kl = kl_penalty(velocity_distance(v, v_ref).view(-1, 2).mean(1, keepdim=True), weight_N)
+    return [Term("loss/policy", loss, "terms"), Term("loss/kl", kl, "terms", coef=config.kl_beta)], stats

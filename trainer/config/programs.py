@@ -1,0 +1,93 @@
+"""What a step of a run is, and the data of the programs that are given what they train on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.config.base import FilePath, Section, Share
+from trainer.config.supervised_loss import SftLossConfig
+
+ProgramName = Literal["rl", "supervised", "preference", "quickstart_base"]
+
+
+class PreferencesConfig(Section):
+    """Pairs of images of a prompt, of which one is preferred."""
+
+    path: FilePath = Field(
+        description="A JSON array or JSON lines of {prompt, chosen, rejected}: a text and two images."
+    )
+    image_folder: FilePath | None = Field(
+        None, description="Where the image paths start; null is the folder of `path`."
+    )
+    batch_size: int = Field(8, ge=1, description="Pairs of a step, over all ranks.")
+    micro_batch_size: int | None = Field(None, ge=1, description="Pairs per forward pass; null takes all of a rank.")
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[height, width]: images are scaled to cover it and cut; null takes them as they are."
+    )
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> PreferencesConfig:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} is more than batch_size = {self.batch_size}, all pairs of a "
+                "step; lower it or leave it out"
+            )
+        return self
+
+
+class QuickstartBaseConfig(Section):
+    """The rendered words that the quickstart's base is trained on, with captions that are often wrong."""
+
+    output: FilePath = Field(description="The safetensors file that is written once all steps are made.")
+    batch_size: int = Field(128, ge=1, description="Images of a step, over all ranks.")
+    char_noise: Share = Field(0.2, description="Share of caption characters that are wrong, as web captions are.")
+    color_noise: Share = Field(0.3, description="Share of caption colours that are wrong.")
+
+
+def check_program(
+    program: ProgramName,
+    *,
+    num_train: int,
+    objective: str,
+    sft: SftLossConfig | None,
+    preferences: PreferencesConfig | None,
+    quickstart: QuickstartBaseConfig | None,
+) -> None:
+    """Whether each program has what it trains on, and no other has been given something.
+
+    Args:
+        num_train: entries of data.train.
+
+    Raises:
+        ValueError: naming the section that is missing, or that would not act.
+    """
+    if program == "rl" and not num_train:
+        raise ValueError("no training set: give data.train at least one, or data.dataset_config a file")
+    if program != "rl" and num_train:
+        raise ValueError(
+            f"data.train holds the prompts that program: rl samples, but program is {program}; leave data.train out"
+        )
+    sections = {
+        "sft": (sft, ("rl", "supervised"), "supervised", "images with texts"),
+        "preferences": (preferences, ("preference",), "preference", "pairs of images"),
+        "quickstart": (quickstart, ("quickstart_base",), "quickstart_base", "rendered words"),
+    }
+    for name, (section, _, needed_by, what) in sections.items():
+        if section is None and program == needed_by:
+            raise ValueError(f"program: {program} trains on {what}; give the section {name}")
+    for name, (section, where, needed_by, _) in sections.items():
+        if section is not None and program not in where:
+            raise ValueError(f"{name} acts in program: {needed_by} alone, but program is {program}; leave it out")
+    if program == "supervised" and sft is not None:
+        for field in ("coef", "every"):
+            if getattr(sft, field) != SftLossConfig.model_fields[field].default:
+                raise ValueError(
+                    f"sft.{field} = {getattr(sft, field)} weighs the loss beside an objective, but program: "
+                    "supervised has no other; leave it out"
+                )
+    if program == "preference" and objective != "diffusion_dpo":
+        raise ValueError(
+            f"program: preference trains by objective.type = diffusion_dpo, not {objective}, which needs rewards; set it"
+        )
