@@ -18,7 +18,7 @@ from trainer.doctor.weights import planned_ranks
 from trainer.evaluation import load_sets
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.registry import entry_of
-from trainer.programs.assemble import KINDS
+from trainer.programs.assemble import kind_of
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
@@ -99,7 +99,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
 def _check_given(config: Config) -> Iterator[Finding]:
     """The files of a program that is given what it trains on."""
     try:
-        material = KINDS[config.program].read(config)
+        material = kind_of(config.program).read(config)
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 
 import torch
 
@@ -24,7 +25,6 @@ from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
-from trainer.programs import preference, quickstart_base, rl, supervised
 from trainer.programs.base import Kind, Material, Program
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
@@ -36,12 +36,11 @@ from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start
 from trainer.update.ema import Ema
 
-KINDS: dict[ProgramName, Kind] = {
-    "rl": rl.KIND,
-    "supervised": supervised.KIND,
-    "preference": preference.KIND,
-    "quickstart_base": quickstart_base.KIND,
-}
+
+def kind_of(program: ProgramName) -> Kind:
+    """How `program` is made: `KIND` of the module in this folder that is named after it."""
+    kind: Kind = import_module(f"trainer.programs.{program}").KIND
+    return kind
 
 
 def is_finished(config: Config) -> bool:
@@ -77,7 +76,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Pro
     """
     with ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
-        kind = KINDS[config.program]
+        kind = kind_of(config.program)
         material = kind.read(config)
         ranks = stack.enter_context(world(config.distributed))
         check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, ranks.size)
