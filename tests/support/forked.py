@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -146,6 +147,7 @@ def _become_trainer(argv: list[str], environment: dict[str, str], output: str, r
     ):
         for file, number in ((nothing, 0), (out, 1), (errors, 2)):
             os.dup2(file.fileno(), number)
+    _end_with_parent()
     os.environ.clear()
     os.environ.update(environment)
     if ranks > 1:
@@ -153,6 +155,12 @@ def _become_trainer(argv: list[str], environment: dict[str, str], output: str, r
     from trainer.__main__ import main
 
     sys.exit(main(argv))
+
+
+def _end_with_parent() -> None:
+    """A session that is killed leaves no trainer behind, and a launcher no rank."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _become_ranks(argv: list[str], ranks: int) -> NoReturn:
@@ -167,6 +175,7 @@ def _become_ranks(argv: list[str], ranks: int) -> NoReturn:
     for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
+            _end_with_parent()
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
             sys.exit(main(argv))
         running.add(pid)

@@ -85,9 +85,9 @@ def test_its_first_step_is_on_policy_and_later_ones_are_marked(
 ) -> None:
     stale: list[list[bool]] = []
 
-    def step(self: Any, rollouts: Any, *args: Any) -> dict[str, float]:
-        stale.append([rollout.behind > 0 for rollout in rollouts])
-        return original(self, rollouts, *args)
+    def step(self: Any, fed: Any, *args: Any) -> dict[str, float]:
+        stale.append([rollout.behind > 0 for rollout in fed.rollouts])
+        return original(self, fed, *args)
 
     original = Updater.step
     monkeypatch.setattr(Updater, "step", step)
