@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from trainer.config import ObjectiveConfig, SftLossConfig
-from trainer.objectives.base import Batch, Objective, PlanNeeds, Scored, Term, check_capability, total
-from trainer.objectives.flow.forward import Awm, DiffusionDpo, DiffusionNft
-from trainer.objectives.flow.grpo import FlowGrpo, GrpoGuard
+from trainer.objectives.base import Batch, Entry, Objective, PlanNeeds, Scored, Term, check_capability, total
+from trainer.objectives.flow.forward import FORWARD
+from trainer.objectives.flow.grpo import STOCHASTIC
 from trainer.objectives.flow.supervised import Captions, Supervised
 from trainer.objectives.sum import Sum
 from trainer.policies.base import Denoises, Policy
@@ -30,30 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An objective and what it needs of its surroundings.
-
-    Attributes:
-        build: its class, whose `requires` the policy must have.
-        needs: what it asks of the sampling plan.
-        reference: whether the policy must keep its starting weights, even without a KL.
-    """
-
-    build: type[Any]
-    needs: PlanNeeds
-    reference: bool = False
-
-
-_FORWARD = PlanNeeds(keep_final=True, deterministic=True)
-
-OBJECTIVES: dict[str, Entry] = {
-    "flow_grpo": Entry(FlowGrpo, PlanNeeds()),
-    "grpo_guard": Entry(GrpoGuard, PlanNeeds(keep_means=True)),
-    "diffusion_nft": Entry(DiffusionNft, _FORWARD),
-    "awm": Entry(Awm, _FORWARD),
-    "diffusion_dpo": Entry(DiffusionDpo, _FORWARD, reference=True),
-}
+OBJECTIVES: dict[str, Entry] = {**STOCHASTIC, **FORWARD}
 
 
 def build_objective(policy: Policy, config: ObjectiveConfig, *, micro_batch_size: int | None, seed: int) -> Objective:

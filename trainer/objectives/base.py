@@ -36,6 +36,21 @@ class PlanNeeds:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """An objective and what it needs of its surroundings.
+
+    Attributes:
+        build: its class, whose `requires` the policy must have.
+        needs: what it asks of the sampling plan.
+        reference: whether the policy must keep its starting weights, even without a KL.
+    """
+
+    build: type[Any]
+    needs: PlanNeeds
+    reference: bool = False
+
+
+@dataclass(frozen=True)
 class Scored:
     """What a program of reinforcement learning feeds an objective: this rank's samples with their advantages.
 

@@ -20,7 +20,7 @@ from trainer.losses import (
     nft_loss,
     velocity_distance,
 )
-from trainer.objectives.base import Once, RolloutBatch, Scored, Term, micro_batches
+from trainer.objectives.base import Entry, Once, PlanNeeds, RolloutBatch, Scored, Term, micro_batches
 from trainer.objectives.flow.noise import NoiseLevels
 from trainer.objectives.flow.pairs import pair_batches
 from trainer.policies.base import Denoises
@@ -168,3 +168,12 @@ def pair_terms(
     if config.kl_beta:
         kl = kl_penalty(velocity_distance(v, v_ref).view(-1, 2).mean(1, keepdim=True), weight_N)
     return [Term("loss/policy", loss, "terms"), Term("loss/kl", kl, "terms", coef=config.kl_beta)], stats
+
+
+# Any solver may have made the clean sample, and it is kept.
+_NEEDS = PlanNeeds(keep_final=True, deterministic=True)
+FORWARD: dict[str, Entry] = {
+    "diffusion_nft": Entry(DiffusionNft, _NEEDS),
+    "awm": Entry(Awm, _NEEDS),
+    "diffusion_dpo": Entry(DiffusionDpo, _NEEDS, reference=True),
+}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.config.objective import FlowGrpoConfig, GrpoGuardConfig, StochasticSection
 from trainer.losses import Stats, clipped_surrogate, guarded_surrogate, kl_penalty
-from trainer.objectives.base import RolloutBatch, Term
+from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Term
 from trainer.objectives.replayed import Replayed, ReplayedObjective
 from trainer.policies.base import Replays
 
@@ -92,3 +92,9 @@ class GrpoGuard(StochasticObjective[GrpoGuardConfig]):
             dt_S=lengths if self.config.guard_reweight else None,
             clip_range=self.config.clip_range,
         )
+
+
+STOCHASTIC: dict[str, Entry] = {
+    "flow_grpo": Entry(FlowGrpo, PlanNeeds()),
+    "grpo_guard": Entry(GrpoGuard, PlanNeeds(keep_means=True)),
+}
