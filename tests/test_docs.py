@@ -62,7 +62,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_named_paths_modules_and_targets_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     # What CONTRIBUTING's blocks name is not there yet: test_contributing.py adds it.
-    text = re.sub(r"^```(?:python|diff)\n.*?^```|^\.venv/bin/python -m pytest .*?$", "", text, flags=re.S | re.M)
+    text = re.sub(
+        r"^```(?:python|diff)\n.*?^```|^\.venv/bin/(?:python -m pytest|mypy) .*?$", "", text, flags=re.S | re.M
+    )
     folders = "machine|wire|services|trainer|configs|benchmarks|docs|tests|assets|requirements|scripts"
     paths = set(re.findall(rf"(?<![\w./])((?:{folders})/[\w./]+\.(?:py|yaml|jsonl|md|txt))", text))
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
