@@ -120,7 +120,7 @@ CONTRADICT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "noise": ({"type": "awm"}, {"noise_level": 0.5}, "sampling.noise_level = 0.5 shapes stochastic steps"),
     "kind": ({"type": "diffusion_dpo"}, {"kind": "flow_sde"}, "sampling.kind = flow_sde shapes stochastic steps"),
     "fraction": ({"type": "awm"}, {"timestep_fraction": 0.5}, "sampling.timestep_fraction = 0.5"),
-    "one_picture": ({"type": "awm"}, {"same_noise": True}, "all pictures of a group would be one"),
+    "one_picture": ({"type": "awm"}, {"same_noise": True}, "all images of a group would be one"),
     "guidance": (
         {"type": "diffusion_nft"},
         {"guidance_scale": 4.5},

@@ -27,7 +27,8 @@ class PromptFileConfig(Section):
         description="The column or field of the prompts; null: the one whose name is known, such as prompt or text.",
     )
     image_dir: FilePath | None = Field(
-        None, description="Folder that names of pictures count from; null: the prompt file's, or `images` in it."
+        None,
+        description="Relative paths of source images start in this folder; null takes the prompt file's own, or `images` in it.",
     )
     delimiter: Delimiter | None = Field(
         None,

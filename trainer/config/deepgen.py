@@ -43,13 +43,13 @@ class DeepGenConfig(NetworkConfig):
     )
     conditioning: Literal["single", "padded"] = Field(
         "single",
-        description="single: a prompt is encoded alone, so that no picture depends on another's prompt. padded: as the first "
+        description="single: a prompt is encoded alone, so that no image depends on another's prompt. padded: as the first "
         "DeepGen trainer did, with a micro-batch's prompts padded to the longest and the padding read.",
     )
     image_size: int = Field(
         512,
         ge=32,
         multiple_of=32,
-        description="Side of a picture where sampling gives none, in pixels; source pictures are brought to this size squared.",
+        description="Side of an image where sampling gives none, in pixels; source images are brought to this size squared.",
     )
     lora: LoraConfig | None = Field(None, description="Adapters to train; null trains the whole transformer.")

@@ -20,9 +20,9 @@ class EvaluationSetConfig(PromptFileConfig):
 
     name: Name = Field(description="Its numbers are eval/<name>/<reward>, its files are in eval/step_NNNNNN/<name>.")
     path: FilePath = Field(description="Prompt file.")
-    duplicates: int = Field(1, ge=1, le=64, description="Pictures per prompt, each from its own fixed noise.")
+    duplicates: int = Field(1, ge=1, le=64, description="Images per prompt, each from its own fixed noise.")
     num_inference_steps: int | None = Field(
-        None, ge=1, le=1000, description="ODE steps; null is evaluation.num_inference_steps."
+        None, ge=1, le=1000, description="Deterministic denoising steps; null takes evaluation.num_inference_steps."
     )
     guidance_scale: float | None = Field(
         None, ge=1, description="Classifier-free guidance; null is evaluation.guidance_scale."
@@ -44,17 +44,17 @@ class AlarmsConfig(Section):
     )
     heldout_z: Positive | None = Field(
         0.3,
-        description="A reward that is not trained on falls by so many standard deviations over the first pictures, and by "
+        description="A reward that is not trained on falls by so many standard deviations over the first images, and by "
         "more than its interval, while a trained one rises; null is off.",
     )
     saturation_z: Positive | None = Field(
-        4.0, description="Drift of the mean saturation, in standard deviations over the first pictures; null is off."
+        4.0, description="Drift of the mean saturation, in standard deviations over the first images; null is off."
     )
     edge_density_z: Positive | None = Field(
         4.0, description="Drift of the mean share of edge pixels, in the same unit; null is off."
     )
     diversity_z: Positive | None = Field(
-        3.0, description="Fall of the mean distance within a prompt's pictures, in the same unit; null is off."
+        3.0, description="Fall of the mean distance within a prompt's images, in the same unit; null is off."
     )
 
 
@@ -64,14 +64,20 @@ class EvaluationConfig(Section):
     path: FilePath | None = Field(None, description="Prompt file of the plain set, recorded as eval/<reward>.")
     sets: tuple[EvaluationSetConfig, ...] = Field((), description="More sets, each recorded under its own name.")
     dataset_config: FilePath | None = Field(None, description="DeepGen-RL's evaluation YAML; its data sets are sets.")
-    every: int = Field(25, ge=1, description="Steps between evaluations; the first and the last always happen.")
-    num_inference_steps: int = Field(10, ge=1, le=1000, description="ODE steps.")
+    every: int = Field(
+        25,
+        ge=1,
+        description="An evaluation follows every so many training steps; there is always one before the first step and one after the last.",
+    )
+    num_inference_steps: int = Field(
+        10, ge=1, le=1000, description="How many deterministic denoising steps a held-out sample takes."
+    )
     guidance_scale: float | None = Field(
         None, ge=1, description="Classifier-free guidance; null is sampling.guidance_scale."
     )
-    height: int | None = Field(None, ge=8, description="Picture height in pixels; null is sampling.height.")
-    width: int | None = Field(None, ge=8, description="Picture width in pixels; null is sampling.width.")
-    batch_size: int = Field(48, ge=1, description="Samples denoised together.")
+    height: int | None = Field(None, ge=8, description="Image height in pixels; null is sampling.height.")
+    width: int | None = Field(None, ge=8, description="Image width in pixels; null is sampling.width.")
+    batch_size: int = Field(48, ge=1, description="How many samples are denoised together.")
     rewards: tuple[str, ...] = Field(
         (), description="Rewards asked for at every evaluation; empty: all that training uses."
     )
@@ -79,19 +85,19 @@ class EvaluationConfig(Section):
         (), description="Asked for of every set, only before the first and after the last step."
     )
     seed: int = Field(1234, ge=0, description="Seed of the fixed noise; sample i always starts from the same noise.")
-    num_pictures: int = Field(24, ge=0, description="Samples kept as pictures for the report.")
+    num_pictures: int = Field(24, ge=0, description="Samples kept as images for the report.")
     may_share: Literal["nothing", "targets"] = Field(
         "nothing",
         description="What held-out prompts may have in common with training: targets, where words are meant to come again.",
     )
     wait: bool = Field(
         True,
-        description="false: pictures are scored while training goes on; results come in a later row of metrics.jsonl.",
+        description="false: images are scored while training goes on; results come in a later row of metrics.jsonl.",
     )
     max_in_flight: int = Field(
         64,
         ge=1,
-        description="With wait: false, pictures of a rank at the services at once; training rewards queue behind.",
+        description="With wait: false, images of a rank at the services at once; training rewards queue behind.",
     )
     alarms: AlarmsConfig = Field(default_factory=AlarmsConfig)
 

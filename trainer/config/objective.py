@@ -32,7 +32,7 @@ class ClippedSection(ObjectiveSection):
     clip_range: ClipRange = Field(
         1e-4,
         description="The ratio is clipped to 1 - this and 1 + this; [lo, hi] is from 1 + lo to 1 + hi. It is small because "
-        "log-probabilities are means over a picture's numbers. Published: flow_grpo 1e-4, with kind cps 1e-5, grpo_guard 2e-6, "
+        "log-probabilities are means over an image's numbers. Published: flow_grpo 1e-4, with kind cps 1e-5, grpo_guard 2e-6, "
         "awm 1.",
     )
 
@@ -80,7 +80,7 @@ class GrpoGuardConfig(StochasticSection):
 
 
 class TimestepSection(ObjectiveSection):
-    """What objectives on the forward process have: they noise clean pictures again and need no stochastic step."""
+    """What objectives on the forward process have: they noise clean images again and need no stochastic step."""
 
     timestep_draws: int = Field(1, ge=1, le=1000, description="How many noise levels each sample is trained at.")
     timestep_distribution: TimestepDistribution = Field("uniform", description="Distribution of these noise levels.")
@@ -153,7 +153,7 @@ class AwmConfig(ClippedSection, AveragedSection):
 
 
 class DiffusionDpoConfig(TimestepSection):
-    """Diffusion-DPO: each group's best picture is preferred to its worst."""
+    """Diffusion-DPO: each group's best image is preferred to its worst."""
 
     type: Literal["diffusion_dpo"] = Field(description="Which objective of trainer/objectives.")
     dpo_beta: Positive = Field(100.0, description="Strength of the tie to the starting weights.")

@@ -32,7 +32,7 @@ def _check_forward(objective: str, sampling: SamplingConfig) -> None:
             )
     if sampling.same_noise:
         raise ValueError(
-            f"sampling.same_noise = true with {named}, which samples without noise: all pictures of a group would be "
+            f"sampling.same_noise = true with {named}, which samples without noise: all images of a group would be "
             "one; set same_noise to false"
         )
     if sampling.guidance_scale != 1 and objective != "diffusion_dpo":

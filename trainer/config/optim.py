@@ -27,18 +27,29 @@ class OptimConfig(Section):
         default_factory=dict,
         description="By the policy's name of a group of parameters; a group left out has optim.lr and AdamW.",
     )
-    schedule: Literal["constant", "linear"] = Field("linear", description="linear falls to 0 at max_steps.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    schedule: Literal["constant", "linear"] = Field(
+        "linear", description="constant keeps the rate after the warm-up; linear lets it fall to 0 at max_steps."
+    )
+    warmup_steps: int = Field(0, ge=0, description="In so many first steps the rate rises in a line to lr.")
     decay_share: Share = Field(1.0, description="linear: share of the steps, at the end, in which the rate falls to 0.")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999), description="AdamW's decay rates of the gradient's first and second moment."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient's global norm is clipped to this.")
-    ema_decay: float = Field(0.9, ge=0, lt=1, description="Weights' moving average, used by evaluation; 0 is off.")
+    ema_decay: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of the weights, which evaluation uses; 0 keeps no average.",
+    )
     updates_per_rollout: int = Field(
         1, ge=1, le=16, description="Optimizer steps on the rollouts of one training step, each on all of them."
     )
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Samples per forward pass of the update; null takes sampling.micro_batch_size."
+        None,
+        ge=1,
+        description="How many samples a forward pass of the update takes; null takes sampling.micro_batch_size.",
     )
 
     @model_validator(mode="after")

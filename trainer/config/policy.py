@@ -24,7 +24,7 @@ class TinyConfig(PolicySection):
     )
     num_layers: int = Field(4, ge=1, le=64, description="Transformer blocks.")
     num_heads: int = Field(4, ge=1, le=64, description="Attention heads.")
-    head_dim: int = Field(32, ge=8, le=256, description="Width of a head.")
+    head_dim: int = Field(32, ge=8, le=256, description="How many numbers an attention head has for each token.")
 
 
 class DiffusersConfig(NetworkConfig):
@@ -45,7 +45,7 @@ class Sd3Config(DiffusersConfig):
 
     type: Literal["sd3"] = Field(description="Which policy of trainer/policies.")
     lora: LoraConfig | None = Field(None, description="Adapters to train; null trains the whole transformer.")
-    max_sequence_length: int = Field(256, ge=1, le=512, description="T5 tokens of a prompt; more are cut off.")
+    max_sequence_length: int = Field(256, ge=1, le=512, description="A prompt is cut off after so many T5 tokens.")
 
 
 class FluxConfig(DiffusersConfig):
@@ -55,7 +55,7 @@ class FluxConfig(DiffusersConfig):
     lora: LoraConfig | None = Field(
         default_factory=LoraConfig, description="Adapters to train; null trains the whole transformer."
     )
-    max_sequence_length: int = Field(512, ge=1, le=512, description="T5 tokens of a prompt; more are cut off.")
+    max_sequence_length: int = Field(512, ge=1, le=512, description="A prompt is cut off after so many T5 tokens.")
     distilled_guidance: float | None = Field(
         None, ge=0, description="Guidance that FLUX.1-dev takes as an input; null is 3.5 for it, none for others."
     )
@@ -68,7 +68,7 @@ class QwenImageConfig(DiffusersConfig):
     lora: LoraConfig | None = Field(
         default_factory=LoraConfig, description="Adapters to train; null trains the whole transformer."
     )
-    max_sequence_length: int = Field(512, ge=1, le=1024, description="Tokens of a prompt; more are cut off.")
+    max_sequence_length: int = Field(512, ge=1, le=1024, description="A prompt is cut off after so many tokens.")
 
 
 PolicyConfig = Annotated[

@@ -14,7 +14,7 @@ class KeepBestConfig(Section):
 
     metric: str = Field(min_length=1, description="Key of metrics.jsonl, such as eval/ocr.")
     mode: Literal["max", "min"] = Field("max", description="Whether more or less of it is better.")
-    count: int = Field(1, ge=1, description="How many stay.")
+    count: int = Field(1, ge=1, description="How many of the best stay.")
 
 
 class CheckpointConfig(Section):
@@ -31,16 +31,23 @@ class LoggingConfig(Section):
     """Where numbers go."""
 
     report_to: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = Field(
-        ("tensorboard",), description="Besides metrics.jsonl. wandb, swanlab: offline unless their API key is set."
+        ("tensorboard",),
+        description="Where numbers go besides metrics.jsonl; wandb and swanlab stay offline unless their API key is set.",
     )
     project: str | None = Field(
-        None, min_length=1, description="For W&B and SwanLab; null takes WANDB_PROJECT or SWANLAB_PROJ_NAME."
+        None,
+        min_length=1,
+        description="The project's name for W&B and SwanLab; null takes WANDB_PROJECT or SWANLAB_PROJ_NAME.",
     )
     name: str | None = Field(
-        None, min_length=1, description="Likewise; null takes WANDB_RUN_NAME or SWANLAB_EXP_NAME, then run_name."
+        None,
+        min_length=1,
+        description="The run's name for W&B and SwanLab; null takes WANDB_RUN_NAME or SWANLAB_EXP_NAME, then run_name.",
     )
     peak_tflops: float | None = Field(
-        None, gt=0, description="Dense peak of one device in its training type, for perf/mfu; null knows common GPUs."
+        None,
+        gt=0,
+        description="The most teraflops of one device, dense and in the type of training, of which perf/mfu is the share reached; null knows common GPUs.",
     )
     report_every: int = Field(25, ge=1, description="Steps between rebuilds of report.html.")
     warn_after_steps: int = Field(

@@ -57,7 +57,9 @@ class ServiceConfig(Section):
     breaker_failures: int = Field(5, ge=1, description="Failures in a row that take a URL out for a while.")
     breaker_reset_s: float = Field(5.0, gt=0, description="How long it stays out before one trial request.")
     hedge: bool = Field(False, description="Send a second request to another URL past the p95 latency.")
-    image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field("rgb8", description="How images travel.")
+    image_encoding: Literal["rgb8", "png", "webp", "jpeg"] = Field(
+        "rgb8", description="In which encoding images travel to the service."
+    )
     nice: int = Field(0, ge=0, le=19, description="Politeness of a started service: 19 leaves the CPU to the trainer.")
 
     @property
@@ -110,17 +112,25 @@ class RewardConfig(Section):
 
     service: str = Field(description="A name under rewards.services.")
     reward: str | None = Field(None, description="Which of the service's rewards; null is its default.")
-    on_failure: Literal["mask", "drop_group", "stop"] = Field("mask", description="What a failed score does.")
+    on_failure: Literal["mask", "drop_group", "stop"] = Field(
+        "mask",
+        description="What a failed score does: mask leaves this reward of the sample out, drop_group the whole group, stop ends the run.",
+    )
     on_change: Literal["stop", "accept"] = Field(
         "stop",
         description="What another scorer behind this reward does (name, revision, template, range, direction), in a run or "
         "since its checkpoint. accept: go on, and note it in the log, the tape, the report and the checkpoint.",
     )
-    max_failure_rate: Share = Field(0.5, description="Above this share of failures in the window: pause and wait.")
+    max_failure_rate: Share = Field(
+        0.5, description="Above this share of failures among the last scores the run pauses and waits for the service."
+    )
     failure_window: int = Field(200, ge=1, description="How many last scores the failure rate is taken over.")
-    patience_s: float = Field(300.0, ge=0, description="How long a pause waits for the service before the run stops.")
+    patience_s: float = Field(
+        300.0, ge=0, description="How many seconds a pause waits for the service before the run stops."
+    )
     canary: Literal["differ", "score", "none"] = Field(
-        "differ", description="What two probes must do at the start: score differently, score, or nothing."
+        "differ",
+        description="What two probes must do at the start: differ: get different scores; score: get any score; none: no probe is sent.",
     )
 
 

@@ -16,47 +16,60 @@ _MOTION = ("sde_window_motion", *_PACE)
 class FlowSamplingConfig(Section):
     """How a flow model draws its rollouts."""
 
-    type: Literal["flow"] = Field("flow", description="Which family of policies samples; flow denoises pictures.")
-    prompts_per_step: int = Field(8, ge=1, description="P: distinct prompts a step, over all ranks.")
-    group_size: int = Field(12, ge=2, description="G: rollouts per prompt.")
+    type: Literal["flow"] = Field("flow", description="Which family of policies samples; flow denoises images.")
+    prompts_per_step: int = Field(8, ge=1, description="P: how many distinct prompts a step has, over all ranks.")
+    group_size: int = Field(
+        12, ge=2, description="G: how many rollouts are drawn for each prompt; they are compared with one another."
+    )
     micro_batch_size: int = Field(
-        24, ge=1, description="Samples denoised together; a multiple of group_size or a divisor."
+        24, ge=1, description="How many samples are denoised together: a multiple or a divisor of group_size."
     )
     num_inference_steps: int = Field(6, ge=2, le=1000, description="Denoising steps of a training rollout.")
-    kind: Literal["flow_sde", "cps", "dance_sde"] = Field("cps", description="Which SDE makes the stochastic steps.")
-    noise_level: float = Field(0.7, gt=0, le=2, description="Strength of the injected noise (eta).")
+    kind: Literal["flow_sde", "cps", "dance_sde"] = Field(
+        "cps", description="Which stochastic differential equation makes the stochastic steps."
+    )
+    noise_level: float = Field(0.7, gt=0, le=2, description="How strong the injected noise is (eta in the papers).")
     sde_window: tuple[int, int] | None = Field(
-        None, description="[first, last) stochastic steps; the others are ODE steps. Null: all but the last."
+        None,
+        description="Steps from first up to last, [first, last), are stochastic, the others deterministic; null: all but the last are stochastic.",
     )
     sde_window_size: int | None = Field(
         None,
         ge=1,
-        description="Length of a window that changes its place (instead of sde_window); see sde_window_motion.",
+        description="How many steps a window has that changes its place, in place of sde_window; see sde_window_motion.",
     )
     sde_window_range: tuple[int, int] | None = Field(
-        None, description="[first, last) within which the changing window lies. Null: all steps but the last."
+        None, description="Steps [first, last) within which the changing window lies; null: all but the last."
     )
     sde_window_motion: Literal["random", "progressive"] = Field(
         "random",
         description="random: a new place each training step (Flow-GRPO-Fast); progressive: from noise to data (MixGRPO).",
     )
-    sde_window_every: int = Field(25, ge=1, description="Training steps before a progressive window moves on.")
-    sde_window_stride: int = Field(1, ge=1, description="Denoising steps by which a progressive window moves.")
-    timestep_fraction: float = Field(1.0, gt=0, le=1, description="Share of the stochastic steps that is trained.")
+    sde_window_every: int = Field(25, ge=1, description="A progressive window moves on after so many training steps.")
+    sde_window_stride: int = Field(1, ge=1, description="A progressive window moves on by so many denoising steps.")
+    timestep_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Which share of the stochastic steps is trained on; they are drawn anew each training step.",
+    )
     solver: Literal["euler", "dpm2m"] = Field(
         "euler", description="Solver of the ODE steps; dpm2m is DPM-Solver++(2M)."
     )
     same_noise: bool = Field(
-        False, description="A group starts from one noise; ODE steps before its first SDE step are then computed once."
+        False,
+        description="All samples of a group start from the same noise; the deterministic steps before the first stochastic one are computed once.",
     )
-    guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance; 1 is none and costs nothing.")
+    guidance_scale: float = Field(
+        1.0, ge=1, description="Scale of classifier-free guidance; 1 is no guidance and costs nothing."
+    )
     shift: float | None = Field(
         1.0,
         gt=0,
         description="Timestep shift of evenly spaced noise levels; 1 is none, null takes the model's own levels.",
     )
-    height: int | None = Field(None, ge=8, description="Picture height in pixels; null is the model's own.")
-    width: int | None = Field(None, ge=8, description="Picture width in pixels; null is the model's own.")
+    height: int | None = Field(None, ge=8, description="Image height in pixels; null is the model's own.")
+    width: int | None = Field(None, ge=8, description="Image width in pixels; null is the model's own.")
     resolution_schedule: tuple[tuple[int, int, int], ...] = Field(
         (), description="[from_step, height, width] entries, rising; before the first one height and width hold."
     )
