@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.config.old_keys import NEW_PLACES, with_new_keys
 from trainer.migration import load_recipe
 from trainer.migration.rewrite import migrated_text
 
+ROOT = Path(__file__).resolve().parents[2]
 REST = """
 rewards:
   services: {s: {urls: ["http://127.0.0.1:1"]}}
@@ -154,6 +156,11 @@ def test_the_command_prints_the_new_text_and_writes_it_when_asked(
             "optim: {lr: 1.0}  # x\nalgorithm:\n    updates_per_rollout: 3\n    adv_clip: 3\n",
             "optim: {lr: 1.0, updates_per_rollout: 3}  # x\nadvantage:\n  type: gdpo\n  adv_clip: 3\n",
         ),
+        (
+            "optim:\n  lr: 1.0\nalgorithm: {kl_beta: 0.1, updates_per_rollout: 3}\n",
+            "optim:\n  lr: 1.0\n  updates_per_rollout: 3\nobjective:\n  type: flow_grpo\n  kl_beta: 0.1\n",
+        ),
+        ("algorithm:\n  updates_per_rollout: 3\noptim:\n", "optim:\n  updates_per_rollout: 3\n"),
         ("algorithm:\n  updates_per_rollout: 3", "optim:\n  updates_per_rollout: 3\n"),
         ("algorithm:\n  nft_beta: 0.1  # its default\nseed: 1\n", "seed: 1\n"),
         ("algorithm:\n  nft_beta: 3\n", "objective:\n  type: flow_grpo\n  nft_beta: 3\n"),
@@ -200,6 +207,26 @@ def test_any_old_section_becomes_the_new_ones(
     new = migrated_text(path)
     assert new is not None and parse_yaml(new) == with_new_keys(parse_yaml(text))
     assert "algorithm" not in parse_yaml(new)
+
+
+def test_a_recipe_of_the_earlier_pre_training_is_refused_with_every_new_name(tmp_path: Path) -> None:
+    """It is another program now, with fields of its own, so it is not rewritten."""
+    path = tmp_path / "base.yaml"
+    path.write_text(
+        "run_name: base\noutput: base.safetensors\nmax_steps: 9\nwords: {char_noise: 0.1}\noptim: {muon_lr: 0.02}\n"
+    )
+    read: list[Callable[[], object]] = [
+        lambda: load_config(path, Config),
+        lambda: load_recipe(path, Config),
+        lambda: migrated_text(path),
+    ]
+    for refused in read:
+        with pytest.raises(ConfigError) as raised:
+            refused()
+        assert "output is quickstart.output now" in str(raised.value)
+        assert "optim.muon_lr is optim.groups.blocks.lr now" in str(raised.value)
+    with pytest.raises(ConfigError, match=r"optim\.adamw_lr is optim\.lr now"):
+        load_recipe(ROOT / "configs/quickstart_base.yaml", Config, ["optim.adamw_lr=0.1"])
 
 
 def test_what_a_finished_run_wrote_is_brought_up_to_date_and_that_is_said_once(

@@ -42,6 +42,18 @@ NEW_PLACES: dict[str, tuple[str, ...]] = {
     "sft": ("sft",),
 }
 
+# Fields of the recipe that made the quickstart's base before it was a program of the same loop, and their new places.
+PRETRAINING = {
+    "output": "quickstart.output",
+    "words.char_noise": "quickstart.char_noise",
+    "words.color_noise": "quickstart.color_noise",
+    "optim.batch_size": "quickstart.batch_size",
+    "optim.muon_lr": "optim.groups.blocks.lr",
+    "optim.adamw_lr": "optim.lr",
+    "log_every": "nothing, as every step is recorded",
+}
+_ONLY_THERE = ("output", "words", "log_every")  # sections and fields that no other recipe ever had
+
 # What the old fields were where a recipe left them out: a run's own configuration states all of them, and those that do
 # not act with its objective are left out of the new form.
 _OLD_DEFAULTS: dict[str, Any] = {
@@ -73,6 +85,8 @@ def refuse_old_keys(path: object, raw: Mapping[str, Any], overrides: Sequence[st
     """Raises ConfigError that gives the new name of every old one in a recipe or among the overrides, with the remedy."""
     for override in overrides:
         key, _, value = override.partition("=")
+        if key in PRETRAINING:
+            raise ConfigError(f"override {override!r}: {key} is {PRETRAINING[key]} now")
         section, _, field = key.partition(".")
         if section == OLD_SECTION and field.partition(".")[0] in NEW_PLACES:
             first, _, rest = field.partition(".")
@@ -82,6 +96,7 @@ def refuse_old_keys(path: object, raw: Mapping[str, Any], overrides: Sequence[st
             )
         if section == OLD_SECTION:
             raise ConfigError(f"override {override!r}: {OLD_SECTION} is now {SECTIONS}; override their fields")
+    refuse_old_pretraining(path, raw)
     if OLD_SECTION not in raw:
         return
     fields = raw[OLD_SECTION] if isinstance(raw[OLD_SECTION], Mapping) else {}
@@ -92,6 +107,22 @@ def refuse_old_keys(path: object, raw: Mapping[str, Any], overrides: Sequence[st
                 f"{path} cannot be used: its section {OLD_SECTION} is now {SECTIONS}:",
                 *moved,
                 f"  `python -m trainer migrate-config {path} --write` rewrites it; without --write the new text is printed",
+            ]
+        )
+    )
+
+
+def refuse_old_pretraining(path: object, raw: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a recipe that made the quickstart's base before it was a program of the same loop."""
+    if not any(name in raw for name in _ONLY_THERE):
+        return
+    moved = [f"  {old} is {new} now" for old, new in PRETRAINING.items()]
+    raise ConfigError(
+        "\n".join(
+            [
+                f"{path} cannot be used: it has the names of an earlier pre-training; start from "
+                "configs/quickstart_base.yaml, where",
+                *moved,
             ]
         )
     )
@@ -109,6 +140,8 @@ def with_new_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     new: dict[str, Any] = {}
     for key, value in raw.items():  # the new sections stand where the old one stood
         for name, section in _split(old).items() if key == OLD_SECTION else [(key, value)]:
+            if section is None and name in new:
+                continue  # an empty `optim:` that a field was moved to
             both = isinstance(section, Mapping) and isinstance(new.get(name), Mapping)
             new[name] = {**new[name], **section} if both else section
     return new

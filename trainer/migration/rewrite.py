@@ -17,7 +17,7 @@ import yaml
 
 from trainer.config.base import ConfigError
 from trainer.config.file import parse_yaml, read_recipe
-from trainer.config.old_keys import OLD_SECTION, moves, with_new_keys
+from trainer.config.old_keys import OLD_SECTION, moves, refuse_old_pretraining, with_new_keys
 
 _INDENT = "  "
 _UPDATES = "updates_per_rollout"  # goes to a section that a recipe may have already
@@ -55,9 +55,10 @@ def migrated_text(path: Path) -> str | None:
     """The recipe at `path` with today's names; None where it has no old ones.
 
     Raises:
-        ConfigError: no such file, not YAML, or written so that it cannot be rewritten line by line.
+        ConfigError: no such file, not YAML, of an earlier pre-training, whose names a line each says, or written so that it cannot be rewritten line by line.
     """
     raw = read_recipe(path)
+    refuse_old_pretraining(path, raw)
     old = raw.get(OLD_SECTION)
     if not isinstance(old, Mapping):
         return None
@@ -112,7 +113,7 @@ def _rewritten(text: str, old: Mapping[str, Any]) -> str:
             block += ["", "optim:", *_indented(list(entry.lines))]
     heading = _comments(text, key, value) if value.flow_style else _comment_of(lines[first])
     edits.append(_Edit(first, last, [*heading, *block[1:]]))
-    for edit in sorted(edits, key=lambda edit: edit.first, reverse=True):
+    for edit in sorted(edits, key=lambda edit: (edit.first, edit.last), reverse=True):  # from below: places stay
         lines[edit.first : edit.last] = edit.lines
     return "\n".join(lines) + "\n"
 
