@@ -2,7 +2,7 @@
 
 `python -m services.kit.catalogue` prints it for scripts, one service a line: name, port, and how it is deployed. Only
 the standard library is needed. A service that is `deployed` has an image, an entry in docker-compose.yml, a folder in
-deploy/k8s/services, a job of Prometheus, an OpenAPI file and a row in README's table; a test says which of them is
+deploy/k8s/services, a job of Prometheus, an OpenAPI file and a row in docs/services.md; a test says which of them is
 missing and prints what to add. One that is not needs nothing of the kind: `python -m services.<name>` starts it.
 """
 

@@ -74,8 +74,10 @@ def lacking(entry: Entry, prefix: str) -> dict[str, str]:
         found[f"requirements/services/{entry.name}.in"] = "-r kit.in   # and what it imports"
     if not (ROOT / f"docs/openapi/{entry.name}.json").is_file():
         found[f"docs/openapi/{entry.name}.json"] = "run `make openapi`"
-    if not re.search(rf"^\| `{re.escape(entry.module)}` \| {entry.port} \|", (ROOT / "README.md").read_text(), re.M):
-        found["README.md"] = f"| `{entry.module}` | {entry.port} | its rewards | their scores |"
+    if not re.search(
+        rf"^\| `{re.escape(entry.module)}` \| {entry.port} \|", (ROOT / "docs/services.md").read_text(), re.M
+    ):
+        found["docs/services.md"] = f"| `{entry.module}` | {entry.port} | its rewards | their scores |"
     if URL_VARIABLES.get(entry.name) != entry.url_variable:
         found["trainer/config/rewards.py"] = f'    "{entry.name}": "{entry.url_variable}",   # in URL_VARIABLES'
     if entry.name not in REWARDS:
@@ -132,7 +134,7 @@ def test_what_a_new_service_lacks_is_named_with_the_lines_to_add() -> None:
         "deploy/k8s/overlays/shelf/kustomization.yaml",
         "requirements/services/sharpness.in",
         "docs/openapi/sharpness.json",
-        "README.md",
+        "docs/services.md",
         "trainer/config/rewards.py",
         "trainer/config/service_names.py",
     }
@@ -152,7 +154,7 @@ def test_a_service_that_is_not_deployed_lacks_nothing() -> None:
 def test_an_entry_that_says_something_else_than_the_files_is_found() -> None:
     ocr = next(entry for entry in CATALOGUE if entry.name == "ocr")
     moved = dataclasses.replace(ocr, port=18099)
-    assert {"docker-compose.yml", "docker/prometheus/prometheus.yml", "README.md"} <= set(lacking(moved, "OCR_"))
+    assert {"docker-compose.yml", "docker/prometheus/prometheus.yml", "docs/services.md"} <= set(lacking(moved, "OCR_"))
     assert "docker-compose.yml" in lacking(dataclasses.replace(ocr, deployed="shelf"), "OCR_")
     assert "docker-compose.yml" in lacking(dataclasses.replace(ocr, gpu=True), "OCR_")
     assert set(lacking(dataclasses.replace(ocr, url_variable="MY_OCR"), "OCR_")) == {"trainer/config/rewards.py"}
@@ -164,7 +166,7 @@ def test_scripts_read_it_with_the_standard_library_alone() -> None:
     assert done.stdout.splitlines() == [f"{each.name} {each.port} {each.deployed or '-'}" for each in CATALOGUE]
 
 
-def test_readme_and_the_trainer_name_no_service_that_is_not_on_the_list() -> None:
-    listed = set(re.findall(r"^\| `services\.(\w+)` \| \d+ \|", (ROOT / "README.md").read_text(), re.M))
+def test_the_page_of_services_and_the_trainer_name_no_service_that_is_not_on_the_list() -> None:
+    listed = set(re.findall(r"^\| `services\.(\w+)` \| \d+ \|", (ROOT / "docs/services.md").read_text(), re.M))
     assert listed == {entry.name for entry in DEPLOYED} == set(REWARDS)
     assert {path.stem for path in Path(ROOT / "docs/openapi").glob("*.json")} == listed
