@@ -42,8 +42,10 @@ GLOSSARY: dict[str, str] = {
     "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning. While ratios are 1 it is "
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
     "loss/kl": "The KL penalty before its weight kl_beta.",
-    "loss/sft": "The supervised loss beside it, before its weight.",
+    "loss/sft": "The supervised loss; where it stands beside an objective, before its weight.",
     "sft/skipped": "Images of the supervised data set that could not be read in this step; others took their places.",
+    "loss/flow": "program quickstart_base: the squared error of the predicted velocity, the mean over all numbers.",
+    "preferences/skipped": "Pairs of which an image could not be read in this step; others took their places.",
     "importance/mean": "Mean weight that corrects for images of older weights, before its cap; importance/max is the largest, "
     "importance/capped_share the share beyond the cap.",
     "nft/reward": "DiffusionNFT: mean of the advantages as probabilities of being good; near 0.5 by construction.",
