@@ -79,12 +79,6 @@ def _of_another_kind(path: Path, raw: dict[str, Any]) -> str | None:
             f"{path} is a list of data sets as DeepGen-RL has them, not a recipe; name it in a recipe's "
             "data.dataset_config (training) or evaluation.dataset_config"
         )
-    if "words" in raw and "output" in raw:
-        return (
-            f"{path} is a recipe of the quickstart's base as earlier versions had it. Now it is program: quickstart_base; "
-            "output, words.char_noise, words.color_noise and optim.batch_size are in the section quickstart, optim.muon_lr is "
-            "optim.groups.blocks.lr with optimizer: muon, optim.adamw_lr is optim.lr: see configs/quickstart_base.yaml"
-        )
     return None
 
 

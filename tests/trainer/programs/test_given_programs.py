@@ -281,13 +281,6 @@ def test_preferences_need_a_preference_objective(make: Make, tmp_path: Path) -> 
         load_config(tmp_path / "run.yaml", Config, ["objective={type: flow_grpo}"])
 
 
-def test_a_recipe_of_the_base_from_before_is_told_the_new_names(tmp_path: Path) -> None:
-    path = tmp_path / "base.yaml"
-    path.write_text("{run_name: b, output: b.st, max_steps: 9, words: {char_noise: 0.1}, optim: {muon_lr: 0.01}}")
-    with pytest.raises(ConfigError, match=r"optim\.muon_lr is optim\.groups\.blocks\.lr"):
-        load_config(path, Config)
-
-
 def test_the_sft_verb_takes_every_recipe_without_rewards_in_a_step(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
