@@ -12,6 +12,7 @@ import pytest
 from tests.support.tiny_deepgen import make_deepgen
 from tests.support.tiny_pipelines import make_sd3
 from tests.support.trainer_runs import read_metrics
+from trainer.__main__ import main
 from trainer.config import Config
 from trainer.loop import train
 from trainer.migration import load_recipe
@@ -94,6 +95,16 @@ def test_the_quickstart_trains(workplace: Path, rules_url: str) -> None:
     config = smaller(Path("configs/quickstart.yaml"), rules_url, size=())
     assert train(config) == 0
     check(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["sft", "train"])
+def test_the_quickstarts_base_is_made(workplace: Path, verb: str) -> None:
+    small = ["max_steps=1", "optim.warmup_steps=0", "quickstart.batch_size=4", "quickstart.output=base.safetensors"]
+    recipe = "configs/quickstart_base.yaml"
+    assert main([verb, recipe, *small, "distributed={num_threads: 1, device: cpu}", "logging.report_to=[]"]) == 0
+    assert (workplace / "base.safetensors").is_file()
+    assert [row["step"] for row in read_metrics(workplace / "outputs/quickstart_base")][-1] == 1
 
 
 @pytest.mark.slow
