@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -263,10 +264,11 @@ def test_headers_that_never_end_close_the_connection():
             assert second.recv(4096).startswith(b"HTTP/1.1 200")
             second.sendall(b"GET /health HTTP/1.1\r\nHo")
             assert is_closed(second)
-        with socket.create_connection(("127.0.0.1", port)) as idle:  # between two requests it may be for longer
-            for pause_s in (1.0, 0.0):
-                idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as idle:
+            for pause_s in (1.0, 0.0):  # between two requests a connection may be idle for longer
+                idle.request("GET", "/health")
+                with idle.getresponse() as answer:
+                    assert answer.status == 200 and answer.read() == b'{"status":"alive"}'
                 time.sleep(pause_s)
     finally:
         process.terminate()
