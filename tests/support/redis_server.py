@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import redis
+
+from tests.support.ports import free_port
 
 _OLDEST = 7
 
@@ -25,9 +26,7 @@ class RedisServer:
         self.folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+        self.port = free_port(most=55_535)  # one of a cluster takes the port 10,000 above, too
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
