@@ -135,7 +135,7 @@ def pictures(count: int, seed: int) -> list[Item]:
         source = Image.fromarray(noise)
         image = source.copy()
         ImageDraw.Draw(image).text((256, 256), "CAT", "red", font, anchor="mm")
-        items.append(Item(str(number), PROMPT, (image,), (source,), group_id="g", metadata=METADATA))
+        items.append(Item(str(number), PROMPT, (image,), group_id="g", source_images=(source,), metadata=METADATA))
     return items
 
 
