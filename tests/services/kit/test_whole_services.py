@@ -23,7 +23,6 @@ from tests.support.tiny_services import METADATA, NAMES, flags_of
 from wire.images import encode
 from wire.schema import ScoreResponse
 
-pytestmark = pytest.mark.slow  # each process imports torch
 TOKEN = "correct-horse-battery-staple"
 TORN = encode(Image.new("RGB", (64, 64), "red"), "image/png")[:-40]
 
@@ -63,7 +62,11 @@ def drawn(seed: int, size: int = 64) -> bytes:
     return encode(draw(seed, ["circle"])[0].resize((size, size)), "image/png")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+# One of them in every run; the others' processes import as much again.
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "imagereward" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def whole(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer
 ) -> Iterator[Whole]:
