@@ -171,7 +171,9 @@ def load_detector(source: Source, device: torch.device) -> Detector:
 def _load(source: Source, model_class: Any, processor_class: Any, device: torch.device) -> tuple[Any, Any]:
     local = {"local_files_only": True}
     try:
-        model, found = model_class.from_pretrained(source.path, output_loading_info=True, weights_only=True, **local)
+        model, found = model_class.from_pretrained(
+            source.path, dtype=torch.float32, output_loading_info=True, weights_only=True, **local
+        )  # in float32 also what is published in half precision: images come in float32
         processor = processor_class.from_pretrained(source.path, backend="pil", **local)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]

@@ -246,6 +246,15 @@ def test_weights_that_lack_a_tensor_are_refused(folders: dict[str, Path], tmp_pa
         load(copy)
 
 
+def test_weights_in_half_precision_are_computed_in_float32(tmp_path: Path) -> None:
+    folder = write_mask2former(tmp_path / "half", 0)
+    state = {key: value.bfloat16() for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert sum(map(len, load(folder).detect(noise(64, 64), CLASSES).values())) >= 4
+
+
 def test_a_network_that_needs_another_package_is_a_sentence(tmp_path: Path) -> None:
     copy = write_grounding_dino(tmp_path / "copy", 1)
     settings = json.loads((copy / "config.json").read_text())
