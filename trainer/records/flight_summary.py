@@ -18,14 +18,13 @@ _ONE_CRASH = timedelta(minutes=1)
 _OF_OTHERS = (OtherRankError.__name__, "DistBackendError", "DistNetworkError", "DistStoreError")
 _COLUMNS = {
     "loss/policy": "loss",
-    "loss/sft": "loss sft",
-    "loss/flow": "loss flow",
     "grad_norm": "grad norm",
     "ratio/max": "ratio max",
     "clip_share": "clipped",
     "kl": "kl",
     "adv/trained_share": "trained",
 }
+_OF_SOME = {"loss/sft": "loss sft", "loss/flow": "loss flow"}  # shown where a step has them
 
 
 def print_flight(run_dir: Path) -> None:
@@ -104,7 +103,8 @@ def summary(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Steps by columns; a dash where a step did not get that far."""
     rewards = dict.fromkeys(key for row in rows for key in row if key.startswith("reward/") and key.endswith("/mean"))
-    names = {"step": "step", **_COLUMNS, **{key: key.split("/")[1] for key in rewards}}
+    others = {key: name for key, name in _OF_SOME.items() if any(key in row for row in rows)}
+    names = {"step": "step", **_COLUMNS, **others, **{key: key.split("/")[1] for key in rewards}}
     cells = [list(names.values()), *([_cell(row.get(key)) for key in names] for row in rows)]
     cells[0].append("failed")
     for row, line in zip(rows, cells[1:], strict=True):
