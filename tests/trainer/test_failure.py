@@ -36,6 +36,11 @@ def wait_for(name):
     while not (place / name).exists():
         time.sleep(0.01)
 
+def be_heard():
+    '''Until this rank's watch has reached the store: one that leaves before has nothing to say there.'''
+    while watch._store is None:
+        time.sleep(0.01)
+
 def see_it_done():
     '''Rank 1 has left, and this rank's watch finds that three times, each of which would be too late for a lost one.'''
     seen, look = [], watch._look_at
@@ -111,7 +116,7 @@ def test_a_defect_shows_one_traceback(tmp_path: Path) -> None:
 
 
 def test_ranks_that_finish_at_different_times_are_not_lost(tmp_path: Path) -> None:
-    done, _ = run(tmp_path, "pass", other="see_it_done()")
+    done, _ = run(tmp_path, "be_heard()", other="see_it_done()")
     assert done.returncode == 0, done.stderr
     assert {"finished 0", "finished 1"} <= set(done.stdout.split("\n"))
 
