@@ -147,6 +147,32 @@ def test_a_groups_diversity_is_its_mean_pairwise_distance(clip_scorer: ClipScore
     assert [value(result) for result in equal] == pytest.approx([0, 0], abs=1e-6)
 
 
+@pytest.mark.parametrize("image", IMAGES)
+def test_rewards_of_edits_and_groups_take_images_of_every_kind(
+    clip_scorer: ClipScorer, plain: PlainClip, image: Image.Image
+) -> None:
+    source = noise(64, 40)
+    a, b = plain.image(source), plain.image(to_rgb(image))
+    [kept] = clip_scorer.score("image_similarity", [item(image, source=source)])
+    assert value(kept) == pytest.approx(float(a @ b), abs=2e-6)
+    [spread, _] = clip_scorer.score("diversity", [item(image), item(source)])
+    assert value(spread) == pytest.approx(float(1 - a @ b), abs=2e-6)
+    captions = plain.text(spell("a dog")) - plain.text(spell("a cat"))
+    expected = float((b - a) @ captions / ((b - a).norm() * captions.norm()))
+    edit = item(image, source=source, source_prompt="a cat", target_prompt="a dog")
+    assert value(clip_scorer.score("clip_direction", [edit])[0]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("reward", ["image_similarity", "clip_direction"])
+def test_edits_scored_together_are_as_alone(clip_scorer: ClipScorer, reward: str) -> None:
+    items = [
+        item(noise(20 + 9 * n, 50), source=noise(50, 20 + 7 * n), prompt="a dog " * (n + 1), source_prompt="a cat")
+        for n in range(5)
+    ]
+    alone = [value(clip_scorer.score(reward, [each])[0]) for each in items]
+    assert [value(each) for each in clip_scorer.score(reward, items)] == pytest.approx(alone, abs=1e-6)
+
+
 def test_what_does_not_apply_has_no_score(clip_scorer: ClipScorer) -> None:
     image = noise(30, 30)
     assert code(clip_scorer.score("clip_sim", [item()])[0]) is ErrorCode.BAD_INPUT

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from services.kit.models.pixels import to_rgb
 from services.kit.models.sources import SourceError, inspect_file
 from services.kit.scorer import Failure, Item, Result, Score
 from services.regression.inputs import resize
@@ -85,6 +86,14 @@ def test_scores_equal_the_computation_written_out(
     image = noise(width, height)
     [found] = scorer.score("hpsv3", [item(image, prompt=prompt)])
     assert value(found) == pytest.approx(plain_number(state, backbone, image, prompt), abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1"])
+def test_images_of_every_mode_are_scored_as_their_colours(scorer: RegressionScorer, mode: str) -> None:
+    image = noise(40, 30)
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    [found], [plain] = scorer.score("hpsv3", [item(image)]), scorer.score("hpsv3", [item(to_rgb(image))])
+    assert value(found) == value(plain)
 
 
 def test_scores_tell_images_and_prompts_apart(scorer: RegressionScorer) -> None:
