@@ -80,7 +80,8 @@ def read_json(body: bytes | bytearray, hold: Hold | None = None) -> object:
 def _widest(body: bytes | bytearray) -> int:
     """Bytes that Python may take for one byte of text: its strings are as wide as the widest of their characters."""
     if body.isascii():
-        escaped = b"\\u" in body
+        # One byte is found thirty times faster than two, and the base64 of images, which is most of a body, has none.
+        escaped = b"\\" in body and b"\\u" in body
         return 4 if escaped and (b"\\ud" in body or b"\\uD" in body) else 2 if escaped else 1
     return 4 if any(bytes((lead,)) in body for lead in range(0xF0, 0xF5)) or b"\\u" in body else 2
 
