@@ -81,7 +81,7 @@ def test_trainer_commands_are_understood(page: Path) -> None:
     for command in lines_of(page, "python -m trainer "):
         verb, *rest = shlex.split(command)
         if verb != "from-deepgen":  # whose flags are DeepGen-RL's, and tested with them
-            build_parser().parse_args([verb, *rest])
+            assert build_parser().parse_args([verb, *rest]).command == verb
 
 
 @pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -228,12 +228,20 @@ def unit_circles(root: Path) -> list[set[str]]:
 
 
 def _graph(root: Path) -> dict[str, set[str]]:
-    """Every module of ours with the modules of ours that it names; that a package is imported on the way is not counted."""
+    """Every module of ours with the modules of ours that it names, and the package where it names one `from package import`.
+
+    That a package is imported on the way to `package.module` is not counted.
+    """
     modules = _modules(root)
     graph = {}
     for module, path in modules.items():
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
         named = {target for _, target in _imports(tree, module, path.name == "__init__.py", modules)}
+        named |= {
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        }
         graph[module] = named & modules.keys() - {module}
     return graph
 

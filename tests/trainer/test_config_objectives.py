@@ -160,4 +160,7 @@ def test_an_objective_and_its_sampling_must_fit(case: str) -> None:
     ],
 )
 def test_what_fits_is_taken(fields: dict[str, Any], sampling: dict[str, Any]) -> None:
-    check_objective(objective(**fields), SamplingConfig.model_validate(sampling))
+    section, taken = objective(**fields), SamplingConfig.model_validate(sampling)
+    check_objective(section, taken)  # raises where the two do not fit
+    assert {**section.model_dump(), **fields} == section.model_dump()
+    assert {**taken.model_dump(), **sampling} == taken.model_dump()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from trainer.config import DataConfig
 from trainer.config.data import PromptFormat
 from trainer.data.datasets import DataError, check_disjoint, load_prompts, load_train_prompts
+from trainer.data.overlap import find_overlaps
 from trainer.data.prompts import MAX_ID_LENGTH, MAX_METADATA_DEPTH, MAX_PROMPT_LENGTH, read_prompt_file
 from trainer.types import Prompt
 
@@ -211,9 +212,9 @@ def test_held_out_prompts_that_training_knows_are_refused(heldout: Prompt, why: 
 
 
 def test_new_held_out_prompts_pass() -> None:
-    """Nothing is raised: that is the promise."""
-    check_disjoint(TRAIN, [Prompt("h", "a dog", targets=("SALE", "TODAY"))])
-    check_disjoint(TRAIN, [])
+    for heldout in ([Prompt("h", "a dog", targets=("SALE", "TODAY"))], []):
+        check_disjoint(TRAIN, heldout)  # raises where they overlap
+        assert find_overlaps(TRAIN, heldout) == []
 
 
 def test_the_first_three_overlaps_are_listed() -> None:

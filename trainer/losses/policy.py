@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.losses import clips, ratios
+from trainer.losses.clips import cispo, clip_bounds, clipped, sapo, vespo
+from trainer.losses.ratios import k3, log_ratios, near_policy_rows, row_log_ratios
 from trainer.losses.weights import Reduction, reduced, weigh
 
 PolicyKind = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo"]
@@ -119,25 +120,25 @@ def policy_terms(
     """The terms of `policy_loss` before weights; arguments as there."""
     _check(logp_BS, old_BS, adv_B, mask_BS, ref_BS, kind, level)
     counts_BS = mask_BS != 0
-    log_ratio_BS = ratios.log_ratios(logp_BS, old_BS, counts_BS)
+    log_ratio_BS = log_ratios(logp_BS, old_BS, counts_BS)
     adv_BS = torch.where(counts_BS, adv_B.float().detach()[:, None], 0.0)
-    level_BS = log_ratio_BS if level == "token" else ratios.row_log_ratios(log_ratio_BS, counts_BS)
+    level_BS = log_ratio_BS if level == "token" else row_log_ratios(log_ratio_BS, counts_BS)
     ratio_BS = level_BS.exp()
-    low, high = clips.clip_bounds((-clip_range[0], clip_range[1]))
+    low, high = clip_bounds((-clip_range[0], clip_range[1]))
     if kind == "cispo":
         cap = clip_range[1] if clip_range[1] >= 1 else high
-        term_BS = clips.cispo(adv_BS, ratio_BS, torch.where(counts_BS, logp_BS.float(), 0.0), cap)
+        term_BS = cispo(adv_BS, ratio_BS, torch.where(counts_BS, logp_BS.float(), 0.0), cap)
     elif kind == "vespo":
-        term_BS = clips.vespo(adv_BS, log_ratio_BS, torch.where(counts_BS, logp_BS.float(), 0.0))
+        term_BS = vespo(adv_BS, log_ratio_BS, torch.where(counts_BS, logp_BS.float(), 0.0))
     elif kind == "sapo":
-        term_BS = clips.sapo(adv_BS, ratio_BS, tau)
+        term_BS = sapo(adv_BS, ratio_BS, tau)
     else:
-        term_BS = clips.clipped(adv_BS, ratio_BS, low, high, ceiling=delta)
+        term_BS = clipped(adv_BS, ratio_BS, low, high, ceiling=delta)
     if off_policy is not None:
-        term_BS = term_BS * ratios.near_policy_rows(log_ratio_BS, adv_B, counts_BS, off_policy)
+        term_BS = term_BS * near_policy_rows(log_ratio_BS, adv_B, counts_BS, off_policy)
     kl_BS = None
     if ref_BS is not None:
-        kl_BS = ratios.k3(ratios.log_ratios(logp_BS, ref_BS, counts_BS))  # 0 at a log-ratio of 0, so 0 under the mask
+        kl_BS = k3(log_ratios(logp_BS, ref_BS, counts_BS))  # 0 at a log-ratio of 0, so 0 under the mask
         kl_BS = kl_BS * ratio_BS if kl_importance else kl_BS
     return PolicyTerms(term_BS, kl_BS, ratio_BS.detach())
 

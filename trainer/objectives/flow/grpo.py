@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from trainer.policies.base import Replays
 StochasticT = TypeVar("StochasticT", bound=StochasticSection)
 
 
-class StochasticObjective(ReplayedObjective, Generic[StochasticT]):
+class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
     """What these objectives share: counts, and the KL in closed form. Nothing is drawn: `seed` is not used."""
 
     def __init__(self, policy: Replays, config: StochasticT, *, micro_batch_size: int | None, seed: int) -> None:
@@ -50,9 +51,9 @@ class StochasticObjective(ReplayedObjective, Generic[StochasticT]):
         kl = kl_penalty(kl_BS[config.kl_type], batch.weight_N, mask_BS=found.mask_BS)
         return Term("loss/kl", kl, "terms", coef=config.kl_beta)
 
+    @abstractmethod
     def _surrogate(self, batch: RolloutBatch, found: Replayed) -> tuple[Tensor, Stats]:
         """The loss, summed over its terms."""
-        raise NotImplementedError
 
 
 class FlowGrpo(StochasticObjective[FlowGrpoConfig]):

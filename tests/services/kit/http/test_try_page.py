@@ -60,7 +60,7 @@ class BrightnessContest(FakeScorer):
         return [Score(sum(each > other for other in light) / others, {"light": each / 255}) for each in light]
 
     def score_item(self, item: Item) -> Result:
-        raise NotImplementedError("it compares")
+        raise AssertionError("this scorer compares: `score` is asked with a whole group")
 
 
 class HostileScorer(PromptLengthScorer):
