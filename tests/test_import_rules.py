@@ -80,6 +80,13 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.records.phases",
         "=wire.images",
     ),
+    "trainer.policies.tokens": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.samplers",
+        "trainer.policies",
+        "=wire.images",
+    ),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
     "trainer.migration": ("trainer.config", "trainer.data"),
     "trainer.data": (

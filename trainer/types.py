@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 if TYPE_CHECKING:  # prompt files are read and their mistakes said without waiting for torch
     import numpy as np
@@ -21,7 +21,7 @@ class Prompt:
     """One row of a prompt file.
 
     `weights` maps reward names to the weights of the row's data set; a reward that is not in it is never asked for.
-    `source_images` are the files an edit starts from, in order; none for text-to-image. Classifier-free guidance leads
+    `source_images` are files, in order: what an edit starts from, or what a question is about. Classifier-free guidance leads
     away from `negative_prompt`; None is the empty text.
     """
 
@@ -39,7 +39,11 @@ class Prompt:
 class Sample:
     """What the policy made of a prompt, once: images, a text, or both. The reward client takes it in this form.
 
-    `images` are uint8 (H, W, 3), each of its own size, in the order they were made.
+    Attributes:
+        images: uint8 (H, W, 3), each of its own size, in the order they were made.
+        text: the answer, without the tokens that only frame it.
+        tokens: what was drawn for the text, with the token that ended it.
+        finished: whether the text ended by itself; False where it was cut off at the longest length.
     """
 
     id: str
@@ -47,6 +51,37 @@ class Sample:
     prompt: Prompt
     images: tuple[np.ndarray, ...] = ()
     text: str | None = None
+    tokens: tuple[int, ...] = ()
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation. In a user's text `<image>` stands where an image is shown."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that a policy learns to continue: what the assistant says is trained on.
+
+    `images` are files, in the order in which they are shown; where no text says where, all come before the first user turn.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """Two answers to a prompt, of which `chosen` is the better one."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
 
 
 class Trace(Protocol):

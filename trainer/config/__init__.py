@@ -23,12 +23,21 @@ from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
 from trainer.config.optim import OptimConfig
-from trainer.config.policy import DiffusersConfig, FluxConfig, PolicyConfig, QwenImageConfig, Sd3Config, TinyConfig
+from trainer.config.policy import (
+    DiffusersConfig,
+    FluxConfig,
+    PolicyConfig,
+    QwenImageConfig,
+    Sd3Config,
+    TinyConfig,
+    sections,
+)
 from trainer.config.programs import PreferencesConfig, ProgramName, QuickstartBaseConfig, check_program
 from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
-from trainer.config.sampling import SamplingConfig
+from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
 from trainer.config.supervised_loss import SftLossConfig
+from trainer.config.vlm import VlmConfig
 
 __all__ = [
     "URL_VARIABLES",
@@ -45,6 +54,7 @@ __all__ = [
     "DistributedConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
+    "FlowSamplingConfig",
     "FluxConfig",
     "LoggingConfig",
     "LoraConfig",
@@ -62,13 +72,17 @@ __all__ = [
     "ServiceConfig",
     "SftLossConfig",
     "TinyConfig",
+    "TokenSamplingConfig",
+    "VlmConfig",
 ]
+
+_TEXT_TYPES = {"sampling": "tokens", "objective": "grpo"}  # what a policy that writes has where the recipe names none
 
 
 class Config(Section):
     """One run."""
 
-    default_types: ClassVar[Mapping[str, str]] = {"objective": "flow_grpo", "advantage": "gdpo"}
+    default_types: ClassVar[Mapping[str, str]] = {"sampling": "flow", "objective": "flow_grpo", "advantage": "gdpo"}
 
     run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
     output_dir: FilePath = Field("outputs", description="Where runs live.")
@@ -87,7 +101,7 @@ class Config(Section):
         "preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart).",
     )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How rollouts are drawn.")
+    sampling: SamplingConfig = Field(default_factory=FlowSamplingConfig, description="How rollouts are drawn.")
     objective: ObjectiveConfig = Field(
         default_factory=FlowGrpoConfig, description="The loss that turns advantages into a gradient."
     )
@@ -111,6 +125,18 @@ class Config(Section):
     @classmethod
     def _sections_have_types(cls, raw: Any) -> Any:
         return cls.with_types(raw)
+
+    @classmethod
+    def types_beside(cls, raw: Mapping[str, Any]) -> Mapping[str, str]:
+        """A policy that writes has sections of its own for how it samples and what it minimises."""
+        return {**cls.default_types, **_TEXT_TYPES} if _writes(raw) else cls.default_types
+
+    @classmethod
+    def with_types(cls, raw: Any) -> Any:
+        """As everywhere; and a policy that writes has its own sections also where the recipe leaves them out."""
+        if isinstance(raw, Mapping) and _writes(raw):
+            raw = {**{name: {} for name in _TEXT_TYPES}, **raw}
+        return super().with_types(raw)
 
     @property
     def deepspeed_owner(self) -> Owner:
@@ -138,6 +164,16 @@ class Config(Section):
             raise ValueError(
                 "program: quickstart_base trains policy.type = tiny from random weights; leave policy.checkpoint out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits(self) -> Config:
+        if (self.policy.family == "tokens") != isinstance(self.sampling, TokenSamplingConfig):
+            raise ValueError(
+                f"policy.type = {self.policy.type} does not sample by sampling.type = {self.sampling.type}; leave "
+                "sampling.type out"
+            )
+        self.evaluation.check_family(self.policy.family)
         return self
 
     @model_validator(mode="after")
@@ -257,3 +293,11 @@ class Config(Section):
                         f"{field} and data.train.{i}.path are both {held_out}; evaluate on prompts that training never sees"
                     )
         return self
+
+
+def _writes(raw: Mapping[str, Any]) -> bool:
+    """Whether the policy of these unchecked fields is one that writes texts."""
+    policy = raw.get("policy")
+    name = policy.get("type") if isinstance(policy, Mapping) else getattr(policy, "type", None)
+    section = sections().get(name) if isinstance(name, str) else None
+    return section is not None and section.family == "tokens"

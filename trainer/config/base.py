@@ -37,8 +37,14 @@ class Section(BaseModel):
         """Unchecked fields, with the default `type` of each section that leaves it out."""
         if not isinstance(raw, Mapping):
             return raw
-        given = {name: raw[name] for name in cls.default_types if isinstance(raw.get(name), Mapping)}
-        return {**raw, **{name: {"type": cls.default_types[name], **section} for name, section in given.items()}}
+        types = cls.types_beside(raw)
+        given = {name: raw[name] for name in types if isinstance(raw.get(name), Mapping)}
+        return {**raw, **{name: {"type": types[name], **section} for name, section in given.items()}}
+
+    @classmethod
+    def types_beside(cls, raw: Mapping[str, Any]) -> Mapping[str, str]:
+        """The default `type` of each field that has one, beside these unchecked fields."""
+        return cls.default_types
 
 
 def by_type(union: Any) -> dict[str, type[Any]]:

@@ -27,6 +27,9 @@ class EvaluationSetConfig(PromptFileConfig):
     guidance_scale: float | None = Field(
         None, ge=1, description="Classifier-free guidance; null is evaluation.guidance_scale."
     )
+    temperature: float | None = Field(
+        None, ge=0, le=10, description="Of texts; 0 always writes the likeliest token. Null is evaluation.temperature."
+    )
     rewards: tuple[str, ...] = Field((), description="Rewards asked for; empty is evaluation.rewards.")
     scoring: Scoring | None = Field(
         None, description="unigenbench/en or /zh: the benchmark's table from the judge's verdicts, beside the rewards."
@@ -77,7 +80,13 @@ class EvaluationConfig(Section):
     )
     height: int | None = Field(None, ge=8, description="Image height in pixels; null is sampling.height.")
     width: int | None = Field(None, ge=8, description="Image width in pixels; null is sampling.width.")
-    batch_size: int = Field(48, ge=1, description="How many samples are denoised together.")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="Of texts; 0 always writes the likeliest token. Null is sampling.temperature.",
+    )
+    batch_size: int = Field(48, ge=1, description="How many samples are drawn together.")
     rewards: tuple[str, ...] = Field(
         (), description="Rewards asked for at every evaluation; empty: all that training uses."
     )
@@ -116,6 +125,19 @@ class EvaluationConfig(Section):
         """Every prompt file that is named here, with its field."""
         plain = [] if self.path is None else [("evaluation.path", self.path)]
         return plain + [(f"evaluation.sets.{i}.path", each.path) for i, each in enumerate(self.sets)]
+
+    def check_family(self, family: str) -> None:
+        """Raises ValueError when a field says how images are drawn and the policy writes texts, or the other way round."""
+        images, texts = ("num_inference_steps", "guidance_scale", "height", "width"), ("temperature",)
+        idle, kind = (images, "draws images") if family == "tokens" else (texts, "writes texts")
+        for where, section in [("", self), *((f"sets.{i}.", each) for i, each in enumerate(self.sets))]:
+            for name in idle:
+                field = type(section).model_fields.get(name)
+                if field is not None and getattr(section, name) != field.default:
+                    raise ValueError(
+                        f"evaluation.{where}{name} = {getattr(section, name)} acts where the policy {kind}, which this one "
+                        "does not; leave it out"
+                    )
 
     def check_columns(self, columns: dict[str, str | None]) -> None:
         """Raises ValueError when a set's name, or what its table is made of, does not fit `rewards.columns`."""

@@ -1,6 +1,7 @@
 """The loss that turns advantages into a gradient: one section per objective of trainer/objectives, told apart by `type`.
 
-A section has the fields that act with its objective and no others.
+A section has the fields that act with its objective and no others. Those of images are here, those of text answers in
+`trainer.config.token_objective`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, by_type
+from trainer.config.token_objective import (
+    BnpoConfig,
+    CispoConfig,
+    DapoConfig,
+    DrGrpoLossConfig,
+    GrpoConfig,
+    LuspoConfig,
+    SapoConfig,
+    TokenSection,
+    VespoConfig,
+)
 
 ClipRange = Positive | tuple[float, float]
 KlType = Literal["velocity", "latent"]
@@ -17,7 +29,7 @@ TimestepDistribution = Literal["uniform", "logit_normal"]
 
 
 class ObjectiveSection(Section):
-    """What all objectives have."""
+    """What all objectives of images have."""
 
     kl_beta: float = Field(
         0.0,
@@ -160,6 +172,19 @@ class DiffusionDpoConfig(TimestepSection):
 
 
 ObjectiveConfig = Annotated[
-    FlowGrpoConfig | GrpoGuardConfig | DiffusionNftConfig | AwmConfig | DiffusionDpoConfig, Field(discriminator="type")
+    FlowGrpoConfig
+    | GrpoGuardConfig
+    | DiffusionNftConfig
+    | AwmConfig
+    | DiffusionDpoConfig
+    | GrpoConfig
+    | BnpoConfig
+    | DrGrpoLossConfig
+    | DapoConfig
+    | LuspoConfig
+    | SapoConfig
+    | CispoConfig
+    | VespoConfig,
+    Field(discriminator="type"),
 ]
-OBJECTIVES: dict[str, type[ObjectiveSection]] = by_type(ObjectiveConfig)
+OBJECTIVES: dict[str, type[ObjectiveSection | TokenSection]] = by_type(ObjectiveConfig)

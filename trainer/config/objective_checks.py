@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, TimestepSection
-from trainer.config.sampling import SamplingConfig
+from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
+from trainer.config.token_objective import DrGrpoLossConfig, TokenSection
 
 # Fields that shape stochastic steps; an objective that has none refuses them.
 _STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep_fraction")
@@ -11,6 +12,13 @@ _STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep
 
 def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError naming both fields and the remedy."""
+    if isinstance(objective, TokenSection) != (sampling.type == "tokens"):
+        what = "the tokens of texts" if isinstance(objective, TokenSection) else "images"
+        raise ValueError(
+            f"objective.type = {objective.type} trains on {what}, but sampling.type = {sampling.type}; choose two that fit"
+        )
+    if not isinstance(sampling, FlowSamplingConfig):
+        return
     if isinstance(objective, TimestepSection):
         _check_forward(objective.type, sampling)
     if objective.type == "grpo_guard" and sampling.kind == "cps":
@@ -21,11 +29,22 @@ def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> Non
     _check_pipeline(objective, sampling)
 
 
-def _check_forward(objective: str, sampling: SamplingConfig) -> None:
+def with_longest(objective: ObjectiveConfig, sampling: SamplingConfig) -> ObjectiveConfig:
+    """The objective with the length that it divides by, where it has one and the recipe leaves it to the sampling."""
+    if (
+        isinstance(objective, DrGrpoLossConfig)
+        and isinstance(sampling, TokenSamplingConfig)
+        and objective.longest is None
+    ):
+        return objective.model_copy(update={"longest": sampling.max_new_tokens})
+    return objective
+
+
+def _check_forward(objective: str, sampling: FlowSamplingConfig) -> None:
     named = f"objective.type = {objective}"
     for name in _STOCHASTIC:
         value = getattr(sampling, name)
-        if value != SamplingConfig.model_fields[name].default:
+        if value != FlowSamplingConfig.model_fields[name].default:
             value = list(value) if isinstance(value, tuple) else value
             raise ValueError(
                 f"sampling.{name} = {value} shapes stochastic steps, but {named} samples without noise; leave it out"
@@ -42,7 +61,7 @@ def _check_forward(objective: str, sampling: SamplingConfig) -> None:
         )
 
 
-def _check_pipeline(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
+def _check_pipeline(objective: ObjectiveConfig, sampling: FlowSamplingConfig) -> None:
     if sampling.pipeline == "on_policy":
         cap = objective.importance_cap if isinstance(objective, FlowGrpoConfig) else None
         if cap not in (None, FlowGrpoConfig.model_fields["importance_cap"].default):

@@ -9,6 +9,7 @@ from pydantic import Field
 from trainer.config.base import FilePath, by_type
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.network import LoraConfig, NetworkConfig, PolicySection
+from trainer.config.vlm import VlmConfig
 
 
 class TinyConfig(PolicySection):
@@ -72,7 +73,7 @@ class QwenImageConfig(DiffusersConfig):
 
 
 PolicyConfig = Annotated[
-    TinyConfig | Sd3Config | FluxConfig | QwenImageConfig | DeepGenConfig, Field(discriminator="type")
+    TinyConfig | Sd3Config | FluxConfig | QwenImageConfig | DeepGenConfig | VlmConfig, Field(discriminator="type")
 ]
 
 

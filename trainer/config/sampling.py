@@ -1,29 +1,55 @@
-"""How rollouts are made."""
+"""How rollouts are made: one section per family of policies, told apart by `type`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Section
+from trainer.config.base import Positive, Section, Share
 
 _PACE = ("sde_window_every", "sde_window_stride")
 _MOTION = ("sde_window_motion", *_PACE)
 
 
-class FlowSamplingConfig(Section):
-    """How a flow model draws its rollouts."""
+class RolloutSection(Section):
+    """What every family of policies has."""
 
-    type: Literal["flow"] = Field("flow", description="Which family of policies samples; flow denoises images.")
     prompts_per_step: int = Field(8, ge=1, description="P: how many distinct prompts a step has, over all ranks.")
     group_size: int = Field(
         12, ge=2, description="G: how many rollouts are drawn for each prompt; they are compared with one another."
     )
     micro_batch_size: int = Field(
-        24, ge=1, description="How many samples are denoised together: a multiple or a divisor of group_size."
+        24, ge=1, description="How many samples are drawn together: a multiple or a divisor of group_size."
     )
+    pipeline: Literal["on_policy", "one_step_off"] = Field(
+        "on_policy",
+        description="one_step_off: the next step is sampled while this step's rewards are computed, one update behind.",
+    )
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> RolloutSection:
+        big, small = max(self.micro_batch_size, self.group_size), min(self.micro_batch_size, self.group_size)
+        if big % small:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} and group_size = {self.group_size} do not fit: one must be "
+                f"a multiple of the other; try micro_batch_size = {self.group_size}"
+            )
+        total = self.prompts_per_step * self.group_size
+        if total % self.micro_batch_size:
+            raise ValueError(
+                f"prompts_per_step * group_size = {self.prompts_per_step} * {self.group_size} = {total} samples cannot be "
+                f"cut into micro-batches of micro_batch_size = {self.micro_batch_size}; try {self.group_size} or a divisor "
+                f"of {total}"
+            )
+        return self
+
+
+class FlowSamplingConfig(RolloutSection):
+    """How a flow model draws its rollouts."""
+
+    type: Literal["flow"] = Field("flow", description="Which family of policies samples; flow denoises images.")
     num_inference_steps: int = Field(6, ge=2, le=1000, description="Denoising steps of a training rollout.")
     kind: Literal["flow_sde", "cps", "dance_sde"] = Field(
         "cps", description="Which stochastic differential equation makes the stochastic steps."
@@ -73,10 +99,6 @@ class FlowSamplingConfig(Section):
     resolution_schedule: tuple[tuple[int, int, int], ...] = Field(
         (), description="[from_step, height, width] entries, rising; before the first one height and width hold."
     )
-    pipeline: Literal["on_policy", "one_step_off"] = Field(
-        "on_policy",
-        description="one_step_off: the next step is sampled while this step's rewards are computed, one update behind.",
-    )
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
         """Raises ValueError where one of these fields says something."""
@@ -122,23 +144,6 @@ class FlowSamplingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _micro_batches(self) -> FlowSamplingConfig:
-        big, small = max(self.micro_batch_size, self.group_size), min(self.micro_batch_size, self.group_size)
-        if big % small:
-            raise ValueError(
-                f"micro_batch_size = {self.micro_batch_size} and group_size = {self.group_size} do not fit: one must be "
-                f"a multiple of the other; try micro_batch_size = {self.group_size}"
-            )
-        total = self.prompts_per_step * self.group_size
-        if total % self.micro_batch_size:
-            raise ValueError(
-                f"prompts_per_step * group_size = {self.prompts_per_step} * {self.group_size} = {total} samples cannot be "
-                f"cut into micro-batches of micro_batch_size = {self.micro_batch_size}; try {self.group_size} or a divisor "
-                f"of {total}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _cps_noise(self) -> FlowSamplingConfig:
         if self.kind == "cps" and self.noise_level > 1:
             raise ValueError(
@@ -148,4 +153,21 @@ class FlowSamplingConfig(Section):
         return self
 
 
-SamplingConfig = FlowSamplingConfig  # a union by `type` once another family of policies samples
+class TokenSamplingConfig(RolloutSection):
+    """How a policy that writes draws its answers, token by token."""
+
+    type: Literal["tokens"] = Field(description="Which family of policies samples; tokens writes texts.")
+    max_new_tokens: int = Field(256, ge=1, le=65536, description="An answer is cut off after so many tokens.")
+    temperature: Positive = Field(
+        1.0, le=10, description="Logits are divided by this; log-probabilities are of that distribution."
+    )
+    top_p: Share = Field(
+        1.0, gt=0, description="Only the likeliest tokens that together have this share can be drawn; 1 is all."
+    )
+    top_k: int = Field(0, ge=0, description="Only so many likeliest tokens can be drawn; 0 is all.")
+    stop_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="Token ids that end an answer beside the model's own."
+    )
+
+
+SamplingConfig = Annotated[FlowSamplingConfig | TokenSamplingConfig, Field(discriminator="type")]

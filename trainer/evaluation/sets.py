@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import Config, EvaluationSetConfig
+from trainer.config import Config, EvaluationSetConfig, FlowSamplingConfig, TokenSamplingConfig
 from trainer.config.evaluation import judge_column
 from trainer.data.datasets import DataError, load_prompts
 from trainer.types import Prompt
@@ -22,6 +22,7 @@ class EvaluationSet:
         name: empty for the plain set, whose numbers are recorded under the rewards' own names.
         rewards: asked for at every evaluation; `final_rewards` only at the first and the last.
         judge: the column whose verdicts make UniGenBench's table; None for no table.
+        temperature: of texts; 0 always takes the likeliest token.
     """
 
     name: str
@@ -32,6 +33,7 @@ class EvaluationSet:
     rewards: tuple[str, ...]
     final_rewards: tuple[str, ...] = ()
     judge: str | None = None
+    temperature: float = 1.0
 
     @property
     def folder(self) -> str:
@@ -61,6 +63,9 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
     evaluation = config.evaluation
     # A program that trains on no reward is evaluated by all that the configuration has.
     asked = {name for prompt in train_rows for name in prompt.weights} or set(config.rewards.columns)
+    sampling = config.sampling
+    own_scale = sampling.guidance_scale if isinstance(sampling, FlowSamplingConfig) else 1.0
+    own_temperature = sampling.temperature if isinstance(sampling, TokenSamplingConfig) else 1.0
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
     plain = (
         []
@@ -92,10 +97,13 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
                 prompts=tuple(prompts),
                 duplicates=each.duplicates,
                 num_inference_steps=each.num_inference_steps or evaluation.num_inference_steps,
-                guidance_scale=each.guidance_scale or evaluation.guidance_scale or config.sampling.guidance_scale,
+                guidance_scale=each.guidance_scale or evaluation.guidance_scale or own_scale,
                 rewards=tuple(dict.fromkeys([*(each.rewards or rewards), *([judge] if judge else [])])),
                 final_rewards=evaluation.final_rewards,
                 judge=judge,
+                temperature=next(
+                    t for t in (each.temperature, evaluation.temperature, own_temperature) if t is not None
+                ),
             )
         )
     return sets

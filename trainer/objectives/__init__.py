@@ -10,6 +10,7 @@ from trainer.objectives.flow.forward import FORWARD
 from trainer.objectives.flow.grpo import STOCHASTIC
 from trainer.objectives.flow.supervised import Captions, Supervised
 from trainer.objectives.sum import Sum
+from trainer.objectives.tokens.policy import TOKENS
 from trainer.policies.base import Denoises, Policy
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-OBJECTIVES: dict[str, Entry] = {**STOCHASTIC, **FORWARD}
+OBJECTIVES: dict[str, Entry] = {**STOCHASTIC, **FORWARD, **TOKENS}
 
 
 def build_objective(policy: Policy, config: ObjectiveConfig, *, micro_batch_size: int | None, seed: int) -> Objective:

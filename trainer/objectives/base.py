@@ -40,7 +40,8 @@ class Entry:
     """An objective and what it needs of its surroundings.
 
     Attributes:
-        build: its class, whose `requires` the policy must have.
+        build: its class, whose `requires` the policy must have; it is given the policy, its section of the configuration,
+            `micro_batch_size` and `seed`.
         needs: what it asks of the sampling plan.
         reference: whether the policy must keep its starting weights, even without a KL.
     """

@@ -19,6 +19,15 @@ from trainer.types import Prompt, Replay, Rollout
 Solver = Literal["euler", "dpm2m"]
 
 
+class Plan(Protocol):
+    """How one call of `sample` draws: each family of policies has its own plan, and only its policies look inside."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """How many samples are drawn together."""
+        ...
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """How one call of `sample` denoises.
@@ -80,12 +89,12 @@ class Samples(Policy, Protocol):
     """A policy that draws samples for prompts."""
 
     def sample(
-        self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: SamplingPlan
+        self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: Any
     ) -> Iterator[Rollout]:
         """Yield micro-batches as they are decoded, in order: B = P * group_size, a group's samples side by side.
 
         Sample i depends on its prompt, `seeds_B[i]` (with `plan.same_noise` also its group's first seed) and the plan
-        alone, never on its neighbours.
+        alone, never on its neighbours. `plan` is what the policy's family makes (`trainer.policies.registry.Family`).
         """
         ...
 

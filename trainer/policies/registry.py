@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainer.config import Config
-    from trainer.policies.base import SamplingPlan
+    from trainer.policies.base import Plan
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,9 @@ class HeldOut(Protocol):
     @property
     def guidance_scale(self) -> float: ...
 
+    @property
+    def temperature(self) -> float: ...
+
 
 @dataclass(frozen=True)
 class Family:
@@ -113,9 +116,9 @@ class Family:
 
     policy: Callable[..., Any]
     check_plans: Callable[[Config, Any], None]
-    training_plan: Callable[[Config, int, PlanNeeds], SamplingPlan]
-    evaluation_plan: Callable[[Config, HeldOut], SamplingPlan]
-    comparison_plan: Callable[[int], SamplingPlan]
+    training_plan: Callable[[Config, int, PlanNeeds], Plan]
+    evaluation_plan: Callable[[Config, HeldOut], Plan]
+    comparison_plan: Callable[[int], Plan]
 
 
 def _reads_everything(section: PolicySection) -> list[TextLimit]:

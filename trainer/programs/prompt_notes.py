@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.config import Config
+from trainer.config import Config, FlowSamplingConfig
 from trainer.data.overlap import readers_of_targets
 from trainer.policies.registry import TextLimit, entry_of
 from trainer.types import Prompt
@@ -76,7 +76,7 @@ def _lost_targets(prompt: Prompt, place: int) -> list[str]:
 def _idle_negative_prompts(config: Config, prompts: Sequence[Prompt]) -> Note | None:
     """Of negative prompts that nothing leads away from."""
     count = sum(prompt.negative_prompt is not None for prompt in prompts)
-    if not count or config.sampling.guidance_scale != 1.0:
+    if not count or not isinstance(config.sampling, FlowSamplingConfig) or config.sampling.guidance_scale != 1.0:
         return None
     return Note(
         f"{count} of {len(prompts)} prompts have a negative_prompt, and training has no guidance that leads away from it "

@@ -19,6 +19,7 @@ from trainer.advantages import ESTIMATORS, RunningSpread, without_flat_groups
 from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
 from trainer.config import Config, ConfigError
 from trainer.config.advantage import GroupedSection
+from trainer.config.objective_checks import with_longest
 from trainer.data.captions import CaptionData, caption_prompts
 from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
 from trainer.data.overlap import settle
@@ -82,7 +83,8 @@ def build_updater(session: Session, left_out: Set[str]) -> Updater:
     """
     config, world, policy = session.config, session.world, session.policy
     micro_batch_size, updates = config.optim.micro_batch_size, config.optim.updates_per_rollout
-    objective = build_objective(policy, config.objective, micro_batch_size=micro_batch_size, seed=config.seed)
+    section = with_longest(config.objective, config.sampling)
+    objective = build_objective(policy, section, micro_batch_size=micro_batch_size, seed=config.seed)
     if config.sft is not None:
         captions = CaptionData(config.sft, config.seed)
         share = (world.rank, world.size)

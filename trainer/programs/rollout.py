@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.policies.base import SamplingPlan
+from trainer.policies.base import Plan
 from trainer.processes.distributed import World
 from trainer.rewards import Batch
 from trainer.seeds import sample_seed
@@ -33,7 +33,7 @@ class Drawn:
     batch: Batch
     position: dict[str, Any]
     seeds_B: Sequence[int]
-    plan: SamplingPlan
+    plan: Plan
     sampling_s: float
     flops: float
 

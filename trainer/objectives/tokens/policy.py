@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from trainer.config.objective import ObjectiveConfig
+from trainer.config.token_objective import (
+    CispoConfig,
+    ClippedTokenSection,
+    DrGrpoLossConfig,
+    LevelSection,
+    SapoConfig,
+    TokenSection,
+)
 from trainer.losses import PolicyKind, Reduction, Stats, Weights, highest, policy_terms, weigh
 from trainer.losses.clips import clip_bounds, is_cut
 from trainer.losses.policy import REDUCTIONS, Level
 from trainer.losses.terms import lowest, total
-from trainer.objectives.base import RolloutBatch, Term
+from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term
 from trainer.objectives.replayed import Replayed, ReplayedObjective
 from trainer.policies.base import Replays
+from trainer.types import Rollout
 
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
@@ -29,6 +39,7 @@ class TokenLoss:
         longest: the most tokens an answer may have; the divisor of reduction `cap`, which dr_grpo has.
         kl_beta: weight of the KL to the starting weights, estimated from the sampled tokens (k3).
         importance_cap: largest importance weight of answers that older weights drew.
+        mask_truncated: the tokens of answers that were cut off count for none; in `sample` they stay rows of value 0.
     """
 
     kind: PolicyKind = "dapo"
@@ -42,6 +53,7 @@ class TokenLoss:
     tau: tuple[float, float] = (1.0, 1.05)
     off_policy: float | None = None
     importance_cap: float = 5.0
+    mask_truncated: bool = False
 
 
 class TokenPolicy(ReplayedObjective):
@@ -57,6 +69,10 @@ class TokenPolicy(ReplayedObjective):
             raise ValueError(
                 f"reduction {self.reduction} with longest = {loss.longest}: `cap` divides by samples * longest, no other has one"
             )
+
+    def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
+        found = super().batches(fed, step)
+        return [replace(each, rollout=_whole(each.rollout)) for each in found] if self.loss.mask_truncated else found
 
     def counts(self, batch: RolloutBatch) -> dict[str, float]:
         return {"tokens": self._weights(batch).count.item()}
@@ -131,3 +147,49 @@ class TokenPolicy(ReplayedObjective):
             highs["ratio/replay_error"] = found.error
         lows = {"ratio/min": lowest(ratio_BS, counts_BS)}
         return Stats(counts_BS.sum().float(), sums, lows, highs)
+
+
+def _whole(rollout: Rollout) -> Rollout:
+    """The rollout with no token left of the answers that were cut off: what they would have come to is not known."""
+    finished_B = torch.tensor([sample.finished for sample in rollout.samples])
+    mask_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+    return replace(rollout, mask_BS=mask_BS & finished_B[:, None].to(mask_BS.device))
+
+
+def loss_of(config: TokenSection, kind: PolicyKind) -> TokenLoss:
+    """The loss that a section of the configuration describes."""
+    fields: dict[str, object] = {}
+    if isinstance(config, LevelSection):
+        fields["level"] = config.level
+    if isinstance(config, ClippedTokenSection):
+        clip = config.clip_range
+        fields |= {
+            "clip_range": (-clip[0], clip[1]) if isinstance(clip, tuple) else (clip, clip),
+            "delta": config.delta,
+        }
+    if isinstance(config, SapoConfig):
+        fields["tau"] = config.tau
+    if isinstance(config, CispoConfig):
+        fields["clip_range"] = (0.0, config.cap)
+    if isinstance(config, DrGrpoLossConfig):
+        fields["longest"] = config.longest
+    return TokenLoss(
+        kind=kind,
+        kl_beta=config.kl_beta,
+        kl_importance=config.kl_importance,
+        off_policy=config.off_policy,
+        importance_cap=config.importance_cap,
+        mask_truncated=config.mask_truncated,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+class ConfiguredTokenPolicy(TokenPolicy):
+    """`TokenPolicy` as the configuration describes it."""
+
+    def __init__(self, policy: Replays, config: ObjectiveConfig, *, micro_batch_size: int | None, seed: int) -> None:
+        assert isinstance(config, TokenSection), "the registry of objectives has checked it"
+        super().__init__(policy, loss_of(config, config.type), micro_batch_size=micro_batch_size)
+
+
+TOKENS: dict[str, Entry] = {name: Entry(ConfiguredTokenPolicy, PlanNeeds()) for name in REDUCTIONS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer.config import Config, SamplingConfig
+from trainer.config import Config, FlowSamplingConfig
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.registry import HeldOut, PlanNeeds
@@ -20,7 +20,7 @@ def training_plan(config: Config, step: int, needs: PlanNeeds) -> SamplingPlan:
     Args:
         needs: what the objective asks of it.
     """
-    sampling = config.sampling
+    sampling = _sampling(config)
     stochastic = [] if needs.deterministic else stochastic_steps(sampling.num_inference_steps, _window(config, step))
     fraction, chosen = sampling.timestep_fraction, _generator(config, "trained_steps", step)
     height, width = resolution(sampling, step)
@@ -44,7 +44,7 @@ def training_plan(config: Config, step: int, needs: PlanNeeds) -> SamplingPlan:
 
 def evaluation_plan(config: Config, chosen: HeldOut) -> SamplingPlan:
     """The plan of a held-out set: the ODE, with what the set and the evaluation say, else as in training."""
-    evaluation, sampling = config.evaluation, config.sampling
+    evaluation, sampling = config.evaluation, _sampling(config)
     return SamplingPlan(
         num_inference_steps=chosen.num_inference_steps,
         micro_batch_size=evaluation.batch_size,
@@ -67,7 +67,7 @@ def check_plans(config: Config, policy: FlowPolicy) -> None:
         policy.check_size(height, width)
 
 
-def resolution(sampling: SamplingConfig, step: int) -> tuple[int | None, int | None]:
+def resolution(sampling: FlowSamplingConfig, step: int) -> tuple[int | None, int | None]:
     """Height and width of the images after `step` finished steps; None is the model's own."""
     reached = [(height, width) for start, height, width in sampling.resolution_schedule if start <= step]
     return reached[-1] if reached else (sampling.height, sampling.width)
@@ -75,13 +75,18 @@ def resolution(sampling: SamplingConfig, step: int) -> tuple[int | None, int | N
 
 def image_sizes(config: Config) -> list[tuple[int | None, int | None]]:
     """Height and width of all images that a run will draw, in training and evaluation."""
-    sampling, evaluation = config.sampling, config.evaluation
+    sampling, evaluation = _sampling(config), config.evaluation
     sizes = [resolution(sampling, step) for step in (0, *(start for start, _, _ in sampling.resolution_schedule))]
     return list(dict.fromkeys([*sizes, (evaluation.height or sampling.height, evaluation.width or sampling.width)]))
 
 
+def _sampling(config: Config) -> FlowSamplingConfig:
+    assert isinstance(config.sampling, FlowSamplingConfig), "the configuration has checked it"
+    return config.sampling
+
+
 def _window(config: Config, step: int) -> tuple[int, int] | None:
-    sampling = config.sampling
+    sampling = _sampling(config)
     if sampling.sde_window_size is None:
         return sampling.sde_window
     return window_at(

@@ -1,0 +1,1 @@
+"""Policies that write texts, token by token."""

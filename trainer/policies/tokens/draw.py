@@ -1,0 +1,69 @@
+"""What a policy that writes is drawn with: the plan, the answers, and who draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """How one call of `sample` writes.
+
+    Attributes:
+        micro_batch_size: answers written together.
+        max_new_tokens: an answer is cut off after so many.
+        temperature: 0 always takes the likeliest token.
+        top_p, top_k: which tokens can be drawn (`trainer.samplers.tokens`); 1 and 0 are all.
+        stop_ids: ids that end an answer beside the model's own.
+    """
+
+    micro_batch_size: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A prompt as the network takes it.
+
+    Attributes:
+        ids_T: int64 token ids, one for each place that the network has, those of images included.
+        inputs: what else the processor made of it, such as pixels, each with the axes that it has for one text alone.
+    """
+
+    ids_T: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What was drawn for a reading.
+
+    Attributes:
+        tokens_S: int64, with the token that ended the answer, where one did.
+        logp_S: float32, of the distribution that each was drawn from.
+        finished: whether it ended by itself.
+        kept_SV: bool, which tokens could be drawn; None where all could.
+    """
+
+    tokens_S: Tensor
+    logp_S: Tensor
+    finished: bool
+    kept_SV: Tensor | None = None
+
+
+class Drawer(Protocol):
+    """Writes answers. An answer depends on its reading, its seed and the plan alone, never on its neighbours."""
+
+    def draw(
+        self, readings_P: Sequence[Reading], group_size: int, seeds_B: Sequence[int], plan: TokenPlan
+    ) -> list[Answer]:
+        """B = P * group_size answers, those to one reading side by side, all on the CPU."""
+        ...

@@ -1,0 +1,231 @@
+"""A vision-language model of transformers with its processor: prompts in, readings, batches and texts out.
+
+Axes: B rows, P prompts, T tokens of a prompt, S tokens of an answer, W = T + S of the longest row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trainer.config import ConfigError, VlmConfig
+from trainer.policies.tokens.draw import Reading
+from trainer.types import Conversation, Prompt, Turn
+
+IMAGE_MARK = "<image>"
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
+# Ends of the names of tokens that stand for an image, a part or the frame of one, in the tokenizers of the known families.
+_PLACEHOLDER = re.compile(
+    r"<\|?(?:image|video|audio|img|vision|global[-_]image|global-img|fake_token_around_image|image_soft_token|"
+    r"row_\d+_col_\d+)[\w|-]*>|<\|?(?:start|end|begin)_of_(?:image|audio|video)\|?>|\[IMG(?:_BREAK|_END)?\]",
+    re.IGNORECASE,
+)
+
+
+class TokenModel:
+    """The networks of a policy that writes.
+
+    Attributes:
+        network: the model, or the model with adapters around it.
+        banned_N: ids that can never be drawn: those that stand for an image, those that pad, and those that have no text.
+        ends: ids that end an answer.
+        about: a paragraph for the report.
+    """
+
+    def __init__(
+        self, network: nn.Module, processor: Any, config: VlmConfig, device: torch.device, *, about: str
+    ) -> None:
+        self.network, self.processor, self.config, self.device, self.about = network, processor, config, device, about
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.ends = _ends(network, self.tokenizer)
+        self.banned_N = torch.tensor(_banned(network, self.tokenizer, self.ends), dtype=torch.int64)
+        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+
+    def read(self, prompt: Prompt) -> Reading:
+        """The prompt as the network takes it, ready for an answer.
+
+        Raises:
+            ConfigError: its images cannot be read, are too many, do not fit its marks, or it is too long; it is named.
+        """
+        where = f"prompt {prompt.id!r} of data set {prompt.dataset!r}"
+        turns = [Turn("user", prompt.text)]
+        if self.config.system_prompt is not None:
+            turns.insert(0, Turn("system", self.config.system_prompt))
+        return self._read(where, turns, prompt.source_images, add_generation_prompt=True)
+
+    def read_conversation(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> Reading:
+        """Turns with their images, as `read` does."""
+        turns, where = list(conversation.turns), f"conversation {conversation.id!r}"
+        return self._read(where, turns, conversation.images, add_generation_prompt=add_generation_prompt)
+
+    def encode_answer(self, text: str) -> Tensor:
+        """The tokens (S,) of a given answer and of its end."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, self.ends[0]], dtype=torch.int64)
+
+    def decode(self, tokens_S: Tensor) -> str:
+        """The text of an answer, without the tokens that only frame it."""
+        return str(self.tokenizer.decode(tokens_S.tolist(), skip_special_tokens=True)).strip()
+
+    def collate(self, readings: Sequence[Reading], answers: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """A batch of the network's own inputs, on its device.
+
+        Prompts alone are padded on the left, where writing goes on at the right end of every row; prompts with answers on the
+        right, so that no row's positions depend on its neighbours.
+        """
+        if answers is None:
+            width = max(len(each.ids_T) for each in readings)
+            rows = [
+                torch.cat([each.ids_T.new_full((width - len(each.ids_T),), self.pad_id), each.ids_T])
+                for each in readings
+            ]
+            ids, kept = torch.stack(rows), [torch.arange(width) >= width - len(each.ids_T) for each in readings]
+        else:
+            rows = [torch.cat([each.ids_T, answer]) for each, answer in zip(readings, answers, strict=True)]
+            ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+            kept = [torch.arange(ids.shape[1]) < len(row) for row in rows]
+        batch = {"input_ids": ids, "attention_mask": torch.stack(kept).long(), **joined_inputs(readings)}
+        if "mm_token_type_ids" in batch:  # of prompts alone; an answer is text, and so is what pads
+            batch["mm_token_type_ids"] = _beside(readings, ids.shape[1], left=answers is None)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _read(self, where: str, turns: Sequence[Turn], paths: Sequence[str], *, add_generation_prompt: bool) -> Reading:
+        if len(paths) > self.config.max_images:
+            raise ConfigError(
+                f"{where} has {len(paths)} images, and policy.max_images = {self.config.max_images}; raise it, or leave the "
+                "row out"
+            )
+        messages = _messages(where, turns, len(paths))
+        try:
+            text = self.processor.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"policy.pretrained = {self.config.pretrained} has no chat template, without which no turn can be told from "
+                f"another: add chat_template.jinja to the folder ({error})"
+            ) from error
+        images = [_open(where, path) for path in paths]
+        given = {"images": [images]} if images else {}
+        made = dict(self.processor(text=[text], return_tensors="pt", **given))
+        ids_T = made.pop("input_ids")[0]
+        made.pop("attention_mask")
+        if len(ids_T) > self.config.max_prompt_tokens:
+            of_images = int(torch.isin(ids_T, torch.tensor(_image_ids(self.network))).sum())
+            raise ConfigError(
+                f"{where} has {len(ids_T)} tokens, {of_images} of them of its images, and policy.max_prompt_tokens = "
+                f"{self.config.max_prompt_tokens}: nothing is cut, because an image cannot be; raise it, or leave the row out"
+            )
+        return Reading(ids_T, made)
+
+
+def joined_inputs(readings: Sequence[Reading]) -> dict[str, Tensor]:
+    """What processors make beside ids, for several rows together.
+
+    Most families put the images of all rows one after the other on the first axis. Idefics3 and its kin have an axis of rows
+    and one of a row's images: there rows with fewer images are padded with zeros, which these models take for none.
+    """
+    names = dict.fromkeys(name for each in readings for name in each.inputs)
+    joined = {}
+    for name in names:
+        if name == "mm_token_type_ids":
+            joined[name] = next(each.inputs[name] for each in readings if name in each.inputs)
+            continue
+        given = [each.inputs[name] for each in readings if name in each.inputs]
+        if not _has_rows(name, given[0]):
+            joined[name] = torch.cat(given)
+            continue
+        most = [max(each.shape[axis] for each in given) for axis in range(1, given[0].dim())]
+        rows = given[0].new_zeros((len(readings), *most))
+        for row, each in enumerate(readings):
+            if name in each.inputs:
+                tensor = each.inputs[name][0]
+                place = tuple(slice(0, size) for size in tensor.shape)
+                rows[row][place] = tensor
+        joined[name] = rows
+    return joined
+
+
+def _has_rows(name: str, tensor: Tensor) -> bool:
+    """Whether the first axis is that of rows: (1, images, channels, height, width), or its mask without channels."""
+    return (name == "pixel_values" and tensor.dim() == 5) or (name == "pixel_attention_mask" and tensor.dim() == 4)
+
+
+def _beside(readings: Sequence[Reading], width: int, *, left: bool) -> Tensor:
+    """(B, width): which tokens are an image's, as the processor says, and 0 (text) for all others."""
+    rows = torch.zeros(len(readings), width, dtype=torch.int64)
+    for row, each in enumerate(readings):
+        if "mm_token_type_ids" in each.inputs:
+            length = len(each.ids_T)
+            place = slice(width - length, width) if left else slice(0, length)
+            rows[row, place] = each.inputs["mm_token_type_ids"][0]
+    return rows
+
+
+def _messages(where: str, turns: Sequence[Turn], count: int) -> list[dict[str, Any]]:
+    """Turns as chat templates take them, with each image where its mark is; without marks before the first user turn."""
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    if marks and marks != count:
+        raise ConfigError(
+            f"{where} has {marks} {IMAGE_MARK} marks and {count} images; give as many of one as of the other, or no mark"
+        )
+    waiting, messages = 0 if marks else count, []
+    for turn in turns:
+        content: list[dict[str, str]] = []
+        if turn.role == "user" and waiting:
+            content += [{"type": "image"}] * waiting
+            waiting = 0
+        for number, piece in enumerate(turn.text.split(IMAGE_MARK)):
+            if number:
+                content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        messages.append({"role": turn.role, "content": content})
+    if waiting:
+        raise ConfigError(f"{where} has {count} images, and no user turn that could show them")
+    return messages
+
+
+def _open(where: str, path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except _BROKEN as error:
+        raise ConfigError(f"{where}: its image {path} cannot be read ({error})") from error
+
+
+def _ends(network: Any, tokenizer: Any) -> list[int]:
+    """The ids that end an answer: the model's own first, then the tokenizer's."""
+    own = network.generation_config.eos_token_id if network.generation_config is not None else None
+    found = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    ends = list(dict.fromkeys(each for each in found if each is not None))
+    if not ends:
+        raise ConfigError("policy.pretrained: neither the model nor its tokenizer names a token that ends an answer")
+    return ends
+
+
+def _image_ids(network: Any) -> list[int]:
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    found = [getattr(network.config, name, None) for name in names]
+    return [each for each in found if isinstance(each, int)]
+
+
+def _banned(network: Any, tokenizer: Any, ends: Sequence[int]) -> list[int]:
+    """Ids that must never be drawn. A placeholder in an answer would ask for an image that is not there, and stop the run."""
+    placeholders = [i for i, name in _special(tokenizer).items() if _PLACEHOLDER.fullmatch(name)]
+    padding = [] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id]
+    # An embedding often has more rows than the tokenizer has texts; what has no text cannot be an answer.
+    rows = network.get_output_embeddings().weight.shape[0]
+    nameless = list(range(len(tokenizer), rows))
+    banned = {*placeholders, *_image_ids(network), *padding, *nameless} - set(ends)
+    return sorted(each for each in banned if each < rows)
+
+
+def _special(tokenizer: Any) -> Mapping[int, str]:
+    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}

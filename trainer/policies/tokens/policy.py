@@ -1,0 +1,158 @@
+"""The policy that all models that write share: it draws answers, and says how likely they are under its present weights.
+
+Axes: P prompts, G group, B = P*G answers, S tokens of an answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trainer.policies.lora import frozen_copy, keep_start, start_weights
+from trainer.policies.tokens.draw import Answer, Drawer, Reading, TokenPlan
+from trainer.policies.tokens.generate import GenerateDrawer
+from trainer.policies.tokens.model import TokenModel
+from trainer.policies.tokens.parts import part_of
+from trainer.policies.tokens.trace import AnswerTrace
+from trainer.samplers.tokens import allowed_logits, log_probs
+from trainer.types import Prompt, Replay, Rollout, Sample
+
+
+class TokenPolicy:
+    """Implements `Samples`, `Replays` and `NamesGroups` of `trainer.policies.base` for any TokenModel."""
+
+    def __init__(self, model: TokenModel, *, keep_reference: bool, drawer: Drawer | None = None) -> None:
+        self.model, self.drawer = model, drawer or GenerateDrawer(model)
+        self._keeps_reference = keep_reference
+        has_adapter = hasattr(model.network, "disable_adapter")
+        self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
+        if keep_reference and has_adapter:
+            keep_start(model.network)
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self.model.network
+
+    @property
+    def about(self) -> str:
+        return self.model.about
+
+    @property
+    def group_of(self) -> Mapping[str, str]:
+        """`vision`, `projector` and `language`: the parts of the model, each of which may have its own learning rate."""
+        return {name: part_of(name) for name, _ in self.trainable.named_parameters()}
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ConfigError naming the first prompt that cannot be read. Each is read once for it."""
+        for prompt in prompts:
+            self.model.read(prompt)
+
+    @torch.no_grad()
+    def sample(
+        self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: TokenPlan
+    ) -> Iterator[Rollout]:
+        rows = [(p, g) for p in range(len(prompts_P)) for g in range(group_size)]
+        readings: dict[int, Reading] = {}
+        for first in range(0, len(rows), plan.micro_batch_size):
+            chunk = rows[first : first + plan.micro_batch_size]
+            for p in dict.fromkeys(p for p, _ in chunk):
+                readings[p] = readings.get(p) or self.model.read(prompts_P[p])
+            answers = self._draw(chunk, readings, seeds_B[first : first + len(chunk)], plan)
+            yield self._rollout(prompts_P, chunk, readings, answers, plan)
+            readings = {p: readings[p] for p in {chunk[-1][0]}}  # of a group that goes on in the next micro-batch
+
+    def parts(self, rollout: Rollout) -> list[slice]:
+        return [slice(0, rollout.logp_BS.shape[1])]  # all tokens come out of one forward pass
+
+    def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
+        trace = cast(AnswerTrace, rollout.trace)
+        logp_BS = self._logp(self.model.network, trace)
+        if not reference:
+            return Replay(logp_BS)
+        with torch.no_grad(), self._reference() as network:
+            return Replay(logp_BS, reference_BS=self._logp(network, trace))
+
+    def _draw(
+        self, chunk: Sequence[tuple[int, int]], readings: Mapping[int, Reading], seeds: Sequence[int], plan: TokenPlan
+    ) -> list[Answer]:
+        """The answers of a micro-batch: whole groups together, or a part of one."""
+        sizes = [len(list(group)) for _, group in itertools.groupby(chunk, key=lambda row: row[0])]
+        prompts = list(dict.fromkeys(p for p, _ in chunk))
+        if len(set(sizes)) == 1:
+            return self.drawer.draw([readings[p] for p in prompts], sizes[0], seeds, plan)
+        answers, start = [], 0
+        for p, size in zip(prompts, sizes, strict=True):  # the last micro-batch of an evaluation may cut a group
+            answers += self.drawer.draw([readings[p]], size, seeds[start : start + size], plan)
+            start += size
+        return answers
+
+    def _rollout(
+        self,
+        prompts_P: Sequence[Prompt],
+        chunk: Sequence[tuple[int, int]],
+        readings: Mapping[int, Reading],
+        answers: Sequence[Answer],
+        plan: TokenPlan,
+    ) -> Rollout:
+        samples = [
+            Sample(
+                f"{prompts_P[p].id}#{p}-{g}",
+                f"{prompts_P[p].id}#{p}",
+                prompts_P[p],
+                text=self.model.decode(answer.tokens_S),
+                tokens=tuple(answer.tokens_S.tolist()),
+                finished=answer.finished,
+            )
+            for (p, g), answer in zip(chunk, answers, strict=True)
+        ]
+        trace = AnswerTrace(
+            [readings[p] for p, _ in chunk],
+            [answer.tokens_S for answer in answers],
+            plan.temperature,
+            [answer.kept_SV for answer in answers],
+        )
+        return Rollout(
+            samples=samples,
+            group_B=torch.tensor([p for p, _ in chunk]),
+            logp_BS=pad_sequence([answer.logp_S for answer in answers], batch_first=True),
+            mask_BS=pad_sequence([torch.ones(len(a.tokens_S), dtype=torch.bool) for a in answers], batch_first=True),
+            trace=trace,
+            # Tokens written one by one and all tokens read at once differ in the last bits: ratios are to what is read.
+            resized=True,
+        )
+
+    def _logp(self, network: nn.Module, trace: AnswerTrace) -> Tensor:
+        """(B, S) float32 log-probabilities of the answers' tokens, 0 behind their ends."""
+        model, lengths = self.model, [len(each.ids_T) for each in trace.readings_B]
+        batch = model.collate(trace.readings_B, trace.tokens_B)
+        # Logits at place i are of token i + 1; those of prompts are not needed, and a vocabulary is wide.
+        first, last = min(lengths) - 1, batch["input_ids"].shape[1] - 1
+        places = torch.arange(first, last, device=model.device)
+        logits_BWV: Tensor = cast(Any, network)(**batch, logits_to_keep=places, use_cache=False).logits
+        rows = []
+        for row, (length, tokens_S) in enumerate(zip(lengths, trace.tokens_B, strict=True)):
+            start = length - 1 - first
+            logits_SV = allowed_logits(logits_BWV[row, start : start + len(tokens_S)], model.banned_N)
+            kept_SV = trace.kept_B[row]
+            logp_SV = log_probs(
+                logits_SV / (trace.temperature or 1.0), None if kept_SV is None else kept_SV.to(model.device)
+            )
+            rows.append(logp_SV.gather(-1, tokens_S.to(model.device)[:, None])[:, 0])
+        return pad_sequence(rows, batch_first=True)
+
+    @contextmanager
+    def _reference(self) -> Iterator[nn.Module]:
+        """The network with its starting weights."""
+        if not self._keeps_reference:
+            raise ValueError("this policy was built without a reference; build it with keep_reference=True")
+        if self._copy is not None:
+            yield self._copy
+            return
+        with start_weights(self.model.network):
+            yield self.model.network
