@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.support.tiny_vlm import make_vlm, save_pictures
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.tiny_vlm import AROUND, IMAGE
 
+from tests.support.tiny_vlm import AROUND, IMAGE
 from trainer.config import ConfigError, VlmConfig
 from trainer.policies.base import Replays, Samples, regroup
 from trainer.policies.tokens.draw import TokenPlan
@@ -146,7 +146,7 @@ def test_a_prompt_that_cannot_be_read_is_named(vlm_folder: Path, prompt: Prompt,
 
 
 def test_too_many_images(policy: TokenPolicy, pictures: list[str]) -> None:
-    with pytest.raises(ConfigError, match="has 5 images, and policy.max_images = 4"):
+    with pytest.raises(ConfigError, match=r"has 5 images, and policy\.max_images = 4"):
         policy.check_prompts([Prompt("a", "which ?", source_images=(*pictures, pictures[0]))])
 
 
