@@ -1,0 +1,92 @@
+"""The Idefics3 network of a nanoVLM model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
+
+from trainer.config.nanovlm import NanoVlmConfig
+
+
+class WholeTiles(Idefics3VisionEmbeddings):
+    """Patch embeddings of tiles that are full: patch i has position i, as in nanoVLM.
+
+    Idefics3's own find a patch's position from its place as a fraction of the side. In bfloat16 that is off by one for most
+    numbers of patches a side that are no power of two (6, 7, 9 to 14, ...), in float32 for some (19, 25, 29, ...).
+    """
+
+    def forward(self, pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
+        embedded: Tensor = self.patch_embedding(pixel_values)
+        return embedded.flatten(2).transpose(1, 2) + self.position_embedding.weight
+
+
+def idefics3_config(settings: NanoVlmConfig, image_token_id: int, pad_token_id: int | None, end: int | None) -> Any:
+    """transformers' configuration of the same network.
+
+    Args:
+        image_token_id, pad_token_id, end: ids of the tokenizer: nanoVLM's files do not hold them.
+    """
+    vision = Idefics3VisionConfig(
+        hidden_size=settings.vit_hidden_dim,
+        intermediate_size=settings.vit_inter_dim,
+        num_hidden_layers=settings.vit_n_blocks,
+        num_attention_heads=settings.vit_n_heads,
+        image_size=settings.vit_img_size,
+        patch_size=settings.vit_patch_size,
+        layer_norm_eps=settings.vit_ln_eps,
+        hidden_act="gelu_pytorch_tanh",
+    )
+    text = {
+        "model_type": "llama",
+        "hidden_size": settings.lm_hidden_dim,
+        "intermediate_size": settings.lm_inter_dim,
+        "num_hidden_layers": settings.lm_n_blocks,
+        "num_attention_heads": settings.lm_n_heads,
+        "num_key_value_heads": settings.lm_n_kv_heads,
+        "head_dim": settings.lm_hidden_dim // settings.lm_n_heads,
+        "vocab_size": settings.lm_vocab_size,
+        "rms_norm_eps": settings.lm_rms_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(settings.lm_re_base)},
+        "max_position_embeddings": settings.lm_max_position_embeddings,
+        "tie_word_embeddings": settings.lm_tie_weights,
+        "pad_token_id": pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": end,
+    }
+    return Idefics3Config(
+        vision_config=vision,
+        text_config=text,
+        scale_factor=settings.mp_pixel_shuffle_factor,
+        image_token_id=image_token_id,
+        pad_token_id=pad_token_id,
+        tie_word_embeddings=settings.lm_tie_weights,
+    )
+
+
+def place_whole_tiles(network: Any) -> None:
+    """Let the network's vision encoder place patches as nanoVLM does. Names and numbers of the weights stay."""
+    vision = network.model.vision_model
+    own = vision.embeddings
+    with torch.device("meta"):
+        whole = WholeTiles(vision.config)
+    whole.patch_embedding, whole.position_embedding = own.patch_embedding, own.position_embedding
+    vision.embeddings = whole
+
+
+def new_network(config: Any, dtype: torch.dtype) -> Any:
+    """The network of a configuration with random weights, in evaluation mode."""
+    network: Any = Idefics3ForConditionalGeneration(config)
+    network.to(dtype)
+    place_whole_tiles(network)
+    return network.eval()
+
+
+def load_state(network: Any, state: dict[str, Tensor]) -> None:
+    """Put all weights in, in the network's own type. Tied weights stay tied."""
+    network.load_state_dict(state, strict=True)
+    network.tie_weights()
