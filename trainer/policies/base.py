@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.samplers.flow_sde import Kind
-from trainer.types import Prompt, Replay, Rollout
+from trainer.types import Conversation, Prompt, Replay, Rollout
 
 Solver = Literal["euler", "dpm2m"]
 
@@ -149,12 +149,34 @@ class Denoises(Policy, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class GivenText:
+    """A conversation as a policy reads it: how it begins, and S tokens after that, of which some are learnt.
+
+    Attributes:
+        reading: how it begins, with all its images; nobody but the policy that made it looks inside.
+        tokens: the S tokens that follow, up to the end of the last answer.
+        learnt: which of them the assistant says, the tokens that end its turns included.
+        length: tokens of it all, the places of images included.
+    """
+
+    reading: Any
+    tokens: tuple[int, ...]
+    learnt: tuple[bool, ...]
+    length: int
+
+
 @runtime_checkable
 class ReadsTokens(Policy, Protocol):
-    """A policy that reads given texts, such as the two answers of a preference."""
+    """A policy that reads given texts: the turns of a conversation, or the two answers of a preference."""
 
-    def logp(self, batch: Any, *, reference: bool = False) -> Tensor:
-        """logp_BS (B, S), float32: the log-probability of each token of the batch given those before it.
+    def read_conversation(self, conversation: Conversation) -> GivenText:
+        """The conversation as tokens. Raises ConfigError, naming it, where it cannot be read."""
+        ...
+
+    def logp(self, readings_B: Sequence[Any], answers_B: Sequence[Sequence[int]], *, reference: bool = False) -> Tensor:
+        """logp_BS (B, S), float32, differentiable: the log-probability of each token of the answers given all before it, S the
+        longest answer. A row does not depend on its neighbours; what lies behind its end means nothing.
 
         Args:
             reference: under the frozen starting weights, without gradient.

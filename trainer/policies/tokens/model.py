@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.config import ConfigError, VlmConfig
+from trainer.policies.tokens.conversations import IMAGE_MARK
 from trainer.policies.tokens.draw import Reading
-from trainer.types import Conversation, Prompt, Turn
+from trainer.types import Prompt, Turn
 
-IMAGE_MARK = "<image>"
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
 # Ends of the names of tokens that stand for an image, a part or the frame of one, in the tokenizers of the known families.
 _PLACEHOLDER = re.compile(
@@ -57,17 +57,12 @@ class TokenModel:
         turns = [Turn("user", prompt.text)]
         if self.config.system_prompt is not None:
             turns.insert(0, Turn("system", self.config.system_prompt))
-        return self._read(where, turns, prompt.source_images, add_generation_prompt=True)
+        return self.read_turns(where, turns, prompt.source_images)
 
-    def read_conversation(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> Reading:
-        """Turns with their images, as `read` does."""
-        turns, where = list(conversation.turns), f"conversation {conversation.id!r}"
-        return self._read(where, turns, conversation.images, add_generation_prompt=add_generation_prompt)
-
-    def encode_answer(self, text: str) -> Tensor:
-        """The tokens (S,) of a given answer and of its end."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*ids, self.ends[0]], dtype=torch.int64)
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text alone, without those that the tokenizer puts around a whole one."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def decode(self, tokens_S: Tensor) -> str:
         """The text of an answer, without the tokens that only frame it."""
@@ -95,22 +90,14 @@ class TokenModel:
             batch["mm_token_type_ids"] = _beside(readings, ids.shape[1], left=answers is None)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _read(self, where: str, turns: Sequence[Turn], paths: Sequence[str], *, add_generation_prompt: bool) -> Reading:
+    def read_turns(self, where: str, turns: Sequence[Turn], paths: Sequence[str]) -> Reading:
+        """Turns with their images, ready for an answer. `where` names them. Raises ConfigError as `read` does."""
         if len(paths) > self.config.max_images:
             raise ConfigError(
                 f"{where} has {len(paths)} images, and policy.max_images = {self.config.max_images}; raise it, or leave the "
                 "row out"
             )
-        messages = _messages(where, turns, len(paths))
-        try:
-            text = self.processor.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"policy.pretrained = {self.config.pretrained} has no chat template, without which no turn can be told from "
-                f"another: add chat_template.jinja to the folder ({error})"
-            ) from error
+        text = self.rendered(where, turns, len(paths), is_asked=True)
         images = [_open(where, path) for path in paths]
         given = {"images": [images]} if images else {}
         made = dict(self.processor(text=[text], return_tensors="pt", **given))
@@ -123,6 +110,24 @@ class TokenModel:
                 f"{self.config.max_prompt_tokens}: nothing is cut, because an image cannot be; raise it, or leave the row out"
             )
         return Reading(ids_T, made)
+
+    def rendered(self, where: str, turns: Sequence[Turn], num_images: int, *, is_asked: bool) -> str:
+        """Turns as the chat template writes them, an image as its mark.
+
+        Args:
+            is_asked: with the beginning of an answer.
+
+        Raises:
+            ConfigError: there is no chat template, or the images do not fit their marks.
+        """
+        messages = _messages(where, turns, num_images)
+        try:
+            return str(self.processor.apply_chat_template(messages, add_generation_prompt=is_asked, tokenize=False))
+        except ValueError as error:
+            raise ConfigError(
+                f"policy.pretrained = {self.config.pretrained} has no chat template, without which no turn can be told from "
+                f"another: add chat_template.jinja to the folder ({error})"
+            ) from error
 
 
 def joined_inputs(readings: Sequence[Reading]) -> dict[str, Tensor]:

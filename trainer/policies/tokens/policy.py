@@ -14,18 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from trainer.policies.base import GivenText
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
+from trainer.policies.tokens.conversations import given_text
 from trainer.policies.tokens.draw import Answer, Drawer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.parts import part_of
 from trainer.policies.tokens.trace import AnswerTrace
 from trainer.samplers.tokens import allowed_logits, log_probs
-from trainer.types import Prompt, Replay, Rollout, Sample
+from trainer.types import Conversation, Prompt, Replay, Rollout, Sample
+
+_NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 class TokenPolicy:
-    """Implements `Samples`, `Replays` and `NamesGroups` of `trainer.policies.base` for any TokenModel."""
+    """Implements `Samples`, `Replays`, `ReadsTokens` and `NamesGroups` of `trainer.policies.base` for any TokenModel."""
 
     def __init__(self, model: TokenModel, *, keep_reference: bool, drawer: Drawer | None = None) -> None:
         self.model, self.drawer = model, drawer or GenerateDrawer(model)
@@ -78,6 +82,22 @@ class TokenPolicy:
         with torch.no_grad(), self._reference() as network:
             return Replay(logp_BS, reference_BS=self._logp(network, trace))
 
+    def read_conversation(self, conversation: Conversation) -> GivenText:
+        """Raises ConfigError, naming the conversation, where it cannot be read."""
+        return given_text(self.model, conversation)
+
+    def logp(
+        self, readings_B: Sequence[Reading], answers_B: Sequence[Sequence[int]], *, reference: bool = False
+    ) -> Tensor:
+        """Of the model's own distribution, of which nothing is banned: what is given may hold any token, and to learn a text
+        is also to unlearn what does not belong into it."""
+        tokens_B = [torch.tensor(answer, dtype=torch.int64) for answer in answers_B]
+        trace = AnswerTrace(readings_B, tokens_B, 1.0, [None] * len(tokens_B))
+        if not reference:
+            return self._logp(self.model.network, trace, banned_N=_NOTHING)
+        with torch.no_grad(), self._reference() as network:
+            return self._logp(network, trace, banned_N=_NOTHING)
+
     def _draw(
         self, chunk: Sequence[tuple[int, int]], readings: Mapping[int, Reading], seeds: Sequence[int], plan: TokenPlan
     ) -> list[Answer]:
@@ -127,8 +147,8 @@ class TokenPolicy:
             resized=True,
         )
 
-    def _logp(self, network: nn.Module, trace: AnswerTrace) -> Tensor:
-        """(B, S) float32 log-probabilities of the answers' tokens, 0 behind their ends."""
+    def _logp(self, network: nn.Module, trace: AnswerTrace, banned_N: Tensor | None = None) -> Tensor:
+        """(B, S) float32 log-probabilities of the answers' tokens, 0 behind their ends. None bans what is never drawn."""
         model, lengths = self.model, [len(each.ids_T) for each in trace.readings_B]
         batch = model.collate(trace.readings_B, trace.tokens_B)
         # Logits at place i are of token i + 1; those of prompts are not needed, and a vocabulary is wide.
@@ -138,7 +158,9 @@ class TokenPolicy:
         rows = []
         for row, (length, tokens_S) in enumerate(zip(lengths, trace.tokens_B, strict=True)):
             start = length - 1 - first
-            logits_SV = allowed_logits(logits_BWV[row, start : start + len(tokens_S)], model.banned_N)
+            logits_SV = allowed_logits(
+                logits_BWV[row, start : start + len(tokens_S)], model.banned_N if banned_N is None else banned_N
+            )
             kept_SV = trace.kept_B[row]
             logp_SV = log_probs(
                 logits_SV / (trace.temperature or 1.0), None if kept_SV is None else kept_SV.to(model.device)
