@@ -10,11 +10,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from trainer.config import Config, ConfigError, DeepGenConfig, FluxConfig, Sd3Config, TinyConfig
+from trainer.config import Config, ConfigError, DeepGenConfig, FluxConfig, Sd3Config, TinyConfig, VlmConfig
 from trainer.config.advantage import ESTIMATORS
+from trainer.config.base import by_type
 from trainer.config.errors import field_paths
 from trainer.config.file import load_config
 from trainer.config.objective import OBJECTIVES
+from trainer.config.sampling import SamplingConfig
 
 BASE: dict[str, Any] = {
     "run_name": "test",
@@ -36,14 +38,19 @@ POLICIES: list[dict[str, Any]] = [
     {"type": "sd3", "pretrained": "sd3", "lora": {}},
     {"type": "flux", "pretrained": "flux"},
     {"type": "deepgen"},
+    {"type": "vlm", "pretrained": "vlm"},
 ]
-MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig}
+MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig, "vlm": VlmConfig}
 # Sections that BASE lacks because its program is rl.
 OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
     "preferences": {"path": "pairs.jsonl"},
     "quickstart": {"output": "base.safetensors"},
 }
-UNIONS: dict[str, Mapping[str, type[BaseModel]]] = {"objective": OBJECTIVES, "advantage": ESTIMATORS}
+UNIONS: dict[str, Mapping[str, type[BaseModel]]] = {
+    "sampling": by_type(SamplingConfig),
+    "objective": OBJECTIVES,
+    "advantage": ESTIMATORS,
+}
 
 TEXT, WHOLE, NUMBER, FLAG = "must be a text", "must be a whole number", "must be a number", "must be true or false"
 FIELDS = "must be a mapping of fields"
@@ -69,7 +76,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "quickstart.char_noise": ("1.2", "less than or equal to 1"),
     "quickstart.color_noise": ("-0.1", "greater than or equal to 0"),
     "policy": ("tiny", FIELDS),
-    "policy.type": ("tinny", "must be one of 'tiny', 'sd3', 'flux', 'qwen_image', 'deepgen'"),
+    "policy.type": ("tinny", "must be one of 'tiny', 'sd3', 'flux', 'qwen_image', 'deepgen', 'vlm'"),
     "policy.checkpoint": ("7", TEXT),
     "policy.num_layers": ("65", "less than or equal to 64"),
     "policy.num_heads": ("0", "greater than or equal to 1"),
@@ -88,6 +95,10 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.conditioning": ("alone", "'single' or 'padded'"),
     "policy.image_size": ("500", "multiple of 32"),
     "policy.distilled_guidance": ("-1", "greater than or equal to 0"),
+    "policy.freeze": ("ears", "must be a list"),
+    "policy.system_prompt": ("7", TEXT),
+    "policy.max_prompt_tokens": ("0", "greater than or equal to 1"),
+    "policy.max_images": ("-1", "greater than or equal to 0"),
     "policy.lora": ("32", FIELDS),
     "policy.lora.path": ("''", "at least 1 character"),
     "policy.lora.rank": ("0", "greater than or equal to 1"),
@@ -115,11 +126,24 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.width": ("'64'", WHOLE),
     "sampling.resolution_schedule": ("64", "must be a list"),
     "sampling.pipeline": ("async", "'on_policy' or 'one_step_off'"),
-    "sampling.type": ("tokens", "must be 'flow'"),
+    "sampling.type": ("words", "must be one of 'flow', 'tokens'"),
+    "sampling.max_new_tokens": ("0", "greater than or equal to 1"),
+    "sampling.temperature": ("0", "greater than 0"),
+    "sampling.top_p": ("0", "greater than 0"),
+    "sampling.top_k": ("-1", "greater than or equal to 0"),
+    "sampling.stop_ids": ("2", "must be a list"),
     "objective": ("3", FIELDS),
     "advantage": ("gdpo", FIELDS),
     "advantage.type": ("ppo", "'gdpo', 'grpo'"),
     "objective.clip_range": ("0", "greater than 0"),
+    "objective.level": ("word", "'token' or 'sequence'"),
+    "objective.delta": ("1", "greater than 1"),
+    "objective.kl_importance": ("2", FLAG),
+    "objective.mask_truncated": ("2", FLAG),
+    "objective.off_policy": ("0", "greater than 0"),
+    "objective.longest": ("0", "greater than or equal to 1"),
+    "objective.tau": ("[1]", "must have more entries"),
+    "objective.cap": ("0.5", "greater than or equal to 1"),
     "advantage.adv_clip": ("-5", "greater than 0"),
     "advantage.eps": ("null", NUMBER),
     "advantage.min_valid": ("1", "greater than or equal to 2"),
@@ -228,6 +252,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.path": ("''", "at least 1 character"),
     "evaluation.every": ("0", "greater than or equal to 1"),
     "evaluation.num_inference_steps": ("1001", "less than or equal to 1000"),
+    "evaluation.temperature": ("-1", "greater than or equal to 0"),
     "evaluation.batch_size": ("0", "greater than or equal to 1"),
     "evaluation.rewards": ("ocr", "must be a list"),
     "evaluation.final_rewards": ("{}", "must be a list"),
@@ -250,6 +275,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.sets.*.duplicates": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.num_inference_steps": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.guidance_scale": ("0.5", "greater than or equal to 1"),
+    "evaluation.sets.*.temperature": ("11", "less than or equal to 10"),
     "evaluation.sets.*.rewards": ("ocr", "must be a list"),
     "evaluation.sets.*.scoring": ("geneval", "'unigenbench/en' or 'unigenbench/zh'"),
     "evaluation.sets.*.max_prompts": ("0", "greater than or equal to 1"),
@@ -365,7 +391,7 @@ def test_a_run_of_rl_needs_a_training_set(tmp_path: Path) -> None:
 
 def test_a_policy_without_a_type_is_told_the_types(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"  policy\.type: missing; give one of 'tiny', 'sd3', 'flux', 'qwen_image', 'deepgen'"
+        ConfigError, match=r"  policy\.type: missing; give one of 'tiny', 'sd3', 'flux', 'qwen_image', 'deepgen', 'vlm'"
     ):
         load_config(write(tmp_path, BASE | {"policy": {"num_layers": 2}}), Config)
 

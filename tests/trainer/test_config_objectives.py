@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.config import Config, ConfigError, ObjectiveConfig, SamplingConfig, SftLossConfig
+from trainer.config import Config, ConfigError, FlowSamplingConfig, ObjectiveConfig, SftLossConfig
 from trainer.config.file import load_config
 from trainer.config.objective_checks import check_objective
 
@@ -40,7 +40,8 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     "dpo": ({"objective": {"dpo_beta": 500.0}}, "dpo_beta = 500.0 acts with objective.type = diffusion_dpo, but"),
     "nothing_to_clip": (
         {"objective": {"type": "diffusion_nft", "clip_range": 0.2}},
-        "clip_range = 0.2 acts with objective.type = flow_grpo or grpo_guard or awm, but objective.type = diffusion_nft",
+        "clip_range = 0.2 acts with objective.type = flow_grpo or grpo_guard or awm or grpo or bnpo or dr_grpo or dapo or luspo, "
+        "but objective.type = diffusion_nft",
     ),
     "draws_of_no_process": (
         {"objective": {"timestep_draws": 2}},
@@ -145,7 +146,7 @@ CONTRADICT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_an_objective_and_its_sampling_must_fit(case: str) -> None:
     fields, sampling, words = CONTRADICT[case]
     with pytest.raises(ValueError, match=re.escape(words)):
-        check_objective(objective(**fields), SamplingConfig.model_validate(sampling))
+        check_objective(objective(**fields), FlowSamplingConfig.model_validate(sampling))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_an_objective_and_its_sampling_must_fit(case: str) -> None:
     ],
 )
 def test_what_fits_is_taken(fields: dict[str, Any], sampling: dict[str, Any]) -> None:
-    section, taken = objective(**fields), SamplingConfig.model_validate(sampling)
+    section, taken = objective(**fields), FlowSamplingConfig.model_validate(sampling)
     check_objective(section, taken)  # raises where the two do not fit
     assert {**section.model_dump(), **fields} == section.model_dump()
     assert {**taken.model_dump(), **sampling} == taken.model_dump()
