@@ -110,6 +110,8 @@ class Rollout:
             are, so that a loss can be divided by what counts before anything is computed again.
         trace: the policy's own record of the samples.
         behind: how many updates the weights have had since they drew these samples.
+        version: how many updates the weights had that drew them, where another engine did, with copies of the weights and
+            numbers of its own; None where the policy itself did.
         resized: whether this is another micro-batch than the sampled one. The same log-probability, computed with other
             neighbours, may differ in the last bits.
         seconds: how long the phases of sampling took (`encode`, `denoise`, `decode`), where the policy has such.
@@ -121,6 +123,7 @@ class Rollout:
     mask_BS: Tensor | None
     trace: Trace
     behind: int = 0
+    version: int | None = None
     resized: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 

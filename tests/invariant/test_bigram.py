@@ -134,6 +134,34 @@ def test_older_answers_are_corrected_for(loss: str) -> None:
     assert row["importance/mean"] != 1 and "ratio/replay_error" not in row
 
 
+def test_answers_of_another_engine_are_compared_and_corrected_for() -> None:
+    """A server says it drew each token with e^0.1 of the share that the policy gives it, every other one with e^-0.3.
+
+    By hand: w is e^-0.1 and e^0.3 by turns; mean |ln w| .2, the largest .3; k3 = w - 1 - ln w; effective share
+    mean(w)^2 / mean(w^2). Nothing is behind, so the largest is a replay error, too, and ratios still begin at 1.
+    """
+    policy, shift = Bigram(), torch.tensor([0.1, -0.3])
+    rollouts = [
+        replace(r, version=4, logp_BS=r.logp_BS + shift[torch.arange(r.logp_BS.shape[1]) % 2]) for r in draw(policy)
+    ]
+    mask = [rollout.mask_BS for rollout in rollouts]
+    even = sum(float(m[:, ::2].sum()) for m in mask if m is not None)
+    odd = sum(float(m[:, 1::2].sum()) for m in mask if m is not None)
+    row = make_updater(policy, "dapo").step(Scored(rollouts, ADV, ONES), 0)
+
+    def mean(first: float, second: float) -> float:
+        return (even * first + odd * second) / (even + odd)
+
+    low, high = math.exp(-0.1), math.exp(0.3)
+    assert row["ratio/min"] == row["ratio/max"] == 1
+    assert row["drift/mean"] == pytest.approx(mean(0.1, 0.3), rel=1e-4)
+    assert row["drift/max"] == row["ratio/replay_error"] == pytest.approx(0.3, rel=1e-4)
+    assert row["drift/k3"] == pytest.approx(mean(low - 1 + 0.1, high - 1 - 0.3), rel=1e-3)
+    assert row["importance/mean"] == pytest.approx(mean(low, high), rel=1e-4)
+    assert row["importance/effective_share"] == pytest.approx(mean(low, high) ** 2 / mean(low**2, high**2), rel=1e-4)
+    assert "importance/square" not in row
+
+
 @every_loss
 def test_a_resumed_run_is_the_same_to_the_last_bit(loss: str) -> None:
     """Weights and Adam's moments move into a fresh policy after two of four steps."""

@@ -23,10 +23,10 @@ class Replayed:
         replay: under the present weights.
         columns: which columns of the rollout these are.
         old_BS: log-probabilities before the first update on these samples, to which a ratio is taken.
-        behaviour_BS: those of the older weights that drew the samples; None where these are the old ones.
+        behaviour_BS: those of the older weights, or of the other engine, that drew the samples; None where these are the old ones.
         mask_BS: bool, False where a column does not count; None where all do.
-        error: the largest difference of the first replay from what was sampled, 0 in later ones; None with
-            `behaviour_BS`, where they differ by right.
+        error: the largest difference of the first replay from what was sampled, 0 in later ones; None where older weights
+            drew the samples: there they differ by right.
     """
 
     replay: Replay
@@ -57,8 +57,8 @@ class ReplayedObjective:
     def replayed(self, batch: RolloutBatch, part: int, *, reference: bool) -> Replayed:
         """Replay a part. The first time, `batch.old` takes what later ratios are to.
 
-        Where the samples come from older weights (`behind` in the rollout), the first replay is the proximal policy, so
-        that ratios still begin at 1, and `behaviour_BS` is there for an importance weight.
+        Where the samples come from older weights (`behind` in the rollout) or another engine (`version`), the first replay is
+        the proximal policy, so that ratios still begin at 1, and `behaviour_BS` is there for an importance weight.
         """
         rollout, columns = batch.rollout, self.policy.parts(batch.rollout)[part]
         replay = self.policy.replay(rollout, columns, reference=reference)
@@ -66,12 +66,14 @@ class ReplayedObjective:
         sampled_BS = rollout.logp_BS[:, columns].to(replayed_BS.device)
         mask_BS = None if rollout.mask_BS is None else rollout.mask_BS[:, columns].to(replayed_BS.device)
         first, is_behind = part not in batch.old, rollout.behind > 0
+        differs = is_behind or rollout.version is not None
         if first:
             # A resized micro-batch may differ from the sampled ones in the last bits; its first replay, which precedes
             # every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
-            batch.old[part] = replayed_BS if is_behind or rollout.resized else sampled_BS
+            batch.old[part] = replayed_BS if differs or rollout.resized else sampled_BS
+        behaviour_BS = sampled_BS if differs else None
         if is_behind:
-            return Replayed(replay, columns, batch.old[part], sampled_BS, mask_BS, None)
+            return Replayed(replay, columns, batch.old[part], behaviour_BS, mask_BS, None)
         error_BS = (replayed_BS - sampled_BS).abs() if first else torch.zeros_like(sampled_BS)
         inside_BS = torch.ones_like(error_BS, dtype=torch.bool) if mask_BS is None else mask_BS
-        return Replayed(replay, columns, batch.old[part], None, mask_BS, highest(error_BS, inside_BS))
+        return Replayed(replay, columns, batch.old[part], behaviour_BS, mask_BS, highest(error_BS, inside_BS))

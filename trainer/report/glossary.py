@@ -46,8 +46,12 @@ GLOSSARY: dict[str, str] = {
     "sft/skipped": "Images of the supervised data set that could not be read in this step; others took their places.",
     "loss/flow": "program quickstart_base: the squared error of the predicted velocity, the mean over all numbers.",
     "preferences/skipped": "Pairs of which an image could not be read in this step; others took their places.",
-    "importance/mean": "Mean weight that corrects for images of older weights, before its cap; importance/max is the largest, "
-    "importance/capped_share the share beyond the cap.",
+    "importance/mean": "Mean weight that corrects for samples of older weights or of another engine, before its cap; "
+    "importance/max is the largest, importance/capped_share the share beyond the cap.",
+    "importance/effective_share": "How many tokens these weights leave, as a share: (sum w)^2 / (n sum w^2). 1: all weigh the same.",
+    "drift/mean": "Mean |log-probability when a token was drawn - when the policy reads it|, of answers that older weights or a "
+    "rollout server drew; drift/max is the largest, drift/k3 the KL between the two, estimated.",
+    "rollout/weight_version_lag": "How many updates behind the weights were at the servers that drew this step's answers.",
     "nft/reward": "DiffusionNFT: mean of the advantages as probabilities of being good; near 0.5 by construction.",
     "nft/positive": "DiffusionNFT: error of the branch that good images pull on; nft/negative is the other's.",
     "nft/drift": "DiffusionNFT: mean squared distance of the velocities from those of the sampling policy.",

@@ -60,12 +60,16 @@ def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def _derived(row: dict[str, float]) -> dict[str, float]:
-    """What follows from other numbers: the spread of the ratios, and the KL under its short name. Takes `ratio/square` out
-    of the row."""
+    """What follows from other numbers: the spread of the ratios, how many terms the importance weights leave, and the KL under
+    its short name. Takes the squares out of the row."""
     found = {}
     if "ratio/square" in row:
         # Var(ratio) = E[(ratio - 1)^2] - (E[ratio] - 1)^2; rounding may leave it a little below 0.
         found["ratio/std"] = math.sqrt(max(row.pop("ratio/square") - (row["ratio/mean"] - 1) ** 2, 0.0))
+    if "importance/square" in row:
+        # Kish's effective sample size, (sum w)^2 / sum w^2, as a share of the terms; squares of 0 are a step without terms.
+        square = row.pop("importance/square")
+        found["importance/effective_share"] = row["importance/mean"] ** 2 / square if square else 0.0
     if "loss/kl" in row:
         found["kl"] = row["loss/kl"]
     return found

@@ -21,6 +21,7 @@ from trainer.config.token_objective import (
 from trainer.losses import PolicyKind, Reduction, Stats, Weights, highest, policy_terms, weigh
 from trainer.losses.clips import clip_bounds, is_cut
 from trainer.losses.policy import REDUCTIONS, Level
+from trainer.losses.ratios import k3, log_ratios
 from trainer.losses.terms import lowest, total
 from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term
 from trainer.objectives.replayed import Replayed, ReplayedObjective
@@ -102,10 +103,10 @@ class TokenPolicy(ReplayedObjective):
             off_policy=loss.off_policy,
         )
         weight_BS = self._weights(batch).weight_BS[:, found.columns].to(logp_BS.device)
-        policy_BS, importance = self._corrected(terms.policy_BS, found, counts_BS)
+        policy_BS, log_w_BS = self._corrected(terms.policy_BS, found, counts_BS)
         policy = (weight_BS * policy_BS).sum()
         kl = torch.zeros_like(policy) if terms.kl_BS is None else (weight_BS * terms.kl_BS).sum()
-        stats = self._stats(batch, terms.ratio_BS, counts_BS, found, importance)
+        stats = self._stats(batch, terms.ratio_BS, counts_BS, found, log_w_BS)
         return [Term("loss/policy", policy, "tokens"), Term("loss/kl", kl, "tokens", coef=loss.kl_beta)], stats
 
     def _weights(self, batch: RolloutBatch) -> Weights:
@@ -123,15 +124,15 @@ class TokenPolicy(ReplayedObjective):
         return found.replay.reference_BS
 
     def _corrected(self, policy_BS: Tensor, found: Replayed, counts_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Terms of answers that older weights drew, times min(exp(old - behaviour), cap), and that weight before the cap
+        """Terms of answers that older weights or another engine drew, times min(w, cap) with ln w = old - behaviour, and ln w
         (decoupled PPO: AReaL, arXiv 2505.24298 section 5.2)."""
         if found.behaviour_BS is None:
             return policy_BS, None
-        w_BS = torch.where(counts_BS, found.old_BS.float() - found.behaviour_BS.float(), 0.0).exp()
-        return w_BS.clamp(max=self.loss.importance_cap) * policy_BS, w_BS
+        log_w_BS = log_ratios(found.old_BS, found.behaviour_BS, counts_BS)
+        return log_w_BS.exp().clamp(max=self.loss.importance_cap) * policy_BS, log_w_BS
 
     def _stats(
-        self, batch: RolloutBatch, ratio_BS: Tensor, counts_BS: Tensor, found: Replayed, importance_BS: Tensor | None
+        self, batch: RolloutBatch, ratio_BS: Tensor, counts_BS: Tensor, found: Replayed, log_w_BS: Tensor | None
     ) -> Stats:
         sums = {"ratio/mean": total(ratio_BS, counts_BS), "ratio/square": total((ratio_BS - 1) ** 2, counts_BS)}
         highs = {"ratio/max": highest(ratio_BS, counts_BS)}
@@ -139,10 +140,17 @@ class TokenPolicy(ReplayedObjective):
             below, above = self.loss.clip_range
             adv_BS = batch.adv_B[:, None].expand_as(ratio_BS)
             sums["clip_share"] = total(is_cut(adv_BS, ratio_BS, *clip_bounds((-below, above))), counts_BS)
-        if importance_BS is not None:
-            sums["importance/mean"] = total(importance_BS, counts_BS)
-            sums["importance/capped_share"] = total(importance_BS > self.loss.importance_cap, counts_BS)
-            highs["importance/max"] = highest(importance_BS, counts_BS)
+        if log_w_BS is not None:
+            w_BS = log_w_BS.exp()
+            sums["importance/mean"], sums["importance/square"] = total(w_BS, counts_BS), total(w_BS**2, counts_BS)
+            sums["importance/capped_share"] = total(w_BS > self.loss.importance_cap, counts_BS)
+            highs["importance/max"] = highest(w_BS, counts_BS)
+            sums["drift/mean"], highs["drift/max"] = (
+                total(log_w_BS.abs(), counts_BS),
+                highest(log_w_BS.abs(), counts_BS),
+            )
+            # The samples are those of the behaviour, so k3 takes the log-ratio from it to the old policy.
+            sums["drift/k3"] = total(k3(-log_w_BS), counts_BS)
         if found.error is not None:
             highs["ratio/replay_error"] = found.error
         lows = {"ratio/min": lowest(ratio_BS, counts_BS)}

@@ -36,10 +36,14 @@ class Reading:
     Attributes:
         ids_T: int64 token ids, one for each place that the network has, those of images included.
         inputs: what else the processor made of it, such as pixels, each with the axes that it has for one text alone.
+        text: the prompt in the frame of its turns, with one placeholder an image, as the processor was given it.
+        images: the files of its images, in order.
     """
 
     ids_T: Tensor
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    text: str = ""
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +55,14 @@ class Answer:
         logp_S: float32, of the distribution that each was drawn from.
         finished: whether it ended by itself.
         kept_SV: bool, which tokens could be drawn; None where all could.
+        version: how many updates the weights had that drew it, where another engine did; None where the policy's own did.
     """
 
     tokens_S: Tensor
     logp_S: Tensor
     finished: bool
     kept_SV: Tensor | None = None
+    version: int | None = None
 
 
 class Drawer(Protocol):

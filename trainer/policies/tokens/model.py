@@ -98,7 +98,7 @@ class TokenModel:
                 "row out"
             )
         text = self.rendered(where, turns, len(paths), is_asked=True)
-        images = [_open(where, path) for path in paths]
+        images = [open_image(where, path) for path in paths]
         given = {"images": [images]} if images else {}
         made = dict(self.processor(text=[text], return_tensors="pt", **given))
         ids_T = made.pop("input_ids")[0]
@@ -109,7 +109,7 @@ class TokenModel:
                 f"{where} has {len(ids_T)} tokens, {of_images} of them of its images, and policy.max_prompt_tokens = "
                 f"{self.config.max_prompt_tokens}: nothing is cut, because an image cannot be; raise it, or leave the row out"
             )
-        return Reading(ids_T, made)
+        return Reading(ids_T, made, text, tuple(paths))
 
     def rendered(self, where: str, turns: Sequence[Turn], num_images: int, *, is_asked: bool) -> str:
         """Turns as the chat template writes them, an image as its mark.
@@ -197,7 +197,8 @@ def _messages(where: str, turns: Sequence[Turn], count: int) -> list[dict[str, A
     return messages
 
 
-def _open(where: str, path: str) -> Image.Image:
+def open_image(where: str, path: str) -> Image.Image:
+    """The image as the processor takes it: turned as the file says, in RGB. Raises ConfigError naming `where`."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")

@@ -145,6 +145,7 @@ class TokenPolicy:
             trace=trace,
             # Tokens written one by one and all tokens read at once differ in the last bits: ratios are to what is read.
             resized=True,
+            version=answers[0].version,
         )
 
     def _logp(self, network: nn.Module, trace: AnswerTrace, banned_N: Tensor | None = None) -> Tensor:
