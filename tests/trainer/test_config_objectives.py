@@ -112,6 +112,14 @@ def test_a_supervised_micro_batch_fits_into_its_batch() -> None:
         SftLossConfig.model_validate({"path": "a.json", "batch_size": 4, "micro_batch_size": 8})
 
 
+VLM = {"type": "vlm", "pretrained": "vlm"}
+LEAST: dict[str, Any] = {
+    "run_name": "least",
+    "max_steps": 1,
+    "rewards": {"services": {"ocr": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"ocr": {"service": "ocr"}}},
+    "data": {"train": [{"path": "train.jsonl", "rewards": {"ocr": 1.0}}]},
+}
+
 CONTRADICT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "window": (
         {"type": "diffusion_nft"},
@@ -147,6 +155,34 @@ def test_an_objective_and_its_sampling_must_fit(case: str) -> None:
     fields, sampling, words = CONTRADICT[case]
     with pytest.raises(ValueError, match=re.escape(words)):
         check_objective(objective(**fields), FlowSamplingConfig.model_validate(sampling))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"objective": "grpo"}, "objective.type = grpo trains on the tokens of texts, but sampling.type = flow"),
+        ({"policy": VLM, "objective": "flow_grpo"}, "flow_grpo trains on images, but sampling.type = tokens"),
+        ({"policy": VLM, "sampling": {"type": "flow"}}, "policy.type = vlm does not sample by sampling.type = flow"),
+        (
+            {"policy": VLM, "evaluation": {"path": "h.jsonl", "guidance_scale": 2}},
+            "evaluation.guidance_scale = 2.0 acts where the policy draws images",
+        ),
+        (
+            {"evaluation": {"path": "h.jsonl", "temperature": 0.5}},
+            "evaluation.temperature = 0.5 acts where the policy writes texts",
+        ),
+        ({"policy": VLM, "objective": {"kl_importance": True}}, "kl_importance acts only with a kl_beta above 0"),
+    ],
+)
+def test_texts_and_images_do_not_mix(fields: dict[str, Any], said: str) -> None:
+    given = {name: {"type": value} if isinstance(value, str) else value for name, value in fields.items()}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Config.model_validate({**LEAST, **given})
+
+
+def test_a_policy_that_writes_has_its_own_sections() -> None:
+    config = Config.model_validate({**LEAST, "policy": VLM})
+    assert (config.sampling.type, config.objective.type) == ("tokens", "grpo")
 
 
 @pytest.mark.parametrize(
