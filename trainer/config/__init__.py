@@ -139,6 +139,11 @@ class Config(Section):
         return super().with_types(raw)
 
     @property
+    def max_images(self) -> int:
+        """How many images a question of this policy may have."""
+        return getattr(self.policy, "max_images", 4)
+
+    @property
     def deepspeed_owner(self) -> Owner:
         """What of a DeepSpeed file these sections decide."""
         batch = self.sampling.prompts_per_step * self.sampling.group_size

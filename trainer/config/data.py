@@ -8,19 +8,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, refuse_untranslated, say
+from trainer.config.texts import HoldOut, RowsConfig
 
 # What a prompt file is; trainer/data/prompts says what each holds.
 PromptFormat = Literal[
-    "auto", "txt", "jsonl", "rows", "csv", "parquet", "flow_grpo_text", "flow_grpo_metadata", "json", "txt_folder"
+    "auto",
+    "txt",
+    "jsonl",
+    "rows",
+    "csv",
+    "parquet",
+    "flow_grpo_text",
+    "flow_grpo_metadata",
+    "json",
+    "txt_folder",
+    "questions",
 ]
 Delimiter = Annotated[str, Field(pattern=r"^(tab|[^\w\s\"']|\t)$")]
 
 
-class PromptFileConfig(Section):
+class PromptFileConfig(RowsConfig):
     """How a prompt file is read."""
 
     format: PromptFormat = Field(
-        "auto", description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl."
+        "auto",
+        description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl. questions: what a "
+        "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy.",
     )
     prompt_column: FilePath | None = Field(
         None,
@@ -35,6 +48,23 @@ class PromptFileConfig(Section):
         description="What stands between the columns of a table: a character, or tab; null: what its header shows.",
     )
 
+    def row_fields(self) -> list[str]:
+        """The fields about rows that say something."""
+        fields = type(self).model_fields
+        about_rows = [name for name in (*RowsConfig.model_fields, "hold_out") if name in fields]
+        return [
+            name for name in about_rows if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+
+    @model_validator(mode="after")
+    def _rows_are_questions(self) -> PromptFileConfig:
+        idle = self.row_fields()
+        if idle and self.format != "questions":
+            raise ValueError(
+                f"{idle[0]} acts with format: questions, but format is {self.format}; leave {idle[0]} out, or set the format"
+            )
+        return self
+
 
 class DatasetConfig(PromptFileConfig):
     """One prompt file with its mixture of rewards."""
@@ -46,6 +76,11 @@ class DatasetConfig(PromptFileConfig):
     name: Name | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
     rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")
     weight: Positive = Field(1.0, description="How often this set is drawn from, relative to the others.")
+    hold_out: HoldOut | None = Field(
+        None,
+        description="With format: questions, this share of the rows is kept from training and makes an evaluation set of the "
+        "same name, always the same rows by a fixed shuffle (seed 42); null is none.",
+    )
 
     @property
     def dataset_name(self) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import ConfigError, DataConfig
-from trainer.config.data import PromptFormat
+from trainer.config import ConfigError, DataConfig, DatasetConfig
+from trainer.config.data import PromptFileConfig, PromptFormat
 from trainer.data.overlap import check_disjoint
-from trainer.data.prompts import DataError, Split, read_prompt_file
+from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
+from trainer.data.questions import QuestionFile, read_questions
 from trainer.seeds import sample_seed
 from trainer.types import Prompt
 
@@ -22,19 +23,25 @@ __all__ = [
     "PromptSampler",
     "check_disjoint",
     "fingerprint",
+    "load_heldout",
     "load_prompts",
     "load_train_prompts",
     "without",
 ]
 
 
+_LINES = (".txt", ".csv", ".tsv")  # files of prompts alone, read as ever
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """One training set; `weight` is how often it is drawn from, relative to the others."""
+    """One training set; `weight` is how often it is drawn from, relative to the others. `held_out` are those of its prompts
+    that make an evaluation set."""
 
     name: str
     weight: float
     prompts: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...] = ()
 
 
 def load_prompts(
@@ -66,37 +73,80 @@ def load_prompts(
     return list(file.prompts)
 
 
-def load_train_prompts(config: DataConfig) -> list[Dataset]:
+def load_heldout(how: PromptFileConfig, path: str, *, dataset: str, field: str, max_images: int) -> list[Prompt]:
+    """The prompts of a held-out file, in its order, as members of `dataset`.
+
+    Args:
+        field: the section's name, for messages.
+        max_images: how many images a question may have.
+
+    Raises:
+        DataError: see `read_prompt_file` and `read_questions`.
+    """
+    return list(_read(how, path, dataset, {}, field=field, split="test", max_images=max_images).train.prompts)
+
+
+def _read(
+    how: PromptFileConfig,
+    path: str,
+    dataset: str,
+    weights: Mapping[str, float],
+    *,
+    field: str,
+    split: Split,
+    max_images: int,
+) -> QuestionFile:
+    """The prompts of a section, by its format. Text files and tables are read as ever, whoever they are for."""
+    own = {"prompt_column": how.prompt_column, "image_dir": how.image_dir}
+    hold_out = how.hold_out if isinstance(how, DatasetConfig) else None
+    if how.format == "questions" and Path(path).suffix.lower() not in _LINES:
+        return read_questions(
+            how,
+            path=path,
+            field=field,
+            dataset=dataset,
+            weights=weights,
+            split=split,
+            hold_out=hold_out,
+            max_images=max_images,
+            **own,
+        )
+    if how.format == "questions" and (idle := how.row_fields()):
+        raise DataError(
+            f"{field}.{idle[0]} acts on rows with columns, of .json, .jsonl or .parquet, but {path} has a prompt a line; leave "
+            "it out"
+        )
+    format: PromptFormat = "auto" if how.format == "questions" else how.format
+    return QuestionFile(
+        read_prompt_file(
+            path, dataset=dataset, weights=weights, format=format, split=split, delimiter=how.delimiter, **own
+        )
+    )
+
+
+def load_train_prompts(config: DataConfig, *, max_images: int = MAX_SOURCE_IMAGES) -> list[Dataset]:
     """All training sets, with ids that are unique over all of them. Raises DataError.
 
     With `sampling_mode: sample_proportional` a set of N prompts weighs N times its `weight`, as in DeepGen-RL.
     """
-    files = [
-        read_prompt_file(
-            d.path,
-            dataset=d.dataset_name,
-            weights=d.rewards,
-            format=d.format,
-            prompt_column=d.prompt_column,
-            image_dir=d.image_dir,
-            delimiter=d.delimiter,
-        )
-        for d in config.train
+    read = [
+        _read(d, d.path, d.dataset_name, d.rewards, field=f"data.train.{i}", split="train", max_images=max_images)
+        for i, d in enumerate(config.train)
     ]
     seen: dict[str, str] = {}
-    for file in files:
-        for prompt, line in zip(file.prompts, file.lines, strict=True):
-            where = f"{file.path}:{line}"
+    for each in read:
+        for prompt, line in zip(each.train.prompts, each.train.lines, strict=True):
+            where = f"{each.train.path}:{line}"
             if prompt.id in seen:
                 raise DataError(
                     f"{where}: id: {prompt.id!r} is also at {seen[prompt.id]}; ids must be unique over all training "
                     "sets: change one of them, or leave the ids out to have them made from the text"
                 )
             seen[prompt.id] = where
-    counts = [len(file.prompts) if config.sampling_mode == "sample_proportional" else 1 for file in files]
+    counts = [len(each.train.prompts) if config.sampling_mode == "sample_proportional" else 1 for each in read]
     return [
-        Dataset(d.dataset_name, d.weight * count, file.prompts)
-        for d, file, count in zip(config.train, files, counts, strict=True)
+        Dataset(d.dataset_name, d.weight * count, each.train.prompts, each.held_out)
+        for d, each, count in zip(config.train, read, counts, strict=True)
     ]
 
 
@@ -115,7 +165,7 @@ def without(datasets: Sequence[Dataset], config: DataConfig, ids: Set[str]) -> l
                 "to train on; evaluate on another file, or set `data.overlap: allow`"
             )
         weight = d.weight * len(prompts) if config.sampling_mode == "sample_proportional" else dataset.weight
-        kept.append(Dataset(dataset.name, weight, prompts))
+        kept.append(Dataset(dataset.name, weight, prompts, dataset.held_out))
     return kept
 
 

@@ -63,7 +63,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         yield from _check_given(config)
         return None
     try:
-        train = load_train_prompts(config.data)
+        train = load_train_prompts(config.data, max_images=config.max_images)
         rows = [prompt for dataset in train for prompt in dataset.prompts]
         heldout = [prompt for each in load_sets(config, rows) for prompt in each.prompts]
     except (DataError, ConfigError) as error:

@@ -69,7 +69,7 @@ def _check_set(where: str, prompts: Sequence[Prompt], known: frozenset[int], *, 
 def _asking(config: Config, reward: str) -> dict[str, list[Prompt]]:
     """Prompts that ask for a reward, by data set; none where a file cannot be read, which is said elsewhere."""
     try:
-        train = load_train_prompts(config.data)
+        train = load_train_prompts(config.data, max_images=config.max_images)
         sets = load_sets(config, [prompt for dataset in train for prompt in dataset.prompts])
     except (DataError, ConfigError):
         return {}

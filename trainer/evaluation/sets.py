@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config import Config, EvaluationSetConfig, FlowSamplingConfig, TokenSamplingConfig
 from trainer.config.evaluation import judge_column
-from trainer.data.datasets import DataError, load_prompts
+from trainer.data.datasets import DataError, load_heldout
 from trainer.types import Prompt
 
 PLAIN = "heldout"  # folder of the plain set, which has no name
@@ -79,15 +79,8 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
         if each.scoring is not None:
             judge = judge_column(each.rewards, {key: column.reward for key, column in config.rewards.columns.items()})
         dataset = name or Path(each.path).stem
-        read = load_prompts(
-            each.path,
-            dataset=dataset,
-            format=each.format,
-            split="test",
-            prompt_column=each.prompt_column,
-            image_dir=each.image_dir,
-            delimiter=each.delimiter,
-        )
+        field = "evaluation" if not name else f"evaluation.sets.{evaluation.sets.index(each)}"
+        read = load_heldout(each, each.path, dataset=dataset, field=field, max_images=config.max_images)
         prompts = _spread(read, each.max_prompts)
         if each.scoring is not None:
             _check_points(each.path, prompts, each.scoring)

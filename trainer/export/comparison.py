@@ -136,7 +136,11 @@ def compare_images(config: Config, model: Any, reloaded: Any) -> str:
     Raises:
         ExportError: they differ.
     """
-    prompts = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts][:_IMAGES]
+    prompts = [
+        prompt
+        for dataset in load_train_prompts(config.data, max_images=config.max_images)
+        for prompt in dataset.prompts
+    ][:_IMAGES]
     drawn, family = [], entry_of(config.policy).family
     plan = family.comparison_plan(len(prompts))
     for each in (model, reloaded):

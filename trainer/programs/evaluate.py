@@ -50,7 +50,11 @@ def evaluate_checkpoint(
         ConfigError: the recipe has no evaluation set, `against` has no scores, or the folder cannot be written.
         CheckpointError, DataError, RewardServiceError, StopTrainingError: as in training.
     """
-    train_rows = [prompt for dataset in load_train_prompts(config.data) for prompt in dataset.prompts]
+    train_rows = [
+        prompt
+        for dataset in load_train_prompts(config.data, max_images=config.max_images)
+        for prompt in dataset.prompts
+    ]
     sets = load_sets(config, train_rows)
     if not sets:
         raise ConfigError("nothing to evaluate: give evaluation.path, evaluation.sets or evaluation.dataset_config")

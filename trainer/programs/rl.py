@@ -49,7 +49,7 @@ class RlMaterial(Material):
 
 def read_material(config: Config) -> RlMaterial:
     """Read the prompts of a run. Raises DataError, ConfigError."""
-    datasets = load_train_prompts(config.data)
+    datasets = load_train_prompts(config.data, max_images=config.max_images)
     rows = [prompt for dataset in datasets for prompt in dataset.prompts]
     sets = load_sets(config, rows)
     heldout = [prompt for each in sets for prompt in each.prompts]

@@ -1,0 +1,91 @@
+"""Texts that are given to be learned from, and the order in which a run draws them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from trainer.data.prompts.checks import DataError
+from trainer.data.rows.table import Table
+from trainer.seeds import sample_seed
+from trainer.types import AnswerPair, Conversation
+
+Text = TypeVar("Text", Conversation, AnswerPair)
+
+
+@dataclass(frozen=True)
+class GivenTexts(Generic[Text]):
+    """The rows of a section.
+
+    Attributes:
+        path: the file, folder or hub id.
+        train: what is trained on, in the file's order.
+        held_out: what `hold_out` keeps for the evaluation.
+        skipped: a sentence for each row that could not be used and was left out.
+        preprocessing: the SHA-256 of the file that changed the rows; None for none.
+    """
+
+    path: str
+    train: tuple[Text, ...]
+    held_out: tuple[Text, ...] = ()
+    skipped: tuple[str, ...] = ()
+    preprocessing: str | None = None
+
+    def without(self, ids: Set[str]) -> GivenTexts[Text]:
+        """Without the rows of these ids in training. Raises DataError where no other is left."""
+        kept = tuple(row for row in self.train if text_id(row) not in ids)
+        if not kept:
+            raise DataError(
+                f"{self.path}: all of its {len(self.train)} rows are held out, too, so nothing is left to train on; give another "
+                "file, or set `data.overlap: allow`"
+            )
+        return replace(self, train=kept)
+
+    def draw(self, seed: int, step: int, places: Sequence[int], batch_size: int) -> list[Text]:
+        """The rows of these places of the step after `step` finished ones.
+
+        All rows come once before any comes again, each time in another order, which depends on the seed alone: a restart, or
+        another number of ranks, draws the same.
+        """
+        drawn, orders = [], {}
+        for place in places:
+            epoch, offset = divmod(step * batch_size + place, len(self.train))
+            if epoch not in orders:
+                generator = np.random.default_rng(sample_seed(seed, "texts", epoch))
+                orders[epoch] = generator.permutation(len(self.train))
+            drawn.append(self.train[orders[epoch][offset]])
+        return drawn
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is trained on, in order, so that a resumed run sees another file."""
+        whole = hashlib.sha256()
+        for row in self.train:
+            whole.update(repr(row).encode())
+        return whole.hexdigest()
+
+
+def text_id(row: Conversation | AnswerPair) -> str:
+    """What a row is called: its file and number."""
+    return row.id if isinstance(row, Conversation) else row.prompt.id
+
+
+def given(
+    table: Table, field: str, hold_out: float | None, made_of: Callable[[str, dict[str, Any]], Text]
+) -> GivenTexts[Text]:
+    """What a function makes of each row of a table. Raises DataError as `Table.make` does."""
+    made, skipped = table.make(field, made_of)
+    trained, held = table.parts(hold_out)
+    train = tuple(row for number, _, row in made if number in trained)
+    if not train:
+        raise DataError(f"{field}: {table.path} holds no row to train on: all that can be used are held out")
+    return GivenTexts(
+        str(table.path),
+        train,
+        tuple(row for number, _, row in made if number in held),
+        tuple(skipped),
+        None if table.preprocessing is None else table.preprocessing.sha256,
+    )
