@@ -37,6 +37,7 @@ from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
 from trainer.config.supervised_loss import SftLossConfig
+from trainer.config.texts import as_questions
 from trainer.config.vlm import VlmConfig
 
 __all__ = [
@@ -135,13 +136,13 @@ class Config(Section):
     def with_types(cls, raw: Any) -> Any:
         """As everywhere; and a policy that writes has its own sections also where the recipe leaves them out."""
         if isinstance(raw, Mapping) and _writes(raw):
-            raw = {**{name: {} for name in _TEXT_TYPES}, **raw}
+            raw = as_questions({**{name: {} for name in _TEXT_TYPES}, **raw})
         return super().with_types(raw)
 
     @property
     def max_images(self) -> int:
         """How many images a question of this policy may have."""
-        return getattr(self.policy, "max_images", 4)
+        return self.policy.max_images if isinstance(self.policy, VlmConfig) else 0
 
     @property
     def deepspeed_owner(self) -> Owner:
