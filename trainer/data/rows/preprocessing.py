@@ -8,6 +8,7 @@ one that the recipe names.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import inspect
 import sys
 import types
@@ -124,12 +125,14 @@ def load_preprocessing(file: str, first: Sequence[Placed]) -> Preprocessing:
     path = Path(file)
     if not path.is_file():
         raise DataError(f"preprocessing = {file}: no file at {path.absolute()}; {nearest_path(path)}")
-    source = path.read_bytes()
-    module = types.ModuleType(f"preprocessing_{hashlib.sha256(source).hexdigest()[:8]}")
-    module.__file__ = str(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"preprocessing_{digest[:8]}", path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"preprocessing = {file} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses and the like look their module up there
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises: it is said with the file's name
         raise DataError(f"preprocessing = {file} cannot be run: {type(error).__name__}: {error}") from error
     found = [
@@ -139,7 +142,7 @@ def load_preprocessing(file: str, first: Sequence[Placed]) -> Preprocessing:
     ]
     if not found:
         raise DataError(f"preprocessing = {file} defines no function that could change a row")
-    return Preprocessing(path, hashlib.sha256(source).hexdigest(), _with_lists(path, found, first))
+    return Preprocessing(path, digest, _with_lists(path, found, first))
 
 
 def _with_lists(path: Path, steps: Sequence[Step], first: Sequence[Placed]) -> tuple[Step, ...]:
