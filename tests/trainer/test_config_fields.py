@@ -127,6 +127,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.resolution_schedule": ("64", "must be a list"),
     "sampling.pipeline": ("async", "'on_policy' or 'one_step_off'"),
     "sampling.type": ("words", "must be one of 'flow', 'tokens'"),
+    "sampling.max_resamples": ("21", "less than or equal to 20"),
     "sampling.max_new_tokens": ("0", "greater than or equal to 1"),
     "sampling.temperature": ("0", "greater than 0"),
     "sampling.top_p": ("0", "greater than 0"),

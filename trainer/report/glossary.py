@@ -38,6 +38,8 @@ GLOSSARY: dict[str, str] = {
     "adv/std": "Spread of those advantages; near 1 when they are whitened.",
     "adv/abs_mean": "Their mean size.",
     "adv/clip_share": "Share of advantages beyond advantage.adv_clip, which are clamped to it.",
+    "resampled": "How often the step was sampled again, for groups whose rewards did not differ; sampling.max_resamples is the "
+    "most. Rewards are means over all that was drawn.",
     "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
     "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning. While ratios are 1 it is "
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
