@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.config import AlarmsConfig
-from trainer.evaluation.image_statistics import mean_statistics
+from trainer.evaluation.artefacts.image_statistics import mean_statistics
 from trainer.evaluation.outcomes import Outcome, metric_name
 
 REMEDY = (

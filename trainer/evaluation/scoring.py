@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.evaluation.image_statistics import Floats, diversity, image_statistics, mean_statistics, thumbnail
+from trainer.evaluation.artefacts.image_statistics import Floats, diversity, image_statistics, mean_statistics, thumbnail
 from trainer.evaluation.outcomes import Outcome, Point
 from trainer.evaluation.sampling import Picture
 from trainer.evaluation.sets import EvaluationSet
