@@ -33,6 +33,7 @@ from trainer.programs.resampling import exchanged, flat_groups, joined
 from trainer.programs.rollout import Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
+from trainer.records.text_metrics import text_metrics
 from trainer.types import Scores
 from trainer.update.old import old_policy
 from trainer.update.updater import Updater
@@ -175,8 +176,10 @@ class RlProgram:
             "time/update": updated - collected,
             "time/total": updated - started,
             "time/cpu": time.process_time() - cpu,
-            "images_per_s": len(weight_B) * session.world.size / (updated - started),
         }
+        if any(sample.images for sample in drawn.samples):
+            row["images_per_s"] = len(weight_B) * session.world.size / (updated - started)
+        row |= text_metrics(drawn.rollouts, scores, config.rewards, session.world, updated - started)
         session.totals.add(row)
         return dict(row)
 
