@@ -10,7 +10,7 @@ GLOSSARY: dict[str, str] = {
     "mean, never counted as 0.",
     "eval/<reward>/low": "Lower end of the mean's 95 % interval, by bootstrap over prompts; eval/<reward>/high is the "
     "upper end.",
-    "eval/<reward>/gain": "Mean change since the evaluation before training, paired by image; "
+    "eval/<reward>/gain": "Mean change since the evaluation before training, paired by sample; "
     "eval/<reward>/gain_low and eval/<reward>/gain_high bound its 95 % interval.",
     "eval/<set>/<reward>": "The same of a named evaluation set.",
     "eval/<set>/overall": "UniGenBench's overall accuracy of a set: the mean of the primary dimensions. "
