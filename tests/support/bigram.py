@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer.policies.base import SamplingPlan
-from trainer.types import Prompt, Replay, Rollout, Sample
+from trainer.config import ConfigError
+from trainer.policies.base import GivenText, SamplingPlan
+from trainer.types import Conversation, Prompt, Replay, Rollout, Sample
 
 VOCABULARY, END = 7, 0
 
@@ -42,7 +43,7 @@ class Tokens:
 
 
 class Bigram:
-    """Implements `Samples` and `Replays`. An answer has at most `plan.num_inference_steps` tokens, its END included."""
+    """Implements `Samples`, `Replays` and `ReadsTokens`. An answer has at most `plan.num_inference_steps` tokens, its END included."""
 
     about = "random"
 
@@ -65,14 +66,7 @@ class Bigram:
             mask_BS = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in token], batch_first=True)
             trace = Tokens(pad_sequence(before, batch_first=True), pad_sequence(token, batch_first=True))
             samples = [
-                Sample(
-                    f"{prompts_B[i].id}#{i % group_size}",
-                    prompts_B[i].id,
-                    prompts_B[i],
-                    text=str(answer[1:]),
-                    tokens=tuple(answer[1:]),
-                    finished=answer[-1] == END,
-                )
+                Sample(f"{prompts_B[i].id}#{i % group_size}", prompts_B[i].id, prompts_B[i], text=str(answer[1:]))
                 for i, answer in zip(rows, drawn, strict=True)
             ]
             groups = torch.tensor([i // group_size for i in rows])
@@ -88,6 +82,31 @@ class Bigram:
             reference_BS = _logp(self.start, rollout.trace, rollout.mask_BS) if reference else None
         return Replay(_logp(self.trainable, rollout.trace, rollout.mask_BS), reference_BS=reference_BS)
 
+    def read_conversation(self, conversation: Conversation) -> GivenText:
+        """A character is a token, END ends a turn; a conversation with the word `unreadable` cannot be read."""
+        if any("unreadable" in turn.text for turn in conversation.turns):
+            raise ConfigError(f"{conversation.id} cannot be read")
+        first, *others = conversation.turns
+        tokens = [(token, turn.role == "assistant") for turn in others for token in [*_ids(turn.text), END]]
+        reading = (*_ids(first.text), END)
+        answers, learnt = zip(*tokens, strict=True)
+        return GivenText(reading, answers, learnt, len(reading) + len(tokens))
+
+    def logp(
+        self, readings_B: Sequence[Sequence[int]], answers_B: Sequence[Sequence[int]], *, reference: bool = False
+    ) -> Tensor:
+        self.forwards += 1
+        before = [
+            torch.tensor([reading[-1], *answer[:-1]]) for reading, answer in zip(readings_B, answers_B, strict=True)
+        ]
+        mask_BS = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in before], batch_first=True)
+        trace = Tokens(
+            pad_sequence(before, batch_first=True),
+            pad_sequence([torch.tensor(answer) for answer in answers_B], batch_first=True),
+        )
+        with torch.set_grad_enabled(not reference and torch.is_grad_enabled()):
+            return _logp(self.start if reference else self.trainable, trace, mask_BS)
+
     def _draw(self, prompt: Prompt, seed: int, longest: int) -> list[int]:
         """The prompt as a token, and the answer after it."""
         answer, generator = [1 + len(prompt.text) % (VOCABULARY - 1)], torch.Generator().manual_seed(seed)
@@ -95,6 +114,10 @@ class Bigram:
             shares = self.trainable(torch.tensor([answer[-1]]))[0].softmax(0)
             answer.append(int(torch.multinomial(shares, 1, generator=generator)))
         return answer
+
+
+def _ids(text: str) -> list[int]:
+    return [1 + ord(character) % (VOCABULARY - 1) for character in text]
 
 
 def _logp(network: nn.Module, trace: Tokens, mask_BS: Tensor) -> Tensor:

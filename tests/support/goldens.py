@@ -24,7 +24,17 @@ from trainer.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "integration" / "goldens"
-_CLOCKS = ("time/", "perf/", "memory/", "latency_ms/", "wait/", "reward_wait_share", "images_per_s", "cached/")
+_CLOCKS = (
+    "time/",
+    "perf/",
+    "memory/",
+    "latency_ms/",
+    "wait/",
+    "reward_wait_share",
+    "images_per_s",
+    "texts_per_s",
+    "cached/",
+)
 
 _SMALL: dict[str, Any] = {
     "seed": 3,

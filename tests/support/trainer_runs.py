@@ -144,6 +144,16 @@ def run_command(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without what a clock measured."""
-    clocks = ("time/", "perf/", "memory/", "latency_ms/", "wait/", "reward_wait_share", "images_per_s", "cached/")
+    clocks = (
+        "time/",
+        "perf/",
+        "memory/",
+        "latency_ms/",
+        "wait/",
+        "reward_wait_share",
+        "images_per_s",
+        "texts_per_s",
+        "cached/",
+    )
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith(clocks)} for row in rows]

@@ -10,7 +10,17 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from trainer.config import Config, ConfigError, DeepGenConfig, FluxConfig, Sd3Config, TinyConfig, VlmConfig
+from trainer.config import (
+    AnswersConfig,
+    Config,
+    ConfigError,
+    DeepGenConfig,
+    FluxConfig,
+    PreferencesConfig,
+    Sd3Config,
+    TinyConfig,
+    VlmConfig,
+)
 from trainer.config.advantage import ESTIMATORS
 from trainer.config.base import by_type
 from trainer.config.errors import field_paths
@@ -43,13 +53,15 @@ POLICIES: list[dict[str, Any]] = [
 MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig, "vlm": VlmConfig}
 # Sections that BASE lacks because its program is rl.
 OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
-    "preferences": {"path": "pairs.jsonl"},
+    "conversations": {"path": "talks.json"},
     "quickstart": {"output": "base.safetensors"},
 }
+OF_A_UNION: dict[str, dict[str, Any]] = {"preferences": {"path": "pairs.jsonl"}}  # what a union's section needs beside
 UNIONS: dict[str, Mapping[str, type[BaseModel]]] = {
     "sampling": by_type(SamplingConfig),
     "objective": OBJECTIVES,
     "advantage": ESTIMATORS,
+    "preferences": {"images": PreferencesConfig, "answers": AnswersConfig},
 }
 
 TEXT, WHOLE, NUMBER, FLAG = "must be a text", "must be a whole number", "must be a number", "must be true or false"
@@ -70,6 +82,32 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "preferences.batch_size": ("0", "greater than or equal to 1"),
     "preferences.micro_batch_size": ("0", "greater than or equal to 1"),
     "preferences.size": ("512", "must be a list"),
+    "preferences.type": ("texts", "'images', 'answers'"),
+    "preferences.split": ("''", "at least 1 character"),
+    "preferences.max_samples": ("0", "greater than or equal to 1"),
+    "preferences.rename_columns": ("[a]", "must be a mapping"),
+    "preferences.preprocessing": ("''", "at least 1 character"),
+    "preferences.bad_rows": ("skip", "must be 'refuse' or 'leave_out'"),
+    "preferences.image_cache": ("''", "at least 1 character"),
+    "preferences.format": ("xml", "'auto', 'json', 'jsonl' or 'parquet'"),
+    "preferences.image_dir": ("''", "at least 1 character"),
+    "preferences.hold_out": ("1", "less than 1"),
+    "preferences.max_tokens": ("1", "greater than or equal to 2"),
+    "conversations": ("talks.json", FIELDS),
+    "conversations.path": ("null", TEXT),
+    "conversations.batch_size": ("0", "greater than or equal to 1"),
+    "conversations.micro_batch_size": ("0", "greater than or equal to 1"),
+    "conversations.reduction": ("row", "'token', 'sample' or 'root'"),
+    "conversations.split": ("''", "at least 1 character"),
+    "conversations.max_samples": ("0", "greater than or equal to 1"),
+    "conversations.rename_columns": ("[a]", "must be a mapping"),
+    "conversations.preprocessing": ("''", "at least 1 character"),
+    "conversations.bad_rows": ("skip", "must be 'refuse' or 'leave_out'"),
+    "conversations.image_cache": ("''", "at least 1 character"),
+    "conversations.format": ("xml", "'auto', 'json', 'jsonl' or 'parquet'"),
+    "conversations.image_dir": ("''", "at least 1 character"),
+    "conversations.hold_out": ("1", "less than 1"),
+    "conversations.max_tokens": ("1", "greater than or equal to 2"),
     "quickstart": ("base.safetensors", FIELDS),
     "quickstart.output": ("null", TEXT),
     "quickstart.batch_size": ("0", "greater than or equal to 1"),
@@ -127,7 +165,6 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.resolution_schedule": ("64", "must be a list"),
     "sampling.pipeline": ("async", "'on_policy' or 'one_step_off'"),
     "sampling.type": ("words", "must be one of 'flow', 'tokens'"),
-    "sampling.max_resamples": ("21", "less than or equal to 20"),
     "sampling.max_new_tokens": ("0", "greater than or equal to 1"),
     "sampling.temperature": ("0", "greater than 0"),
     "sampling.top_p": ("0", "greater than 0"),
@@ -150,6 +187,10 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "advantage.min_valid": ("1", "greater than or equal to 2"),
     "advantage.skip_flat_groups": ("2", FLAG),
     "advantage.std_floor": ("1.1", "less than or equal to 1"),
+    "objective.kind": ("bco", "'sigmoid', 'hinge', 'ipo', 'ipo_sum' or 'robust'"),
+    "objective.beta": ("0", "greater than 0"),
+    "objective.smoothing": ("0.5", "less than 0.5"),
+    "objective.reference": ("live", "'kept' or 'precomputed'"),
     "objective.kl_beta": (".inf", "must be a finite number"),
     "optim.updates_per_rollout": ("17", "less than or equal to 16"),
     "objective.type": ("ppo", "'flow_grpo', 'grpo_guard'"),
@@ -214,9 +255,6 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "rewards.tape": ("replay", FIELDS),
     "rewards.tape.mode": ("rewind", "'off', 'record' or 'replay'"),
     "rewards.tape.path": ("''", "at least 1 character"),
-    "rewards.roles": ("accuracy", FIELDS),
-    "rewards.roles.accuracy": ("7", TEXT),
-    "rewards.roles.format": ("7", TEXT),
     "rewards.restart": ("3", FLAG),
     "rewards.shuffle_control": ("null", FLAG),
     "data": ("train.txt", FIELDS),
@@ -302,9 +340,6 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.alarms.saturation_z": ("0", "greater than 0"),
     "evaluation.alarms.edge_density_z": ("0", "greater than 0"),
     "evaluation.alarms.diversity_z": ("0", "greater than 0"),
-    "evaluation.alarms.format_only": ("0", "greater than 0"),
-    "evaluation.alarms.length_factor": ("1", "greater than 1"),
-    "evaluation.alarms.truncated_share": ("1.5", "less than or equal to 1"),
     "checkpoint": ("25", FIELDS),
     "checkpoint.save_every": ("0", "greater than or equal to 1"),
     "checkpoint.keep": ("0", "greater than or equal to 1"),
@@ -337,7 +372,8 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
     if name and section in OF_OTHER_PROGRAMS:
         return base | {section: OF_OTHER_PROGRAMS[section]}
     if name and section in UNIONS:
-        return base | {section: {"type": next(t for t, each in UNIONS[section].items() if name in each.model_fields)}}
+        kind = next(t for t, each in UNIONS[section].items() if name in each.model_fields)
+        return base | {section: {"type": kind, **OF_A_UNION.get(section, {})}}
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base
     outer = name.partition(".")[0]

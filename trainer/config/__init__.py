@@ -19,6 +19,7 @@ from trainer.config.deepgen import DeepGenConfig
 from trainer.config.deepspeed import Owner, check_deepspeed
 from trainer.config.distributed import DeviceConfig, DistributedConfig
 from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig
+from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
@@ -44,9 +45,11 @@ __all__ = [
     "URL_VARIABLES",
     "AdvantageConfig",
     "AlarmsConfig",
+    "AnswersConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
+    "ConversationsConfig",
     "DataConfig",
     "DatasetConfig",
     "DeepGenConfig",
@@ -78,12 +81,18 @@ __all__ = [
 ]
 
 _TEXT_TYPES = {"sampling": "tokens", "objective": "grpo"}  # what a policy that writes has where the recipe names none
+_TEXT_PAIRS = {"preferences": "answers"}
 
 
 class Config(Section):
     """One run."""
 
-    default_types: ClassVar[Mapping[str, str]] = {"sampling": "flow", "objective": "flow_grpo", "advantage": "gdpo"}
+    default_types: ClassVar[Mapping[str, str]] = {
+        "sampling": "flow",
+        "objective": "flow_grpo",
+        "advantage": "gdpo",
+        "preferences": "images",
+    }
 
     run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
     output_dir: FilePath = Field("outputs", description="Where runs live.")
@@ -98,8 +107,8 @@ class Config(Section):
     )
     program: ProgramName = Field(
         "rl",
-        description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft), "
-        "preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart).",
+        description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft) or "
+        "conversations, preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart).",
     )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
     sampling: SamplingConfig = Field(default_factory=FlowSamplingConfig, description="How rollouts are drawn.")
@@ -111,7 +120,12 @@ class Config(Section):
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
-    preferences: PreferencesConfig | None = Field(None, description="What program: preference trains on.")
+    conversations: ConversationsConfig | None = Field(
+        None, description="What program: supervised trains on, with a policy that writes."
+    )
+    preferences: PreferencesConfig | AnswersConfig | None = Field(
+        None, discriminator="type", description="What program: preference trains on."
+    )
     quickstart: QuickstartBaseConfig | None = Field(None, description="What program: quickstart_base trains on.")
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -130,7 +144,10 @@ class Config(Section):
     @classmethod
     def types_beside(cls, raw: Mapping[str, Any]) -> Mapping[str, str]:
         """A policy that writes has sections of its own for how it samples and what it minimises."""
-        return {**cls.default_types, **_TEXT_TYPES} if _writes(raw) else cls.default_types
+        if not _writes(raw):
+            return cls.default_types
+        objective = {"objective": "dpo"} if raw.get("program") == "preference" else {}
+        return {**cls.default_types, **_TEXT_TYPES, **_TEXT_PAIRS, **objective}
 
     @classmethod
     def with_types(cls, raw: Any) -> Any:
@@ -155,9 +172,12 @@ class Config(Section):
     def _program_fits(self) -> Config:
         check_program(
             self.program,
+            family=self.policy.family,
             num_train=len(self.data.train),
             objective=self.objective.type,
+            updates=self.optim.updates_per_rollout,
             sft=self.sft,
+            conversations=self.conversations,
             preferences=self.preferences,
             quickstart=self.quickstart,
         )

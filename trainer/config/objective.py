@@ -1,7 +1,7 @@
 """The loss that turns advantages into a gradient: one section per objective of trainer/objectives, told apart by `type`.
 
 A section has the fields that act with its objective and no others. Those of images are here, those of text answers in
-`trainer.config.token_objective`.
+`trainer.config.token_objective` and `trainer.config.preference_objective`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, by_type
+from trainer.config.preference_objective import DpoConfig
 from trainer.config.token_objective import (
     BnpoConfig,
     CispoConfig,
@@ -184,7 +185,8 @@ ObjectiveConfig = Annotated[
     | LuspoConfig
     | SapoConfig
     | CispoConfig
-    | VespoConfig,
+    | VespoConfig
+    | DpoConfig,
     Field(discriminator="type"),
 ]
-OBJECTIVES: dict[str, type[ObjectiveSection | TokenSection]] = by_type(ObjectiveConfig)
+OBJECTIVES: dict[str, type[ObjectiveSection | TokenSection | DpoConfig]] = by_type(ObjectiveConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, TimestepSection
+from trainer.config.preference_objective import DpoConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
 from trainer.config.token_objective import DrGrpoLossConfig, TokenSection
 
@@ -12,8 +13,9 @@ _STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep
 
 def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError naming both fields and the remedy."""
-    if isinstance(objective, TokenSection) != (sampling.type == "tokens"):
-        what = "the tokens of texts" if isinstance(objective, TokenSection) else "images"
+    is_text = isinstance(objective, TokenSection | DpoConfig)
+    if is_text != (sampling.type == "tokens"):
+        what = "the tokens of texts" if is_text else "images"
         raise ValueError(
             f"objective.type = {objective.type} trains on {what}, but sampling.type = {sampling.type}; choose two that fit"
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Section, Share
+from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.supervised_loss import SftLossConfig
 
 ProgramName = Literal["rl", "supervised", "preference", "quickstart_base"]
@@ -15,6 +16,7 @@ ProgramName = Literal["rl", "supervised", "preference", "quickstart_base"]
 class PreferencesConfig(Section):
     """Pairs of images of a prompt, of which one is preferred."""
 
+    type: Literal["images"] = Field("images", description="What is compared: images, or answers in text.")
     path: FilePath = Field(
         description="A JSON array or JSON lines of {prompt, chosen, rejected}: a text and two images."
     )
@@ -49,16 +51,21 @@ class QuickstartBaseConfig(Section):
 def check_program(
     program: ProgramName,
     *,
+    family: str,
     num_train: int,
     objective: str,
+    updates: int,
     sft: SftLossConfig | None,
-    preferences: PreferencesConfig | None,
+    conversations: ConversationsConfig | None,
+    preferences: PreferencesConfig | AnswersConfig | None,
     quickstart: QuickstartBaseConfig | None,
 ) -> None:
     """Whether each program has what it trains on, and no other has been given something.
 
     Args:
+        family: of the policy: `tokens` writes texts, the others draw images.
         num_train: entries of data.train.
+        updates: optim.updates_per_rollout.
 
     Raises:
         ValueError: naming the section that is missing, or that would not act.
@@ -69,25 +76,53 @@ def check_program(
         raise ValueError(
             f"data.train holds the prompts that program: rl samples, but program is {program}; leave data.train out"
         )
+    is_text = family == "tokens"
     sections = {
-        "sft": (sft, ("rl", "supervised"), "supervised", "images with texts"),
-        "preferences": (preferences, ("preference",), "preference", "pairs of images"),
+        "sft": (sft, ("rl", "supervised"), "" if is_text else "supervised", "images with texts"),
+        "conversations": (conversations, ("supervised",), "supervised" if is_text else "", "conversations"),
+        "preferences": (preferences, ("preference",), "preference", f"pairs of {'answers' if is_text else 'images'}"),
         "quickstart": (quickstart, ("quickstart_base",), "quickstart_base", "rendered words"),
     }
     for name, (section, _, needed_by, what) in sections.items():
         if section is None and program == needed_by:
             raise ValueError(f"program: {program} trains on {what}; give the section {name}")
-    for name, (section, where, needed_by, _) in sections.items():
+    for name, (section, where, needed_by, what) in sections.items():
+        if section is not None and not needed_by:
+            raise ValueError(f"{name} trains on {what}, which this policy.type does not; leave {name} out")
         if section is not None and program not in where:
             raise ValueError(f"{name} acts in program: {needed_by} alone, but program is {program}; leave it out")
     if program == "supervised" and sft is not None:
-        for field in ("coef", "every"):
-            if getattr(sft, field) != SftLossConfig.model_fields[field].default:
-                raise ValueError(
-                    f"sft.{field} = {getattr(sft, field)} weighs the loss beside an objective, but program: "
-                    "supervised has no other; leave it out"
-                )
-    if program == "preference" and objective != "diffusion_dpo":
+        _check_alone(sft)
+    if is_text and program in ("supervised", "preference") and updates != 1:
         raise ValueError(
-            f"program: preference trains by objective.type = diffusion_dpo, not {objective}, which needs rewards; set it"
+            f"optim.updates_per_rollout = {updates} makes several updates of what was sampled, but program: {program} samples "
+            "nothing; leave it out"
+        )
+    _check_pairs(program, is_text, objective, preferences)
+
+
+def _check_alone(sft: SftLossConfig) -> None:
+    for field in ("coef", "every"):
+        if getattr(sft, field) != SftLossConfig.model_fields[field].default:
+            raise ValueError(
+                f"sft.{field} = {getattr(sft, field)} weighs the loss beside an objective, but program: "
+                "supervised has no other; leave it out"
+            )
+
+
+def _check_pairs(
+    program: ProgramName, is_text: bool, objective: str, preferences: PreferencesConfig | AnswersConfig | None
+) -> None:
+    """Whether pairs, policy and objective are all of images or all of texts."""
+    if preferences is not None and isinstance(preferences, AnswersConfig) != is_text:
+        fits = "answers" if is_text else "images"
+        raise ValueError(f"preferences.type = {preferences.type}, but this policy.type learns pairs of {fits}; set it")
+    needed = "dpo" if is_text else "diffusion_dpo"
+    if program == "preference" and objective != needed:
+        raise ValueError(
+            f"program: preference trains by objective.type = {needed}, not {objective}, which needs rewards; set it"
+        )
+    if program != "preference" and objective == "dpo":
+        raise ValueError(
+            f"objective.type = dpo learns from given pairs in program: preference, but program is {program}; set one of them"
         )

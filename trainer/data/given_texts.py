@@ -1,17 +1,14 @@
-"""Texts that are given to be learned from, and the order in which a run draws them."""
+"""Texts that are given to be learned from. The order in which a run draws them: `trainer.data.dealt`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from trainer.data.prompts.checks import DataError
 from trainer.data.rows.table import Table
-from trainer.seeds import sample_seed
 from trainer.types import AnswerPair, Conversation
 
 Text = TypeVar("Text", Conversation, AnswerPair)
@@ -44,21 +41,6 @@ class GivenTexts(Generic[Text]):
                 "file, or set `data.overlap: allow`"
             )
         return replace(self, train=kept)
-
-    def draw(self, seed: int, step: int, places: Sequence[int], batch_size: int) -> list[Text]:
-        """The rows of these places of the step after `step` finished ones.
-
-        All rows come once before any comes again, each time in another order, which depends on the seed alone: a restart, or
-        another number of ranks, draws the same.
-        """
-        drawn, orders = [], {}
-        for place in places:
-            epoch, offset = divmod(step * batch_size + place, len(self.train))
-            if epoch not in orders:
-                generator = np.random.default_rng(sample_seed(seed, "texts", epoch))
-                orders[epoch] = generator.permutation(len(self.train))
-            drawn.append(self.train[orders[epoch][offset]])
-        return drawn
 
     def fingerprint(self) -> str:
         """SHA-256 of what is trained on, in order, so that a resumed run sees another file."""

@@ -9,7 +9,7 @@ term counts, and what the sum is divided by), ratios of probabilities (`ratios`)
 
 from trainer.losses.forward import diffuse, dpo_loss, matching_error, matching_logp, nft_loss, velocity_distance
 from trainer.losses.policy import PolicyKind, PolicyTerms, policy_loss, policy_terms
-from trainer.losses.preference import PreferenceKind, preference_loss, preference_terms
+from trainer.losses.preference import PreferenceKind, answer_log_ratios, preference_loss, preference_terms
 from trainer.losses.surrogate import clipped_surrogate, guarded_surrogate, kl_penalty
 from trainer.losses.terms import Stats, highest
 from trainer.losses.weights import Reduction, Weights, reduced, weigh
@@ -21,6 +21,7 @@ __all__ = [
     "Reduction",
     "Stats",
     "Weights",
+    "answer_log_ratios",
     "clipped_surrogate",
     "diffuse",
     "dpo_loss",

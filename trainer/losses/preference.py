@@ -41,11 +41,16 @@ def preference_loss(
     if len(logp_BS) % 2 or not len(logp_BS):
         raise ValueError(f"{len(logp_BS)} rows are no pairs: give the chosen answers, then as many rejected ones")
     counts_BS = mask_BS != 0
-    log_ratio_BS = log_ratios(logp_BS, ref_BS, counts_BS)
-    # IPO compares means over tokens, the others the probabilities of whole answers.
-    log_ratio_B = (row_mean(log_ratio_BS, counts_BS) if kind == "ipo" else log_ratio_BS.sum(1, keepdim=True))[:, 0]
-    chosen_N, rejected_N = log_ratio_B.chunk(2)
+    chosen_N, rejected_N = answer_log_ratios(log_ratios(logp_BS, ref_BS, counts_BS), counts_BS, kind).chunk(2)
     return preference_terms(chosen_N - rejected_N, kind=kind, beta=beta, smoothing=smoothing).mean()
+
+
+def answer_log_ratios(log_ratio_BS: Tensor, counts_BS: Tensor, kind: PreferenceKind) -> Tensor:
+    """(B,): the log-ratio of each answer from those of its tokens, which are 0 where nothing counts.
+
+    `ipo` compares means over tokens, every other kind the probabilities of whole answers.
+    """
+    return (row_mean(log_ratio_BS, counts_BS) if kind == "ipo" else log_ratio_BS.sum(1, keepdim=True))[:, 0]
 
 
 def preference_terms(

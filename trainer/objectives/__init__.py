@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from trainer.config import ObjectiveConfig, SftLossConfig
+from trainer.config.preference_objective import DpoConfig
 from trainer.objectives.base import Batch, Entry, Objective, PlanNeeds, Scored, Term, check_capability, total
 from trainer.objectives.flow.forward import FORWARD
 from trainer.objectives.flow.grpo import STOCHASTIC
@@ -78,4 +79,6 @@ def plan_needs(objective: str) -> PlanNeeds:
 
 def needs_reference(config: ObjectiveConfig) -> bool:
     """Whether the policy must keep its starting weights."""
+    if isinstance(config, DpoConfig):
+        return config.reference == "kept"
     return config.kl_beta > 0 or OBJECTIVES[config.type].reference

@@ -28,8 +28,8 @@ from trainer.policies.flow.tiny import TinyFlow
 from trainer.policies.flow.tiny_model import LATENT_SHAPE, PAD, TinyModel, token_tensor
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
+from trainer.programs.given import GivenProgram
 from trainer.programs.session import Row, Session
-from trainer.programs.supervised import GivenProgram
 from trainer.quickstart.words import Word, corrupt, draw_word, render
 from trainer.types import Prompt, Rollout
 

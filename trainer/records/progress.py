@@ -138,6 +138,7 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
         ("grad_norm", "grad {:.3g}"),
         ("reward_wait_share", "wait {:.0%}"),
         ("images_per_s", "{:.3g} img/s"),
+        ("texts_per_s", "{:.3g} texts/s"),
     ):
         if row.get(key) is not None:
             parts.append(form.format(row[key]))

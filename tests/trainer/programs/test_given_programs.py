@@ -26,7 +26,7 @@ from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.registry import build_policy
-from trainer.programs.supervised import GivenProgram
+from trainer.programs.given import GivenProgram
 from trainer.quickstart.words import Word, draw_word, render
 
 scripted = reward_servers.scripted  # the fixture

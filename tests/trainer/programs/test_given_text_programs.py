@@ -1,0 +1,70 @@
+"""Supervised and preference runs of a policy that writes: whole runs in this process, on the tiny vision-language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
+from tests.support.vlm_runs import write_recipe, write_texts
+from trainer.config import Config
+from trainer.config.file import load_config
+from trainer.loop import train
+
+Make = Callable[..., Config]
+PROGRAMS = ("supervised", "preference")
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("texts")
+    write_texts(found)
+    return found
+
+
+@pytest.fixture
+def make(folder: Path, no_drawings: None) -> Make:
+    def config(program: str, name: str, **changes: Any) -> Config:
+        return load_config(write_recipe(folder, program, name, **changes), Config)
+
+    return config
+
+
+def final(config: Config, kind: str = "weight") -> dict[str, torch.Tensor]:
+    return saved_weights(config.run_dir / "checkpoints" / f"step_{config.max_steps:06d}", kind)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_run_learns_what_it_is_given_and_goes_on_bit_for_bit(make: Make, program: str) -> None:
+    loss = {"supervised": "loss/sft", "preference": "loss/policy"}[program]
+    whole = make(program, f"{program}_whole", max_steps=8, optim__lr=3e-3)
+    assert train(whole) == 0
+    rows = read_metrics(whole.run_dir)[1:]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1][loss] < 0.8 * rows[0][loss]
+    if program == "preference":
+        assert rows[0][loss] == torch.tensor(math.log(2)).item() and rows[0]["dpo/kl"] == 0
+        assert rows[-1]["dpo/accuracy"] == 1 and rows[-1]["dpo/margin"] > 0 and rows[-1]["dpo/kl"] > 0
+    cut = make(program, f"{program}_cut", max_steps=5, optim__lr=3e-3)
+    assert train(cut) == 0
+    again = make(program, f"{program}_cut", max_steps=8, optim__lr=3e-3)
+    assert train(again) == 0
+    assert same(final(again), final(whole)) and read_metrics(again.run_dir)[1:] == rows
+    assert (whole.run_dir / "report.html").is_file()

@@ -1,0 +1,150 @@
+"""What the programs on given texts share: which rows are trained on, which are held out, and what is said of rows that cannot be
+read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from trainer.checkpoint.saver import Kept, Stateful
+from trainer.config import Config, ConfigError
+from trainer.data.given_texts import GivenTexts
+from trainer.objectives.base import Objective
+from trainer.objectives.tokens.given import GivenRows
+from trainer.policies.base import Policy, ReadsTokens
+from trainer.processes.distributed import World, even_share
+from trainer.programs.base import Material
+from trainer.programs.given import GivenProgram, given_material
+from trainer.programs.session import Row, Session
+from trainer.types import AnswerPair, Conversation, Prompt
+
+_NAMED = 5  # rows left out that a start names
+
+Text = TypeVar("Text", Conversation, AnswerPair)
+
+
+@dataclass(frozen=True)
+class TextMaterial(Material, Generic[Text]):
+    """The rows of a run beside their prompts, those that are held out, too, left out of training."""
+
+    rows: GivenTexts[Text]
+
+
+def text_material(config: Config, rows: GivenTexts[Text], prompts: Sequence[Prompt]) -> TextMaterial[Text]:
+    """The rows without those whose prompts are held out, too; a prompt has its row's id. Raises DataError where none is left."""
+    found = given_material(config, prompts)
+    kept = rows.without(found.overlap.ids())
+    return TextMaterial(found.prompts, found.sets, found.overlap, found.num_train, kept)
+
+
+def token_reader(policy: Policy, config: Config) -> ReadsTokens:
+    """The policy, once it is known that it can be trained on texts. Raises ConfigError."""
+    if not isinstance(policy, ReadsTokens):
+        raise ConfigError(
+            f"program = {config.program} trains on texts, which policy.type = {config.policy.type} cannot"
+        )
+    return policy
+
+
+class OnGivenRows(Objective, Protocol):
+    """An objective on given texts."""
+
+    @property
+    def given(self) -> GivenRows[Any, Any]: ...
+
+    def batches_of(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Micro-batches of other rows."""
+        ...
+
+
+class TextProgram(GivenProgram):
+    """A run on given texts. Every row that is passed over is named once; the loss on those held out is measured at the start, at
+    the end, and every `evaluation.every` steps, with the averaged weights.
+
+    Args:
+        objective: of whose rows `rows` are.
+        rows: for what was left out and what is held out.
+    """
+
+    def __init__(self, session: Session, objective: OnGivenRows, size: int, rows: GivenTexts[Any]) -> None:
+        super().__init__(session, objective, size, counted="texts")
+        self.objective, self.rows = objective, rows
+        self._named: set[str] = set()
+
+    def states(self) -> Mapping[str, Stateful]:
+        """Also what the rows were, so that a changed file is noticed."""
+        rows = self.rows.fingerprint()
+        return {**super().states(), "rows": Kept(lambda: rows, lambda before: self._check_same_rows(before, rows))}
+
+    def begin(self) -> None:
+        """Say which rows are left out, and measure the loss before training."""
+        session = self.session
+        for sentence in self.rows.skipped[:_NAMED]:
+            session.recorder.note(f"left out: {sentence}")
+        if len(self.rows.skipped) > _NAMED:
+            session.recorder.note(f"left out: {len(self.rows.skipped) - _NAMED} more rows")
+        if session.step == 0 and session.row is not None:
+            session.row |= self.held_out_loss()
+
+    def step(self) -> Row | None:
+        row = super().step()
+        assert row is not None
+        if any(value for name, value in row.items() if name.endswith("/skipped")):  # the same number on all ranks
+            told = [
+                sentence for each in self.session.world.gather(list(self.objective.given.refused)) for sentence in each
+            ]
+            for sentence in dict.fromkeys(told):
+                if sentence not in self._named:
+                    self.session.recorder.note(f"passed over: {sentence}")
+            self._named.update(told)
+        config = self.session.config
+        if self.session.step % config.evaluation.every == 0 or self.session.step == config.max_steps:
+            row |= self.held_out_loss()
+        return row
+
+    def held_out_loss(self) -> dict[str, float | None]:
+        """`eval/loss` of the rows that `hold_out` keeps from training, and what the objective shows; nothing without any."""
+        if not self.rows.held_out:
+            return {}
+        with torch.no_grad(), self.session.ema.applied():
+            return held_out_metrics(self.objective, self.rows.held_out, self.session.world)
+
+    def _check_same_rows(self, before: str, now: str) -> None:
+        if before != now:
+            self.session.recorder.note(
+                f"The rows of {self.rows.path} have changed since the checkpoint: steps from here on draw from other rows"
+            )
+
+
+def held_out_metrics(objective: OnGivenRows, rows: Sequence[Any], world: World) -> dict[str, float | None]:
+    """The objective's loss on rows that are not trained on, over all ranks: `eval/loss`, and with `eval/` before its name what
+    else it shows as a mean."""
+    share = even_share(len(rows), world.rank, world.size)
+    batches = list(objective.batches_of([rows[index] for index in share.indices[: share.real]]))
+    own = len(batches)
+    # Sharded weights are gathered by all ranks in each forward pass, so those with fewer repeat one without weight.
+    most = max(world.gather(own))
+    filler = batches[-1] if batches else objective.batches(None, 0)[0]
+    batches += [filler.weightless()] * (most - own)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for each in batches:
+        batch = each.to(world.device)
+        terms, stats = objective.terms(batch, 0)
+        found = {"loss": terms[0].sum} | dict(stats.sums)
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        for name, count in {"loss": objective.counts(batch)[terms[0].over], "terms": stats.count.item()}.items():
+            counts[name] = counts.get(name, 0.0) + count
+    added = world.sum(
+        torch.tensor([*sums.values(), *counts.values()], dtype=torch.float64, device=world.device)
+    ).tolist()
+    totals = dict(zip([*sums, *(f"count of {name}" for name in counts)], added, strict=True))
+    row: dict[str, float | None] = {}
+    for name in sums:
+        count = totals["count of loss" if name == "loss" else "count of terms"]
+        row[f"eval/{name}"] = totals[name] / count if count else None
+    return row
