@@ -1,4 +1,4 @@
-"""Rewards that are plain functions: colour match, JPEG size, and those of a user's own Python file."""
+"""Rewards that are plain functions: of images, of text answers, and those of a user's own Python file."""
 
 from services.rules.functions import reward
 

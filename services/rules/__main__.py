@@ -13,6 +13,7 @@ from services.kit.dispatch.workers import ProcessPool
 from services.kit.run import serve
 from services.kit.scorer import Scorer
 from services.kit.settings import ServiceSettings, load_settings
+from services.rules.lengths import Lengths, Unit
 from services.rules.scorer import RulesScorer
 
 
@@ -27,6 +28,24 @@ class RulesSettings(ServiceSettings):
         description="A file of rewards: FILE.py for its @reward functions, or FILE.py:name1,name2 for exactly those. "
         "Repeatable; several in the variable are separated by commas.",
     )
+    conversational: bool = Field(
+        default=False,
+        description="Functions of `completions` get prompts and completions as lists of messages instead of texts.",
+    )
+    length_unit: Unit = Field(default="tokens", description="What the rewards length and overlong count.")
+    target_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="The length that the reward length asks for, where metadata.target_length does not.",
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="From where on overlong is -1, where metadata.max_length does not say it."
+    )
+    overlong_buffer: int | None = Field(
+        default=None,
+        ge=1,
+        description="How long before max_length overlong begins, where metadata.overlong_buffer does not.",
+    )
 
     @field_validator("functions", mode="before")
     @classmethod
@@ -37,7 +56,8 @@ class RulesSettings(ServiceSettings):
 
 def make_scorer(settings: RulesSettings) -> Scorer:
     """The rules scorer the settings describe; in worker processes when there are several."""
-    factory = partial(RulesScorer, settings.functions)
+    lengths = Lengths(settings.length_unit, settings.target_length, settings.max_length, settings.overlong_buffer)
+    factory = partial(RulesScorer, settings.functions, lengths, conversational=settings.conversational)
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)
 
 

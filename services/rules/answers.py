@@ -1,23 +1,28 @@
-"""Rewards of text answers: the letter of an option, a number, and the form think-then-answer.
+"""Rewards of text answers: the letter of an option, a number, a text, or whichever of them the target is.
 
-All three read the item's `completion`. What the policy wrote decides between 0 and 1; what the data lacks is no score:
+All read the item's `completion`. What the policy wrote decides between 0 and 1; what the data lacks is no score:
 
 - an empty answer, an answer that cannot be read, and one that can be read in two ways are 0: the policy was asked and did
   not say the right thing, and this is what it shall learn;
 - an item without `targets` asks for no answer: `not_applicable`;
-- an item without a `completion`, or with a target that is no letter or no number, is a mistake in the data: `bad_input`.
+- an item without a `completion`, or with a target that the rule cannot read, is a mistake in the data: `bad_input`.
 
 `answer_of` finds the answer: what follows the last `</think>`, and of it the inside of `<answer>...</answer>` where there is one.
-An answer that stands in the thinking alone, or after a `<think>` that never ends, is none.
+An answer that stands in the thinking alone, or after a `<think>` that never ends, is none. `loose_answer_of` forgives tags
+that are not closed, for the reward `answer`: beside a reward of the form, each says what the other does not.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
+from services.kit.judge.answers import to_ascii
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode
 
@@ -26,11 +31,14 @@ TOLERANCE: Final = 1e-6
 
 OPTION_LETTER_REVISION: Final = "1"
 NUMBER_REVISION: Final = f"1+tolerance-{TOLERANCE:g}"
-THINK_FORMAT_REVISION: Final = "1"
+EXACT_REVISION: Final = "1"
+ANSWER_REVISION: Final = f"1+tolerance-{TOLERANCE:g}"
 
+_SHOWN: Final = 200  # characters of an answer in the details
 T = TypeVar("T")
 
-_TAGS: Final = ("<think>", "</think>", "<answer>", "</answer>")
+_AROUND: Final = " \"'`*_\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"  # blanks, quotes, Markdown
+_ENDS: Final = ".,;:!?"  # to_ascii has made them of the East Asian ones
 # The answer's blanks are single ones when these are read, so that a long run of them costs no time.
 _LEAD: Final = r"(?:the )?(?:(?:final|correct|right|best) )?(?:answer|option|choice)(?: is)? ?[:=]? ?"
 _MARKS: Final = r"[*_`\"']*"  # of Markdown and quotes
@@ -38,6 +46,7 @@ _MARKS: Final = r"[*_`\"']*"  # of Markdown and quotes
 _OPTION: Final = re.compile(
     rf"(?:{_LEAD})?{_MARKS}(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?={_MARKS} ?(?:$|[.):])))", re.IGNORECASE | re.ASCII
 )
+_LETTER: Final = re.compile(r"[(\[]?([A-Z])(?:[)\]][.:]?|[.:])?", re.IGNORECASE | re.ASCII)
 # Digits in groups of three may have commas. What continues a word or another number is none of its own.
 _NUMBER: Final = re.compile(
     r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?![.,]?\d)",
@@ -68,27 +77,37 @@ def number(item: Item) -> Result:
     if isinstance(targets, Failure):
         return targets
     found = read_number(answer_of(item.completion or ""))
-    right = found is not None and any(
-        math.isclose(found, target, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for target in targets
-    )
+    right = found is not None and any(_equal(found, target) for target in targets)
     return Score(float(right), details={"read": found})
 
 
-def think_format(item: Item) -> Result:
-    """1 for `<think>...</think>` once and then `<answer>...</answer>` once, with nothing but blanks around; else 0.
+def exact_answer(item: Item) -> Result:
+    """1 when the answer is a target word for word, else 0. `normalized` says what does not count."""
+    targets = _targets(item, normalized, "a text")
+    if isinstance(targets, Failure):
+        return targets
+    found = normalized(answer_of(item.completion or ""))
+    return Score(float(found is not None and found in targets), details={"read": _shown(found)})
 
-    The answer must not be blank; the thinking may be. Needs no target: the form is asked of every completion.
+
+def answer(item: Item) -> Result:
+    """1 when the answer is right by the rule that the target asks for, else 0: one accuracy for questions of all kinds.
+
+    A target that is a letter ("B", "(b)", "B.") is compared as `option_letter` does, one that is a number and nothing else as
+    `number` does, any other as `exact_answer` does. With several targets each is compared by its own rule, and any is enough.
     """
-    if item.completion is None:
-        return _no_completion()
-    text = item.completion.strip()
-    places = [text.find(tag) for tag in _TAGS]
-    once = all(text.count(tag) == 1 for tag in _TAGS)
-    if not once or places != sorted(places) or places[0] != 0 or not text.endswith(_TAGS[3]):
-        return Score(0.0)
-    between = text[places[1] + len(_TAGS[1]) : places[2]]
-    answer = text[places[2] + len(_TAGS[2]) : places[3]]
-    return Score(float(not between.strip() and bool(answer.strip())))
+    asked = _targets(item, _rule_of, "a text")
+    if isinstance(asked, Failure):
+        return asked
+    said = loose_answer_of(item.completion or "")
+    found = [(rule, rule.read(said)) for rule, _ in asked]
+    right = [
+        place
+        for place, ((rule, target), (_, read)) in enumerate(zip(asked, found, strict=True))
+        if read is not None and rule.same(read, target)
+    ]
+    rule, read = found[right[0] if right else 0]
+    return Score(float(bool(right)), details={"rule": rule.name, "read": _shown(read)})
 
 
 def answer_of(completion: str) -> str:
@@ -103,6 +122,31 @@ def answer_of(completion: str) -> str:
         return ""
     inside = rest.partition("<answer>")[2]
     return inside.partition("</answer>")[0].strip() if "</answer>" in inside else ""
+
+
+def loose_answer_of(completion: str) -> str:
+    """The answer in a completion, whether or not its tags are closed; "" where there is none, or more than one.
+
+    What stands after the last `</think>` counts. In it an `<answer>` ends a thinking that was not closed, and itself ends
+    with `</answer>` or the text.
+    """
+    rest = completion.rpartition("</think>")[2]
+    before, opened, inside = rest.partition("<answer>")
+    if opened:
+        return "" if "<answer>" in inside else inside.partition("</answer>")[0].strip()
+    return "" if "<think>" in before else before.replace("</answer>", " ").strip()
+
+
+def normalized(text: str) -> str | None:
+    """A text without what does not count when answers are compared; None where nothing is left.
+
+    What does not count: upper or lower case; how many blanks stand between words; full-width forms of letters and signs;
+    and at the ends blanks, quotes and the marks of Markdown, at the end also the marks that end a sentence. All else does:
+    articles, signs within the text, brackets, a minus or a point before a number.
+    """
+    text = unicodedata.normalize("NFC", to_ascii(unicodedata.normalize("NFC", text)).casefold())
+    text = " ".join(text.split()).lstrip(_AROUND).rstrip(_AROUND + _ENDS)
+    return text or None
 
 
 def read_letter(answer: str) -> str | None:
@@ -125,7 +169,7 @@ def read_number(answer: str) -> float | None:
 def _targets(item: Item, read: Callable[[str], T | None], what: str) -> Sequence[T] | Failure:
     """The item's targets as `read` reads them, any one of which is right; or why the item has no score."""
     if item.completion is None:
-        return _no_completion()
+        return no_completion()
     if not item.targets:
         return Failure(ErrorCode.NOT_APPLICABLE, "the item has no `targets`, so no answer is asked for")
     found = []
@@ -137,5 +181,39 @@ def _targets(item: Item, read: Callable[[str], T | None], what: str) -> Sequence
     return found
 
 
-def _no_completion() -> Failure:
+@dataclass(frozen=True)
+class _Rule:
+    """How an answer is read, and when what was read is the target."""
+
+    name: str
+    read: Callable[[str], Any]
+    same: Callable[[Any, Any], bool]
+
+
+def _rule_of(target: str) -> tuple[_Rule, Any] | None:
+    """The rule that a target asks for, and the target as that rule reads it; None for a blank one."""
+    text = target.strip()
+    if letter := _LETTER.fullmatch(text):
+        return _LETTER_RULE, letter[1].upper()
+    value = read_number(text) if _NUMBER.fullmatch(text.replace("\N{MINUS SIGN}", "-")) else None
+    if value is not None:
+        return _NUMBER_RULE, value
+    wanted = normalized(text)
+    return None if wanted is None else (_TEXT_RULE, wanted)
+
+
+def _equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+_LETTER_RULE: Final = _Rule("letter", read_letter, operator.eq)
+_NUMBER_RULE: Final = _Rule("number", read_number, _equal)
+_TEXT_RULE: Final = _Rule("text", normalized, operator.eq)
+
+
+def _shown(read: Any) -> Any:
+    return read if not isinstance(read, str) or len(read) <= _SHOWN else f"{read[:_SHOWN]}…"
+
+
+def no_completion() -> Failure:
     return Failure(ErrorCode.BAD_INPUT, "an answer is read from the `completion`, and the item has none")

@@ -14,7 +14,8 @@ A reward function takes one `Item` (prompt, decoded images, completion, targets,
 - a `Failure` with the reason why this item has no score; or
 - None when the reward does not apply to this item.
 
-An exception, NaN, or a number outside the stated range fails that item alone. Functions are called one at a time.
+An exception, NaN, or a number outside the stated range fails that item alone. Functions are called one at a time. One with a
+parameter `completions` judges the texts of a whole batch in one call, as services/rules/batches.py says.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
-import json
 import math
-import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TypeVar, overload
 
 from services.kit.scorer import Failure, Item, Result, Score
+from services.rules.batches import BatchReward, takes_completions, what_is_missing
+from services.rules.outcomes import checked
 from wire.schema import ErrorCode, ScorerInfo
 
 Outcome = float | Score | Failure | None
@@ -41,8 +42,6 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Range = tuple[float | None, float | None]
 
 _MARK = "__reward_mark__"
-# Sums of floating-point numbers may miss a bound by rounding; that is not a bug in the reward.
-_RANGE_TOLERANCE = 1e-6
 
 
 class FunctionsError(ValueError):
@@ -58,6 +57,15 @@ class RewardMark:
     revision: str
     higher_is_better: bool
     image_only: bool = False
+    grouped: bool = False
+
+
+@dataclass(frozen=True)
+class FunctionsFile:
+    """The rewards of one `--functions` value, and the names of the functions that could be rewards and were not chosen."""
+
+    rewards: Sequence[FunctionReward | BatchReward]
+    not_served: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,14 @@ class FunctionReward:
     function: RewardFunction
     image_only: bool = False
 
+    def score(self, items: Sequence[Item]) -> list[Result]:
+        """One result for each item, in order."""
+        return [self(item) for item in items]
+
     def __call__(self, item: Item) -> Result:
         """Score one item. Never raises: whatever the function does becomes a `Score` or a `Failure`."""
         try:
-            return _checked(self.info, self.function(item))
+            return checked(self.info, self.function(item))
         except Exception as error:  # a user's function may raise anything, and its neighbours keep their scores
             return Failure(ErrorCode.INTERNAL, f"{self.info.name} raised {type(error).__name__}: {error}")
 
@@ -88,6 +100,7 @@ def reward(
     revision: str = "1",
     higher_is_better: bool = True,
     image_only: bool = False,
+    grouped: bool = False,
 ) -> Callable[[Function], Function]: ...
 
 
@@ -100,26 +113,30 @@ def reward(
     revision: str = "1",
     higher_is_better: bool = True,
     image_only: bool = False,
+    grouped: bool = False,
 ) -> Function | Callable[[Function], Function]:
     """Mark a function as a reward; used as `@reward` or `@reward(...)`. The function itself is unchanged.
 
     `name` defaults to the function's; `range` is (lowest, highest), None where unbounded; `revision` is the author's
     own version, to be raised when scores change for a reason outside the file (the file's hash is added to it).
-    `image_only` says that the prompt does not matter, so that clients which send none may be served.
+    `image_only` says that the prompt does not matter, so that clients which send none may be served. `grouped` is for a
+    function of `completions` that compares: it is called with the completions of one whole group at a time.
     """
 
     def mark(marked: Function) -> Function:
-        setattr(marked, _MARK, RewardMark(name or marked.__name__, range, revision, higher_is_better, image_only))
+        mark = RewardMark(name or marked.__name__, range, revision, higher_is_better, image_only, grouped)
+        setattr(marked, _MARK, mark)
         return marked
 
     return mark if function is None else mark(function)
 
 
-def load_functions(spec: str) -> list[FunctionReward]:
+def load_functions(spec: str, *, conversational: bool = False) -> FunctionsFile:
     """The rewards of one `--functions` value: `FILE.py` (marked functions) or `FILE.py:name1,name2` (exactly these).
 
-    Runs the file. Raises FunctionsError when it is missing or does not run, when nothing is marked or a listed name is
-    absent, and when a function cannot be called with one item.
+    Runs the file. `conversational` is for functions of `completions`: they get lists of messages.
+    Raises FunctionsError when it is missing or does not run, when nothing is marked or a listed name is absent, and when a
+    function can be called neither with one item nor with `completions`.
     """
     path, names = _split(spec)
     try:
@@ -131,18 +148,29 @@ def load_functions(spec: str) -> list[FunctionReward]:
     digest = hashlib.sha256(source).hexdigest()
     module = _run(path, digest)
     chosen = _listed(module, path, names) if names else _marked(module, path)
-    rewards = []
+    rewards: list[FunctionReward | BatchReward] = []
     for function in chosen:
-        _check_signature(function, path)
+        of_batches = takes_completions(function)
+        _check_signature(function, path, of_batches)
         mark = getattr(function, _MARK, None) or RewardMark(function.__name__, (None, None), "1", True)
+        if mark.grouped and not of_batches:
+            raise FunctionsError(
+                f"--functions {path}: {mark.name} is marked grouped, and only a function of `completions` sees a group: write "
+                f"def {function.__name__}(completions, **columns)"
+            )
         info = ScorerInfo(
             name=mark.name,
-            revision=f"{mark.revision}+sha256:{digest}",
+            revision=f"{mark.revision}+sha256:{digest}{'+messages' if of_batches and conversational else ''}",
             range=_checked_range(mark, path),
             higher_is_better=mark.higher_is_better,
+            grouped=mark.grouped,
         )
-        rewards.append(FunctionReward(info, function, mark.image_only))
-    return rewards
+        if of_batches:
+            rewards.append(BatchReward(info, function, conversational, mark.image_only))
+        else:
+            rewards.append(FunctionReward(info, function, mark.image_only))
+    left = [function.__name__ for function in _possible(module) if function not in chosen]
+    return FunctionsFile(rewards, left)
 
 
 def _split(spec: str) -> tuple[Path, list[str]]:
@@ -171,9 +199,28 @@ def _run(path: Path, digest: str) -> ModuleType:
     return module
 
 
+def _own(module: ModuleType) -> list[FunctionType]:
+    """The functions that the file defines itself."""
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__
+    ]
+
+
+def _possible(module: ModuleType) -> list[FunctionType]:
+    """The functions of a file that are rewards by their mark or their parameters."""
+    return [function for function in _own(module) if hasattr(function, _MARK) or takes_completions(function)]
+
+
 def _marked(module: ModuleType, path: Path) -> list[FunctionType]:
-    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
-    found = [value for value in own if isinstance(value, FunctionType) and hasattr(value, _MARK)]
+    found = [function for function in _own(module) if hasattr(function, _MARK)]
+    if not found and (possible := _possible(module)):
+        names = ",".join(function.__name__ for function in possible)
+        raise FunctionsError(
+            f"--functions {path}: it has {len(possible)} functions of completions, and which of them are rewards is for you to "
+            f"say: --functions {path}:{names}"
+        )
     if not found:
         raise FunctionsError(
             f"--functions {path}: no function is marked as a reward; put @reward above it "
@@ -186,22 +233,27 @@ def _listed(module: ModuleType, path: Path, names: list[str]) -> list[FunctionTy
     functions = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
     absent = [name for name in names if name not in functions]
     if absent:
-        own = [name for name, value in functions.items() if value.__module__ == module.__name__]
+        own = [function.__name__ for function in _own(module)]
         raise FunctionsError(
             f"--functions {path}: no function named {', '.join(absent)}; it has {', '.join(own) or 'none'}"
         )
     return [functions[name] for name in names]
 
 
-def _check_signature(function: FunctionType, path: Path) -> None:
+def _check_signature(function: FunctionType, path: Path, of_batches: bool) -> None:
     where = f"--functions {path}: {function.__name__}{inspect.signature(function)}"
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise FunctionsError(f"{where} is async or a generator; a reward is a plain function that returns its score")
+    if of_batches:
+        if problem := what_is_missing(function):
+            raise FunctionsError(f"{where} cannot be served: {problem}")
+        return
     try:
         inspect.signature(function).bind(None)
     except TypeError as error:
         raise FunctionsError(
-            f"{where} cannot be called with one item ({error}); write def {function.__name__}(item: Item) -> float"
+            f"{where} cannot be called with one item ({error}); write def {function.__name__}(item: Item) -> float, or "
+            f"def {function.__name__}(completions, **columns) for the texts of a batch"
         ) from error
 
 
@@ -212,33 +264,3 @@ def _checked_range(mark: RewardMark, path: Path) -> Range:
     if low is not None and high is not None and low >= high:
         raise FunctionsError(f"--functions {path}: range {mark.range} of {mark.name} is not (lowest, highest)")
     return low, high
-
-
-def _checked(info: ScorerInfo, outcome: object) -> Result:
-    """The outcome of a call as a result; raises TypeError when a Score holds something that is not a number."""
-    if outcome is None:
-        return Failure(ErrorCode.NOT_APPLICABLE, f"{info.name} does not apply to this item")
-    if isinstance(outcome, Failure):
-        return outcome
-    if isinstance(outcome, Score):
-        return _flaw(info, outcome) or outcome
-    if isinstance(outcome, numbers.Real):
-        score = Score(float(outcome))
-        return _flaw(info, score) or score
-    kind = type(outcome).__name__
-    return Failure(ErrorCode.INTERNAL, f"{info.name} returned a {kind}; a float, Score, Failure or None is needed")
-
-
-def _flaw(info: ScorerInfo, score: Score) -> Failure | None:
-    for name, value in (("score", score.value), *score.components.items()):
-        if not math.isfinite(value):
-            return Failure(ErrorCode.NON_FINITE, f"{info.name}: {name} is {value}")
-    try:
-        json.dumps(dict(score.details), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        return Failure(ErrorCode.INTERNAL, f"{info.name}: details are not JSON ({error})")
-    low, high = info.range
-    below = low is not None and score.value < low - _RANGE_TOLERANCE
-    if below or (high is not None and score.value > high + _RANGE_TOLERANCE):
-        return Failure(ErrorCode.INTERNAL, f"{info.name} returned {score.value}, outside its range {low} to {high}")
-    return None

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from services.kit.scorer import Failure, Item, Score
-from services.rules.answers import answer_of, number, option_letter, read_letter, read_number, think_format
+from services.rules.answers import (
+    answer,
+    answer_of,
+    exact_answer,
+    loose_answer_of,
+    normalized,
+    number,
+    option_letter,
+    read_letter,
+    read_number,
+)
+from services.rules.forms import answer_format, tag_count, think_format
+from services.rules.lengths import Lengths
 from services.rules.scorer import RulesScorer, builtin_rewards
 from wire.schema import ErrorCode
 
@@ -130,14 +142,14 @@ def value(result: object) -> float:
     return result.value
 
 
-@pytest.mark.parametrize("answer", LETTERS)
-def test_which_letter_is_read(answer: str) -> None:
-    assert read_letter(answer) == LETTERS[answer]
+@pytest.mark.parametrize("text", LETTERS)
+def test_which_letter_is_read(text: str) -> None:
+    assert read_letter(text) == LETTERS[text]
 
 
-@pytest.mark.parametrize("answer", NUMBERS)
-def test_which_number_is_read(answer: str) -> None:
-    assert read_number(answer) == NUMBERS[answer]
+@pytest.mark.parametrize("text", NUMBERS)
+def test_which_number_is_read(text: str) -> None:
+    assert read_number(text) == NUMBERS[text]
 
 
 @pytest.mark.parametrize("completion", ANSWERS)
@@ -148,6 +160,161 @@ def test_where_the_answer_is(completion: str) -> None:
 @pytest.mark.parametrize("completion", FORMS)
 def test_the_form_think_then_answer(completion: str) -> None:
     assert think_format(item(completion)) == Score(FORMS[completion])
+
+
+LOOSE_ANSWERS = ANSWERS | {
+    # what the tags lack does not hide the answer
+    "<answer>B": "B",
+    "B</answer>": "B",
+    "</answer>B<answer>": "",
+    "<think>a lot, then<answer>B</answer>": "B",
+    "<think>a lot, then<answer>B": "B",
+    "<think>a</think>B<think>": "",
+    "<think>a</think><answer>B</answer><think>": "B",
+    "<think><answer>B</answer></think>": "",
+    "<answer>A<answer>B</answer>": "",
+}
+
+
+@pytest.mark.parametrize("completion", LOOSE_ANSWERS)
+def test_where_the_answer_is_when_tags_need_not_be_closed(completion: str) -> None:
+    assert loose_answer_of(completion) == LOOSE_ANSWERS[completion]
+
+
+NORMALIZED = {
+    "Red disc": "red disc",
+    " red \t disc\n": "red disc",
+    '"Red disc."': "red disc",
+    "**Red disc**!": "red disc",
+    "\u201cred disc\u201d": "red disc",
+    "\uff32ed\u3000disc\u3002": "red disc",  # full-width R, a wide blank, an East Asian full stop
+    "STRASSE": "strasse",
+    "Stra\u00dfe": "strasse",
+    "e\u0301te\u0301": "\u00e9t\u00e9",
+    # what counts
+    "the red disc": "the red disc",
+    "red-disc": "red-disc",
+    "-5": "-5",
+    ".5": ".5",
+    "5%": "5%",
+    "m\u00b2": "m\u00b2",
+    "[1, 2)": "[1, 2)",
+    "C++": "c++",
+    "\N{ARABIC-INDIC DIGIT FOUR}": "\N{ARABIC-INDIC DIGIT FOUR}",
+    # nothing
+    "": None,
+    " . ": None,
+    "\"'**'\"": None,
+}
+
+
+@pytest.mark.parametrize("text", NORMALIZED)
+def test_what_does_not_count_when_texts_are_compared(text: str) -> None:
+    assert normalized(text) == NORMALIZED[text]
+
+
+@pytest.mark.parametrize(
+    ("completion", "targets", "right"),
+    [
+        ("Red disc.", ("red disc",), 1.0),
+        ("<think>red disc</think><answer> RED  DISC </answer>", ("red disc",), 1.0),
+        ("a disc", ("red disc", "a disc"), 1.0),
+        ("red disc", ("disc",), 0.0),
+        ("disc", ("red disc",), 0.0),
+        ("red, disc", ("red disc",), 0.0),
+        ("<answer>red disc", ("red disc",), 0.0),
+    ],
+)
+def test_an_exact_answer_is_a_target_word_for_word(completion: str, targets: tuple[str, ...], right: float) -> None:
+    assert value(exact_answer(item(completion, *targets))) == right
+
+
+@pytest.mark.parametrize(
+    ("completion", "targets", "rule", "right"),
+    [
+        ("The answer is (B).", ("B",), "letter", 1.0),
+        ("b", ("(B)",), "letter", 1.0),
+        ("not a, not b, maybe c", ("C",), "letter", 0.0),
+        ("A dog", ("A",), "letter", 0.0),
+        ("there are 42 of them", ("42",), "number", 1.0),
+        ("42.0", ("42",), "number", 1.0),
+        ("41 or 42", ("42",), "number", 0.0),
+        ("\N{ARABIC-INDIC DIGIT FOUR}", ("4",), "number", 0.0),
+        ("\N{MINUS SIGN}7", ("-7",), "number", 1.0),
+        ("Red disc.", ("red disc",), "text", 1.0),
+        ("a red disc", ("red disc",), "text", 0.0),
+        ("42 cats", ("42 cats",), "text", 1.0),
+        ("42", ("42 cats",), "text", 0.0),
+        ("3/4", ("3/4",), "text", 1.0),
+        ("B. two cats", ("B. two cats",), "text", 1.0),
+        ("1e999", ("1e999",), "text", 1.0),
+        # each target by its own rule
+        ("two", ("2", "two"), "text", 1.0),
+        ("2 of them", ("two", "2"), "number", 1.0),
+        # the form is another reward's
+        ("<answer>B", ("B",), "letter", 1.0),
+        ("<think>A or B<answer>red disc", ("red disc",), "text", 1.0),
+        ("<think>red disc", ("red disc",), "text", 0.0),
+    ],
+)
+def test_the_rule_of_an_answer_is_the_targets(
+    completion: str, targets: tuple[str, ...], rule: str, right: float
+) -> None:
+    result = answer(item(completion, *targets))
+    assert value(result) == right and result.details["rule"] == rule
+
+
+def test_wrong_scores_of_published_rewards_are_not_repeated() -> None:
+    """Seen elsewhere: B, B, D, D all right scored 0, 0, 1, 1; a right number 0; a right text .5; no answer at all .5."""
+    scorer = RulesScorer()
+    right = [item(letter, letter) for letter in "BBDD"]
+    for reward in ("answer", "option_letter"):
+        assert [value(each) for each in scorer.score(reward, right)] == [1.0] * 4
+    assert value(answer(item("42", "42"))) == value(number(item("42", "42"))) == 1.0
+    text = "the cat sat on the mat"
+    assert value(answer(item(text, text))) == value(exact_answer(item(text, text))) == 1.0
+    dodging = "not a, not b, maybe c"
+    assert [value(answer(item(dodging, letter))) for letter in "ABC"] == [0.0] * 3
+
+
+def test_details_of_a_long_answer_are_cut() -> None:
+    result = exact_answer(item("x" * 1_000_000, "y"))
+    assert value(result) == 0.0 and len(str(result.details["read"])) == 201
+
+
+ANSWER_FORMS = FORMS | {
+    "<answer>b</answer>": 1.0,
+    "\n<answer>\nb\n</answer>\n": 1.0,
+    "<answer> </answer>": 0.0,
+    "so <answer>b</answer>": 0.0,
+    "<answer>b": 0.0,
+    "<answer>a</answer><answer>b</answer>": 0.0,
+    "<answer><think>a</think>b</answer>": 0.0,
+    "<answer>a</think>b</answer>": 0.0,
+    "b": 0.0,
+}
+
+
+@pytest.mark.parametrize("completion", ANSWER_FORMS)
+def test_the_form_of_an_answer_in_which_thinking_is_not_asked_for(completion: str) -> None:
+    assert answer_format(item(completion)) == Score(ANSWER_FORMS[completion])
+
+
+@pytest.mark.parametrize(
+    ("completion", "score", "there"),
+    [
+        ("<think>a</think><answer>b</answer>", 1.0, "think /think answer /answer"),
+        ("</answer><answer></think><think>", 1.0, "think /think answer /answer"),
+        ("<think>a</think>b", 0.5, "think /think"),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", 0.5, "think /think"),
+        ("<answer>b", 0.25, "answer"),
+        ("b", 0.0, ""),
+        ("", 0.0, ""),
+    ],
+)
+def test_each_tag_that_is_there_once_is_a_quarter(completion: str, score: float, there: str) -> None:
+    parts = {tag: float(tag in there.split()) for tag in ("think", "/think", "answer", "/answer")}
+    assert tag_count(item(completion)) == Score(score, parts)
 
 
 def test_a_letter_counts_when_it_is_that_of_a_target() -> None:
@@ -184,31 +351,36 @@ def test_numbers_are_equal_within_the_tolerance(completion: str, target: str, ri
 
 
 def test_the_tolerance_is_part_of_the_revision() -> None:
-    revisions = {reward.info.name: reward.info.revision for reward in builtin_rewards()}
+    revisions = {reward.info.name: reward.info.revision for reward in builtin_rewards(Lengths())}
     assert revisions["number"] == "1+tolerance-1e-06"
 
 
-@pytest.mark.parametrize("reward", [option_letter, number])
-@pytest.mark.parametrize("completion", ["", "   ", "<think>B 42", "I do not know", "<answer></answer>"])
+TARGETS = {option_letter: "B", number: "42", exact_answer: "two cats", answer: "two cats"}
+
+
+@pytest.mark.parametrize("reward", TARGETS)
+@pytest.mark.parametrize("completion", ["", "   ", "<think>B 42 two cats", "I do not know", "<answer></answer>"])
 def test_what_the_policy_did_not_say_is_a_zero(reward, completion: str) -> None:
     """The policy was asked: no answer is a wrong one, and the group shall see the difference."""
-    target = "B" if reward is option_letter else "42"
-    assert reward(item(completion, target)) == Score(0.0, details={"read": None})
+    result = reward(item(completion, TARGETS[reward]))
+    assert value(result) == 0.0 and result.details["read"] in (None, "i do not know")
 
 
-@pytest.mark.parametrize("reward", [option_letter, number])
+@pytest.mark.parametrize("reward", TARGETS)
 def test_what_the_data_lacks_is_no_score(reward) -> None:
     asked = reward(item("B"))
     assert isinstance(asked, Failure) and asked.code is ErrorCode.NOT_APPLICABLE and "`targets`" in asked.message
     silent = reward(item(None, "B"))
     assert isinstance(silent, Failure) and silent.code is ErrorCode.BAD_INPUT and "`completion`" in silent.message
-    wrong = reward(item("B", "two cats"))
-    assert isinstance(wrong, Failure) and wrong.code is ErrorCode.BAD_INPUT and "'two cats'" in wrong.message
+    unreadable = "?" if reward in (exact_answer, answer) else "two cats"
+    wrong = reward(item("B", unreadable))
+    assert isinstance(wrong, Failure) and wrong.code is ErrorCode.BAD_INPUT and repr(unreadable) in wrong.message
 
 
 def test_the_form_needs_a_completion_and_no_target() -> None:
-    result = think_format(item(None))
-    assert isinstance(result, Failure) and result.code is ErrorCode.BAD_INPUT
+    for reward in (think_format, answer_format, tag_count):
+        result = reward(item(None))
+        assert isinstance(result, Failure) and result.code is ErrorCode.BAD_INPUT
 
 
 @pytest.mark.parametrize(
@@ -218,7 +390,22 @@ def test_a_long_answer_is_read_in_no_time(text: str) -> None:
     """Patterns that try all ways to split a run would be at it for hours."""
     assert read_letter(text) is None
     read_number(text)
-    assert value(think_format(item(text))) == 0.0
+    assert value(think_format(item(text))) == value(answer_format(item(text))) == 0.0
+    assert value(answer(item(text, "B", "42", "two cats"))) == value(exact_answer(item(text, "two cats"))) == 0.0
+
+
+@pytest.mark.parametrize(
+    "piece", ["<think>", "</think>", "<answer>", "</answer>", "<", "<think><answer>", "\u0130", "`\n"]
+)
+def test_a_completion_of_a_megabyte_of_tags_is_read_in_no_time(piece: str) -> None:
+    text = piece * (1_000_000 // len(piece))
+    assert (
+        value(answer(item(text, "B")))
+        == value(exact_answer(item(text, "B")))
+        == value(answer_format(item(text)))
+        == 0.0
+    )
+    assert value(tag_count(item(text))) == 0.0
 
 
 def test_the_warm_up_of_every_built_in_reward_comes_back_as_a_score() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from services.kit.scorer import Failure, Item, Score
 from services.rules.jpeg import jpeg_compressibility, jpeg_incompressibility
+from services.rules.lengths import Lengths
 from services.rules.scorer import builtin_rewards
 from wire.schema import ErrorCode
 
@@ -45,7 +46,7 @@ def test_flat_image_compresses_better_than_noise() -> None:
 
 
 def test_ranges_are_stated_as_unbounded_on_one_side() -> None:
-    ranges = {reward.info.name: reward.info.range for reward in builtin_rewards()}
+    ranges = {reward.info.name: reward.info.range for reward in builtin_rewards(Lengths())}
     assert ranges["jpeg_compressibility"] == (None, 0.0)
     assert ranges["jpeg_incompressibility"] == (0.0, None)
 

@@ -69,7 +69,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_only_marked_functions_become_rewards(write: Callable[..., Path]) -> None:
-    rewards = load_functions(str(write(MY_REWARDS)))
+    rewards = load_functions(str(write(MY_REWARDS))).rewards
     assert [each.info.name for each in rewards] == ["prompt_length", "size"]
     assert rewards[0](ITEM) == Score(8.0)
     assert rewards[1](ITEM) == Score(4, {"height": 4.0}, {"seen": [1, "x"]})
@@ -77,7 +77,7 @@ def test_only_marked_functions_become_rewards(write: Callable[..., Path]) -> Non
 
 def test_the_mark_sets_what_info_says(write: Callable[..., Path]) -> None:
     digest = hashlib.sha256(MY_REWARDS.encode()).hexdigest()
-    plain, marked = (each.info for each in load_functions(str(write(MY_REWARDS))))
+    plain, marked = (each.info for each in load_functions(str(write(MY_REWARDS))).rewards)
     assert plain == ScorerInfo(name="prompt_length", revision=f"1+sha256:{digest}", range=(None, None))
     assert marked == ScorerInfo(name="size", revision=f"7+sha256:{digest}", range=(0.0, 100.0), higher_is_better=False)
 
@@ -88,21 +88,21 @@ def test_the_examples_in_the_documentation_run(write: Callable[..., Path]) -> No
     docstring = functions.__doc__ or ""
     example = docstring[docstring.index("    from PIL") : docstring.index("A reward function takes")]
     for text in (block, textwrap.dedent(example)):
-        [rewarded] = load_functions(str(write(text)))
+        [rewarded] = load_functions(str(write(text))).rewards
         assert rewarded.info.name == "brightness"
         assert rewarded(ITEM) == Score(1.0)
 
 
 def test_revision_changes_with_the_file(write: Callable[..., Path]) -> None:
-    before = load_functions(str(write(MY_REWARDS)))[0]
-    after = load_functions(str(write(MY_REWARDS.replace("2.0", "3.0"))))[0]
+    before = load_functions(str(write(MY_REWARDS))).rewards[0]
+    after = load_functions(str(write(MY_REWARDS.replace("2.0", "3.0")))).rewards[0]
     assert before.info.revision != after.info.revision
     assert (before(ITEM), after(ITEM)) == (Score(8.0), Score(12.0))
 
 
 def test_listed_functions_become_rewards_and_others_do_not(write: Callable[..., Path]) -> None:
     path = write("def one(item):\n    return 1\n\ndef two(item):\n    return 2\n\ndef helper(x):\n    return x\n")
-    rewards = load_functions(f"{path}:two,one")
+    rewards = load_functions(f"{path}:two,one").rewards
     assert [(each.info.name, each(ITEM)) for each in rewards] == [("two", Score(2.0)), ("one", Score(1.0))]
 
 
@@ -123,7 +123,11 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
         ("def f(item):\n    return 1\n", ":f,,g", "after the colon come function names"),
         (MY_REWARDS, ":two_arguments", "cannot be called with one item (missing a required argument: 'other')"),
         (MY_REWARDS, ":later", "is async or a generator"),
-        ("def f():\n    return 1\n", ":f", "write def f(item: Item) -> float"),
+        (
+            "def f():\n    return 1\n",
+            ":f",
+            "write def f(item: Item) -> float, or def f(completions, **columns) for the texts of a batch",
+        ),
         ("def f(item):\n    yield 1\n", ":f", "is async or a generator"),
         ("1 / 0\n", "", "does not run, ZeroDivisionError: division by zero"),
         ("def f(:\n", "", "does not run, SyntaxError"),
@@ -164,7 +168,7 @@ def test_imported_marked_functions_belong_to_their_own_file(write: Callable[...,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(module.parent))
-        assert [each.info.name for each in load_functions(str(write(text)))] == ["mine"]
+        assert [each.info.name for each in load_functions(str(write(text))).rewards] == ["mine"]
 
 
 def scored(function: Callable[[Item], object], low: float | None = None, high: float | None = None) -> object:
@@ -242,9 +246,10 @@ def test_scorer_serves_builtin_rewards_first_and_warms_them_up() -> None:
     scorer.load()
     images, answers = (
         ["color_match", "jpeg_compressibility", "jpeg_incompressibility"],
-        ["option_letter", "number", "think_format"],
+        ["option_letter", "number", "exact_answer", "answer"],
     )
-    assert list(scorer.rewards) == images + answers
+    forms = ["think_format", "answer_format", "tag_count", "length", "overlong", "json_valid"]
+    assert list(scorer.rewards) == images + answers + forms
     for name, item in scorer.warmup():
         assert isinstance(scorer.score(name, [item])[0], Score)
     assert scorer.score("color_match", [scorer.warmup()[0][1]])[0] == Score(

@@ -15,6 +15,7 @@ from PIL import Image
 from services.kit.settings import load_settings
 from services.rules.__main__ import RulesSettings
 from tests.support.service_process import ready_service
+from trainer.config.service_names import REWARDS
 from wire.images import to_ref
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,8 +59,7 @@ def picture(color: str) -> dict[str, Any]:
 def test_info_lists_builtin_and_own_rewards_but_no_helper(url: str) -> None:
     info = httpx.get(f"{url}/v1/info", timeout=30).json()
     names = [each["name"] for each in info["rewards"]]
-    answers = ["option_letter", "number", "think_format"]
-    assert names == ["color_match", "jpeg_compressibility", "jpeg_incompressibility", *answers, "prompt_length"]
+    assert names == [*REWARDS["rules"], "prompt_length"]
     assert info["default_reward"] == "color_match"
     ranges = {each["name"]: each["range"] for each in info["rewards"]}
     assert ranges["jpeg_compressibility"] == [None, 0.0]
