@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from services.kit.settings import load_settings
+from services.rules.__main__ import RulesSettings, make_scorer
 from tests.support.deployment import settings_of
-from trainer.config import Config
+from trainer.config import Config, RewardsConfig
 from trainer.config.service_names import REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
 NUMBERS, BLIND, WEIGHTS = re.split(r"^## ", PAGE, flags=re.M)[1:4]
 
 
@@ -58,14 +60,29 @@ def test_the_benchmarks_command_has_flags_that_exist() -> None:
 
 
 def test_the_held_out_set_is_a_recipe() -> None:
-    [block] = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
-    tree = yaml.safe_load(block)
+    tree = yaml.safe_load(BLOCKS[1])
     recipe = yaml.safe_load((ROOT / "configs/sd35_medium_pickscore.yaml").read_text())
     recipe["rewards"]["services"] |= tree["rewards"]["services"]
     recipe["rewards"]["columns"] |= tree["rewards"]["columns"]
     recipe["evaluation"]["sets"] = tree["evaluation"]["sets"]
     loaded = Config.model_validate(recipe)
     assert loaded.evaluation.sets[0].rewards == ("geneval",)
+
+
+def test_the_columns_of_texts_are_a_recipe_of_rewards_that_exist() -> None:
+    tree = RewardsConfig.model_validate(yaml.safe_load(BLOCKS[0])["rewards"])
+    assert list(tree.columns) == ["accuracy", "format", "length"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in tree.services["rules"].args.items()]
+    served = make_scorer(load_settings(RulesSettings, flags)).rewards
+    assert all(column.reward in served for column in tree.columns.values())
+
+
+def test_every_reward_of_texts_has_its_row() -> None:
+    texts = [name for name in REWARDS["rules"] if name != "color_match" and "jpeg" not in name]
+    [section] = re.findall(r"^## Texts: .*?(?=^## )", PAGE, re.S | re.M)
+    assert [name for name in re.findall(r"^\| `(\w+)` \|", section, re.M)] == texts
+    for command in re.findall(r"^python -m services\.rules ([^#\n]+)", section, re.M):
+        assert load_settings(RulesSettings, shlex.split(command)).functions
 
 
 def test_the_benchmark_fills_in_every_cost_it_measures() -> None:

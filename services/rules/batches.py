@@ -93,6 +93,9 @@ class BatchReward:
         except Exception as error:  # a user's function may raise anything, and its neighbours keep their scores
             if len(items) > 1 and not self.info.grouped:
                 return [result for item in items for result in self._scored([item])]
+            name = str(error.args[0]) if isinstance(error, KeyError) and error.args else None
+            if name is not None and name not in given:  # columns["level"], most likely
+                return [self._without(name, given)] * len(items)
             reason = f"{self.info.name} raised {type(error).__name__}: {error}"
             return [Failure(ErrorCode.INTERNAL, reason)] * len(items)
         if isinstance(outcomes, str) or len(outcomes) != len(items):
@@ -100,6 +103,13 @@ class BatchReward:
             reason = f"{self.info.name} returned {got} for {len(items)} completions; a list with a number or None for each is needed"
             return [Failure(ErrorCode.INTERNAL, reason)] * len(items)
         return [self._checked(outcome) for outcome in outcomes]
+
+    def _without(self, column: str, given: Mapping[str, object]) -> Failure:
+        columns = ", ".join(name for name in given if name not in _OWN) or "none"
+        return Failure(
+            ErrorCode.BAD_INPUT,
+            f"{self.info.name} takes the column {column!r}, and `metadata` has no such; its columns: {columns}",
+        )
 
     def _checked(self, outcome: object) -> Result:
         try:

@@ -19,7 +19,7 @@ from services.kit.catalogue import DEPLOYED
 from services.kit.models.sources import Source
 from services.ocr.scoring import VARIANTS
 from services.regression.recipe import RECIPES
-from services.rules.scorer import builtin_rewards
+from services.rules.scorer import RulesScorer
 from services.unifiedreward.kinds import PAIR_QUESTIONS, POINT_QUESTIONS
 from services.vqa.questions import READINGS
 from trainer import __main__ as command
@@ -125,7 +125,7 @@ def test_a_misspelt_flag_of_a_service_is_found_before_it_starts() -> None:
 def test_the_table_of_rewards_is_that_of_the_services() -> None:
     assert set(REWARDS["ocr"]) == set(VARIANTS)
     assert set(REWARDS["hps"]) == set(HPS_REWARDS.values())
-    assert set(REWARDS["rules"]) == {each.info.name for each in builtin_rewards()}
+    assert set(REWARDS["rules"]) == set(RulesScorer().rewards)
     assert set(REWARDS["unifiedreward"]) == {*PAIR_QUESTIONS, *POINT_QUESTIONS}
     assert REWARDS["eval"] == (REWARD,)
     some = Source(Path("some"), "clip", "0" * 64)

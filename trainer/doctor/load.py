@@ -14,6 +14,7 @@ from trainer.doctor.findings import Finding
 from trainer.rewards.canary import probes
 from trainer.rewards.payload import encode_samples, make_call
 from trainer.rewards.transport import AttemptError, ServiceCaller
+from trainer.types import Sample
 from wire.schema import ScorerInfo
 
 
@@ -57,7 +58,7 @@ async def check_load(
     for name in asked:
         column = config.rewards.columns[name]
         if config.rewards.canary and column.canary != "none":
-            seconds = await _measure(caller, column)
+            seconds = await _measure(caller, column, texts=config.policy.family == "tokens")
             if seconds is None:
                 unknown.append(name)
             else:
@@ -100,12 +101,15 @@ def judge_load(name: str, service: ServiceConfig, work: Sequence[Work], *, urls:
     return Finding("services", "OK", f"{text}; timeout_s is {service.timeout_s:g}")
 
 
-async def _measure(caller: ServiceCaller, column: RewardConfig) -> float | None:
-    """Seconds of a request of two probes that no cache knows, the faster of two; None where there are no scores."""
+async def _measure(caller: ServiceCaller, column: RewardConfig, *, texts: bool) -> float | None:
+    """Seconds of two probes that no cache knows, the fastest of two requests; None where there are no scores.
+
+    Of the probes that are texts no reward judges all, and what it does not judge takes no time.
+    """
     best = None
     for _ in range(2):
         encoding = caller.config.image_encoding
-        samples = [replace(probe, images=tuple(_marked(image_HWC) for image_HWC in probe.images)) for probe in probes()]
+        samples = [_unseen(probe) for probe in probes(texts=texts)]
         call, _refused = make_call(samples, encode_samples(samples, encoding), encoding, column.reward)
         assert call is not None
         started = time.monotonic()
@@ -113,11 +117,20 @@ async def _measure(caller: ServiceCaller, column: RewardConfig) -> float | None:
             answers, _scorer = await caller.score_at(caller.pool.endpoints[0], call, caller.config.timeout_s)
         except AttemptError:
             return best  # the canary has said what there is to say
-        if any(answer.score is None for answer in answers.values()):
+        scored = sum(answer.score is not None for answer in answers.values())
+        if scored == 0 or (not texts and scored < len(samples)):
             return best
-        took_s = time.monotonic() - started
+        took_s = 2 * (time.monotonic() - started) / scored
         best = took_s if best is None else min(best, took_s)
     return best
+
+
+def _unseen(probe: Sample) -> Sample:
+    """The probe with something about it that is in no other request, so that it is scored anew."""
+    if probe.images:
+        return replace(probe, images=tuple(_marked(image_HWC) for image_HWC in probe.images))
+    metadata = {**probe.prompt.metadata, "nonce": os.urandom(8).hex()}
+    return replace(probe, prompt=replace(probe.prompt, metadata=metadata))
 
 
 def _marked(image_HWC: np.ndarray) -> np.ndarray:

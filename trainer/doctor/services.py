@@ -116,6 +116,8 @@ async def _check_one(
         if event.kind == "warning":
             remedy = "see that the reward is the one you mean; `canary: none` on its column silences this"
             yield Finding("services", "WARN", event.message, remedy)
+        if event.kind == "hint":
+            yield Finding("services", "OK", f"{event.subject}: {event.message}")
     yield Finding("services", "OK", f"{name} at {', '.join(urls)}: ready, checked in {took_s:.1f} s")
     unsure = {event.subject for event in events if event.kind == "warning"}
     for key, column in columns.items():

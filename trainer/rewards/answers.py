@@ -63,7 +63,7 @@ def readable(text: str) -> str:
 
 
 EventKind = Literal[
-    "ready", "waiting", "warning", "failure", "changed", "breaker", "pause", "resume", "stop", "restart"
+    "ready", "hint", "waiting", "warning", "failure", "changed", "breaker", "pause", "resume", "stop", "restart"
 ]
 
 

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _GRACE_S = 15.0
 _QUIET = ("ready", "resume")
+_OF_ALL_RANKS = ("waiting", "hint")
 
 
 class RewardClient:
@@ -50,7 +51,7 @@ class RewardClient:
             are logged in any case.
         tape: every answer is recorded there. Where the config says replay, answers come from its tape instead, and no
             service is asked for anything.
-        is_main: whether this process says that it waits; all ranks wait for the same services.
+        is_main: whether this process says that it waits, and what it was told; all ranks have the same services.
         requests: what training will send; a service that takes less at a time is found at the start.
     """
 
@@ -194,7 +195,8 @@ class RewardClient:
         for name, service in self.config.services.items():
             self._callers[name] = ServiceCaller(name, service, self._urls[name], self._emit)
         self._dispatcher = Dispatcher(self.config, self._callers, self.scorers, self._emit)
-        self._guard = FailureGuard(self.config, self._callers, self._dispatcher, self.scorers, self._emit)
+        texts = self._requests is not None and self._requests.texts
+        self._guard = FailureGuard(self.config, self._callers, self._dispatcher, self.scorers, self._emit, texts=texts)
         checks = []
         for name, caller in self._callers.items():
             columns = {key: column for key, column in self.config.columns.items() if column.service == name}
@@ -221,7 +223,7 @@ class RewardClient:
         await self._loop.shutdown_default_executor()
 
     def _emit(self, event: RewardEvent) -> None:
-        quiet = event.kind in _QUIET or (event.kind == "waiting" and not self._is_main)
+        quiet = event.kind in _QUIET or (event.kind in _OF_ALL_RANKS and not self._is_main)
         level = logging.INFO if quiet else logging.WARNING
         logger.log(level, "%s: %s: %s", event.kind, event.subject, event.message)
         if self._listener is not None:

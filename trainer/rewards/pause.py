@@ -31,7 +31,11 @@ class FailureGuard:
         dispatcher: Dispatcher,
         scorers: Scorers,
         on_event: OnEvent,
+        *,
+        texts: bool = False,
     ) -> None:
+        """`texts`: whether the run's samples are texts, so that the probes are, too."""
+        self._texts = texts
         self._config = config
         self._callers = callers
         self._dispatcher = dispatcher
@@ -128,7 +132,7 @@ class FailureGuard:
                 try:
                     await wait_ready(caller, endpoint.url, max(POLL_S, min(remaining, 4 * POLL_S)))
                     if column.canary != "none":
-                        await check_canary(caller, endpoint, name, column, canary_by, self._on_event)
+                        await check_canary(caller, endpoint, name, column, canary_by, self._on_event, texts=self._texts)
                 except RewardServiceError as error:
                     problems.append(str(error))
                 else:

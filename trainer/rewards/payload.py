@@ -130,7 +130,7 @@ def _item(sample: Sample, names: Sequence[str], encoding: str, sources: Mapping[
         completion=sample.text,
         source_images=[sources[path] for path in prompt.source_images] or None,
         targets=None if prompt.targets is None else list(prompt.targets),
-        metadata=dict(prompt.metadata),
+        metadata=dict(prompt.metadata) | ({"completion_ids": list(sample.tokens)} if sample.tokens else {}),
     )
 
 

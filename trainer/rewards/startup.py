@@ -13,7 +13,7 @@ import httpx
 from pydantic import ValidationError
 
 from trainer.config import Config, RewardConfig
-from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
+from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError, readable
 from trainer.rewards.canary import canary_call, judge
 from trainer.rewards.certificates import is_untrusted
 from trainer.rewards.endpoint import Endpoint
@@ -36,16 +36,19 @@ class Requests:
         columns: the rewards that are trained on.
         group_size: samples of a group, which a reward that compares gets in one request.
         micro_batch_size: samples of a request to any other reward.
+        texts: whether the samples are texts, so that the probes are, too; else they are images.
     """
 
     columns: frozenset[str]
     group_size: int
     micro_batch_size: int
+    texts: bool = False
 
     @classmethod
     def of(cls, config: Config) -> Self:
         columns = frozenset(name for dataset in config.data.train for name in dataset.rewards)
-        return cls(columns, config.sampling.group_size, config.sampling.micro_batch_size)
+        texts = config.policy.family == "tokens"
+        return cls(columns, config.sampling.group_size, config.sampling.micro_batch_size, texts)
 
 
 class WaitingLine:
@@ -172,6 +175,7 @@ async def _check_url(
     await wait_ready(caller, url, deadline - time.monotonic(), on_event)
     info = await read_info(caller, url)
     known = {reward.name: reward for reward in info.rewards}
+    _say_what_is_not_served(info, caller.name, on_event)
     scorers = {}
     for name, column in columns.items():
         wanted = column.reward or info.default_reward
@@ -185,9 +189,10 @@ async def _check_url(
         if requests is not None and name in requests.columns:
             _check_room(info, scorers[name], requests, f"reward {name} (service {caller.name} at {url})")
     if canary:
+        texts = requests is not None and requests.texts
         for name, column in columns.items():
             if column.canary != "none":
-                scorer = await check_canary(caller, endpoint, name, column, deadline, on_event)
+                scorer = await check_canary(caller, endpoint, name, column, deadline, on_event, texts=texts)
                 if change := describe_change(scorers[name], scorer):
                     raise RewardServiceError(
                         f"reward {name} (service {caller.name} at {url}): its scores come from another scorer than /v1/info "
@@ -195,6 +200,17 @@ async def _check_url(
                     )
     on_event(RewardEvent("ready", caller.name, f"{url} is ready: {info.service} ({', '.join(known)})"))
     return scorers
+
+
+def _say_what_is_not_served(info: ServiceInfo, service: str, on_event: OnEvent) -> None:
+    """A file of reward functions may have more of them than were listed: only those that are listed are rewards."""
+    files = info.about.get("not_served")
+    for file, names in files.items() if isinstance(files, dict) else ():
+        listed = ", ".join(map(str, names)) if isinstance(names, list) else str(names)
+        text = (
+            f"{readable(str(file))} has more functions that could be rewards: {readable(listed)}. List those that are"
+        )
+        on_event(RewardEvent("hint", service, text))
 
 
 def _check_room(info: ServiceInfo, scorer: ScorerInfo, requests: Requests, where: str) -> None:
@@ -223,14 +239,21 @@ def _check_range(scorer: ScorerInfo, where: str) -> None:
 
 
 async def check_canary(
-    caller: ServiceCaller, endpoint: Endpoint, name: str, column: RewardConfig, deadline: float, on_event: OnEvent
+    caller: ServiceCaller,
+    endpoint: Endpoint,
+    name: str,
+    column: RewardConfig,
+    deadline: float,
+    on_event: OnEvent,
+    *,
+    texts: bool,
 ) -> ScorerInfo:
-    """Score the probes at one URL. Returns what scored them.
+    """Score the probes, `texts` or images, at one URL. Returns what scored them.
 
     Raises:
         RewardServiceError: the reward is wrong, constant or gives no score.
     """
-    call = canary_call(caller.config.image_encoding, column.reward)
+    call = canary_call(caller.config.image_encoding, column.reward, texts=texts)
     where = f"reward {name} (service {caller.name} at {endpoint.url})"
     limit_s = min(caller.config.timeout_s, max(deadline - time.monotonic(), _LEAST_CANARY_S))
     try:

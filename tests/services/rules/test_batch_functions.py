@@ -240,9 +240,13 @@ def test_a_column_that_is_not_there_is_named() -> None:
     def needs(completions, solution):
         return [1.0]
 
-    [result] = batched(needs).score(said("a", level=3))
-    assert isinstance(result, Failure) and result.code is ErrorCode.BAD_INPUT
-    assert result.message == "mine takes the column 'solution', and `metadata` has no such; its columns: level"
+    def looks_up(completions, **columns):
+        return [float(s == "a") for s in columns["solution"]]
+
+    for function in (needs, looks_up):
+        [result] = batched(function).score(said("a", level=3))
+        assert isinstance(result, Failure) and result.code is ErrorCode.BAD_INPUT
+        assert result.message == "mine takes the column 'solution', and `metadata` has no such; its columns: level"
 
 
 def test_without_ids_a_function_of_ids_fails_and_gives_no_number() -> None:

@@ -143,3 +143,12 @@ def test_a_source_image_that_is_none_fails_its_samples_alone(tmp_path: Path) -> 
     assert call is not None and list(call.ids) == ["s0"] and list(call.parts) == ["image0"]
     assert refused["s1"].code == "bad_input"
     assert refused["s1"].message == f"cannot be sent: source_images: {path} is a GIF; PNG, JPEG and WebP can be sent"
+
+
+def test_the_ids_of_a_texts_tokens_travel_as_metadata() -> None:
+    prompt = Prompt("p", "say hi", metadata={"level": 3})
+    sample = Sample(id="t", group_id="g", prompt=prompt, text="hi", tokens=(5, 7, 2))
+    call, _ = make_call([sample], encode_samples([sample], "rgb8"), "rgb8", None)
+    assert call is not None
+    [item] = ScoreRequest.model_validate_json(call.body(1, "r")).items
+    assert item.metadata == {"level": 3, "completion_ids": [5, 7, 2]} and prompt.metadata == {"level": 3}
