@@ -20,6 +20,7 @@ from tests.support.tiny_updates import drawn_again
 from tests.support.trainer_runs import ROOT, trainer_environment
 from trainer.losses import policy_loss
 from trainer.objectives import Scored, total
+from trainer.objectives.tokens.policy import TokenPolicy
 from trainer.policies.base import regroup
 
 SHOWN = "dapo"  # the loss of each promise that is not slow
@@ -103,6 +104,40 @@ def test_samples_without_weight_change_nothing(loss: str) -> None:
         grads.append(gradient(policy))
     assert grads[0].isfinite().all() and grads[0].norm() > 0
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-8)
+
+
+@every_loss
+@pytest.mark.parametrize(("sampled", "micro"), [(8, None), (4, None), (8, 3), (1, None)])
+def test_samples_without_advantage_are_not_computed(
+    loss: str, sampled: int, micro: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have a gradient by their KL alone; without one they are left out, and still divide the loss."""
+    adv_B = ADV.clone()
+    adv_B[torch.tensor([0, 1, 3, 4, 7])] = 0  # in the midst and at both ends, and the whole first half but one
+    found, forwards = [], []
+    for everything in (False, True):
+        policy = Bigram()
+        updater = make_updater(policy, loss, micro=micro, updates=2)
+        fed = Scored(draw(policy, micro_batch_size=sampled), adv_B, ONES)
+        if everything:
+            monkeypatch.setattr(TokenPolicy, "_act", lambda self, rollouts, fed: torch.ones(8, dtype=torch.bool))
+        row = updater.step(fed, 0)
+        found.append((gradient(policy), row["grad_norm"], row["loss/policy"]))
+        forwards.append(policy.forwards)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-8)
+    assert found[0][1:] == pytest.approx(found[1][1:], rel=1e-5, abs=1e-8)
+    assert found[0][0].norm() > 1e-3
+    if sampled == 1:
+        assert forwards == [2 * (8 if "kl_beta" in LOSSES[loss] else 3), 2 * 8]
+
+
+def test_without_any_advantage_one_sample_is_computed_and_nothing_moves() -> None:
+    """Ranks compute together, so none may have nothing."""
+    policy = Bigram()
+    before = weights(policy)
+    row = make_updater(policy, "luspo").step(Scored(draw(policy, micro_batch_size=4), torch.zeros(8), ONES), 0)
+    assert policy.forwards == 1 and row["grad_norm"] == 0
+    torch.testing.assert_close(weights(policy), before, rtol=0, atol=0)
 
 
 @every_loss

@@ -114,6 +114,7 @@ class RolloutBatch:
         adv_B: their advantages.
         weight_N: loss weights of its terms: of each sample, or of each pair.
         step: finished training steps; what is random in an objective depends on it.
+        left_out: what samples that are not computed, as their gradient is 0, add to what the terms are divided by.
         old: by part, what the policy said before the first update on these samples, without gradient.
     """
 
@@ -121,6 +122,7 @@ class RolloutBatch:
     adv_B: Tensor
     weight_N: Tensor
     step: int
+    left_out: float = 0.0
     old: dict[int, Tensor] = field(default_factory=dict)
     kind: ClassVar[str] = "rollouts"
     update: ClassVar[None] = None

@@ -243,6 +243,18 @@ def regroup(rollouts: Sequence[Rollout], size: int | None) -> list[Rollout]:
     return batches
 
 
+def select(rollout: Rollout, rows: Sequence[int]) -> Rollout:
+    """These samples of a rollout alone, at least one, in rising order."""
+    if len(rows) == len(rollout):
+        return rollout
+    pieces, first = [], 0
+    for last in range(1, len(rows) + 1):
+        if last == len(rows) or rows[last] != rows[last - 1] + 1:
+            pieces.append(_rows(rollout, slice(rows[first], rows[last - 1] + 1)))
+            first = last
+    return pieces[0] if len(pieces) == 1 else _join(pieces)
+
+
 def _rows(rollout: Rollout, rows: slice) -> Rollout:
     return replace(
         rollout,

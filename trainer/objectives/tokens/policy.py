@@ -23,9 +23,9 @@ from trainer.losses.clips import clip_bounds, is_cut
 from trainer.losses.policy import REDUCTIONS, Level
 from trainer.losses.ratios import k3, log_ratios
 from trainer.losses.terms import lowest, total
-from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term
+from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, micro_batches
 from trainer.objectives.replayed import Replayed, ReplayedObjective
-from trainer.policies.base import Replays
+from trainer.policies.base import Replays, select
 from trainer.types import Rollout
 
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -72,11 +72,33 @@ class TokenPolicy(ReplayedObjective):
             )
 
     def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
-        found = super().batches(fed, step)
-        return [replace(each, rollout=_whole(each.rollout)) for each in found] if self.loss.mask_truncated else found
+        """Of the samples that have a gradient, and the first one where none has: an update needs something to compute."""
+        self._once.take(fed.rollouts)
+        rollouts = [_whole(each) for each in fed.rollouts] if self.loss.mask_truncated else fed.rollouts
+        acts_B = self._act(rollouts, fed)
+        if not acts_B.any():
+            acts_B[:1] = True
+        kept, left_out, first = [], 0.0, 0
+        for rollout in rollouts:
+            acts = acts_B[first : first + len(rollout)]
+            weight_B = torch.where(acts, 0.0, fed.weight_B[first : first + len(rollout)].cpu())
+            left_out += self._weigh(rollout, weight_B).count.item()
+            if acts.any():
+                kept.append(select(rollout, acts.nonzero()[:, 0].tolist()))
+            first += len(rollout)
+        scored = Scored(kept, fed.adv_B[acts_B.to(fed.adv_B.device)], fed.weight_B[acts_B.to(fed.weight_B.device)])
+        found = micro_batches(scored, step, self.micro_batch_size)
+        return [replace(found[0], left_out=left_out), *found[1:]] if found else []
+
+    def _act(self, rollouts: Sequence[Rollout], fed: Scored) -> Tensor:
+        """Bool (B,): which samples have a gradient. Every policy term is a multiple of the advantage, so where that is 0 only a
+        KL has one; in groups whose answers were all right, or all wrong, that is every sample."""
+        has_tokens = [_mask(rollout).any(1).cpu() for rollout in rollouts]
+        acts_B = (fed.weight_B.cpu() != 0) & (torch.cat(has_tokens) if has_tokens else torch.tensor([]).bool())
+        return acts_B if self.loss.kl_beta else acts_B & (fed.adv_B.cpu() != 0)
 
     def counts(self, batch: RolloutBatch) -> dict[str, float]:
-        return {"tokens": self._weights(batch).count.item()}
+        return {"tokens": self._weights(batch).count.item() + batch.left_out}
 
     def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
         loss, found = self.loss, self.replayed(batch, part, reference=self.loss.kl_beta > 0)
@@ -111,9 +133,12 @@ class TokenPolicy(ReplayedObjective):
 
     def _weights(self, batch: RolloutBatch) -> Weights:
         """Of all tokens of the micro-batch, and what it adds to the divisor."""
-        rollout, weight_B = batch.rollout, batch.weight_N.to(batch.rollout.logp_BS.device)
-        mask_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
-        return weigh(mask_BS, self.reduction, weight_B=weight_B, cap=self.loss.longest)
+        return self._weigh(batch.rollout, batch.weight_N)
+
+    def _weigh(self, rollout: Rollout, weight_B: Tensor) -> Weights:
+        return weigh(
+            _mask(rollout), self.reduction, weight_B=weight_B.to(rollout.logp_BS.device), cap=self.loss.longest
+        )
 
     def _reference(self, found: Replayed) -> Tensor | None:
         if self.loss.kl_beta and found.replay.reference_BS is None:
@@ -160,8 +185,12 @@ class TokenPolicy(ReplayedObjective):
 def _whole(rollout: Rollout) -> Rollout:
     """The rollout with no token left of the answers that were cut off: what they would have come to is not known."""
     finished_B = torch.tensor([sample.finished for sample in rollout.samples])
-    mask_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+    mask_BS = _mask(rollout)
     return replace(rollout, mask_BS=mask_BS & finished_B[:, None].to(mask_BS.device))
+
+
+def _mask(rollout: Rollout) -> Tensor:
+    return torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
 
 
 def loss_of(config: TokenSection, kind: PolicyKind) -> TokenLoss:
