@@ -96,7 +96,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _flight(args: argparse.Namespace) -> int:
-    from trainer.records.flight_summary import print_flight
+    from trainer.records.flight.summary import print_flight
 
     print_flight(args.run_dir)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.support.tiny_vlm import make_vlm, save_pictures
 from tests.support.trainer_runs import read_metrics, saved_weights
@@ -80,3 +81,15 @@ def test_a_resumed_run_is_the_same(vlm_recipe: Callable[..., Path]) -> None:
     newest = [sorted((each.run_dir / "checkpoints").glob("step_*"))[-1] for each in (whole, first)]
     for name, tensor in saved_weights(newest[0]).items():
         assert torch.equal(tensor, saved_weights(newest[1])[name]), name
+
+
+def test_groups_that_teach_nothing_are_drawn_again(vlm_recipe: Callable[..., Path]) -> None:
+    """Random weights never think in tags, so every group is flat, and every step samples as often as it may."""
+    sampling = {"prompts_per_step": 2, "group_size": 2, "micro_batch_size": 4, "max_new_tokens": 4, "max_resamples": 2}
+    columns = {"format": {"service": "rules", "reward": "think_format", "canary": "score"}}
+    path = vlm_recipe(sampling=sampling, rewards__columns=columns, max_steps=2)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["data"]["train"][0]["rewards"] = {"format": 1.0}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    _, rows = run(path)
+    assert [row["resampled"] for row in rows[1:]] == [2, 2]

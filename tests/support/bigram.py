@@ -66,7 +66,14 @@ class Bigram:
             mask_BS = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in token], batch_first=True)
             trace = Tokens(pad_sequence(before, batch_first=True), pad_sequence(token, batch_first=True))
             samples = [
-                Sample(f"{prompts_B[i].id}#{i % group_size}", prompts_B[i].id, prompts_B[i], text=str(answer[1:]))
+                Sample(
+                    f"{prompts_B[i].id}#{i % group_size}",
+                    prompts_B[i].id,
+                    prompts_B[i],
+                    text=str(answer[1:]),
+                    tokens=tuple(answer[1:]),
+                    finished=answer[-1] == END,
+                )
                 for i, answer in zip(rows, drawn, strict=True)
             ]
             groups = torch.tensor([i // group_size for i in rows])

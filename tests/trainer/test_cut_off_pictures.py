@@ -17,8 +17,8 @@ from trainer.config import SftLossConfig
 from trainer.data.captions import CaptionData
 from trainer.data.prompts import read_prompt_file
 from trainer.data.prompts.checks import DataError, check_targets
-from trainer.evaluation.files import read_pictures, save_pictures
-from trainer.evaluation.sampling import Picture
+from trainer.evaluation.files import read_samples, save_samples
+from trainer.evaluation.sampling import Placed
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.flow.deepgen.sources import read_source
 from trainer.policies.flow.frozen import read_image
@@ -89,14 +89,14 @@ def test_an_evaluations_own_pictures(tmp_path: Path) -> None:
     prompt = Prompt("p", "a")
     chosen = EvaluationSet("held_out", (prompt,), 1, 2, 1.0, ("r",))
     sample = Sample("p#0", "p", prompt, images=(WHITE,))
-    save_pictures(tmp_path, chosen, [Picture(0, 0, sample)])
+    save_samples(tmp_path, chosen, [Placed(0, 0, sample)])
     alone = World(rank=0, size=1, device=torch.device("cpu"))
-    [[back]] = read_pictures(tmp_path, chosen, alone, 4)
+    [[back]] = read_samples(tmp_path, chosen, alone, 4)
     assert np.array_equal(back.sample.images[0], WHITE)
     [path] = tmp_path.glob("**/*.png")
     path.write_bytes(short_png())
     with pytest.raises(OSError, match="its data ends before its last row"):
-        list(read_pictures(tmp_path, chosen, alone, 4))
+        list(read_samples(tmp_path, chosen, alone, 4))
 
 
 def test_the_reports_pictures(cut: Path) -> None:

@@ -95,7 +95,7 @@ def test_an_error_of_one_rank_ends_the_others_at_once_and_they_leave_their_fligh
 from pathlib import Path
 import torch
 from trainer.processes.distributed import World
-from trainer.records.flight_recorder import FlightRecorder
+from trainer.records.flight.recorder import FlightRecorder
 world = World(int(os.environ["RANK"]), 2, torch.device("cpu"))
 flight = FlightRecorder(Path({str(tmp_path)!r}), world, print).on_crash()
 flight.__enter__()

@@ -31,8 +31,8 @@ from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
-from trainer.records.flight_recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
-from trainer.records.flight_summary import print_flight
+from trainer.records.flight.recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
+from trainer.records.flight.summary import print_flight
 from trainer.types import Prompt, Sample, Scores, StopTrainingError
 
 scripted = reward_servers.scripted  # the fixture
@@ -51,6 +51,50 @@ def drawn(count: int, side: int = 8) -> tuple[list[Sample], list[int], dict[str,
         for n in range(count)
     ]
     return samples, list(range(100, 100 + count)), vars(PLAN)
+
+
+def written(count: int) -> list[Sample]:
+    """Answers of four to a prompt; every second one is cut off."""
+    return [
+        Sample(
+            id=f"p{n // 4}#{n % 4}",
+            group_id=f"p{n // 4}",
+            prompt=Prompt(f"p{n // 4}", f"question {n // 4}", targets=("red",), source_images=("cards/7.png",)),
+            text=f"<think> number {n} </think>\nred" + " again" * (200 * (n == 1)),
+            tokens=tuple(range(n + 1)),
+            finished=n % 2 == 0,
+        )
+        for n in range(count)
+    ]
+
+
+def test_a_crash_leaves_the_last_prompts_and_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With their scores and advantages, from the best to the worst; of older steps the numbers alone."""
+    flight = FlightRecorder(tmp_path, World(0, 1, torch.device("cpu")), print)
+    plan = {"micro_batch_size": 4, "max_new_tokens": 16, "temperature": 1.0, "stop_ids": ()}
+    for step in (1, 2):
+        flight.add(step, written(24), list(range(24)), plan, scored(24))
+        flight.add_advantages(torch.linspace(-1, 1, 24), torch.ones(24), {"text/length": 4.5, "text/entropy": 0.25})
+    flight.write(RuntimeError("boom"))
+    [first, last] = json.loads((tmp_path / "flight" / "step_000002.json").read_text())["steps"]
+    assert "text" not in first["samples"][0] and last["samples"][2]["text"] == "<think> number 2 </think>\nred"
+    capsys.readouterr()
+    print_flight(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[-3:] == ["tokens", "entropy", "failed"] for line in lines)
+    assert any("micro_batch_size 4, max_new_tokens 16, temperature 1; random state" in line for line in lines)
+    start = lines.index("Prompts and answers of step 2:")
+    assert lines[start + 1 : start + 6] == [
+        "  question 0",
+        "    images: cards/7.png",
+        "    right answer: red",
+        "     -0.7391  <think> number 3 </think> red  [ocr 6, hps 7, 4 tokens, cut off]",
+        "     -0.8261  <think> number 2 </think> red  [ocr 4, hps 5, 3 tokens]",
+    ]
+    assert "characters)  [ocr 2, hps 3, 2 tokens, cut off]" in lines[start + 6]
+    assert lines[start + 7].endswith("[ocr 0, hps timeout, 1 tokens]")
+    assert lines[start + 8] == "  question 5" and "  and 2 more prompts; the record has them all" in lines
+    assert not any("Pictures" in line for line in lines)
 
 
 def scored(count: int) -> Scores:

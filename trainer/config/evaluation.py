@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Name, Positive, Section, refuse_untranslated
+from trainer.config.base import FilePath, Name, Positive, Section, Share, refuse_untranslated
 from trainer.config.data import PromptFileConfig
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
@@ -58,6 +58,19 @@ class AlarmsConfig(Section):
     )
     diversity_z: Positive | None = Field(
         3.0, description="Fall of the mean distance within a prompt's images, in the same unit; null is off."
+    )
+    format_only: Positive | None = Field(
+        0.1,
+        description="Of texts: the reward for the form rises by so much and more, and accuracy given format does not rise by its "
+        "own standard error; null is off.",
+    )
+    length_factor: float | None = Field(
+        3.0,
+        gt=1,
+        description="Of texts: they are so many times as long as at the start, and accuracy has not surely risen; null is off.",
+    )
+    truncated_share: Share | None = Field(
+        0.2, description="Of texts: more than this share is cut off at sampling.max_new_tokens; null is off."
     )
 
 

@@ -149,6 +149,20 @@ class TapeConfig(Section):
         return self
 
 
+class RolesConfig(Section):
+    """Which rewards say that a text is in the form that was asked for, and that its answer is right: what is shown of texts
+    is accuracy by itself, and accuracy given format."""
+
+    accuracy: str | None = Field(
+        None,
+        description="The column that says whether the answer is right; null is the column of the name accuracy, if any.",
+    )
+    format: str | None = Field(
+        None,
+        description="The column that says whether the form is right; null is the column of the name format, if any.",
+    )
+
+
 class RewardsConfig(Section):
     """The reward services and what is asked of them."""
 
@@ -163,6 +177,21 @@ class RewardsConfig(Section):
     )
 
     tape: TapeConfig = Field(default_factory=TapeConfig)
+    roles: RolesConfig = Field(default_factory=RolesConfig)
+
+    def role(self, name: Literal["accuracy", "format"]) -> str | None:
+        """The column that plays a role: the one that `roles` names, else the one of that name; None where neither is."""
+        return getattr(self.roles, name) or (name if name in self.columns else None)
+
+    @model_validator(mode="after")
+    def _roles_are_columns(self) -> RewardsConfig:
+        for name, column in self.roles:
+            if column is not None and column not in self.columns:
+                known = ", ".join(self.columns) or "none"
+                raise ValueError(
+                    f"roles.{name} = {column!r} is not under rewards.columns (there: {known}){did_you_mean(column, self.columns)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _services_exist(self) -> RewardsConfig:

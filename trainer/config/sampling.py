@@ -28,6 +28,23 @@ class RolloutSection(Section):
         description="one_step_off: the next step is sampled while this step's rewards are computed, one update behind.",
     )
 
+    max_resamples: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="How often a step may sample other prompts in place of those whose rewards do not differ within their "
+        "group, and teach nothing (DAPO's dynamic sampling); 0 is never.",
+    )
+
+    @model_validator(mode="after")
+    def _resamples_on_policy(self) -> RolloutSection:
+        if self.max_resamples and self.pipeline != "on_policy":
+            raise ValueError(
+                f"max_resamples = {self.max_resamples} waits for the rewards before it samples again, but pipeline = "
+                f"{self.pipeline} samples ahead of them; leave one of them out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _micro_batches(self) -> RolloutSection:
         big, small = max(self.micro_batch_size, self.group_size), min(self.micro_batch_size, self.group_size)

@@ -7,14 +7,14 @@ was seen, with both numbers; REMEDY says what to do.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
-from trainer.config import AlarmsConfig
-from trainer.evaluation.image_statistics import mean_statistics
-from trainer.evaluation.outcomes import Outcome, metric_name
+from trainer.config import AlarmsConfig, RewardsConfig
+from trainer.evaluation.artefacts.image_statistics import mean_statistics
+from trainer.evaluation.outcomes import Alarm, Outcome, metric_name
+from trainer.evaluation.text_alarms import text_alarms
 
 REMEDY = (
-    "Look at the pictures; then lower that reward's weight, add one that would notice, raise objective.kl_beta, or go "
+    "Look at the samples; then lower that reward's weight, add one that would notice, raise objective.kl_beta, or go "
     "back to a checkpoint before it began."
 )
 
@@ -23,25 +23,19 @@ _NEARLY = 0.75  # of the way to 0 or 1, between which all these statistics lie
 _LEAST = 0.02  # a way shorter than that is no way
 
 
-@dataclass(frozen=True)
-class Alarm:
-    """`name` is the end of the row's key alarm/<name>; `text` a sentence for a person."""
-
-    name: str
-    text: str
-
-
 def find_alarms(
     row: Mapping[str, float],
     start: Sequence[Outcome],
     now: Sequence[Outcome],
     trained: Collection[str],
     config: AlarmsConfig,
+    rewards: RewardsConfig,
 ) -> list[Alarm]:
     """What the evaluation `now`, with its `row` entries, shows against the one at the `start`.
 
     Args:
         trained: rewards with a weight in training; the others are held out.
+        rewards: which columns say that a text has the right form, and that it is right.
     """
     alarms = [] if config.heldout_z is None else _falling(row, start, now, trained, config.heldout_z)
     for set_name in dict.fromkeys(outcome.set for outcome in now):
@@ -56,7 +50,7 @@ def find_alarms(
         ):
             if limit is not None and name in before and name in after:
                 alarms += _drift(metric_name(set_name, name), before[name], after[name][0], limit, either_way)
-    return alarms
+    return alarms + text_alarms(row, start, now, rewards, config)
 
 
 def _falling(

@@ -14,8 +14,8 @@ from trainer.config import Config
 from trainer.evaluation.alarms import REMEDY
 from trainer.evaluation.files import (
     discard_after,
-    discard_pictures,
-    has_pictures,
+    discard_samples,
+    has_samples,
     read_outcomes,
     step_dir,
     steps_with_files,
@@ -31,7 +31,7 @@ _POLL_S = 1.0
 
 @dataclass
 class Pending:
-    """An evaluation whose pictures are being scored."""
+    """An evaluation whose samples are being scored."""
 
     step: int
     scored: Future[Scored]
@@ -41,7 +41,7 @@ class Pending:
 class Evaluator:
     """The evaluations of one run.
 
-    With `evaluation.wait` false the pictures are written to the run folder and scored by a thread of `executor`, at most
+    With `evaluation.wait` false the samples are written to the run folder and scored by a thread of `executor`, at most
     `max_in_flight` at a time. Results are taken up when they are there, at the latest before the next evaluation and
     before the last step, and come in the row of that step, with `eval/step` telling whose weights they are of. The last
     evaluation is always waited for; the step before it has none of its own, so that no row holds the results of two.
@@ -68,11 +68,11 @@ class Evaluator:
         self._pending: Pending | None = None
         self._settled: int | None = None  # the step of the last finished evaluation
         self._best: tuple[int, float] | None = None
-        self._saved: int | None = None  # the pending step that the last checkpoint names; its pictures must stay
+        self._saved: int | None = None  # the pending step that the last checkpoint names; its samples must stay
 
     @property
     def pending_step(self) -> int | None:
-        """The step whose pictures are being scored."""
+        """The step whose samples are being scored."""
         return None if self._pending is None else self._pending.step
 
     def due(self, step: int) -> bool:
@@ -146,8 +146,8 @@ class Evaluator:
             discard_after(self._config.run_dir, step)
         if pending is None or pending == step:  # of this very step: its row is still to be written, and starts it anew
             return
-        if self._world.any(not has_pictures(self._folder(pending), self.sets)):
-            self._recorder.note(f"pictures of the evaluation after step {pending} are gone: it has no results")
+        if self._world.any(not has_samples(self._folder(pending), self.sets)):
+            self._recorder.note(f"samples of the evaluation after step {pending} are gone: it has no results")
             return
         self._saved = pending
         self._score_later(pending, 0.0)
@@ -164,7 +164,7 @@ class Evaluator:
         return self._finish(step, scored, started)
 
     def _begin(self, step: int, stop_requested: Callable[[], bool]) -> None:
-        """Draw the pictures and leave scoring to the executor."""
+        """Draw the samples and leave scoring to the executor."""
         started = time.perf_counter()
         with self._averaged():
             drawn = self._rounds.draw_to(self._folder(step), stop_requested)
@@ -193,7 +193,7 @@ class Evaluator:
         problems = [each for each in self._world.gather(problem and f"{type(problem).__name__}: {problem}") if each]
         if problems:
             raise StopTrainingError(
-                f"the pictures of the evaluation after step {self._pending.step} could not be scored ({problems[0]}); it is "
+                f"the samples of the evaluation after step {self._pending.step} could not be scored ({problems[0]}); it is "
                 "made up for when the run goes on"
             )
         results = self._finish(self._pending.step, self._pending.scored.result(), started - self._pending.seconds)
@@ -216,17 +216,17 @@ class Evaluator:
         self._recorder.save_samples(step, scored.shown)
         self.last = dict(results.row)
         self._settled = step
-        self._keep_pictures(step, results.best_of)
+        self._keep_samples(step, results.best_of)
         results.row["time/evaluate"] = time.perf_counter() - started
         return results
 
-    def _keep_pictures(self, step: int, value: float | None) -> None:
+    def _keep_samples(self, step: int, value: float | None) -> None:
         """Of the last two evaluations, of the best, and of one that a checkpoint would have to send again."""
         if value is not None and (self._best is None or value > self._best[1]):
             self._best = (step, value)
         if self._world.is_main:
             kept = [*steps_with_files(self._config.run_dir)[-2:], self._saved, self._best and self._best[0]]
-            discard_pictures(self._config.run_dir, [each for each in kept if each is not None])
+            discard_samples(self._config.run_dir, [each for each in kept if each is not None])
 
     def _folder(self, step: int) -> Path:
         return step_dir(self._config.run_dir, step)

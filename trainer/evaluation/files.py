@@ -1,10 +1,11 @@
 """What an evaluation leaves in the run folder, under `eval/step_NNNNNN/`.
 
-scores.jsonl                       a line per picture: its scores, codes of failures, statistics, test points
+scores.jsonl                       a line per sample: its scores, codes of failures, statistics, test points
 alarms.json                        what was noticed, a name and a sentence each
 <set>/unigenbench.json, .csv       the table of a set with `scoring`
-<set>/<prompt>.<duplicate>.png     its pictures, where the set has a name (a benchmark's own tool may judge them) or they are
-                                   scored in the background; all but those of a few evaluations are removed again
+<set>/<prompt>.<duplicate>.png     its images, its texts as .text.json, where the set has a name (a benchmark's own tool may
+                                   judge them) or they are scored in the background; all but those of a few evaluations
+                                   are removed again
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from trainer.evaluation.artefacts import whole
 from trainer.evaluation.outcomes import Outcome
-from trainer.evaluation.sampling import Picture
+from trainer.evaluation.sampling import Placed
 from trainer.evaluation.sets import EvaluationSet
 from trainer.processes.distributed import World, even_share
 from trainer.records.recorder import write_atomic
 from trainer.types import Sample
-from wire.images import read_picture
 
 _STEP = re.compile(r"^step_(\d{6,})$")
 
@@ -34,39 +32,33 @@ def step_dir(run_dir: Path, step: int) -> Path:
     return run_dir / "eval" / f"step_{step:06d}"
 
 
-def save_pictures(folder: Path, chosen: EvaluationSet, pictures: Sequence[Picture]) -> None:
-    """Write pictures of a set as PNG; `folder` is the evaluation's."""
+def save_samples(folder: Path, chosen: EvaluationSet, samples: Sequence[Placed]) -> None:
+    """Write samples of a set; `folder` is the evaluation's."""
     names = chosen.file_names()
     (folder / chosen.folder).mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        (pixels_HWC,) = picture.sample.images  # the file's name has no place for a second
-        path = folder / chosen.folder / f"{names[picture.index]}.{picture.duplicate}.png"
-        Image.fromarray(pixels_HWC).save(path, compress_level=1)
+    for placed in samples:
+        whole.save(folder / chosen.folder, f"{names[placed.index]}.{placed.duplicate}", placed.sample)
 
 
-def read_pictures(folder: Path, chosen: EvaluationSet, world: World, size: int) -> Iterator[list[Picture]]:
-    """This rank's pictures of a set, `size` at a time. Raises OSError when one is missing or damaged."""
+def read_samples(folder: Path, chosen: EvaluationSet, world: World, size: int) -> Iterator[list[Placed]]:
+    """This rank's samples of a set, `size` at a time. Raises OSError when one is missing or damaged."""
     names = chosen.file_names()
     mine = even_share(len(chosen.prompts), world.rank, world.size)
     places = [(index, d) for index in mine.indices[: mine.real] for d in range(chosen.duplicates)]
     for start in range(0, len(places), size):
-        pictures = []
+        samples = []
         for index, duplicate in places[start : start + size]:
             prompt = chosen.prompts[index]
-            path = folder / chosen.folder / f"{names[index]}.{duplicate}.png"
-            try:
-                pixels_HWC = np.asarray(read_picture(path).convert("RGB"))
-            except ValueError as error:
-                raise OSError(str(error)) from error
-            sample = Sample(id=f"{prompt.id}#{duplicate}", group_id=prompt.id, prompt=prompt, images=(pixels_HWC,))
-            pictures.append(Picture(index, duplicate, sample))
-        yield pictures
+            named = Sample(id=f"{prompt.id}#{duplicate}", group_id=prompt.id, prompt=prompt)
+            found = whole.load(folder / chosen.folder, f"{names[index]}.{duplicate}", named)
+            samples.append(Placed(index, duplicate, found))
+        yield samples
 
 
-def has_pictures(folder: Path, sets: Sequence[EvaluationSet]) -> bool:
-    """Whether every picture of the sets is there."""
+def has_samples(folder: Path, sets: Sequence[EvaluationSet]) -> bool:
+    """Whether every sample of the sets is there."""
     return all(
-        (folder / chosen.folder / f"{name}.{duplicate}.png").is_file()
+        whole.saved(folder / chosen.folder, f"{name}.{duplicate}")
         for chosen in sets
         for name in chosen.file_names()
         for duplicate in range(chosen.duplicates)
@@ -95,11 +87,11 @@ def steps_with_files(run_dir: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def discard_pictures(run_dir: Path, keep: Sequence[int]) -> None:
-    """Remove the pictures of all evaluations but those after the steps in `keep`; scores and tables stay."""
+def discard_samples(run_dir: Path, keep: Sequence[int]) -> None:
+    """Remove the samples of all evaluations but those after the steps in `keep`; scores and tables stay."""
     for step in steps_with_files(run_dir):
         if step not in keep:
-            for path in step_dir(run_dir, step).glob("*/*.png"):
+            for path in (path for pattern in whole.PATTERNS for path in step_dir(run_dir, step).glob(f"*/{pattern}")):
                 path.unlink(missing_ok=True)
 
 

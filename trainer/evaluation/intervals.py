@@ -1,7 +1,7 @@
 """Intervals of means over held-out prompts, and of what changed since the start.
 
 The percentile bootstrap (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979) draws
-prompts with replacement, each with all its pictures, because the pictures of one prompt stand and fall together.
+prompts with replacement, each with all its samples, because the samples of one prompt stand and fall together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def resample(prompts: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iter
 def mean_interval(
     values: Sequence[float], prompts: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of `values`, where `prompts[i]` is whose picture value i is of.
+    """The 95 % interval of the mean of `values`, where `prompts[i]` is whose sample value i is of.
 
     None where it would stand on one prompt, whose resamples are all alike and would pass for certainty.
     """

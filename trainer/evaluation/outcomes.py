@@ -1,4 +1,4 @@
-"""What became of each held-out picture, and the row entries that are made of all of them."""
+"""What became of each held-out sample, and the row entries that are made of all of them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One picture's scores: plain data, a line of `scores.jsonl`.
+    """One sample's scores: plain data, a line of `scores.jsonl`.
 
     Attributes:
         set: name of the evaluation set, empty for the plain one.
-        index, duplicate: which prompt of the set, and which of its pictures.
+        index, duplicate: which prompt of the set, and which of its samples.
         scores: per reward that was asked for, the score; None where there is none.
         errors: per reward without a score, the code of the failure, or `not_applicable`.
-        statistics: numbers of the picture itself.
+        statistics: numbers of the sample itself.
         points: test points of the judge, empty for sets without a table.
     """
 
@@ -61,6 +61,14 @@ class Outcome:
         return cls(**{**tree, "points": tuple(Point(**point) for point in tree["points"])})
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """`name` is the end of the row's key alarm/<name>; `text` a sentence for a person."""
+
+    name: str
+    text: str
+
+
 def metric_name(set_name: str, name: str) -> str:
     """`<reward>` for the plain set, `<set>/<reward>` for the others."""
     return f"{set_name}/{name}" if set_name else name
@@ -70,7 +78,7 @@ def score_metrics(now: Sequence[Outcome], start: Sequence[Outcome] = ()) -> dict
     """Row entries per reward of each set: mean, share with a score, interval, and the gain over `start`, paired.
 
     `eval/<name>`, `eval/<name>/valid_share|low|high|gain|gain_low|gain_high`. A mean without a score, an interval of
-    one prompt and a gain without pictures that both have scores of are left out.
+    one prompt and a gain without samples that both have scores of are left out.
     """
     before = {(outcome.place, outcome.prompt_id): outcome.scores for outcome in start}
     row: dict[str, float] = {}

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.evaluation.alarms import Alarm
-from trainer.evaluation.image_statistics import mean_statistics
-from trainer.evaluation.outcomes import Outcome, score_metrics
+from trainer.evaluation.artefacts.image_statistics import mean_statistics
+from trainer.evaluation.outcomes import Alarm, Outcome, score_metrics
 from trainer.evaluation.sets import EvaluationSet
 from trainer.evaluation.unigenbench import Table, tabulate
 from trainer.records.recorder import write_atomic

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from trainer.evaluation.image_statistics import STATISTICS, diversity, image_statistics, thumbnail
+from trainer.evaluation.artefacts.image_statistics import STATISTICS, diversity, image_statistics, thumbnail
 from trainer.processes.distributed import World
 from trainer.types import Rollout
 

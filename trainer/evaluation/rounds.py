@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.evaluation.alarms import find_alarms
-from trainer.evaluation.files import read_pictures, save_pictures, write_outcomes
+from trainer.evaluation.files import read_samples, save_samples, write_outcomes
 from trainer.evaluation.outcomes import Outcome
 from trainer.evaluation.results import Results, write_results
 from trainer.evaluation.sampling import draw
@@ -23,14 +23,14 @@ from trainer.rewards import RewardClient
 from trainer.types import StopTrainingError
 
 _LOOK_S = 0.1  # between two looks at whether all ranks can go on, or are asked to stop
-AT_ONCE = 1024  # pictures of a rank under way while everything waits for them; bounds memory
+AT_ONCE = 1024  # samples of a rank under way while everything waits for them; bounds memory
 
 
 @dataclass
 class Scored:
-    """What a rank knows of its pictures, before all ranks put theirs together.
+    """What a rank knows of its samples, before all ranks put theirs together.
 
-    `shown` are the first pictures of the first set, as `Recorder.save_samples` takes them; on the main rank only.
+    `shown` are the first samples of the first set, as `Recorder.save_samples` takes them; on the main rank only.
     """
 
     outcomes: list[Outcome]
@@ -64,7 +64,7 @@ class Rounds:
     def draw_and_score(
         self, folder: Path, step: int, *, final: bool, stop_requested: Callable[[], bool]
     ) -> Scored | None:
-        """Pictures are sent as they are decoded; those of sets with a name, benchmarks, are kept in `folder`.
+        """Samples are sent as they are decoded; those of sets with a name, benchmarks, are kept in `folder`.
 
         All ranks ask together, between micro-batches and while they wait for scores, whether they are to stop. Then the
         evaluation is given up, and None is returned.
@@ -72,45 +72,45 @@ class Rounds:
         parts: list[Scorer] = []
         for chosen in self.sets:
             scorer = self._scorer(chosen, step, final, AT_ONCE, BATCHES, self._executor)
-            for pictures in draw(self._policy, chosen, self._config, self._world):
+            for samples in draw(self._policy, chosen, self._config, self._world):
                 if not self._reached(scorer.has_room, scorer, stop_requested):
                     return None
-                scorer.submit(pictures)
+                scorer.submit(samples)
                 if chosen.name:
-                    save_pictures(folder, chosen, pictures)
+                    save_samples(folder, chosen, samples)
             parts.append(scorer)
         if not all(self._reached(scorer.is_done, scorer, stop_requested) for scorer in parts):
             return None
         return _joined(parts)
 
     def draw_to(self, folder: Path, stop_requested: Callable[[], bool]) -> bool:
-        """Write all pictures to `folder`; every rank's are there at the end. False: asked to stop, and given up."""
+        """Write all samples to `folder`; every rank's are there at the end. False: asked to stop, and given up."""
         for chosen in self.sets:
-            for pictures in draw(self._policy, chosen, self._config, self._world):
+            for samples in draw(self._policy, chosen, self._config, self._world):
                 if stop_requested():
                     return False
-                save_pictures(folder, chosen, pictures)
+                save_samples(folder, chosen, samples)
         self._world.barrier()
         return True
 
     def score_saved(self, folder: Path, step: int, *, final: bool) -> Scored:
-        """Have the pictures in `folder` scored beside training, `max_in_flight` at a time.
+        """Have the samples in `folder` scored beside training, `max_in_flight` at a time.
 
         Raises:
-            OSError: a picture is missing or damaged.
+            OSError: a sample is missing or damaged.
         """
         limit, parts = self._config.evaluation.max_in_flight, []
         for chosen in self.sets:
             batches = min(limit, self._spare_requests(chosen, final))
             scorer = self._scorer(chosen, step, final, limit, batches)
-            for pictures in read_pictures(folder, chosen, self._world, limit // batches):
-                scorer.submit(pictures)
+            for samples in read_samples(folder, chosen, self._world, limit // batches):
+                scorer.submit(samples)
             scorer.collect()  # before the next set, so that the limit holds over all of them
             parts.append(scorer)
         return _joined(parts)
 
     def put_together(self, scored: Scored, folder: Path, step: int, start: Sequence[Outcome]) -> Results:
-        """The results of all ranks' pictures, compared with `start`; files are written to `folder`.
+        """The results of all ranks' samples, compared with `start`; files are written to `folder`.
 
         Raises:
             StopTrainingError: a reward says so on any rank.
@@ -124,7 +124,8 @@ class Rounds:
         outcomes.sort(key=lambda outcome: (order[outcome.set], outcome.index, outcome.duplicate))
         results = Results.of(step, self.sets, outcomes, start)
         if start:
-            results.add_alarms(find_alarms(results.row, start, outcomes, self._trained, self._config.evaluation.alarms))
+            limits, rewards = self._config.evaluation.alarms, self._config.rewards
+            results.add_alarms(find_alarms(results.row, start, outcomes, self._trained, limits, rewards))
         if self._world.is_main:
             write_outcomes(folder, outcomes)
             write_results(folder, results)
@@ -155,6 +156,7 @@ class Rounds:
             batches=batches,
             kept=kept,
             executor=executor,
+            rewards=self._config.rewards,
         )
 
     def _spare_requests(self, chosen: EvaluationSet, final: bool) -> int:

@@ -1,4 +1,4 @@
-"""Draws the pictures of an evaluation set: fixed noise, the deterministic ODE, each rank its share of the prompts."""
+"""Draws the samples of an evaluation set: fixed noise, the deterministic ODE, each rank its share of the prompts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trainer.types import Sample
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A sample of a set, with its place: which prompt, and which of the prompt's pictures."""
+class Placed:
+    """A sample of a set, with its place: which prompt, and which of the prompt's samples."""
 
     index: int
     duplicate: int
@@ -24,12 +24,12 @@ class Picture:
 
 
 def evaluation_seed(seed: int, index: int, duplicate: int) -> int:
-    """The noise of a picture: the same at every evaluation, whatever else is in the set."""
+    """The noise of a sample: the same at every evaluation, whatever else is in the set."""
     return sample_seed(seed, "evaluation", index, *([duplicate] if duplicate else []))
 
 
-def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -> Iterator[list[Picture]]:
-    """This rank's pictures of a set in micro-batches, as they are decoded.
+def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -> Iterator[list[Placed]]:
+    """This rank's samples of a set in micro-batches, as they are decoded.
 
     Every rank makes equally many forward passes, which sharded weights need: where the prompts cannot be dealt evenly,
     some ranks draw their last prompt again, and it is dropped here. A micro-batch of which nothing is left is an empty
@@ -44,7 +44,7 @@ def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -
         places = [divmod(number + n, chosen.duplicates) for n in range(len(rollout))]
         number += len(rollout)
         yield [
-            Picture(indices[place], duplicate, sample)
+            Placed(indices[place], duplicate, sample)
             for (place, duplicate), sample in zip(places, rollout.samples, strict=True)
             if place < mine.real
         ]

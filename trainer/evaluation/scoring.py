@@ -1,4 +1,4 @@
-"""Has the pictures of a set scored, a bounded number of them at a time."""
+"""Has the samples of a set scored, a bounded number of them at a time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.evaluation.image_statistics import Floats, diversity, image_statistics, mean_statistics, thumbnail
+from trainer.config import RewardsConfig
+from trainer.evaluation.artefacts import whole
+from trainer.evaluation.artefacts.texts import given_format
 from trainer.evaluation.outcomes import Outcome, Point
-from trainer.evaluation.sampling import Picture
+from trainer.evaluation.sampling import Placed
 from trainer.evaluation.sets import EvaluationSet
 from trainer.rewards import Batch, RewardClient
-from trainer.types import Prompt, Scores
+from trainer.types import Prompt, Sample, Scores
 
 BATCHES = 4  # open at once, so that the next are under way while the oldest is waited for
 
@@ -23,12 +25,12 @@ class _Sent:
     """A batch under way; `scores` once a thread collects them."""
 
     batch: Batch
-    pictures: list[Picture] = field(default_factory=list)
+    samples: list[Placed] = field(default_factory=list)
     scores: Future[Scores] | None = None
 
 
 class Scorer:
-    """Submits pictures as they come and keeps what came of them; the pictures themselves are let go.
+    """Submits samples as they come and keeps what came of them; the samples themselves are let go.
 
     `submit` and `collect` wait. Who must not, because there is something else to look out for, asks `has_room` and
     `is_done` first, and lets time pass in `wait`.
@@ -36,9 +38,10 @@ class Scorer:
     Args:
         columns: rewards that are asked for.
         step: after how many training steps.
-        limit: pictures submitted and not yet scored, in at most `batches` batches; `submit` waits for the oldest.
-        kept: how many of the first pictures are kept, for the report.
+        limit: samples submitted and not yet scored, in at most `batches` batches; `submit` waits for the oldest.
+        kept: how many of the first samples are kept, for the report.
         executor: collects for `has_room` and `is_done`; not the one whose thread calls them.
+        rewards: which columns say that a text has the right form, and that it is right.
     """
 
     def __init__(
@@ -52,27 +55,28 @@ class Scorer:
         batches: int = BATCHES,
         kept: int = 0,
         executor: Executor | None = None,
+        rewards: RewardsConfig | None = None,
     ) -> None:
         self._client, self._set, self._columns, self._step = client, chosen, list(columns), step
         self._batches = min(batches, limit)
-        self._size = limit // self._batches  # pictures per batch
-        self._kept, self._executor = kept, executor
+        self._size = limit // self._batches  # samples per batch
+        self._kept, self._executor, self._rewards = kept, executor, rewards or RewardsConfig()
         self._open: deque[_Sent] = deque()
-        self._thumbnails: dict[int, list[Floats]] = {}
+        self._within: dict[int, whole.Within] = {}
         self._outcomes: list[Outcome] = []
         self.stop_reason: str | None = None
         self.shown: list[dict[str, Any]] = []  # as Recorder.save_samples takes them
 
-    def submit(self, pictures: Sequence[Picture]) -> None:
+    def submit(self, samples: Sequence[Placed]) -> None:
         """Send a micro-batch, of any size."""
-        if not pictures:
+        if not samples:
             return
         if self._newest_is_full():
             if len(self._open) == self._batches:
                 self._collect_oldest()
             self._open.append(_Sent(self._client.batch(self._columns, step=self._step)))
-        self._open[-1].batch.submit([picture.sample for picture in pictures])
-        self._open[-1].pictures += pictures
+        self._open[-1].batch.submit([placed.sample for placed in samples])
+        self._open[-1].samples += samples
 
     def has_room(self) -> bool:
         """Whether `submit` would not wait."""
@@ -93,11 +97,14 @@ class Scorer:
         """Wait for everything; the outcomes in the order of submission. Look at `stop_reason`, too."""
         while self._open:
             self._collect_oldest()
-        spread = {index: diversity(thumbnails) for index, thumbnails in self._thumbnails.items()}
-        return [_with_diversity(outcome, spread.get(outcome.index)) for outcome in self._outcomes]
+        spread = {index: within.statistics() for index, within in self._within.items()}
+        return [
+            replace(outcome, statistics={**outcome.statistics, **spread.get(outcome.index, {})})
+            for outcome in self._outcomes
+        ]
 
     def _newest_is_full(self) -> bool:
-        return not self._open or len(self._open[-1].pictures) >= self._size
+        return not self._open or len(self._open[-1].samples) >= self._size
 
     def _oldest_is_scored(self) -> bool:
         assert self._executor is not None, "given to those who ask before they wait"
@@ -110,13 +117,13 @@ class Scorer:
         sent = self._open.popleft()
         scores = sent.batch.collect() if sent.scores is None else sent.scores.result()
         self.stop_reason = self.stop_reason or scores.stop_reason
-        for row, picture in enumerate(sent.pictures):
-            self._outcomes.append(self._outcome(row, picture, scores))
+        for row, placed in enumerate(sent.samples):
+            self._outcomes.append(self._outcome(row, placed, scores))
             if len(self.shown) < self._kept:
-                self.shown.append(_shown(picture, self._outcomes[-1], _details(scores, row)))
+                self.shown.append(_shown(placed, self._outcomes[-1], _details(scores, row)))
 
-    def _outcome(self, row: int, picture: Picture, scores: Scores) -> Outcome:
-        details, images = _details(scores, row), picture.sample.images
+    def _outcome(self, row: int, placed: Placed, scores: Scores) -> Outcome:
+        details = _details(scores, row)
         values: dict[str, float | None] = {}
         errors: dict[str, str] = {}
         for r, name in enumerate(scores.names):
@@ -124,19 +131,22 @@ class Scorer:
                 values[name] = float(scores.scores_BR[row, r]) if scores.valid_BR[row, r] else None
                 if values[name] is None:
                     errors[name] = str(details.get(name, {}).get("error", {}).get("code", "dropped"))
-        if images and self._set.duplicates > 1:
-            self._thumbnails.setdefault(picture.index, []).extend(map(thumbnail, images))
+        if self._set.duplicates > 1:
+            self._within.setdefault(placed.index, whole.Within()).add(placed.sample)
         judge = self._set.judge
         return Outcome(
             set=self._set.name,
-            index=picture.index,
-            duplicate=picture.duplicate,
-            prompt_id=picture.sample.prompt.id,
+            index=placed.index,
+            duplicate=placed.duplicate,
+            prompt_id=placed.sample.prompt.id,
             scores=values,
             errors=errors,
-            statistics={name: mean for name, (mean, _) in mean_statistics([*map(image_statistics, images)]).items()},
-            points=() if judge is None else verdicts(picture.sample.prompt, details.get(judge, {})),
+            statistics=whole.statistics(placed.sample) | self._given_format(placed.sample, values),
+            points=() if judge is None else verdicts(placed.sample.prompt, details.get(judge, {})),
         )
+
+    def _given_format(self, sample: Sample, scores: Mapping[str, float | None]) -> dict[str, float]:
+        return {} if sample.text is None else given_format(scores, self._rewards)
 
 
 def verdicts(prompt: Prompt, details: Mapping[str, Any]) -> tuple[Point, ...]:
@@ -156,26 +166,18 @@ def verdicts(prompt: Prompt, details: Mapping[str, Any]) -> tuple[Point, ...]:
     )
 
 
-def _with_diversity(outcome: Outcome, value: float | None) -> Outcome:
-    """The same, with how much its prompt's pictures differ."""
-    if value is None:
-        return outcome
-    return replace(outcome, statistics={**outcome.statistics, "diversity": value})
-
-
 def _details(scores: Scores, row: int) -> Mapping[str, Mapping[str, Any]]:
     return scores.details[row] if scores.details else {}
 
 
-def _shown(picture: Picture, outcome: Outcome, details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A picture as the recorder keeps it."""
-    sample = picture.sample
+def _shown(placed: Placed, outcome: Outcome, details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A sample as the recorder keeps it."""
+    sample = placed.sample
     return {
         "id": sample.id,
         "prompt_id": sample.prompt.id,
         "prompt": sample.prompt.text,
-        "images": sample.images,
-        "text": sample.text,
+        **whole.shown(sample),
         "scores": dict(outcome.scores),
         "targets": list(sample.prompt.targets) if sample.prompt.targets else None,
         "read": _read(details),

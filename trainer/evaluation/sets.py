@@ -16,7 +16,7 @@ PLAIN = "heldout"  # folder of the plain set, which has no name
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out prompts and what is asked of their pictures.
+    """Held-out prompts and what is asked of their samples.
 
     Attributes:
         name: empty for the plain set, whose numbers are recorded under the rewards' own names.
@@ -44,7 +44,7 @@ class EvaluationSet:
         return list(dict.fromkeys([*self.rewards, *(self.final_rewards if final else ())]))
 
     def file_names(self) -> list[str]:
-        """Per prompt what its picture files begin with: its number in a benchmark's file, else its place in the set."""
+        """Per prompt what its sample files begin with: its number in a benchmark's file, else its place in the set."""
         given = [prompt.id.removeprefix(f"{prompt.dataset}-") for prompt in self.prompts]
         return given if all(name.isdigit() for name in given) else [str(place) for place in range(len(self.prompts))]
 

@@ -30,7 +30,7 @@ from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
 from trainer.programs.services import connect
 from trainer.programs.session import Session
-from trainer.records.flight_recorder import FlightRecorder
+from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
 from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start

@@ -29,9 +29,11 @@ from trainer.policies.base import Policy, Samples
 from trainer.policies.registry import build_policy, entry_of
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
-from trainer.programs.rollout import Drawn, seeds_B
+from trainer.programs.resampling import exchanged, flat_groups, joined
+from trainer.programs.rollout import Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
+from trainer.records.text_metrics import text_metrics
 from trainer.types import Scores
 from trainer.update.old import old_policy
 from trainer.update.updater import Updater
@@ -143,13 +145,15 @@ class RlProgram:
         sampled = time.perf_counter()
 
         scores = self.await_scores(drawn)
-        if scores is None:
+        resampled = scores and self.resample(drawn, scores)
+        if not resampled:
             return None
+        drawn, scores, seen = resampled
         session.flight.add(session.step + 1, drawn.samples, drawn.seeds_B, vars(drawn.plan), scores)
         session.stop_together(scores.stop_reason)
         collected = time.perf_counter()
 
-        spread = self.spread.after(scores.scores_BR, scores.valid_BR, reduce=session.world.sum)
+        spread = self.spread.after(seen.scores_BR, seen.valid_BR, reduce=session.world.sum)
         adv_B, weight_B, row = self.advantages(scores, spread, drawn.group_B)
         session.flight.add_advantages(adv_B, weight_B, row)
         row |= self.updater.step(Scored(drawn.rollouts, adv_B, weight_B), session.step)
@@ -158,7 +162,9 @@ class RlProgram:
         self.drawn = self.drawn and self.drawn.stale()
         updated = time.perf_counter()
 
-        row |= reward_metrics(scores, session.world) | wait_metrics(scores, updated - started, session.world)
+        row |= reward_metrics(seen, session.world) | wait_metrics(seen, updated - started, session.world)
+        if config.sampling.max_resamples:
+            row["resampled"] = len(seen.ids) / len(weight_B) - 1
         row |= rollout_statistics(drawn.rollouts, session.world)
         row |= session.gauges.metrics(
             updated - collected, sampling_s=drawn.sampling_s, sampling_flops=drawn.flops, phases=drawn.phases
@@ -170,25 +176,57 @@ class RlProgram:
             "time/update": updated - collected,
             "time/total": updated - started,
             "time/cpu": time.process_time() - cpu,
-            "images_per_s": len(weight_B) * session.world.size / (updated - started),
         }
+        if any(sample.images for sample in drawn.samples):
+            row["images_per_s"] = len(weight_B) * session.world.size / (updated - started)
+        row |= text_metrics(drawn.rollouts, scores, config.rewards, session.world, updated - started)
         session.totals.add(row)
         return dict(row)
 
-    def roll_out(self, step: int) -> Drawn:
+    def resample(self, drawn: Drawn, scores: Scores) -> tuple[Drawn, Scores, Scores] | None:
+        """Exchange groups that teach nothing for groups of other prompts, at most `sampling.max_resamples` times.
+
+        Returns:
+            What is trained on, its scores, and the scores of all that was drawn; None as in `await_scores`.
+        """
+        session, config, seen = self.session, self.session.config, scores
+        sampling, min_valid = config.sampling, config.advantage.min_valid
+        for again in range(1, sampling.max_resamples + 1):
+            if not session.world.any(bool(flat_groups(scores, drawn.group_B, min_valid=min_valid))):
+                break
+            other = self.roll_out(session.step, again)
+            others = self.await_scores(other)
+            if others is None:
+                return None
+            drawn, scores = exchanged(
+                (drawn, scores),
+                (other, others),
+                group_size=sampling.group_size,
+                micro_batch_size=sampling.micro_batch_size,
+                min_valid=min_valid,
+            )
+            seen = joined(seen, others)
+        return drawn, scores, seen
+
+    def roll_out(self, step: int, again: int = 0) -> Drawn:
         """Draw the prompts of the step after `step` finished ones and sample them; each micro-batch is scored while the
-        next one is sampled."""
+        next one is sampled.
+
+        Args:
+            again: how often the step was sampled before.
+        """
         session, config = self.session, self.session.config
         group_size = config.sampling.group_size
         prompts_P = self.sampler.draw()
         batch = session.client.batch(group_size=group_size, step=step + 1)
-        seeds, needs = seeds_B(config, session.world, step), plan_needs(config.objective.type)
+        seeds, needs = seeds_B(config, session.world, step, again), plan_needs(config.objective.type)
         plan = entry_of(config.policy).family.training_plan(config, step, needs)
         session.gauges.flops.take()  # an evaluation's
         started = time.perf_counter()
         rollouts = []
         with self.updater.sampling_policy():
-            for rollout in self.policy.sample(prompts_P, group_size, seeds, plan):
+            for drawn in self.policy.sample(prompts_P, group_size, seeds, plan):
+                rollout = marked(drawn, again)
                 batch.submit(rollout.samples)
                 rollouts.append(rollout)
         sampling_s = time.perf_counter() - started

@@ -59,8 +59,22 @@ class Drawn:
         return replace(self, rollouts=marked)
 
 
-def seeds_B(config: Config, world: World, step: int) -> list[int]:
-    """A seed per sample of this rank, the same however many ranks there are."""
+def marked(rollout: Rollout, again: int) -> Rollout:
+    """The rollout with ids of its own where its step was sampled before: the same prompt may have come in the same place."""
+    if not again:
+        return rollout
+    tail = f"/again{again}"
+    renamed = [replace(each, id=each.id + tail, group_id=each.group_id + tail) for each in rollout.samples]
+    return replace(rollout, samples=renamed)
+
+
+def seeds_B(config: Config, world: World, step: int, again: int = 0) -> list[int]:
+    """A seed per sample of this rank, the same however many ranks there are.
+
+    Args:
+        again: how often the step was sampled before.
+    """
     count = config.sampling.prompts_per_step * config.sampling.group_size // world.size
     first = world.rank * count
-    return [sample_seed(config.seed, step, index) for index in range(first, first + count)]
+    names: list[str | int] = ["again", again] if again else []
+    return [sample_seed(config.seed, step, index, *names) for index in range(first, first + count)]

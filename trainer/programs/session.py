@@ -20,7 +20,7 @@ from trainer.processes.distributed import World
 from trainer.processes.stopping import StopSignals
 from trainer.programs.closing import closing_lines
 from trainer.programs.scorer_records import ScorerRecords
-from trainer.records.flight_recorder import FlightRecorder
+from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
 from trainer.records.recorder import Recorder
 from trainer.report import build_report

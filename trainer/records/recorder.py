@@ -16,15 +16,18 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import yaml
 from PIL import Image
 
 from trainer.config import LoggingConfig
 from trainer.records.progress import Progress
-from trainer.records.reporters import Picture, Reporters, RunIdentity
+from trainer.records.reporters import Answer, Picture, Reporters, RunIdentity
 from trainer.records.silence import SilenceWatch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SAMPLES = re.compile(r"^step_(\d{6,})(\.json)?$")
 _CREDENTIALS = re.compile(r"(://)[^/\s@'\"]+@")
@@ -92,8 +95,10 @@ class Recorder:
         """Keep evaluation samples: `samples/step_000000/<n>.png` and the list `samples/step_000000.json`.
 
         A record has `id`, `prompt_id`, `prompt`, `images` (uint8 RGB each), `text` (or None), `scores` (reward to number,
-        None where it failed) and `read` (what an OCR read, or None). In the list, paths in the run folder stand for the
-        images: `image` is that of the first (None without one), `more_images` has the others where there are any.
+        None where it failed) and `read` (what an OCR read, or None). One with a text also has its `length` in tokens, whether
+        it is `finished`, and `sources`: the images of its prompt, small, None where one cannot be shown. In the list, paths
+        in the run folder stand for the images: `image` is that of the first (None without one), `more_images` has the others
+        where there are any; those of `sources` are `<n>.source<k>.png`.
         """
         if not self.is_main or not records:
             return
@@ -104,17 +109,29 @@ class Recorder:
         folder.mkdir(parents=True)
         written = []
         for number, record in enumerate(records):
-            entry = {key: value for key, value in record.items() if key != "images"}
-            paths = [folder / (f"{number}.{n}.png" if n else f"{number}.png") for n in range(len(record["images"]))]
-            for path, pixels_HWC in zip(paths, record["images"], strict=True):
-                Image.fromarray(pixels_HWC).save(path)
-            names = [path.relative_to(self.run_dir).as_posix() for path in paths]
+            entry = {key: value for key, value in record.items() if key not in {"images", "sources"}}
+            names = self._write_images(folder, f"{number}", ".", record["images"])
             more = {"more_images": names[1:]} if names[1:] else {}
+            if "sources" in record:
+                entry["sources"] = self._write_images(folder, f"{number}.source", "", record["sources"])
             written.append(plain_numbers(entry | {"image": names[0] if names else None} | more))
         write_atomic(listing, json.dumps(written, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
         shown = [Picture(pixels_HWC, _caption(record)) for record in records for pixels_HWC in record["images"]]
         if shown:
             self._reporters.pictures(step, shown)
+        texts = [_answer(record) for record in records if record.get("text") is not None]
+        if texts:
+            self._reporters.texts(step, texts)
+
+    def _write_images(self, folder: Path, stem: str, dot: str, images: Sequence[np.ndarray | None]) -> list[str | None]:
+        """Write images as `<stem>.png`, `<stem><dot>1.png`, ...; their paths in the run folder, None for one that is None."""
+        names: list[str | None] = []
+        for n, pixels_HWC in enumerate(images):
+            path = folder / f"{stem}{f'{dot}{n}' if n else ''}.png"
+            if pixels_HWC is not None:
+                Image.fromarray(pixels_HWC).save(path)
+            names.append(None if pixels_HWC is None else path.relative_to(self.run_dir).as_posix())
+        return names
 
     def write_scorers(self, records: Mapping[str, Any]) -> None:
         """Write `rewards.json`: `{"scorers": {reward: scorer}, "changes": [...]}`, what scored each reward and since when."""
@@ -223,6 +240,18 @@ def _caption(record: Mapping[str, Any]) -> str:
         f"{name} no score" if score is None else f"{name} {score:.3g}" for name, score in record["scores"].items()
     ]
     return " | ".join([str(record["prompt"]), *scores])
+
+
+def _answer(record: Mapping[str, Any]) -> Answer:
+    """A sample with a text as reporters show it."""
+    return Answer(
+        prompt=str(record["prompt"]),
+        text=str(record["text"]),
+        scores=dict(record["scores"]),
+        length=int(record.get("length", 0)),
+        finished=bool(record.get("finished", True)),
+        images=[image for image in record.get("sources", ()) if image is not None],
+    )
 
 
 def _cut_rows(path: Path, last: int) -> list[dict[str, Any]]:

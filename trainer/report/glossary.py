@@ -10,7 +10,7 @@ GLOSSARY: dict[str, str] = {
     "mean, never counted as 0.",
     "eval/<reward>/low": "Lower end of the mean's 95 % interval, by bootstrap over prompts; eval/<reward>/high is the "
     "upper end.",
-    "eval/<reward>/gain": "Mean change since the evaluation before training, paired by image; "
+    "eval/<reward>/gain": "Mean change since the evaluation before training, paired by sample; "
     "eval/<reward>/gain_low and eval/<reward>/gain_high bound its 95 % interval.",
     "eval/<set>/<reward>": "The same of a named evaluation set.",
     "eval/<set>/overall": "UniGenBench's overall accuracy of a set: the mean of the primary dimensions. "
@@ -24,6 +24,16 @@ GLOSSARY: dict[str, str] = {
     "stats/<set>/saturation": "The same of the held-out images: stats/heldout/saturation, stats/heldout/brightness, "
     "stats/heldout/contrast, stats/heldout/edge_density, stats/heldout/colour_entropy, stats/heldout/sharpness, "
     "stats/heldout/diversity, or with a set's name.",
+    "stats/<set>/length": "Mean length of the held-out texts, in tokens, the end included. Likewise stats/<set>/truncated, the "
+    "share that was cut off at sampling.max_new_tokens; stats/<set>/distinct, the share of a prompt's texts that differ from each "
+    "other; and stats/<set>/accuracy_given_format, the mean accuracy of the texts whose format reward is at least 0.5.",
+    "text/length": "Mean length of the step's answers, in tokens, the end included; text/length_max is that of the longest.",
+    "text/truncated_share": "Share of the step's answers that were cut off at sampling.max_new_tokens.",
+    "text/entropy": "Mean of -log p over all tokens that were drawn, in nats: an estimate of the entropy of the distribution drawn "
+    "from (after temperature, top-k and top-p), averaged over the places that answers visit. Near 0 all answers to a prompt are "
+    "alike, and nothing can be learned from comparing them.",
+    "text/accuracy_given_format": "Mean of the accuracy reward over the step's answers whose format reward is at least 0.5. Which "
+    "columns these are, rewards.roles says; else those of the names accuracy and format.",
     "alarm/<name>": "1 where an evaluation showed a sign of reward hacking; the sentence is in eval/step_*/alarms.json.",
     "reward/<reward>/mean": "Mean score of the step's training rollouts; other prompts each step, and noise is injected, "
     "so it jumps about.",
@@ -38,6 +48,8 @@ GLOSSARY: dict[str, str] = {
     "adv/std": "Spread of those advantages; near 1 when they are whitened.",
     "adv/abs_mean": "Their mean size.",
     "adv/clip_share": "Share of advantages beyond advantage.adv_clip, which are clamped to it.",
+    "resampled": "How often the step was sampled again, for groups whose rewards did not differ; sampling.max_resamples is the "
+    "most. Rewards are means over all that was drawn.",
     "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
     "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning. While ratios are 1 it is "
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
@@ -73,8 +85,8 @@ GLOSSARY: dict[str, str] = {
     "kl": "Mean divergence of the velocities from those of the starting weights; 0 when kl_beta is 0.",
     "grad_norm": "Global norm of the gradient before it is clipped to optim.max_grad_norm.",
     "lr": "Learning rate of the step.",
-    "time/rollout": "Seconds in which images were sampled; rewards are computed meanwhile.",
-    "time/reward_wait": "Seconds the trainer stood still for scores after the last image was sampled.",
+    "time/rollout": "Seconds in which samples were drawn; rewards are computed meanwhile.",
+    "time/reward_wait": "Seconds the trainer stood still for scores after the last sample was drawn.",
     "time/encode": "Seconds of this process's rollout in which prompts were encoded; cached ones take none.",
     "time/denoise": "Seconds of it in which latents were denoised.",
     "time/decode": "Seconds of it in which latents became images.",
@@ -92,6 +104,7 @@ GLOSSARY: dict[str, str] = {
     "memory/allocated_gib": "GiB of GPU memory in use at the end of the step, on the fullest rank; absent on a CPU.",
     "memory/peak_gib": "The most in use at any moment of the step.",
     "images_per_s": "Training images sampled, scored and learned from per second.",
+    "tokens_per_s": "Training tokens drawn, scored and learned from per second; those of prompts do not count.",
     "texts_per_s": "Given conversations or pairs learned from per second.",
     "latency_ms/<reward>/p50": "Half of the step's micro-batches were answered faster, from submit to answer; p95: "
     "nineteen of twenty; max: all.",

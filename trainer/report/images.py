@@ -72,17 +72,19 @@ class Gallery:
 
 def build_gallery(run: RunFolder, problems: list[str]) -> Gallery | None:
     """The first and the last step that kept samples; None when none did. `problems` takes what could not be read."""
-    if not run.samples:
+    kept = {step: [record for record in records if _is_image(record)] for step, records in run.samples.items()}
+    kept = {step: records for step, records in kept.items() if records}
+    if not kept:
         return None
-    steps = sorted({min(run.samples), max(run.samples)})
-    labels = tuple(_label(run, step) for step in steps)
-    bounded = _bounded([record for step in steps for record in run.samples[step]])
-    columns = [{_match(record): record for record in run.samples[step]} for step in steps]
+    steps = sorted({min(kept), max(kept)})
+    labels = tuple(label_of(run, step) for step in steps)
+    bounded = bounded_rewards([record for step in steps for record in kept[step]])
+    columns = [{match_of(record): record for record in kept[step]} for step in steps]
     cards = []
     for key, first in columns[0].items():
         records = [column[key] for column in columns if key in column]
         shots = [_shot(run.path, label, record, problems) for label, record in zip(labels, records, strict=False)]
-        cards.append(Card(str(first.get("prompt", "")), tuple(shots), tuple(_scores(records, bounded))))
+        cards.append(Card(str(first.get("prompt", "")), tuple(shots), tuple(score_table(records, bounded))))
     judged = [card for card in cards if len(card.shots) == len(labels) and all(s.right is not None for s in card.shots)]
     right = tuple(sum(bool(card.shots[n].right) for card in judged) for n in range(len(labels)))
     return Gallery(tuple(cards), labels, right, len(judged))
@@ -97,18 +99,25 @@ def _folded(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _label(run: RunFolder, step: int) -> str:
+def _is_image(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of an image, or of one that is missing; texts without an image have cards of their own."""
+    return record.get("image") is not None or not isinstance(record.get("text"), str)
+
+
+def label_of(run: RunFolder, step: int) -> str:
+    """How a step is called beside its samples."""
     if step == 0:
         return "before"
     return "after" if step == run.max_steps else f"step {step}"
 
 
-def _match(record: Mapping[str, Any]) -> str:
+def match_of(record: Mapping[str, Any]) -> str:
+    """By what samples of two steps are known to be of one prompt."""
     return str(record.get("prompt_id", record.get("id", "")))
 
 
 def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[str]) -> Shot:
-    uri, width, height = _image(run_dir, record.get("image"), problems)
+    uri, width, height = data_uri(run_dir, record.get("image"), problems)
     read = record.get("read")
     targets = record.get("targets") or quoted_texts(str(record.get("prompt", "")))
     known = isinstance(read, str) and isinstance(targets, list) and bool(targets)
@@ -123,7 +132,7 @@ def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[s
     )
 
 
-def _bounded(records: Sequence[Mapping[str, Any]]) -> set[str]:
+def bounded_rewards(records: Sequence[Mapping[str, Any]]) -> set[str]:
     """Rewards whose scores lie in 0 to 1 and come near 1: only there does a bar mean anything."""
     values: dict[str, list[float]] = {}
     for record in records:
@@ -133,7 +142,7 @@ def _bounded(records: Sequence[Mapping[str, Any]]) -> set[str]:
     return {reward for reward, given in values.items() if min(given) >= 0 and 0.5 < max(given) <= 1}
 
 
-def _scores(records: Sequence[Mapping[str, Any]], bounded: set[str]) -> list[tuple[str, tuple[Score, ...]]]:
+def score_table(records: Sequence[Mapping[str, Any]], bounded: set[str]) -> list[tuple[str, tuple[Score, ...]]]:
     """Per reward of any record its scores in the records' order."""
     rewards = dict.fromkeys(reward for record in records for reward in _given(record))
     table = []
@@ -157,7 +166,7 @@ def _given(record: Mapping[str, Any]) -> Mapping[Any, Any]:
     return scores if isinstance(scores, Mapping) else {}
 
 
-def _image(run_dir: Path, name: object, problems: list[str]) -> tuple[str | None, int, int]:
+def data_uri(run_dir: Path, name: object, problems: list[str]) -> tuple[str | None, int, int]:
     """An image of the run folder as a data URI with its shown size; None where there is none that can be read."""
     if not isinstance(name, str):
         return None, 0, 0

@@ -15,6 +15,7 @@ from trainer.config import ConfigError
 from trainer.config.policy import sections
 from trainer.records.progress import duration
 from trainer.records.recorder import write_atomic
+from trainer.report.answers import build_answers
 from trainer.report.evaluation import evaluation_part
 from trainer.report.glossary import GLOSSARY
 from trainer.report.images import Gallery, build_gallery
@@ -25,6 +26,7 @@ from trainer.report.plots import (
     hardware_plots,
     latency_plots,
     reward_plots,
+    text_plots,
     time_plots,
     update_plots,
 )
@@ -40,8 +42,8 @@ _FILES = {
     "metrics.jsonl": "every number of this page, one JSON object a step",
     "summary.json": "the result in short",
     "rewards.json": "what scored each reward, and where that changed",
-    "samples": "evaluation images with what was read and how they scored",
-    "eval": "per evaluation every image's scores, alarms, benchmark tables, and the last images of benchmarks",
+    "samples": "evaluation samples: images with what was read, answers with their prompts, and how they scored",
+    "eval": "per evaluation every sample's scores, alarms, benchmark tables, and the last samples of benchmarks",
     "checkpoints": "weights, averaged weights and what an exact resume needs",
     "logs": "TensorBoard files and the logs of services that were started",
 }
@@ -91,7 +93,7 @@ def build_report(run_dir: Path) -> Path:
 def render(run: RunFolder, now: datetime) -> str:
     """The page of a run as HTML."""
     problems = list(run.problems)
-    gallery = build_gallery(run, problems)
+    gallery, answers = build_gallery(run, problems), build_answers(run, problems)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -110,11 +112,14 @@ def render(run: RunFolder, now: datetime) -> str:
         control=bool(run.setting("rewards", "shuffle_control", default=False)),
         about_base=about_base(run),
         gallery=gallery,
+        answers=answers,
+        writes=run.writes,
         shown_cards=SHOWN_CARDS,
         read_right=read_right(gallery),
         percent=percent,
         sections=[
             ("Rewards", _rewards_note(run), reward_plots(run)),
+            ("Answers in training", "What the reward is made of, how long answers are, and how sure.", text_plots(run)),
             ("Advantages", "What each reward tells the policy, and how often it is silent.", advantage_plots(run)),
             ("Update", "How far a step moves the policy.", update_plots(run)),
             ("Time", "Seconds of a step, and how many of them are waiting.", time_plots(run)),
@@ -199,9 +204,14 @@ def sentence(run: RunFolder) -> str:
         return "The configuration of this run is missing."
     policy, estimator = run.setting("policy", "type", default="?"), run.setting("advantage", "type", default="?")
     per_step = run.setting("sampling", "prompts_per_step"), run.setting("sampling", "group_size")
+    program, kind = run.setting("program", default="rl"), "answers" if run.writes else "images"
+    if program == "supervised":
+        return f"The policy “{policy}” was trained on given {kind}."
+    if program == "preference":
+        return f"The policy “{policy}” was trained on pairs of {kind}, of which one is preferred."
     text = f"The policy “{policy}” was post-trained by RL ({str(estimator).upper()})"
     if all(per_step):
-        text += f", {per_step[0]} prompts × {per_step[1]} images a step"
+        text += f", {per_step[0]} prompts × {per_step[1]} {kind} a step"
     weights = [f"{name} (weight {weight:g})" for name, weight in run.trained_on().items()]
     return f"{text}, on the reward{'s' if len(weights) > 1 else ''} {' and '.join(weights) or 'of no data set'}."
 
@@ -216,9 +226,10 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         parts = f" ({duration(trained)} training, {duration(evaluated)} evaluation)" if trained and evaluated else ""
         found.append(("Duration", duration(wall) + parts))
     waited = run.total("time/reward_wait")
-    rates = run.series.get("images_per_s", ([], []))[1]
-    if not math.isnan(_median(rates)):
-        found.append(("Throughput", f"{_median(rates):.3g} training images a second"))
+    for key, unit in (("images_per_s", "images"), ("tokens_per_s", "tokens")):
+        rate = _median(run.series.get(key, ([], []))[1])
+        if not math.isnan(rate):
+            found.append(("Throughput", f"{rate:.3g} training {unit} a second"))
     if trained:
         found.append(("Waiting for rewards", f"{percent(waited / trained)} of training time"))
     failed = sum(count for _, codes in failures(run) for _, count in codes)
@@ -237,12 +248,20 @@ def how_evaluated(run: RunFolder) -> str:
     count = run.fact("eval_prompts")
     prompts = f"{count} held-out prompts" if isinstance(count, int) else "held-out prompts"
     steps, seed = evaluation.get("num_inference_steps", "?"), evaluation.get("seed", "?")
+    if run.writes:
+        how = f"{_temperature(run)}, with the same random numbers each time (seed {seed})"
+    else:
+        how = f"sampled by the deterministic ODE in {steps} steps from the same noise each time (seed {seed})"
     average = number(run.setting("optim", "ema_decay"))
     weights = f", weights averaged over steps (decay {average:g})" if average > 0 else ""
-    return (
-        f"Mean score on {prompts} that training never sees, sampled by the deterministic ODE in {steps} steps "
-        f"from the same noise each time (seed {seed}){weights}."
-    )
+    return f"Mean score on {prompts} that training never sees, {how}{weights}."
+
+
+def _temperature(run: RunFolder) -> str:
+    """How held-out answers are drawn, in words."""
+    own, otherwise = run.setting("evaluation", "temperature"), run.setting("sampling", "temperature", default=1.0)
+    temperature = number(otherwise if own is None else own)
+    return "the likeliest token each time" if temperature == 0 else f"drawn at temperature {temperature:g}"
 
 
 def read_right(gallery: Gallery | None) -> str:

@@ -62,6 +62,53 @@ def reward_plots(run: RunFolder) -> list[Plot]:
     return plots
 
 
+def text_plots(run: RunFolder) -> list[Plot]:
+    """Of texts: the reward split into form, accuracy, and accuracy where the form holds; length; what is cut off; entropy.
+    None for a run without texts."""
+    if "text/length" not in run.series and not any(_is_of_texts(key) for key in run.series):
+        return []
+    plots = []
+    roles = [run.setting("rewards", "roles", role) or role for role in ("format", "accuracy")]
+    for title, means, given in (
+        ("form and content, training", "reward/{}/mean", "text/accuracy_given_format"),
+        *((f"form and content, {name or 'held-out'}", *keys) for name, keys in _heldout_keys(run).items()),
+    ):
+        lines = [*(Line(means.format(role), role) for role in roles), Line(given, "accuracy given format")]
+        plots += _chart(run, title, lines, unit=True, note=_GIVEN)
+    lengths = [Line("text/length", "mean"), Line("text/length_max", "longest"), *_heldout_lines(run, "length")]
+    plots += _chart(run, "length, tokens", lengths, zero=True)
+    cut = [Line("text/truncated_share", "training"), *_heldout_lines(run, "truncated")]
+    plots += _chart(run, "share of answers cut off", cut, unit=True)
+    return plots + _chart(run, "entropy, nats a token", [Line("text/entropy", "entropy")], zero=True, note=_ENTROPY)
+
+
+_GIVEN = "Accuracy given format: of the answers whose form holds, how many are right. Where only the form is learned, it stays flat."
+_ENTROPY = "Of the distribution drawn from, estimated from the tokens that were drawn. Near 0 all answers are alike."
+
+
+def _is_of_texts(key: str) -> bool:
+    """Whether a key is the mean length of a held-out set's texts."""
+    return key.startswith("stats/") and key.count("/") == 2 and key.endswith("/length")
+
+
+def _heldout_keys(run: RunFolder) -> dict[str, tuple[str, str]]:
+    """Per set of held-out texts (the plain one by an empty name) the keys of its rewards, and of its accuracy given format."""
+    sets = [key.split("/")[1] for key in run.series if _is_of_texts(key)]
+    return {
+        "" if name == "heldout" else name: (
+            "eval/{}" if name == "heldout" else f"eval/{name}/{{}}",
+            f"stats/{name}/accuracy_given_format",
+        )
+        for name in sets
+    }
+
+
+def _heldout_lines(run: RunFolder, statistic: str) -> list[Line]:
+    """A statistic of each set of held-out texts."""
+    sets = [key.split("/")[1] for key in run.series if _is_of_texts(key)]
+    return [Line(f"stats/{name}/{statistic}", "held-out" if name == "heldout" else name) for name in sets]
+
+
 def advantage_plots(run: RunFolder) -> list[Plot]:
     """How strongly each reward speaks, and how many of its groups say nothing."""
     plots = _per_reward(run, "mean |advantage| per reward", "adv/{}/abs_mean", zero=True)
@@ -77,7 +124,7 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("clip share", [Line("clip_share", "clip share")]),
         ("KL to the starting weights", [Line("kl", "KL")]),
         ("gradient norm", [Line("grad_norm", "before clipping")]),
-        ("importance of older images", [Line("importance/mean", "mean"), Line("importance/max", "largest")]),
+        ("importance of older samples", [Line("importance/mean", "mean"), Line("importance/max", "largest")]),
         ("DiffusionNFT: error of the branches", [Line("nft/positive", "positive"), Line("nft/negative", "negative")]),
         ("DiffusionNFT: drift", [Line("nft/drift", "drift")]),
         ("AWM: drift", [Line("loss/kl_old", "drift")]),
@@ -100,7 +147,7 @@ def time_plots(run: RunFolder) -> list[Plot]:
         "share of a step spent waiting",
         [Line("reward_wait_share", "reward_wait_share")],
         zero=True,
-        note="For rewards, after the last image was sampled (reward_wait_share).",
+        note="For rewards, after the last sample was drawn (reward_wait_share).",
     )
     plots += _chart(
         run,

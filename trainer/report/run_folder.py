@@ -69,6 +69,11 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else None
 
+    @property
+    def writes(self) -> bool:
+        """Whether the policy writes texts."""
+        return self.setting("sampling", "type") == "tokens" or "text/length" in self.series
+
     def setting(self, *keys: str, default: Any = None) -> Any:
         """A configuration value by its path of keys."""
         node: Any = self.config

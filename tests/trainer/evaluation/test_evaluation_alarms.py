@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from trainer.config import AlarmsConfig
+from trainer.config import AlarmsConfig, RewardsConfig
 from trainer.evaluation.alarms import Alarm, find_alarms
 from trainer.evaluation.outcomes import Outcome, score_metrics
 
@@ -29,7 +29,7 @@ def outcomes(seed: int, name: str = "", *, scores: dict[str, float], **statistic
 
 def alarms(start: list[Outcome], now: list[Outcome], **config: object) -> list[Alarm]:
     row = score_metrics(now, start)
-    return find_alarms(row, start, now, {"trained"}, AlarmsConfig.model_validate(config))
+    return find_alarms(row, start, now, {"trained"}, AlarmsConfig.model_validate(config), RewardsConfig())
 
 
 def test_a_held_out_reward_that_falls_while_a_trained_one_rises_raises_an_alarm_with_both_numbers() -> None:

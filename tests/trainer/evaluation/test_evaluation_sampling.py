@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from trainer.config import Config, TinyConfig
-from trainer.evaluation.files import read_pictures, save_pictures
+from trainer.evaluation.files import read_samples, save_samples
 from trainer.evaluation.outcomes import Outcome, score_metrics
-from trainer.evaluation.sampling import Picture, draw, evaluation_seed
+from trainer.evaluation.sampling import Placed, draw, evaluation_seed
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.flow.policy import FlowPolicy
@@ -101,12 +101,12 @@ def make_set(duplicates: int = 1, name: str = "") -> EvaluationSet:
     return EvaluationSet(name, PROMPTS, duplicates, num_inference_steps=2, guidance_scale=1.0, rewards=("bright",))
 
 
-def pictures_of(policy: Any, duplicates: int = 1, world: World = ALONE, **evaluation: Any) -> list[Picture]:
+def pictures_of(policy: Any, duplicates: int = 1, world: World = ALONE, **evaluation: Any) -> list[Placed]:
     batches = draw(policy, make_set(duplicates), config(**evaluation), world)
     return [picture for batch in batches for picture in batch]
 
 
-def pixels(picture: Picture) -> bytes:
+def pixels(picture: Placed) -> bytes:
     return picture.sample.images[0].tobytes()
 
 
@@ -175,9 +175,9 @@ def test_pictures_come_with_what_was_read_and_null_where_it_failed(policy: FlowP
 
 def test_written_pictures_are_read_back_pixel_for_pixel(policy: FlowPolicy, tmp_path: Path) -> None:
     chosen, drawn = make_set(2, "more"), pictures_of(policy, duplicates=2)
-    save_pictures(tmp_path, chosen, drawn)
+    save_samples(tmp_path, chosen, drawn)
     assert sorted(path.name for path in (tmp_path / "more").iterdir())[:3] == ["0.0.png", "0.1.png", "1.0.png"]
-    batches = list(read_pictures(tmp_path, chosen, ALONE, 4))
+    batches = list(read_samples(tmp_path, chosen, ALONE, 4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     again = [picture for batch in batches for picture in batch]
     assert [(p.index, p.duplicate, p.sample.id, pixels(p)) for p in again] == [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.evaluation.image_statistics import (
+from trainer.evaluation.artefacts.image_statistics import (
     EDGE,
     STATISTICS,
     diversity,

@@ -179,6 +179,54 @@ def test_tensorboard_shows_the_pictures_as_one_sheet(tmp_path: Path) -> None:
     assert [event.value for event in events.Scalars("kl")] == [0.0, 0.5, 8.0]
 
 
+def answer(prompt: str, text: str, *, finished: bool = True) -> dict[str, Any]:
+    """A sample that is a text, with the image of its prompt."""
+    own = {"text": text, "length": len(text.split()), "finished": finished, "sources": [np.zeros((6, 4, 3), np.uint8)]}
+    return sample(1) | {"prompt": prompt, "images": [], **own}
+
+
+@pytest.fixture
+def told(tmp_path: Path, request: pytest.FixtureRequest) -> bytes:
+    """What a reporter leaves of an evaluation of two answers, after what is written in the background is there."""
+    name, words = request.param, (b"what color is it", b"think")
+    with recorder(tmp_path / "first", report_to=(name,)) as record:
+        record.save_samples(
+            0, [answer("what color is it ?", "<think> | red </think>"), answer("b", "c", finished=False)]
+        )
+        record.record({"step": 0, "kl": 1.0})
+    deadline = time.monotonic() + 60
+    while True:
+        found = b"".join(path.read_bytes() for path in (tmp_path / "first" / "logs").rglob("*") if path.is_file())
+        if all(word in found for word in words):
+            return found
+        assert time.monotonic() < deadline, found[-2000:]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("told", ["wandb", "swanlab", "tensorboard"], indirect=True)
+def test_answers_are_shown_with_their_prompts_and_scores(told: bytes) -> None:
+    for word in (b"what color is it ?", b"<think>", b"cut off", b"ocr"):
+        assert word in told or word.replace(b"<", b"\\u003c").replace(b">", b"\\u003e") in told, word
+
+
+def test_tensorboard_quotes_answers_as_code(tmp_path: Path) -> None:
+    """A tag of an answer is none of the page's, and a bar is no new column."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with recorder(tmp_path / "first", report_to=("tensorboard",)) as record:
+        record.save_samples(0, [answer("a | b", "<think> `x`\n</think>")])
+    events = EventAccumulator(str(tmp_path / "first" / "logs" / "tensorboard"))
+    events.Reload()
+    (text,) = events.Tensors("answers/text_summary")
+    (table,) = text.tensor_proto.string_val
+    assert table.decode().splitlines() == [
+        "| prompt | answer | ocr | hps | tokens | finished |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `a \\| b` | `<think> 'x' </think>` | 0.25 | no score | 3 | `yes` |",
+    ]
+    assert [image.step for image in events.Images("prompts")] == [0]
+
+
 class FailsAtSecondRow:
     def __init__(self, identity: RunIdentity) -> None:
         self.rows: list[int] = []

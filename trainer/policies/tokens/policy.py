@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.policies.tokens.conversations import given_text
 from trainer.policies.tokens.draw import Answer, Drawer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
+from trainer.policies.tokens.llama.drawer import LlamaDrawer
+from trainer.policies.tokens.llama.layout import supports
+from trainer.policies.tokens.logits import answer_logits
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.parts import part_of
 from trainer.policies.tokens.trace import AnswerTrace
@@ -32,7 +35,7 @@ class TokenPolicy:
     """Implements `Samples`, `Replays`, `ReadsTokens` and `NamesGroups` of `trainer.policies.base` for any TokenModel."""
 
     def __init__(self, model: TokenModel, *, keep_reference: bool, drawer: Drawer | None = None) -> None:
-        self.model, self.drawer = model, drawer or GenerateDrawer(model)
+        self.model, self.drawer = model, drawer or _drawer(model)
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
         self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
@@ -150,24 +153,13 @@ class TokenPolicy:
 
     def _logp(self, network: nn.Module, trace: AnswerTrace, banned_N: Tensor | None = None) -> Tensor:
         """(B, S) float32 log-probabilities of the answers' tokens, 0 behind their ends. None bans what is never drawn."""
-        model, lengths = self.model, [len(each.ids_T) for each in trace.readings_B]
-        batch = model.collate(trace.readings_B, trace.tokens_B)
-        # Logits at place i are of token i + 1; those of prompts are not needed, and a vocabulary is wide.
-        first, last = min(lengths) - 1, batch["input_ids"].shape[1] - 1
-        places = torch.arange(first, last, device=model.device)
-        logits_BWV: Tensor = cast(Any, network)(**batch, logits_to_keep=places, use_cache=False).logits
-        rows = []
-        for row, (length, tokens_S) in enumerate(zip(lengths, trace.tokens_B, strict=True)):
-            start = length - 1 - first
-            logits_SV = allowed_logits(
-                logits_BWV[row, start : start + len(tokens_S)], model.banned_N if banned_N is None else banned_N
-            )
-            kept_SV = trace.kept_B[row]
-            logp_SV = log_probs(
-                logits_SV / (trace.temperature or 1.0), None if kept_SV is None else kept_SV.to(model.device)
-            )
-            rows.append(logp_SV.gather(-1, tokens_S.to(model.device)[:, None])[:, 0])
-        return pad_sequence(rows, batch_first=True)
+        device = self.model.device
+        banned_N = self.model.banned_N if banned_N is None else banned_N
+        logits_NV = allowed_logits(answer_logits(self.model, network, trace), banned_N)
+        kept = [kept_SV for kept_SV in trace.kept_B if kept_SV is not None]
+        logp_NV = log_probs(logits_NV / (trace.temperature or 1.0), torch.cat(kept).to(device) if kept else None)
+        logp_N = logp_NV.gather(-1, torch.cat(list(trace.tokens_B)).to(device)[:, None])[:, 0]
+        return pad_sequence(logp_N.split([len(tokens_S) for tokens_S in trace.tokens_B]), batch_first=True)
 
     @contextmanager
     def _reference(self) -> Iterator[nn.Module]:
@@ -179,3 +171,8 @@ class TokenPolicy:
             return
         with start_weights(self.model.network):
             yield self.model.network
+
+
+def _drawer(model: TokenModel) -> Drawer:
+    """The fast loop where the layers are Llama's, else transformers' own way."""
+    return LlamaDrawer(model) if supports(model.network) is None else GenerateDrawer(model)

@@ -1,13 +1,13 @@
-"""Places that show a run's numbers and pictures, beside metrics.jsonl. One that fails is left out; the run goes on."""
+"""Places that show a run's numbers, pictures and texts, beside metrics.jsonl. One that fails is left out; the run goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from trainer.records.reporters.base import Picture, Reporter, RunIdentity
+from trainer.records.reporters.base import Answer, Picture, Reporter, RunIdentity
 
-__all__ = ["REPORTERS", "Picture", "Reporter", "Reporters", "RunIdentity"]
+__all__ = ["REPORTERS", "Answer", "Picture", "Reporter", "Reporters", "RunIdentity"]
 
 
 def _tensorboard(identity: RunIdentity) -> Reporter:
@@ -55,6 +55,10 @@ class Reporters:
     def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         for name, reporter in list(self._open.items()):
             self._try(name, reporter.pictures, step, pictures)
+
+    def texts(self, step: int, answers: Sequence[Answer]) -> None:
+        for name, reporter in list(self._open.items()):
+            self._try(name, reporter.texts, step, answers)
 
     def close(self, *, crashed: bool) -> None:
         """End all that still report. Harmless when called again."""

@@ -49,15 +49,54 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A text as it is shown, with its prompt.
+
+    Attributes:
+        scores: reward to number; None where there is none.
+        length: tokens.
+        finished: False where it was cut off.
+        images: those of the prompt, uint8 (H, W, 3), small.
+    """
+
+    prompt: str
+    text: str
+    scores: Mapping[str, float | None]
+    length: int
+    finished: bool
+    images: Sequence[np.ndarray] = ()
+
+
+def table_of(answers: Sequence[Answer]) -> tuple[list[str], list[list[str | float | None]]]:
+    """Column names and rows of a table of answers, without images: prompt, answer, each reward's score, length, finished."""
+    rewards = list(dict.fromkeys(name for answer in answers for name in answer.scores))
+    rows = [
+        [
+            answer.prompt,
+            answer.text,
+            *(answer.scores.get(name) for name in rewards),
+            float(answer.length),
+            "yes" if answer.finished else "cut off",
+        ]
+        for answer in answers
+    ]
+    return ["prompt", "answer", *rewards, "tokens", "finished"], rows
+
+
 class Reporter(Protocol):
-    """Takes a run's numbers and pictures as they come. Any method may raise: the run goes on without the reporter."""
+    """Takes a run's numbers, pictures and texts as they come. Any method may raise: the run goes on without the reporter."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """The finite numbers of a row, at least one."""
         ...
 
     def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-        """Held-out samples of an evaluation, at least one."""
+        """Held-out samples of an evaluation that are images, at least one."""
+        ...
+
+    def texts(self, step: int, answers: Sequence[Answer]) -> None:
+        """Held-out samples of an evaluation that are texts, at least one."""
         ...
 
     def close(self, *, crashed: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from trainer.records.reporters.base import Picture, RunIdentity
+from trainer.records.reporters.base import Answer, Picture, RunIdentity, table_of
 
 DEFAULT_PROJECT = "rewards-as-services"
 
@@ -25,7 +25,7 @@ class SwanLabReporter:
         run_id, name = identity.run_id, identity.name or os.environ.get("SWANLAB_EXP_NAME") or identity.run_dir.name
         if mode == "offline":
             run_id, name = identity.part(name, len(list(folder.glob(f"run-*-{run_id}*"))))
-        self._image = swanlab.Image
+        self._image, self._text = swanlab.Image, swanlab.Text
         self._run = swanlab.init(
             project=identity.project or os.environ.get("SWANLAB_PROJ_NAME") or DEFAULT_PROJECT,
             name=name,
@@ -45,6 +45,23 @@ class SwanLabReporter:
     def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         images = [self._image(picture.pixels_HWC, caption=picture.caption) for picture in pictures]
         self._run.log({"samples": images}, step=step)
+
+    def texts(self, step: int, answers: Sequence[Answer]) -> None:
+        columns, rows = table_of(answers)
+        texts = [
+            self._text(
+                str(row[1]),
+                caption=" | ".join(
+                    str(value) if n == 0 else f"{name} {'no score' if value is None else value}"
+                    for n, (name, value) in enumerate(zip(columns, row, strict=True))
+                    if n != 1
+                ),
+            )
+            for row in rows
+        ]
+        logged: dict[str, object] = {"answers": texts}
+        images = [self._image(image, caption=answer.prompt) for answer in answers for image in answer.images[:1]]
+        self._run.log(logged | ({"prompts": images} if images else {}), step=step)
 
     def close(self, *, crashed: bool) -> None:
         self._run.finish(state="crashed" if crashed else "success", error="see the run's log" if crashed else None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.records.pictures import contact_sheet
-from trainer.records.reporters.base import Picture, RunIdentity
+from trainer.records.reporters.base import Answer, Picture, RunIdentity, table_of
 
 
 class TensorBoardReporter:
@@ -28,5 +28,24 @@ class TensorBoardReporter:
         self._writer.add_text("samples", "\n\n".join(picture.caption for picture in pictures), global_step=step)
         self._writer.flush()
 
+    def texts(self, step: int, answers: Sequence[Answer]) -> None:
+        columns, rows = table_of(answers)
+        lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+        self._writer.add_text("answers", "\n".join(f"| {' | '.join(line)} |" for line in lines), global_step=step)
+        images = [image for answer in answers for image in answer.images[:1]]
+        if images:
+            self._writer.add_image("prompts", contact_sheet(images), global_step=step, dataformats="HWC")
+        self._writer.flush()
+
     def close(self, *, crashed: bool) -> None:
         self._writer.close()
+
+
+def _cell(value: str | float | None) -> str:
+    """A cell of a Markdown table. Texts are quoted as code, so that no tag of theirs is taken for one of the page's."""
+    if value is None:
+        return "no score"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = value.replace("|", "\\|").replace("`", "'").replace("\n", " ")
+    return f"`{text}`" if text.strip() else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from trainer.records.reporters.base import Picture, RunIdentity
+from trainer.records.reporters.base import Answer, Picture, RunIdentity, table_of
 
 DEFAULT_PROJECT = "rewards-as-services"
 _OFFLINE = ("offline", "dryrun")
@@ -30,7 +30,7 @@ class WandbReporter:
         run_id, logs = identity.run_id, identity.run_dir / "logs"
         if not chosen or os.environ.get("WANDB_MODE") in _OFFLINE:
             run_id, name = identity.part(name, len(list(logs.glob(f"wandb/offline-run-*-{run_id}*"))))
-        self._image = wandb.Image
+        self._image, self._table = wandb.Image, wandb.Table
         self._run = wandb.init(
             project=identity.project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
             name=name,
@@ -51,6 +51,13 @@ class WandbReporter:
     def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         images = [self._image(picture.pixels_HWC, caption=picture.caption) for picture in pictures]
         self._run.log({"samples": images, "step": step})
+
+    def texts(self, step: int, answers: Sequence[Answer]) -> None:
+        columns, rows = table_of(answers)
+        table = self._table(columns=["image", *columns])
+        for answer, row in zip(answers, rows, strict=True):
+            table.add_data(self._image(answer.images[0]) if answer.images else None, *row)
+        self._run.log({"answers": table, "step": step})
 
     def close(self, *, crashed: bool) -> None:
         self._run.finish(exit_code=int(crashed))

@@ -1,7 +1,8 @@
 """The last steps of a run, whole, kept in memory and written when the run crashes.
 
 `flight/step_NNNNNN.json` says per step its row, plan and state of the random numbers, and per sample its prompt, seed,
-scores with error codes, advantage and loss weight; `flight/step_NNNNNN.png` shows the last step's pictures, small.
+scores with error codes, advantage and loss weight. Of the last step there is also what was drawn: its texts in the record,
+its pictures, small, in `flight/step_NNNNNN.png`.
 SIGTERM is no crash. `python -m trainer flight RUN_DIR` prints what matters of it.
 """
 
@@ -35,6 +36,7 @@ from trainer.types import Sample, Scores
 KEPT_STEPS = 50
 MAX_PICTURES = 64
 PICTURE_SIDE = 96
+MAX_TEXTS, MAX_CHARACTERS = 1024, 20_000  # of the last step, and of each: a record is written when memory may be short
 
 
 @dataclass
@@ -67,6 +69,7 @@ class FlightRecorder:
         self._run_dir, self._world, self._note = run_dir, world, note
         self._steps: deque[_Step] = deque(maxlen=KEPT_STEPS)
         self._thumbnails: list[np.ndarray] = []
+        self._answers: tuple[int, list[dict[str, Any]]] = 0, []  # the last step, and what its samples say
         self._writing = threading.Lock()  # this rank's failure and another's may come at once
 
     def add(
@@ -75,6 +78,7 @@ class FlightRecorder:
         """Keep step `step` as soon as it has its scores, good or bad; `plan` says how its samples were made."""
         images = [image_HWC for sample in samples for image_HWC in sample.images][:MAX_PICTURES]
         self._thumbnails = [thumbnail(image, PICTURE_SIDE) for image in images]
+        self._answers = step, [_answer(sample) for sample in samples[:MAX_TEXTS]]
         self._steps.append(
             _Step(
                 number=step,
@@ -156,8 +160,17 @@ class FlightRecorder:
                 "traceback": "".join(traceback.format_exception(error)),
             },
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "steps": [_whole(step) for step in list(self._steps)],  # the main thread may go on meanwhile
+            "steps": self._whole_steps(),
         }
+
+    def _whole_steps(self) -> list[dict[str, Any]]:
+        """The kept steps, what was drawn in the last of them included."""
+        steps = [_whole(step) for step in list(self._steps)]  # the main thread may go on meanwhile
+        step, answers = self._answers
+        if steps and steps[-1]["step"] == step:
+            for sample, answer in zip(steps[-1]["samples"], answers, strict=False):
+                sample.update(answer)
+        return steps
 
 
 def _whole(step: _Step) -> dict[str, Any]:
@@ -184,6 +197,19 @@ def _whole(step: _Step) -> dict[str, Any]:
         "rng": step.rng,
         "prompts": dict(step.prompts),
         "samples": _spelled(samples),
+    }
+
+
+def _answer(sample: Sample) -> dict[str, Any]:
+    """What a text policy drew: the text, its tokens, whether it came to its end, and what its prompt has; nothing of others."""
+    if sample.text is None:
+        return {}
+    return {
+        "text": sample.text[:MAX_CHARACTERS],
+        "tokens": len(sample.tokens),
+        "finished": sample.finished,
+        "source_images": list(sample.prompt.source_images),
+        "targets": list(sample.prompt.targets or ()),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.processes.failure import OtherRankError
+from trainer.records.flight.answers import answers, cell, scores_of
 
 _SHOWN_STEPS, _SHOWN_SAMPLES = 12, 10
 _ONE_CRASH = timedelta(minutes=1)
@@ -24,7 +25,13 @@ _COLUMNS = {
     "kl": "kl",
     "adv/trained_share": "trained",
 }
-_OF_SOME = {"loss/sft": "loss sft", "loss/flow": "loss flow"}  # shown where a step has them
+_OF_SOME = {  # shown where a step has them
+    "loss/sft": "loss sft",
+    "loss/flow": "loss flow",
+    "text/length": "tokens",
+    "text/truncated_share": "cut off",
+    "text/entropy": "entropy",
+}
 
 
 def print_flight(run_dir: Path) -> None:
@@ -105,7 +112,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rewards = dict.fromkeys(key for row in rows for key in row if key.startswith("reward/") and key.endswith("/mean"))
     others = {key: name for key, name in _OF_SOME.items() if any(key in row for row in rows)}
     names = {"step": "step", **_COLUMNS, **others, **{key: key.split("/")[1] for key in rewards}}
-    cells = [list(names.values()), *([_cell(row.get(key)) for key in names] for row in rows)]
+    cells = [list(names.values()), *([cell(row.get(key)) for key in names] for row in rows)]
     cells[0].append("failed")
     for row, line in zip(rows, cells[1:], strict=True):
         line.append(f"{sum(value for key, value in row.items() if key.startswith('failed/')):.0f}")
@@ -121,9 +128,8 @@ def _last_step(step: Mapping[str, Any]) -> Iterator[str]:
         yield f"Step {step['step']}: {told}; random state {step['rng']}"
         return
     yield (
-        f"Step {step['step']}: {len(samples)} samples of {len(step['prompts'])} prompts; {plan['num_inference_steps']} "
-        f"denoising steps, {plan['kind']} with noise level {plan['noise_level']:g}, trained steps "
-        f"{', '.join(map(str, plan['trained_steps'])) or 'none'}; random state {step['rng']}"
+        f"Step {step['step']}: {len(samples)} samples of {len(step['prompts'])} prompts; {_how(plan)}; random state "
+        f"{step['rng']}"
     )
     codes = Counter(f"{name}: {code}" for sample in samples for name, code in sample["errors"].items())
     if codes:
@@ -134,14 +140,22 @@ def _last_step(step: Mapping[str, Any]) -> Iterator[str]:
     has_advantages = all(sample["adv"] is not None for sample in samples)
     yield "Samples with the largest advantages:" if has_advantages else "It crashed before its advantages:"
     for sample in sorted(samples, key=_size, reverse=True)[:_SHOWN_SAMPLES]:
-        scores = ", ".join(
-            f"{n} {_cell(s) if s is not None else sample['errors'].get(n, 'none')}" for n, s in sample["scores"].items()
-        )
         prompt = step["prompts"][sample["prompt_id"]]
         yield (
-            f"  {sample['id']}: advantage {_cell(sample['adv'])}, weight {_cell(sample['weight'])}, {scores}, seed "
+            f"  {sample['id']}: advantage {cell(sample['adv'])}, weight {cell(sample['weight'])}, {scores_of(sample)}, seed "
             f"{sample['seed']}, {prompt!r}"
         )
+    yield from answers(step)
+
+
+def _how(plan: Mapping[str, Any]) -> str:
+    """How the samples of a step were drawn."""
+    if "num_inference_steps" not in plan:  # of a policy of texts
+        return ", ".join(f"{name} {value:g}" for name, value in plan.items() if isinstance(value, int | float))
+    return (
+        f"{plan['num_inference_steps']} denoising steps, {plan['kind']} with noise level {plan['noise_level']:g}, trained steps "
+        f"{', '.join(map(str, plan['trained_steps'])) or 'none'}"
+    )
 
 
 def _size(sample: Mapping[str, Any]) -> float:
@@ -150,7 +164,3 @@ def _size(sample: Mapping[str, Any]) -> float:
     if adv is None:
         return float(len(sample["errors"]))
     return float("inf") if isinstance(adv, str) else abs(adv) * (sample["weight"] > 0)
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, int | float) else str(value)

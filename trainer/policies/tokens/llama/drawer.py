@@ -1,0 +1,76 @@
+"""Implements `Drawer` on the fast loop. Axes: P prompts, G group, B = P * G rows, S tokens of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
+from trainer.policies.tokens.llama.decode import Drawn, decode
+from trainer.policies.tokens.llama.layers import fused_layers
+from trainer.policies.tokens.llama.layout import text_model
+from trainer.policies.tokens.model import TokenModel
+from trainer.samplers.tokens import draw_tokens, uniforms
+
+
+class LlamaDrawer:
+    """Writes with a model whose layers are Llama's (`layout.supports`)."""
+
+    def __init__(self, model: TokenModel) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def draw(
+        self, readings_P: Sequence[Reading], group_size: int, seeds_B: Sequence[int], plan: TokenPlan
+    ) -> list[Answer]:
+        model, text = self.model, text_model(self.model.network)
+        ends = torch.tensor([*model.ends, *plan.stop_ids], device=model.device)
+        banned_N = model.banned_N.to(model.device)
+        uniform_BS = uniforms(seeds_B, plan.max_new_tokens).to(model.device) if plan.temperature else None
+
+        def choose(logits_BV: Tensor, number: int, rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            return draw_tokens(
+                logits_BV,
+                None if uniform_BS is None else uniform_BS[:, number].index_select(0, rows_B),
+                banned_N=banned_N,
+                temperature=plan.temperature,
+                top_p=plan.top_p,
+                top_k=plan.top_k,
+            )
+
+        prompt_B = torch.arange(len(readings_P), device=model.device).repeat_interleave(group_size)
+        batch = model.collate(readings_P)
+        drawn = decode(text, fused_layers(text), batch, prompt_B, choose, ends, plan.max_new_tokens)
+        return answers_of(drawn, len(prompt_B), ends)
+
+
+def answers_of(drawn: Sequence[Drawn], rows: int, ends: Tensor) -> list[Answer]:
+    """What was drawn, a position at a time, as one answer a row, each up to its end."""
+    shape = (rows, len(drawn))
+    tokens_BS = torch.zeros(shape, dtype=torch.int64, device=ends.device)
+    logp_BS = torch.zeros(shape, device=ends.device)
+    for number, each in enumerate(drawn):
+        tokens_BS[each.rows_B, number], logp_BS[each.rows_B, number] = each.token_B, each.logp_B
+    # A row whose keys were dropped drew its end before; what stands behind it means nothing.
+    is_end_BS = torch.isin(tokens_BS, ends)
+    # A place stays where no end has come before it.
+    length_B = ((is_end_BS.int().cumsum(1) - is_end_BS.int()) == 0).sum(1)
+    finished_B = is_end_BS.gather(1, length_B[:, None] - 1)[:, 0]
+    tokens_BS, logp_BS = tokens_BS.cpu(), logp_BS.cpu()
+    return [
+        Answer(tokens_BS[row, :length], logp_BS[row, :length], finished, _kept(drawn[:length], row))
+        for row, (length, finished) in enumerate(zip(length_B.tolist(), finished_B.tolist(), strict=True))
+    ]
+
+
+def _kept(drawn: Sequence[Drawn], row: int) -> Tensor | None:
+    """Bool (S, V): what the row could draw at each of its positions."""
+    if drawn[0].kept_BV is None:
+        return None
+    found = []
+    for each in drawn:
+        assert each.kept_BV is not None, "what filters one position filters all"
+        found.append(each.kept_BV[each.rows_B == row][0].cpu())
+    return torch.stack(found)

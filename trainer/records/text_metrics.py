@@ -1,0 +1,69 @@
+"""Metrics of a step's texts, over all ranks: how long they are, how many were cut off, how sure the policy was of them, and how
+often the right form holds the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.config import RewardsConfig
+from trainer.processes.distributed import World
+from trainer.types import Rollout, Scores
+
+HOLDS = 0.5  # a format reward of at least this says that the form is right
+
+
+def text_metrics(
+    rollouts: Sequence[Rollout], scores: Scores, rewards: RewardsConfig, world: World, step_s: float
+) -> dict[str, float]:
+    """`text/length|length_max|truncated_share|entropy`, `tokens_per_s`, and `text/accuracy_given_format` where both roles have
+    a column. Empty for a step without texts.
+
+    `text/entropy` is the mean of -log p over all tokens that were drawn, in nats, p being the probability the token was drawn
+    with (after temperature, top-k and top-p). Its expectation is the entropy of that distribution, averaged over the places
+    that answers visit: a long answer counts for more than a short one.
+
+    Args:
+        step_s: the seconds of the step.
+    """
+    lengths, cut, surprise = [], 0, 0.0
+    for rollout in rollouts:
+        written = [sample.text is not None for sample in rollout.samples]
+        rows = torch.tensor(written)
+        mask_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+        mask_BS = mask_BS & rows.to(mask_BS.device)[:, None]
+        lengths += mask_BS.sum(1)[rows.to(mask_BS.device)].tolist()
+        cut += sum(not sample.finished for sample in rollout.samples if sample.text is not None)
+        # What stands behind an end means nothing, NaN included, so it is taken out before it is added up.
+        surprise -= torch.where(mask_BS, rollout.logp_BS, 0.0).double().sum().item()
+    count, tokens, truncated, total = world.sum(
+        torch.tensor([len(lengths), sum(lengths), cut, surprise], dtype=torch.float64)
+    ).tolist()
+    if not count:
+        return {}  # on all ranks: the policy draws no texts
+    longest = max(world.gather(max(lengths, default=0)))
+    given = _given_format(scores, rewards, world)
+    row = {
+        "text/length": tokens / count,
+        "text/length_max": float(longest),
+        "text/truncated_share": truncated / count,
+        "tokens_per_s": tokens / step_s,
+    }
+    if tokens:
+        row["text/entropy"] = total / tokens
+    return row | ({} if given is None else {"text/accuracy_given_format": given})
+
+
+def _given_format(scores: Scores, rewards: RewardsConfig, world: World) -> float | None:
+    """Mean accuracy of the samples whose format holds; None where either role has no column, or no sample has the form."""
+    names = list(scores.names)
+    columns = [rewards.role("accuracy"), rewards.role("format")]
+    if any(name not in names for name in columns):
+        return None
+    accuracy, form = (names.index(str(name)) for name in columns)
+    rows: Tensor = scores.valid_BR[:, [accuracy, form]].all(1) & (scores.scores_BR[:, form] >= HOLDS)
+    sums = torch.tensor([rows.sum().item(), (scores.scores_BR[:, accuracy].double() * rows).sum().item()])
+    count, right = world.sum(sums.double()).tolist()
+    return right / count if count else None
