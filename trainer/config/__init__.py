@@ -214,6 +214,8 @@ class Config(Section):
                     f"{where} names the reward {name!r}, which no entry of rewards.columns serves (there: {known})"
                     f"{did_you_mean(name, self.rewards.columns) or hint}"
                 )
+        if len(self.data.train) > 1 and self.evaluation.hold_out:
+            self.evaluation.check_names([dataset.dataset_name for dataset in self.data.train], self.rewards.columns)
         self.evaluation.check_columns({name: column.reward for name, column in self.rewards.columns.items()})
         return self
 
@@ -282,7 +284,7 @@ class Config(Section):
         best, saved, evaluated = self.checkpoint.keep_best, self.checkpoint.save_every, self.evaluation.every
         if best is None or not best.metric.startswith("eval/"):
             return self
-        if not self.evaluation.prompt_files():
+        if not self.evaluation.active:
             raise ValueError(
                 f"checkpoint.keep_best.metric = {best.metric}, but evaluation names no prompts, so it is never measured; give "
                 "evaluation.path or choose a metric of training, such as reward/<name>/mean"
@@ -311,10 +313,27 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _rows_can_be_held_out(self) -> Config:
+        others = [i for i, dataset in enumerate(self.data.train) if dataset.format != "questions"]
+        if self.evaluation.hold_out and (others or not self.data.train):
+            what = (
+                f"data.train.{others[0]}.format is {self.data.train[others[0]].format}"
+                if others
+                else "data.train is empty"
+            )
+            raise ValueError(
+                f"evaluation.hold_out = {self.evaluation.hold_out:g} takes rows of training sets with format: questions, but {what}; "
+                "name a file as evaluation.path"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluation_is_apart(self) -> Config:
+        splits = {f"evaluation.sets.{i}.path": each.split for i, each in enumerate(self.evaluation.sets)}
         for field, held_out in self.evaluation.prompt_files():
             for i, dataset in enumerate(self.data.train):
-                if Path(held_out) == Path(dataset.path) and Path(held_out).suffix:  # a folder holds both
+                is_file = Path(held_out) == Path(dataset.path) and Path(held_out).suffix  # a folder holds both
+                if is_file and splits.get(field) == dataset.split:
                     raise ValueError(
                         f"{field} and data.train.{i}.path are both {held_out}; evaluate on prompts that training never sees"
                     )

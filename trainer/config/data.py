@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, refuse_untranslated, say
-from trainer.config.texts import HoldOut, RowsConfig
+from trainer.config.texts import RowsConfig
 
 # What a prompt file is; trainer/data/prompts says what each holds.
 PromptFormat = Literal[
@@ -50,11 +50,8 @@ class PromptFileConfig(RowsConfig):
 
     def row_fields(self) -> list[str]:
         """The fields about rows that say something."""
-        fields = type(self).model_fields
-        about_rows = [name for name in (*RowsConfig.model_fields, "hold_out") if name in fields]
-        return [
-            name for name in about_rows if getattr(self, name) != fields[name].get_default(call_default_factory=True)
-        ]
+        defaults = {name: f.get_default(call_default_factory=True) for name, f in RowsConfig.model_fields.items()}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     @model_validator(mode="after")
     def _rows_are_questions(self) -> PromptFileConfig:
@@ -76,11 +73,6 @@ class DatasetConfig(PromptFileConfig):
     name: Name | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
     rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")
     weight: Positive = Field(1.0, description="How often this set is drawn from, relative to the others.")
-    hold_out: HoldOut | None = Field(
-        None,
-        description="With format: questions, this share of the rows is kept from training and makes an evaluation set of the "
-        "same name, always the same rows by a fixed shuffle (seed 42); null is none.",
-    )
 
     @property
     def dataset_name(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, Share, refuse_untranslated
 from trainer.config.data import PromptFileConfig
+from trainer.config.texts import HoldOut
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
 JUDGE = "unigenbench"  # the judge service's reward
@@ -79,6 +80,11 @@ class EvaluationConfig(Section):
 
     path: FilePath | None = Field(None, description="Prompt file of the plain set, recorded as eval/<reward>.")
     sets: tuple[EvaluationSetConfig, ...] = Field((), description="More sets, each recorded under its own name.")
+    hold_out: HoldOut | None = Field(
+        None,
+        description="In place of path and sets: this share of the rows of each training set is kept from training and evaluated, "
+        "always the same rows by a fixed shuffle (seed 42). Of a policy that writes; null is none.",
+    )
     dataset_config: FilePath | None = Field(None, description="DeepGen-RL's evaluation YAML; its data sets are sets.")
     every: int = Field(
         25,
@@ -126,7 +132,7 @@ class EvaluationConfig(Section):
     @property
     def active(self) -> bool:
         """Whether anything is evaluated."""
-        return bool(self.path is not None or self.sets)
+        return bool(self.path is not None or self.sets or self.hold_out)
 
     def asked(self) -> list[tuple[str, str]]:
         """Every reward that is asked for by name, with the field that does."""
@@ -166,6 +172,15 @@ class EvaluationConfig(Section):
                 except ValueError as error:
                     raise ValueError(f"evaluation.sets.{i}.{error}") from error
 
+    def check_names(self, names: Sequence[str], columns: Mapping[str, object]) -> None:
+        """Raises ValueError when a training set, whose held-out rows are recorded under its name, has a name that is taken."""
+        for i, name in enumerate(names):
+            if name in _TAKEN or name in columns:
+                raise ValueError(
+                    f"data.train.{i}.name = {name!r} is also a reward, or used by the run's own files and keys, and its held-out "
+                    f"rows are recorded as eval/{name}; give it another name"
+                )
+
     @model_validator(mode="after")
     def _file_is_translated(self) -> EvaluationConfig:
         refuse_untranslated("evaluation.dataset_config", self.dataset_config)
@@ -180,7 +195,12 @@ class EvaluationConfig(Section):
                     f"{field} asks for {', '.join(names)}, but path is null, so nothing is evaluated; give a prompt file "
                     f"or leave {field} out"
                 )
-        if self.rewards and self.path is None and all(each.rewards for each in self.sets):
+        if self.hold_out and self.prompt_files():
+            raise ValueError(
+                f"hold_out = {self.hold_out:g} makes the evaluation set where none is named, but {self.prompt_files()[0][0]} names "
+                "one; leave one of the two out"
+            )
+        if self.rewards and self.path is None and self.sets and all(each.rewards for each in self.sets):
             raise ValueError(
                 f"rewards asks for {', '.join(self.rewards)}, but every set names its own, so these are never asked for; name "
                 "them there, or leave one of the two out"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import ConfigError, DataConfig, DatasetConfig
+from trainer.config import Config, ConfigError, DataConfig
 from trainer.config.data import PromptFileConfig, PromptFormat
 from trainer.data.overlap import check_disjoint
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
@@ -23,6 +23,7 @@ __all__ = [
     "PromptSampler",
     "check_disjoint",
     "fingerprint",
+    "load_datasets",
     "load_heldout",
     "load_prompts",
     "load_train_prompts",
@@ -95,10 +96,10 @@ def _read(
     field: str,
     split: Split,
     max_images: int,
+    hold_out: float | None = None,
 ) -> QuestionFile:
     """The prompts of a section, by its format. Text files and tables are read as ever, whoever they are for."""
     own = {"prompt_column": how.prompt_column, "image_dir": how.image_dir}
-    hold_out = how.hold_out if isinstance(how, DatasetConfig) else None
     if how.format == "questions" and Path(path).suffix.lower() not in _LINES:
         return read_questions(
             how,
@@ -111,9 +112,9 @@ def _read(
             max_images=max_images,
             **own,
         )
-    if how.format == "questions" and (idle := how.row_fields()):
+    if how.format == "questions" and (idle := how.row_fields() or (["hold_out"] if hold_out else [])):
         raise DataError(
-            f"{field}.{idle[0]} acts on rows with columns, of .json, .jsonl or .parquet, but {path} has a prompt a line; leave "
+            f"{field}: {idle[0]} acts on rows with columns, of .json, .jsonl or .parquet, but {path} has a prompt a line; leave "
             "it out"
         )
     format: PromptFormat = "auto" if how.format == "questions" else how.format
@@ -124,13 +125,29 @@ def _read(
     )
 
 
-def load_train_prompts(config: DataConfig, *, max_images: int = MAX_SOURCE_IMAGES) -> list[Dataset]:
+def load_datasets(config: Config) -> list[Dataset]:
+    """The training sets of a run, with what `evaluation.hold_out` keeps of them. Raises DataError."""
+    return load_train_prompts(config.data, max_images=config.max_images, hold_out=config.evaluation.hold_out)
+
+
+def load_train_prompts(
+    config: DataConfig, *, max_images: int = MAX_SOURCE_IMAGES, hold_out: float | None = None
+) -> list[Dataset]:
     """All training sets, with ids that are unique over all of them. Raises DataError.
 
     With `sampling_mode: sample_proportional` a set of N prompts weighs N times its `weight`, as in DeepGen-RL.
     """
     read = [
-        _read(d, d.path, d.dataset_name, d.rewards, field=f"data.train.{i}", split="train", max_images=max_images)
+        _read(
+            d,
+            d.path,
+            d.dataset_name,
+            d.rewards,
+            field=f"data.train.{i}",
+            split="train",
+            max_images=max_images,
+            hold_out=hold_out,
+        )
         for i, d in enumerate(config.train)
     ]
     seen: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 from trainer.config import Config, RewardsConfig
 from trainer.config.data import PromptFileConfig
 from trainer.data.prompts import DataError, Split, is_own
+from trainer.data.same_images import SameImages, normalised
 from trainer.types import Prompt
 
 MayShare = Literal["nothing", "targets"]
@@ -130,10 +130,15 @@ def find_overlaps(
     for prompt in heldout:
         for key in _keys(prompt, with_targets=may_share != "targets"):
             known.setdefault(key, prompt)
+    asked = SameImages(heldout)
     found: list[Overlap] = []
     for prompt in train:
         keys = _keys(prompt, with_targets=may_share != "targets" and reads_targets(prompt))
-        found += [Overlap(prompt, known[key], *key) for key in keys if key in known][:1]
+        same = [Overlap(prompt, known[key], *key) for key in keys if key in known]
+        if (other := asked.find(prompt)) is not None:
+            names = [Path(image).name for image in prompt.source_images]
+            same.insert(0, Overlap(prompt, other, "same prompt", " | ".join([normalised(prompt.text), *names])))
+        found += same[:1]
     return found
 
 
@@ -146,12 +151,13 @@ def settle(config: Config, train: Sequence[Prompt], heldout: Sequence[Prompt]) -
     Raises:
         DataError: they overlap, and that is refused.
     """
-    readers = readers_of_targets(config.rewards)
+    readers, draws = readers_of_targets(config.rewards), config.policy.family != "tokens"
     found = find_overlaps(
         train,
         heldout,
         may_share=config.evaluation.may_share,
-        reads_targets=lambda prompt: any(prompt.weights.get(name) for name in readers),
+        # Answers come again in other questions; only texts that are to be drawn are what a prompt is about.
+        reads_targets=lambda prompt: draws and any(prompt.weights.get(name) for name in readers),
     )
     if config.data.overlap == "allow":
         return Settled(allowed=tuple(found))
@@ -197,7 +203,9 @@ def _own_sets(config: Config) -> tuple[set[str], set[str]]:
 
 
 def _is_own(how: PromptFileConfig, path: str, split: Split) -> bool:
-    return is_own(path, split, format=how.format, prompt_column=how.prompt_column, delimiter=how.delimiter)
+    return how.format != "questions" and is_own(
+        path, split, format=how.format, prompt_column=how.prompt_column, delimiter=how.delimiter
+    )
 
 
 def readers_of_targets(rewards: RewardsConfig) -> frozenset[str]:
@@ -222,12 +230,9 @@ def readers_of_targets(rewards: RewardsConfig) -> frozenset[str]:
 
 
 def _keys(prompt: Prompt, *, with_targets: bool) -> list[tuple[str, str]]:
-    edited = [Path(image).name for image in prompt.source_images]  # one instruction may be given for many images
-    keys = [("same prompt", " | ".join([_normalised(prompt.text), *edited])), ("same id", prompt.id)]
+    # One question or instruction may be given for many images: with images, `SameImages` compares.
+    keys = [] if prompt.source_images else [("same prompt", normalised(prompt.text))]
+    keys.append(("same id", prompt.id))
     if prompt.targets and with_targets:
-        keys.append(("same targets", " | ".join(sorted(_normalised(target) for target in prompt.targets))))
+        keys.append(("same targets", " | ".join(sorted(normalised(target) for target in prompt.targets))))
     return keys
-
-
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

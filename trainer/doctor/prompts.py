@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from trainer.config import Config, ConfigError, NetworkConfig
 from trainer.config.evaluation import JUDGE
 from trainer.data.captions import caption_prompts
-from trainer.data.datasets import DataError, PromptSampler, load_train_prompts, without
+from trainer.data.datasets import DataError, PromptSampler, load_datasets, without
 from trainer.data.overlap import settle
 from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
@@ -63,9 +63,9 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         yield from _check_given(config)
         return None
     try:
-        train = load_train_prompts(config.data, max_images=config.max_images)
+        train = load_datasets(config)
         rows = [prompt for dataset in train for prompt in dataset.prompts]
-        heldout = [prompt for each in load_sets(config, rows) for prompt in each.prompts]
+        heldout = [prompt for each in load_sets(config, rows, train) for prompt in each.prompts]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return None

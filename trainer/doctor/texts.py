@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.config import Config, ConfigError, RewardConfig
-from trainer.data.datasets import DataError, load_train_prompts
+from trainer.data.datasets import DataError, load_datasets
 from trainer.doctor.findings import Finding
 from trainer.evaluation import load_sets
 from trainer.types import Prompt
@@ -69,8 +69,8 @@ def _check_set(where: str, prompts: Sequence[Prompt], known: frozenset[int], *, 
 def _asking(config: Config, reward: str) -> dict[str, list[Prompt]]:
     """Prompts that ask for a reward, by data set; none where a file cannot be read, which is said elsewhere."""
     try:
-        train = load_train_prompts(config.data, max_images=config.max_images)
-        sets = load_sets(config, [prompt for dataset in train for prompt in dataset.prompts])
+        train = load_datasets(config)
+        sets = load_sets(config, [prompt for dataset in train for prompt in dataset.prompts], train)
     except (DataError, ConfigError):
         return {}
     found = {each.name: [p for p in each.prompts if reward in p.weights] for each in train}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config import Config, EvaluationSetConfig, FlowSamplingConfig, TokenSamplingConfig
 from trainer.config.evaluation import judge_column
-from trainer.data.datasets import DataError, load_heldout
+from trainer.data.datasets import DataError, Dataset, load_heldout
 from trainer.types import Prompt
 
 PLAIN = "heldout"  # folder of the plain set, which has no name
@@ -54,8 +54,12 @@ def trained_on(train_rows: Iterable[Prompt]) -> set[str]:
     return {name for prompt in train_rows for name, weight in prompt.weights.items() if weight}
 
 
-def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSet]:
-    """The plain set first, then the named ones. `train_rows` are the training prompts, with the rewards they ask for.
+def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[Dataset] = ()) -> list[EvaluationSet]:
+    """The plain set first, then the named ones; with `evaluation.hold_out` what is kept of the training sets.
+
+    Args:
+        train_rows: the training prompts, with the rewards they ask for.
+        datasets: the training sets.
 
     Raises:
         DataError: a prompt file cannot be used.
@@ -67,10 +71,11 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
     own_scale = sampling.guidance_scale if isinstance(sampling, FlowSamplingConfig) else 1.0
     own_temperature = sampling.temperature if isinstance(sampling, TokenSamplingConfig) else 1.0
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
+    format = "questions" if config.policy.family == "tokens" else "auto"
     plain = (
         []
         if evaluation.path is None
-        else [EvaluationSetConfig.model_validate({"name": PLAIN, "path": evaluation.path})]
+        else [EvaluationSetConfig.model_validate({"name": PLAIN, "path": evaluation.path, "format": format})]
     )
     sets = []
     for each in [*plain, *evaluation.sets]:
@@ -99,6 +104,20 @@ def load_sets(config: Config, train_rows: Iterable[Prompt]) -> list[EvaluationSe
                 ),
             )
         )
+    for kept in datasets:
+        if kept.held_out:
+            sets.append(
+                EvaluationSet(
+                    name=kept.name if len(datasets) > 1 else "",
+                    prompts=kept.held_out,
+                    duplicates=1,
+                    num_inference_steps=evaluation.num_inference_steps,
+                    guidance_scale=1.0,
+                    rewards=rewards,
+                    final_rewards=evaluation.final_rewards,
+                    temperature=own_temperature if evaluation.temperature is None else evaluation.temperature,
+                )
+            )
     return sets
 
 

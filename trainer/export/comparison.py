@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.config.base import UserError
-from trainer.data.datasets import load_train_prompts
+from trainer.data.datasets import load_datasets
 from trainer.policies.lora import merged_state
 from trainer.policies.registry import entry_of
 
@@ -136,11 +136,7 @@ def compare_images(config: Config, model: Any, reloaded: Any) -> str:
     Raises:
         ExportError: they differ.
     """
-    prompts = [
-        prompt
-        for dataset in load_train_prompts(config.data, max_images=config.max_images)
-        for prompt in dataset.prompts
-    ][:_IMAGES]
+    prompts = [prompt for dataset in load_datasets(config) for prompt in dataset.prompts][:_IMAGES]
     drawn, family = [], entry_of(config.policy).family
     plan = family.comparison_plan(len(prompts))
     for each in (model, reloaded):

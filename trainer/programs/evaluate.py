@@ -14,7 +14,7 @@ import torch
 
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config import Config, ConfigError
-from trainer.data.datasets import load_train_prompts
+from trainer.data.datasets import load_datasets
 from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
 from trainer.export.source import find_checkpoint, none_yet
@@ -50,12 +50,9 @@ def evaluate_checkpoint(
         ConfigError: the recipe has no evaluation set, `against` has no scores, or the folder cannot be written.
         CheckpointError, DataError, RewardServiceError, StopTrainingError: as in training.
     """
-    train_rows = [
-        prompt
-        for dataset in load_train_prompts(config.data, max_images=config.max_images)
-        for prompt in dataset.prompts
-    ]
-    sets = load_sets(config, train_rows)
+    datasets = load_datasets(config)
+    train_rows = [prompt for dataset in datasets for prompt in dataset.prompts]
+    sets = load_sets(config, train_rows, datasets)
     if not sets:
         raise ConfigError("nothing to evaluate: give evaluation.path, evaluation.sets or evaluation.dataset_config")
     start = [] if against is None else read_outcomes(against)

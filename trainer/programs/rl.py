@@ -21,7 +21,7 @@ from trainer.config import Config, ConfigError
 from trainer.config.advantage import GroupedSection
 from trainer.config.objective_checks import with_longest
 from trainer.data.captions import CaptionData, caption_prompts
-from trainer.data.datasets import Dataset, PromptSampler, load_train_prompts, without
+from trainer.data.datasets import Dataset, PromptSampler, load_datasets, without
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets, rollout_statistics
 from trainer.objectives import Scored, build_objective, needs_reference, plan_needs, with_supervised
@@ -51,9 +51,9 @@ class RlMaterial(Material):
 
 def read_material(config: Config) -> RlMaterial:
     """Read the prompts of a run. Raises DataError, ConfigError."""
-    datasets = load_train_prompts(config.data, max_images=config.max_images)
+    datasets = load_datasets(config)
     rows = [prompt for dataset in datasets for prompt in dataset.prompts]
-    sets = load_sets(config, rows)
+    sets = load_sets(config, rows, datasets)
     heldout = [prompt for each in sets for prompt in each.prompts]
     if config.sft is not None:
         rows += caption_prompts(config.sft)
