@@ -36,13 +36,19 @@ _LINES = (".txt", ".csv", ".tsv")  # files of prompts alone, read as ever
 
 @dataclass(frozen=True)
 class Dataset:
-    """One training set; `weight` is how often it is drawn from, relative to the others. `held_out` are those of its prompts
-    that make an evaluation set."""
+    """One training set.
+
+    Attributes:
+        weight: how often it is drawn from, relative to the others.
+        held_out: those of its prompts that make an evaluation set.
+        notes: what is to be said of it before training.
+    """
 
     name: str
     weight: float
     prompts: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_prompts(
@@ -162,7 +168,7 @@ def load_train_prompts(
             seen[prompt.id] = where
     counts = [len(each.train.prompts) if config.sampling_mode == "sample_proportional" else 1 for each in read]
     return [
-        Dataset(d.dataset_name, d.weight * count, each.train.prompts, each.held_out)
+        Dataset(d.dataset_name, d.weight * count, each.train.prompts, each.held_out, each.notes)
         for d, each, count in zip(config.train, read, counts, strict=True)
     ]
 
@@ -182,7 +188,7 @@ def without(datasets: Sequence[Dataset], config: DataConfig, ids: Set[str]) -> l
                 "to train on; evaluate on another file, or set `data.overlap: allow`"
             )
         weight = d.weight * len(prompts) if config.sampling_mode == "sample_proportional" else dataset.weight
-        kept.append(Dataset(dataset.name, weight, prompts, dataset.held_out))
+        kept.append(Dataset(dataset.name, weight, prompts, dataset.held_out, dataset.notes))
     return kept
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from trainer.data.prompts.checks import DataError
-from trainer.data.rows.table import Table
+from trainer.data.rows.table import Table, left_out
 from trainer.types import AnswerPair, Conversation
 
 Text = TypeVar("Text", Conversation, AnswerPair)
@@ -23,14 +23,14 @@ class GivenTexts(Generic[Text]):
         train: what is trained on, in the file's order.
         held_out: what `hold_out` keeps for the evaluation.
         skipped: a sentence for each row that could not be used and was left out.
-        preprocessing: the SHA-256 of the file that changed the rows; None for none.
+        notes: what is to be said before training: what a preprocessing file makes of the first row, and what is left out.
     """
 
     path: str
     train: tuple[Text, ...]
     held_out: tuple[Text, ...] = ()
     skipped: tuple[str, ...] = ()
-    preprocessing: str | None = None
+    notes: tuple[str, ...] = ()
 
     def without(self, ids: Set[str]) -> GivenTexts[Text]:
         """Without the rows of these ids in training. Raises DataError where no other is left."""
@@ -59,15 +59,17 @@ def given(
     table: Table, field: str, hold_out: float | None, made_of: Callable[[str, dict[str, Any]], Text]
 ) -> GivenTexts[Text]:
     """What a function makes of each row of a table. Raises DataError as `Table.make` does."""
-    made, skipped = table.make(field, made_of)
+    made, problems = table.make(field, made_of)
+    notes = table.notes + left_out(field, len(table), problems)
     trained, held = table.parts(hold_out)
     train = tuple(row for number, _, row in made if number in trained)
     if not train:
         raise DataError(f"{field}: {table.path} holds no row to train on: all that can be used are held out")
+    held_out = tuple(row for number, _, row in made if number in held)
     return GivenTexts(
         str(table.path),
         train,
-        tuple(row for number, _, row in made if number in held),
-        tuple(skipped),
-        None if table.preprocessing is None else table.preprocessing.sha256,
+        held_out,
+        tuple(problems),
+        notes,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,9 @@ from trainer.data.prompts.checks import (
     check_text,
 )
 from trainer.data.rows.pictures import mark_count, row_images
-from trainer.data.rows.table import Table, open_table, text_of
+from trainer.data.rows.table import Table, left_out, open_table, text_of
 from trainer.data.rows.turns import is_messages, parsed, read_turns
 from trainer.types import Prompt
-
-logger = logging.getLogger(__name__)
 
 QUESTIONS = ("prompt", "question", "problem", "query", "instruction")  # the first that a row has is the text
 ANSWERS = ("answer", "solution")  # the first that is a text, a number or a list of them makes the targets
@@ -33,10 +30,11 @@ _RENAMED = ("original_answer", "expected_answer")  # become `answer` where a row
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """Prompts of a section, and those of them that are held out."""
+    """Prompts of a section, those of them that are held out, and what is to be said of them before training."""
 
     train: PromptFile
     held_out: tuple[Prompt, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_questions(
@@ -69,20 +67,23 @@ def read_questions(
     )
     trained, held = table.parts(hold_out)
     first: dict[str, str] = {}
-    kept: list[tuple[int, str, Prompt]] = []
+    kept: list[tuple[int, Prompt]] = []
+    again: list[str] = []
     for number, where, prompt in made:
         if prompt.id in first:
-            logger.warning("%s: says what %s says; it is drawn once an epoch", where, first[prompt.id])
+            again.append(f"{where} says what {first[prompt.id]} says")
             continue
         first[prompt.id] = where
-        kept.append((number, where, prompt))
-    train = [(number, prompt) for number, _, prompt in kept if number in trained]
+        kept.append((number, prompt))
+    train = [(number, prompt) for number, prompt in kept if number in trained]
     if not train:
         raise DataError(f"{field}: {path} holds no row to train on; all are held out, or say the same")
     lines = tuple(number + 1 for number, _ in train)
-    repeated = len(made) - len(kept)
-    file = PromptFile(Path(path), tuple(prompt for _, prompt in train), lines, repeated, tuple(skipped))
-    return QuestionFile(file, tuple(prompt for number, _, prompt in kept if number in held))
+    file = PromptFile(Path(path), tuple(prompt for _, prompt in train), lines, len(again), tuple(skipped))
+    notes = (*table.notes, *left_out(field, len(table), skipped))
+    if again:
+        notes += (f"{field}: {len(again)} rows come again and are drawn once an epoch, such as: {again[0]}",)
+    return QuestionFile(file, tuple(prompt for number, prompt in kept if number in held), notes)
 
 
 def question(

@@ -36,6 +36,8 @@ from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start
 from trainer.update.ema import Ema
 
+DATA_NOTES = "data_notes.txt"  # in the run's folder
+
 
 def kind_of(program: ProgramName) -> Kind:
     """How `program` is made: `KIND` of the module in this folder that is named after it."""
@@ -159,6 +161,10 @@ def _say_of_prompts(recorder: Recorder, config: Config, material: Material) -> N
     """Say what is lost of long prompts and which training prompts are also held out; list those that are left out."""
     if not recorder.is_main:
         return
+    for each in material.notes:
+        recorder.note(each)
+    if material.notes:  # the hash of a file that changes rows, and what was left out, belong to the run's records
+        write_atomic(recorder.run_dir / DATA_NOTES, "".join(f"{each}\n" for each in material.notes))
     for note in prompt_notes(config, [*material.prompts, *material.heldout]):
         recorder.note(f"{note.sentence}: {note.remedy}")
     listing = recorder.run_dir / LEFT_OUT

@@ -34,6 +34,11 @@ class Material:
     num_train: int
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said of the texts before training, besides."""
+        return ()
+
+    @property
     def heldout(self) -> list[Prompt]:
         """The prompts of all sets."""
         return [prompt for each in self.sets for prompt in each.prompts]

@@ -48,6 +48,10 @@ class RlMaterial(Material):
 
     datasets: Sequence[Dataset]
 
+    @property
+    def notes(self) -> Sequence[str]:
+        return [note for dataset in self.datasets for note in dataset.notes]
+
 
 def read_material(config: Config) -> RlMaterial:
     """Read the prompts of a run. Raises DataError, ConfigError."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from trainer.data.rows.pictures import PictureStore
 from trainer.data.rows.preprocessing import BATCH, Preprocessing, load_preprocessing
 from trainer.data.rows.splits import held_out_rows, parse_split
 
-logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
 _FIRST = 3  # rows by which a preprocessing file is looked at
@@ -33,6 +31,7 @@ class Table:
         path: the file, folder or hub id.
         folders: where relative paths of images count from.
         preprocessing: None where the section names no file.
+        notes: what is to be said before training: what the preprocessing file makes of the first row.
         rows: which of the files' rows are the section's, in order.
     """
 
@@ -43,6 +42,7 @@ class Table:
     preprocessing: Preprocessing | None
     folders: Callable[[str], Sequence[Path]]
     store: PictureStore
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,10 +91,6 @@ class Table:
         if not made:
             what = f"; the first that cannot be used: {problems[0]}" if problems else ""
             raise DataError(f"{field}: {self.path} holds no row{what}")
-        for problem in problems[:_SHOWN]:
-            logger.warning("%s; the row is left out", problem)
-        if problems:
-            logger.warning("%s: %d of %d rows are left out", field, len(problems), len(self))
         return made, problems
 
     def parts(self, share: float | None) -> tuple[frozenset[int], frozenset[int]]:
@@ -144,8 +140,8 @@ def open_table(
             f"{field}: none of the first {_FIRST} rows of {path} can be read, so preprocessing cannot be shown on one"
         )
     preprocessing = load_preprocessing(config.preprocessing, first_rows)
-    _say(field, preprocessing, first_rows[0], preprocessing.apply(first_rows[:1])[0])
-    return replace(table, preprocessing=preprocessing)
+    said = _what_it_makes(field, preprocessing, first_rows[0], preprocessing.apply(first_rows[:1])[0])
+    return replace(table, preprocessing=preprocessing, notes=(said,))
 
 
 def _folders(path: str, image_dir: str | None) -> Callable[[str], Sequence[Path]]:
@@ -175,7 +171,15 @@ def _renamed(where: str, row: Mapping[str, Any], names: Mapping[str, str | None]
     return {str(names.get(name, name)): value for name, value in row.items() if names.get(name, name) is not None}
 
 
-def _say(field: str, preprocessing: Preprocessing, before: Placed, after: Placed) -> None:
+def left_out(field: str, total: int, problems: Sequence[str]) -> tuple[str, ...]:
+    """What is said of rows that are left out; nothing where none is."""
+    if not problems:
+        return ()
+    more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return (f"{field}: {len(problems)} of {total} rows are left out: {'; '.join(problems[:_SHOWN])}{more}",)
+
+
+def _what_it_makes(field: str, preprocessing: Preprocessing, before: Placed, after: Placed) -> str:
     """What the file makes of the first row is shown before anything is trained on it."""
     steps = ", ".join(
         f"{step.name} (goes through a text letter by letter, so it was written for batches: it gets lists of one row)"
@@ -187,14 +191,9 @@ def _say(field: str, preprocessing: Preprocessing, before: Placed, after: Placed
     )
     changed = {name: value for name, value in after[1].items() if name not in before[1] or before[1][name] is not value}
     shown_columns = "; ".join(f"{name} = {_cut(value)}" for name, value in changed.items()) or "nothing"
-    logger.warning(
-        "%s.preprocessing = %s (sha256 %s) runs %s. Of the first row, %s, it makes: %s",
-        field,
-        preprocessing.path,
-        preprocessing.sha256[:12],
-        steps,
-        before[0],
-        shown_columns,
+    return (
+        f"{field}.preprocessing = {preprocessing.path} (sha256 {preprocessing.sha256}) runs {steps}. Of the first row, "
+        f"{before[0]}, it makes: {shown_columns}"
     )
 
 
