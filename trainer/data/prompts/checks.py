@@ -95,10 +95,11 @@ def check_images(where: str, value: Any, folders: Sequence[Path]) -> tuple[str, 
         raise DataError(f'{where}: {shown(value)} is not a list of paths like ["cat.png"]; leave it out for none')
     if len(value) > MAX_SOURCE_IMAGES:
         raise DataError(f"{where}: {len(value)} images are more than {MAX_SOURCE_IMAGES}; leave some out")
-    return tuple(_check_image(f"{where}[{i}]", name, folders) for i, name in enumerate(value))
+    return tuple(check_image(f"{where}[{i}]", name, folders) for i, name in enumerate(value))
 
 
-def _check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
+def check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
+    """The path of one image, likewise."""
     text = check_text(where, name)
     if Path(text).suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"{where}: {shown(name)} ends in none of {', '.join(IMAGE_SUFFIXES)}")

@@ -50,7 +50,7 @@ class JsonRows:
 
 
 class JsonlRows:
-    """JSON lines. Only the places of the lines are kept, eight bytes each."""
+    """JSON lines. Only the lines' places and numbers are kept, eight bytes each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.prompts.checks import DataError, check_images, shown
+from trainer.data.prompts.checks import DataError, check_image, shown
 from wire.containers import media_type_of
 from wire.images import BadImageError, ImageLimits, open_header
 
@@ -137,8 +137,7 @@ def _path_of(where: str, value: Any, folders: Sequence[Path], store: PictureStor
         raise DataError(
             f"{where}: {shown(value)} is a web address, which is not fetched; download it and give the path"
         )
-    (path,) = check_images(where, [value], folders)
-    return path
+    return check_image(where, value, folders)
 
 
 def _held(where: str, value: Any) -> bytes | None:
