@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trainer.data.prompts.checks import DataError
@@ -43,11 +44,18 @@ class GivenTexts(Generic[Text]):
         return replace(self, train=kept)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what is trained on, in order, so that a resumed run sees another file."""
+        """SHA-256 of the texts that are trained on and of their images' names, in order, wherever they lie: so a resumed run sees
+        that it has got another file."""
         whole = hashlib.sha256()
         for row in self.train:
-            whole.update(repr(row).encode())
+            whole.update(repr(_content(row)).encode())
         return whole.hexdigest()
+
+
+def _content(row: Conversation | AnswerPair) -> tuple[Any, ...]:
+    if isinstance(row, Conversation):
+        return row.turns, [Path(image).name for image in row.images]
+    return row.prompt.text, row.chosen, row.rejected, [Path(image).name for image in row.prompt.source_images]
 
 
 def text_id(row: Conversation | AnswerPair) -> str:
@@ -66,10 +74,4 @@ def given(
     if not train:
         raise DataError(f"{field}: {table.path} holds no row to train on: all that can be used are held out")
     held_out = tuple(row for number, _, row in made if number in held)
-    return GivenTexts(
-        str(table.path),
-        train,
-        held_out,
-        tuple(problems),
-        notes,
-    )
+    return GivenTexts(str(table.path), train, held_out, tuple(problems), notes)

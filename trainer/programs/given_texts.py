@@ -21,8 +21,6 @@ from trainer.programs.given import GivenProgram, given_material
 from trainer.programs.session import Row, Session
 from trainer.types import AnswerPair, Conversation, Prompt
 
-_NAMED = 5  # rows left out that a start names
-
 Text = TypeVar("Text", Conversation, AnswerPair)
 
 
@@ -31,6 +29,11 @@ class TextMaterial(Material, Generic[Text]):
     """The rows of a run beside their prompts, those that are held out, too, left out of training."""
 
     rows: GivenTexts[Text]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a preprocessing file makes of the first row, and which rows are left out."""
+        return self.rows.notes
 
 
 def text_material(config: Config, rows: GivenTexts[Text], prompts: Sequence[Prompt]) -> TextMaterial[Text]:
@@ -80,12 +83,8 @@ class TextProgram(GivenProgram):
         return {**super().states(), "rows": Kept(lambda: rows, lambda before: self._check_same_rows(before, rows))}
 
     def begin(self) -> None:
-        """Say which rows are left out, and measure the loss before training."""
+        """Measure the loss before training."""
         session = self.session
-        for sentence in self.rows.skipped[:_NAMED]:
-            session.recorder.note(f"left out: {sentence}")
-        if len(self.rows.skipped) > _NAMED:
-            session.recorder.note(f"left out: {len(self.rows.skipped) - _NAMED} more rows")
         if session.step == 0 and session.row is not None:
             session.row |= self.held_out_loss()
 

@@ -1,4 +1,4 @@
-"""Conversations in every shape that data sets have, each wrong row, and the order in which a run draws them."""
+"""Conversations in every shape that data sets have, and each wrong row."""
 
 from __future__ import annotations
 
@@ -116,24 +116,21 @@ def many(folder: Path, count: int = 10, **fields: Any) -> GivenTexts[Conversatio
     )
 
 
-def test_all_rows_come_once_before_any_comes_again(tmp_path: Path) -> None:
-    given = many(tmp_path)
-    drawn = [row.turns[0].text for step in range(5) for row in given.draw(7, step, range(4), 4)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(f"{n}?" for n in range(10))
-    assert drawn[:10] != drawn[10:] and drawn[:10] != [f"{n}?" for n in range(10)]
-
-
-def test_what_is_drawn_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
-    given = many(tmp_path)
-    whole = given.draw(7, 3, range(4), 4)
-    assert given.draw(7, 3, [0, 1], 4) + given.draw(7, 3, [2, 3], 4) == whole, "two ranks draw what one does"
-    assert many(tmp_path).draw(7, 3, range(4), 4) == whole and given.draw(8, 3, range(4), 4) != whole
-
-
-def test_rows_that_are_held_out_or_left_out_are_not_drawn(tmp_path: Path) -> None:
+def test_rows_that_are_held_out_or_left_out_are_not_trained_on(tmp_path: Path) -> None:
     given = many(tmp_path, hold_out=0.2)
     assert [row.turns[0].text for row in given.held_out] == ["5?", "6?"] and len(given.train) == 8
     kept = given.without({given.train[0].id})
     assert len(kept.train) == 7 and given.train[0] not in kept.train and kept.fingerprint() != given.fingerprint()
     with pytest.raises(DataError, match="all of its 8 rows are held out, too, so nothing is left to train on"):
         given.without({row.id for row in given.train})
+
+
+def test_a_moved_file_is_the_same_file(tmp_path: Path) -> None:
+    """A run may go on elsewhere: what counts are the texts and the images, not where they lie."""
+    rows = [
+        {"texts": [{"user": "a", "assistant": "b"}], "image": {"bytes": png((c, 0, 0)), "path": None}} for c in (1, 2)
+    ]
+    one, two = (read(write_parquet(tmp_path / name / "a.parquet", rows)) for name in ("here", "there"))
+    assert one.train[0].images != two.train[0].images and one.fingerprint() == two.fingerprint()
+    other = read(write_parquet(tmp_path / "there" / "b.parquet", rows[::-1]))
+    assert other.fingerprint() != one.fingerprint()
