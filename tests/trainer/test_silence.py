@@ -76,3 +76,23 @@ def test_those_that_ended_are_remembered_for_the_report() -> None:
     for each in [row(1, flat=1.0), row(2, flat=1.0), row(3, flat=1.0), row(4), row(5, grad=0.0), row(6, grad=0.0)]:
         watch.add(each)
     assert [(s.subject, s.first, s.last) for s in watch.found] == [("r", 1, 3), ("gradient", 5, 6)]
+
+
+def texts(step: int, entropy: float = 1.0, cut: float = 0.0) -> dict[str, Any]:
+    return {"step": step, "text/entropy": entropy, "text/truncated_share": cut}
+
+
+def test_answers_that_are_all_alike_are_said_by_the_entropy_of_the_first_steps() -> None:
+    """0.9, 1.0 and 1.1 at first: below 0.1 it has collapsed, at 0.11 not yet."""
+    first = [texts(step, entropy) for step, entropy in enumerate((0.9, 1.0, 1.1), 1)]
+    told = said([*first, texts(4, 0.11), *(texts(step, 0.09) for step in (5, 6, 7))])
+    assert list(told) == [7] and told[7][0].startswith(
+        "the entropy of the answers was below a tenth of the first steps' 1 in the 3 steps from 5 to 7"
+    )
+    assert said([*first, *(texts(step, 0.11) for step in range(4, 20))]) == {}
+
+
+def test_answers_that_are_mostly_cut_off_are_said() -> None:
+    told = said([texts(step, cut=0.6) for step in (1, 2, 3)])
+    assert list(told) == [3] and "more than half of the answers were cut off in the 3 steps from 1 to 3" in told[3][0]
+    assert said([texts(step, cut=0.5) for step in range(1, 9)]) == {}

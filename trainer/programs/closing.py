@@ -79,6 +79,6 @@ def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:
     formats = config.policy.formats
     chosen = "lora" if adapters and "lora" in formats else formats[0]
     return [
-        f"Next: look at the report's pictures; then take the weights with you:\n"
+        f"Next: look at the report's {'answers' if config.policy.family == 'tokens' else 'pictures'}; then take the weights with you:\n"
         f"  python -m trainer export {shlex.quote(str(config.run_dir))} --to {chosen} --output my_model"
     ]

@@ -139,6 +139,8 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
         ("reward_wait_share", "wait {:.0%}"),
         ("images_per_s", "{:.3g} img/s"),
         ("texts_per_s", "{:.3g} texts/s"),
+        ("text/length", "{:.3g} tokens each"),
+        ("tokens_per_s", "{:.4g} tok/s"),
     ):
         if row.get(key) is not None:
             parts.append(form.format(row[key]))

@@ -1,4 +1,5 @@
-"""Notices what has nothing to teach any more: a reward that turned constant, a gradient that is 0."""
+"""Notices what has nothing to teach any more: a reward that turned constant, a gradient that is 0, answers that are all alike
+or mostly cut off."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+COLLAPSED = 0.1  # of the entropy of the first steps; below that a policy of texts explores no more
+MOSTLY = 0.5  # share of a step's answers
+
 
 @dataclass
 class Silence:
     """Consecutive steps in which something said nothing.
 
     Attributes:
-        subject: a reward's name, `gradient`, or `eval/<reward>`.
+        subject: a reward's name, `gradient`, `entropy`, `truncation`, or `eval/<reward>`.
         first, last: the steps.
         value: the one score that all samples of all these steps have; None where they differ between groups.
         sentence: for a person.
@@ -41,6 +45,7 @@ class SilenceWatch:
         self._after = after_steps
         self._running: dict[str, Silence] = {}
         self._varied: set[str] = set()  # held-out rewards whose last evaluation had different scores
+        self._entropies: list[float] = []  # of the first steps
         self.found: list[Silence] = []  # all that were worth a sentence, those that ended, too
 
     def add(self, row: Mapping[str, Any]) -> list[str]:
@@ -54,6 +59,18 @@ class SilenceWatch:
             said += self._count(name, step, row[f"adv/{name}/zero_group_share"] == 1, value)
         if "grad_norm" in row:
             said += self._count("gradient", step, row["grad_norm"] == 0, None)
+        return said + self._texts(step, row)
+
+    def _texts(self, step: int, row: Mapping[str, Any]) -> list[str]:
+        """Answers that are all alike, by the entropy of the first steps, and answers that are mostly cut off."""
+        said = []
+        if (entropy := row.get("text/entropy")) is not None:
+            if len(self._entropies) < self._after:
+                self._entropies.append(entropy)
+            first = sum(self._entropies) / len(self._entropies)
+            said += self._count("entropy", step, entropy < COLLAPSED * first, first)
+        if (cut := row.get("text/truncated_share")) is not None:
+            said += self._count("truncation", step, cut > MOSTLY, None)
         return said
 
     def _count(self, subject: str, step: int, silent: bool, value: float | None) -> list[str]:
@@ -94,6 +111,17 @@ def _sentence(silence: Silence) -> str:
     steps = f"in the {silence.steps} steps from {silence.first} to {silence.last}"
     if silence.subject == "gradient":
         return f"the gradient was 0 {steps}: nothing is learned. Look at adv/<reward>/zero_group_share and adv/trained_share"
+    if silence.subject == "entropy":
+        return (
+            f"the entropy of the answers was below a tenth of the first steps' {silence.value or 0.0:.3g} {steps}: the policy gives "
+            "nearly the same answer every time and explores no more. If it is not yet good, lower optim.lr, raise "
+            "objective.kl_beta or the upper end of objective.clip_range"
+        )
+    if silence.subject == "truncation":
+        return (
+            f"more than half of the answers were cut off {steps}: what they would have said is never scored. Raise "
+            "sampling.max_new_tokens, or reward shorter answers"
+        )
     if silence.value is not None:
         return (
             f"every score of the reward {silence.subject} was {silence.value:.6g} {steps}: it is saturated, or its service "

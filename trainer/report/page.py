@@ -119,7 +119,7 @@ def render(run: RunFolder, now: datetime) -> str:
         percent=percent,
         sections=[
             ("Rewards", _rewards_note(run), reward_plots(run)),
-            ("Answers in training", "What the reward is made of, how long answers are, and how sure.", text_plots(run)),
+            ("Form and content", "What the reward is made of, how long answers are, and how sure.", text_plots(run)),
             ("Advantages", "What each reward tells the policy, and how often it is silent.", advantage_plots(run)),
             ("Update", "How far a step moves the policy.", update_plots(run)),
             ("Time", "Seconds of a step, and how many of them are waiting.", time_plots(run)),
