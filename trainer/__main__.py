@@ -21,7 +21,18 @@ from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 
-COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "export", "flight", "migrate-config", "from-deepgen")
+COMMANDS = (
+    "train",
+    "sft",
+    "evaluate",
+    "doctor",
+    "report",
+    "export",
+    "flight",
+    "migrate-config",
+    "from-deepgen",
+    "from-nanovlm-lab",
+)
 
 # Commands check what they are given before they import torch, which takes seconds: a mistake is said at once.
 
@@ -38,7 +49,28 @@ def _train(args: argparse.Namespace) -> int:
         check_installed(config.logging.report_to)
         from trainer.loop import train
 
-        return train(config, signals)
+        code = train(config, signals)
+    return code or _export_final(args, config)
+
+
+def _export_final(args: argparse.Namespace, config: Config) -> int:
+    """What the program that the file is of leaves at the end: the trained model in a folder of its own."""
+    from trainer.migration.nanovlm_lab.command import final_model
+
+    final = final_model(args.config)
+    if final is None or os.environ.get("RANK", "0") != "0":
+        return 0
+    from trainer.programs.assemble import is_finished
+
+    if not is_finished(config):
+        return 0  # stopped by a signal; the next start goes on
+    if final.folder.exists():
+        print(f"{final.folder} is there; the trained model was not written again")
+        return 0
+    from trainer.export import export_run
+
+    print(f"Wrote {export_run(config.run_dir, final.folder, to=final.format, weights='trained', dtype='float32')}")
+    return 0
 
 
 def _recipe(args: argparse.Namespace) -> Config:
@@ -129,6 +161,13 @@ def _from_deepgen(args: argparse.Namespace) -> int:
     return 0
 
 
+def _from_nanovlm_lab(args: argparse.Namespace) -> int:
+    from trainer.migration.nanovlm_lab.command import from_nanovlm_lab
+
+    print(from_nanovlm_lab(args.config, args.gpus), end="")
+    return 0
+
+
 def _format(name: str) -> str:
     """A format of some policy; which of them the run's policy has is known once its config.yaml is read."""
     if name not in all_formats():
@@ -197,6 +236,9 @@ def build_parser() -> argparse.ArgumentParser:
     migrate.add_argument("config", type=Path, help="A recipe with names of before.")
     migrate.add_argument("--write", action="store_true", help="Rewrite the file in place of printing.")
     add_flags(add("from-deepgen", _from_deepgen, "Translate a command line of DeepGen-RL into a recipe."))
+    lab = add("from-nanovlm-lab", _from_nanovlm_lab, "Translate a YAML of NanoVLM-Lab into a recipe.")
+    lab.add_argument("config", type=Path, help="Its YAML; `train` takes it as it is, too.")
+    lab.add_argument("--gpus", type=int, help="Processes in all (default: as WORLD_SIZE, or NNODES and NGPUS say).")
     return parser
 
 

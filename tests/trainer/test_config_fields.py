@@ -287,7 +287,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "optim.groups.*.lr": ("-1", "greater than or equal to 0"),
     "optim.groups.*.optimizer": ("sgd", "'adamw' or 'muon'"),
     "optim.groups.*.weight_decay": ("-1", "greater than or equal to 0"),
-    "optim.schedule": ("cosine", "'constant' or 'linear'"),
+    "optim.schedule": ("sine", "'constant', 'linear' or 'cosine'"),
     "optim.warmup_steps": ("-1", "greater than or equal to 0"),
     "optim.decay_share": ("30", "less than or equal to 1"),
     "optim.betas": ("[0.9]", "must have more entries"),

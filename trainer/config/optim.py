@@ -27,11 +27,15 @@ class OptimConfig(Section):
         default_factory=dict,
         description="By the policy's name of a group of parameters; a group left out has optim.lr and AdamW.",
     )
-    schedule: Literal["constant", "linear"] = Field(
-        "linear", description="constant keeps the rate after the warm-up; linear lets it fall to 0 at max_steps."
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear",
+        description="constant keeps the rate after the warm-up; linear and cosine let it fall to 0 at max_steps, in a line or "
+        "in half a wave.",
     )
     warmup_steps: int = Field(0, ge=0, description="In so many first steps the rate rises in a line to lr.")
-    decay_share: Share = Field(1.0, description="linear: share of the steps, at the end, in which the rate falls to 0.")
+    decay_share: Share = Field(
+        1.0, description="linear, cosine: share of the steps, at the end, in which the rate falls to 0."
+    )
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.999), description="AdamW's decay rates of the gradient's first and second moment."
     )
@@ -56,7 +60,7 @@ class OptimConfig(Section):
     def _decay_acts(self) -> OptimConfig:
         if self.schedule == "constant" and self.decay_share != 1:
             raise ValueError(
-                f"decay_share = {self.decay_share:g} is when the linear schedule falls, but schedule = constant never "
-                "does; leave decay_share out or set schedule to linear"
+                f"decay_share = {self.decay_share:g} is when the rate begins to fall, but schedule = constant never "
+                "does; leave decay_share out or set schedule to linear or cosine"
             )
         return self

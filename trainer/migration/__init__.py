@@ -18,6 +18,8 @@ from trainer.config.file import apply_overrides, checked, read_recipe
 from trainer.config.old_keys import OLD_SECTION, SECTIONS, refuse_old_keys, with_new_keys
 from trainer.migration.deepgen.environment import environment_overrides
 from trainer.migration.deepgen.recipe_files import translate_files
+from trainer.migration.nanovlm_lab.command import recipe_of
+from trainer.migration.nanovlm_lab.reading import is_lab
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -28,12 +30,14 @@ def load_recipe(path: str | Path, model: type[ConfigT], overrides: Sequence[str]
     With `environment: deepgen_rl` the variables of DeepGen-RL act over the file and under the overrides. Its YAML files
     of data sets, named in `data.dataset_config` and `evaluation.dataset_config`, become `data.train` and
     `evaluation.sets`, so the resolved configuration is complete without them. Old names are refused in a recipe, and
-    brought up to date in the configuration that a finished run left behind.
+    brought up to date in the configuration that a finished run left behind. A YAML of NanoVLM-Lab is translated as a whole.
 
     Raises:
         ConfigError: as `trainer.config.file.load_config` does; or a file or variable that cannot be translated.
     """
     raw = read_recipe(path)
+    if is_lab(raw):
+        raw = recipe_of(path, raw)
     if is_run_config(path) and OLD_SECTION in raw:
         say(f"{path} is of an earlier version of this trainer: its `{OLD_SECTION}` is read as {SECTIONS}")
         raw = with_new_keys(raw)

@@ -10,8 +10,10 @@ from typing import Any
 
 from trainer.config.base import ConfigError
 from trainer.migration.deepgen.flags import FLAGS, REMOVED
-from trainer.migration.deepgen.recipe_text import render
 from trainer.migration.deepgen.translation import translate
+from trainer.migration.recipe_text import render
+
+_HEAD = "Translated from a command line of DeepGen-RL. A comment says what differs; docs/migration_deepgen.md why."
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +54,7 @@ def from_deepgen(args: argparse.Namespace) -> str:
     lines, said = translate(args)
     for sentence in said:
         print(f"from-deepgen: {sentence}", file=sys.stderr)
-    return render(lines, said)
+    return render(lines, said, head=_HEAD, of="command line")
 
 
 def _world_size() -> int | None:

@@ -10,8 +10,8 @@ from typing import Any
 from trainer.config.base import ConfigError
 from trainer.migration.deepgen.dataset_yaml import prompt_format, read_dataset_yaml
 from trainer.migration.deepgen.eval_yaml import read_eval_yaml
-from trainer.migration.deepgen.recipe_text import Line
 from trainer.migration.deepgen.rewards import PORTS, REWARDS, Served
+from trainer.migration.recipe_text import Line
 
 
 def count_prompts(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 
 from trainer.migration.deepgen.flags import FLAGS, Flag
-from trainer.migration.deepgen.recipe_text import Line
+from trainer.migration.recipe_text import Line
 
 
 def idle_flags(args: argparse.Namespace, lines: Mapping[str, Line]) -> Iterator[str]:

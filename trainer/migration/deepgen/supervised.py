@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config.base import ConfigError
 from trainer.migration.deepgen.mmengine_file import read_picture_sets
-from trainer.migration.deepgen.recipe_text import Line
+from trainer.migration.recipe_text import Line
 
 _JSON = (".json", ".jsonl")
 

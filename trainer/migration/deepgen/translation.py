@@ -13,8 +13,8 @@ from trainer.config.base import ConfigError
 from trainer.migration.deepgen.data_translation import count_prompts, data_lines
 from trainer.migration.deepgen.idle import idle_flags
 from trainer.migration.deepgen.kl_weight import flow_over_cps
-from trainer.migration.deepgen.recipe_text import Line
 from trainer.migration.deepgen.supervised import supervised_lines
+from trainer.migration.recipe_text import Line
 
 _OBJECTIVES = {"flowgrpo": "flow_grpo", "grpoguard": "grpo_guard", "diffusionnft": "diffusion_nft"}
 _SAMPLERS = {"cps_sde": "cps", "flowgrpo_sde": "flow_sde", "dance_sde": "dance_sde"}

@@ -24,11 +24,13 @@ class _Node:
     inner: dict[str, _Node | Line]
 
 
-def render(lines: Mapping[str, Line], unused: Sequence[str]) -> str:
+def render(lines: Mapping[str, Line], unused: Sequence[str], *, head: str, of: str) -> str:
     """Lines by dotted field as nested YAML, in the order given, each with its comment.
 
     Args:
         unused: sentences about what is not in it, for the head.
+        head: what the recipe was made of, in a sentence.
+        of: what `unused` speaks of.
     """
     root = _Node({})
     for field, line in lines.items():
@@ -39,12 +41,22 @@ def render(lines: Mapping[str, Line], unused: Sequence[str]) -> str:
             assert isinstance(child, _Node), f"{field} lies in {part}, which has a value"
             node = child
         node.inner[last] = line
-    head = (
-        "# Translated from a command line of DeepGen-RL. A comment says what differs; docs/migration_deepgen.md why.\n"
-    )
+    text = f"# {head}\n"
     if unused:
-        head += "".join(["# Of the command line:\n", *(f"#   {' '.join(sentence.split())}\n" for sentence in unused)])
-    return head + "\n".join(_rendered(root, "")) + "\n"
+        text += "".join([f"# Of the {of}:\n", *(f"#   {' '.join(sentence.split())}\n" for sentence in unused)])
+    return text + "\n".join(_rendered(root, "")) + "\n"
+
+
+def nested(lines: Mapping[str, Line]) -> dict[str, Any]:
+    """The values of lines by dotted field as nested mappings: the recipe's fields, unchecked."""
+    root: dict[str, Any] = {}
+    for field, line in lines.items():
+        *above, last = field.split(".")
+        node = root
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = line.value
+    return root
 
 
 def _rendered(node: _Node, indent: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""YAML files of NanoVLM-Lab: SFT, DPO and GRPO of small vision-language models, as recipes of ours."""
