@@ -74,7 +74,7 @@ def _rewards(file: RewardFile) -> dict[str, Line]:
         "rewards.launch": Line("local", "the file is served by a process of its own"),
         "rewards.services.rules.module": Line("rules"),
         "rewards.services.rules.args": Line(
-            ["--functions", f"{file.path}:{','.join(file.rewards)}"], f"functions of completions{left_out}"
+            {"functions": f"{file.path}:{','.join(file.rewards)}"}, f"functions of completions{left_out}"
         ),
         **columns,
     }

@@ -56,7 +56,7 @@ def _sampling(lab: Lab, gpus: int) -> dict[str, Line]:
         ),
         "sampling.top_p": Line(top_p, "no filter; there 1 became 0.95, and was not scored so" if top_p >= 1 else ""),
         "sampling.top_k": Line(
-            top_k if top_k > 0 else None, "no filter; there 0 became 50, and was not scored so" if top_k <= 0 else ""
+            max(top_k, 0), "no filter; there 0 became 50, and was not scored so" if top_k <= 0 else ""
         ),
     }
 

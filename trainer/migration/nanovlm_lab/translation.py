@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from trainer.config.base import ConfigError
+from trainer.config.vlm import VlmConfig
 from trainer.migration.nanovlm_lab.files import count_rows, find, model_path, output_path
 from trainer.migration.nanovlm_lab.given_data import data_lines
 from trainer.migration.nanovlm_lab.idle import idle_keys
@@ -207,7 +208,13 @@ def _logging(lab: Lab) -> dict[str, Line]:
 
 
 def final_format(lab: Lab) -> str:
-    """In which format the lab's final model is written: adapters, nanoVLM's own layout, or that of transformers."""
+    """In which format the lab's final model is written: adapters, nanoVLM's own layout, or that of transformers, which is also
+    taken where the policy has no other."""
+    wanted = _wanted_format(lab)
+    return wanted if wanted in VlmConfig.formats else VlmConfig.formats[0]
+
+
+def _wanted_format(lab: Lab) -> str:
     if lab.uses_lora:
         return "lora"
     if lab.initializes:
