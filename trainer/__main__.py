@@ -229,7 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="Type of numbers."
     )
-    export.add_argument("--verify", action="store_true", help="Draw pictures before and after, too: for small models.")
+    export.add_argument("--verify", action="store_true", help="Draw samples before and after, too: for small models.")
     flight = add("flight", _flight, "Print what was recorded of a run's last steps when it crashed.")
     flight.add_argument("run_dir", type=Path, help="A folder under outputs/.")
     migrate = add("migrate-config", _migrate_config, "Print a recipe with today's names of its fields; comments stay.")

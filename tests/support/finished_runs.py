@@ -15,8 +15,12 @@ from trainer.policies.registry import build_model
 PROMPTS = "assets/quickstart/train.jsonl"
 
 
-def make_run(folder: Path, policy: dict[str, Any], *, step: int = 3) -> Path:
-    """Write `folder/run` of this policy: trained weights moved a little from where they start, averages half as far."""
+def make_run(folder: Path, policy: dict[str, Any], *, step: int = 3, **sections: Any) -> Path:
+    """Write `folder/run` of this policy: trained weights moved a little from where they start, averages half as far.
+
+    Args:
+        sections: others of the configuration.
+    """
     config = Config.model_validate(
         {
             "run_name": "run",
@@ -28,6 +32,7 @@ def make_run(folder: Path, policy: dict[str, Any], *, step: int = 3) -> Path:
                 "columns": {"color": {"service": "rules", "reward": "color_match"}},
             },
             "data": {"train": ({"path": PROMPTS, "rewards": {"color": 1.0}},)},
+            **sections,
         },
         strict=True,
     )

@@ -38,7 +38,7 @@ class NanoVlmConfig(Section):
     lm_hidden_dim: int = Field(960, ge=1, description="Width of the language model.")
     lm_inter_dim: int = Field(2560, ge=1, description="Width of the language model's MLPs.")
     lm_rms_eps: float = Field(1e-5, gt=0, description="Epsilon of the language model's norms.")
-    lm_re_base: int | float = Field(100000, gt=0, description="Base of the rotary frequencies.")
+    lm_re_base: float = Field(100000.0, gt=0, description="Base of the rotary frequencies.")
     lm_max_position_embeddings: int = Field(8192, ge=1, description="Longest sequence, prompt and answer, in tokens.")
     lm_base_vocab_size: int = Field(49152, ge=1, description="Entries of the tokenizer without the extra tokens.")
     extra_token_amount: int = Field(66, ge=0, description="How many tokens are added.")

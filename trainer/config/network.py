@@ -16,11 +16,13 @@ class PolicySection(Section):
         family: the folder of trainer/policies that its module is in, under the name of its `type`.
         formats: what `python -m trainer export --to` can write, the usual one first.
         starts_from: the fields that name the files its weights come from.
+        from_hub: those of them that may be an id of the Hugging Face hub.
     """
 
     family: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     starts_from: ClassVar[tuple[str, ...]]
+    from_hub: ClassVar[tuple[str, ...]] = ()
 
     type: str = Field(description="Which policy of trainer/policies.")
 
@@ -36,7 +38,10 @@ class LoraConfig(Section):
     rank: int = Field(32, ge=1, le=1024, description="Rank r of the adapters.")
     alpha: Positive = Field(64.0, description="Adapters are scaled by alpha / rank.")
     target_modules: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Ends of the names of the layers that get one; null: all attention projections."
+        None,
+        min_length=1,
+        description="Ends of the names of the layers that get one; null: all attention projections, in a language model all "
+        "linear layers of its blocks.",
     )
 
 

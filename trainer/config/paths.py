@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from trainer.config.policy import PolicyConfig
 
 # Fields of the policies' sections that name what is read at the start; a cache folder is made where there is none.
 _READ = ("checkpoint", "pretrained", "sd3_path", "qwen_path", "lmm_checkpoint")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is an id of the Hugging Face hub (owner/name) and not a path: nothing lies there, nor at its owner."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
 
 
 def check_policy_files(policy: PolicyConfig) -> None:
@@ -35,8 +42,9 @@ def nearest_path(path: Path) -> str:
 
 def _named(policy: PolicyConfig) -> Iterator[tuple[str, str]]:
     for name in _READ:
-        if getattr(policy, name, None) is not None:
-            yield f"policy.{name}", getattr(policy, name)
+        value = getattr(policy, name, None)
+        if value is not None and not (name in policy.from_hub and is_hub_id(value)):
+            yield f"policy.{name}", value
     lora = getattr(policy, "lora", None)
     if lora is not None and lora.path is not None:
         yield "policy.lora.path", lora.path

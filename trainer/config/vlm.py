@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath
+from trainer.config.nanovlm import InitializeConfig
 from trainer.config.network import LoraConfig, PolicySection
 
 Part = Literal["vision", "projector", "language"]
@@ -16,11 +17,19 @@ class VlmConfig(PolicySection):
     """A vision-language model: any image-text-to-text model of transformers."""
 
     family: ClassVar[str] = "tokens"
-    formats: ClassVar[tuple[str, ...]] = ("hf",)
+    formats: ClassVar[tuple[str, ...]] = ("hf", "lora", "nanovlm")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
+    from_hub: ClassVar[tuple[str, ...]] = ("pretrained",)
 
     type: Literal["vlm"] = Field(description="Which policy of trainer/policies.")
-    pretrained: FilePath = Field(description="A model folder as transformers saves it: model, processor and tokenizer.")
+    pretrained: FilePath | None = Field(
+        None,
+        description="A model folder as transformers or nanoVLM saves it, or an id of the Hugging Face hub, which is fetched "
+        "into its cache once (HF_HUB_OFFLINE=1 takes what is there).",
+    )
+    initialize: InitializeConfig | None = Field(
+        None, description="A fresh nanoVLM model in place of pretrained; null starts from pretrained."
+    )
     lora: LoraConfig | None = Field(None, description="Adapters to train; null trains the whole model.")
     freeze: tuple[Part, ...] = Field((), description="Parts that are not trained: vision, projector, language.")
     dtype: Literal["bfloat16", "float32"] = Field(
@@ -32,6 +41,13 @@ class VlmConfig(PolicySection):
         2048, ge=1, description="A prompt with more tokens, those of its images included, is refused by name."
     )
     max_images: int = Field(4, ge=0, le=64, description="A prompt with more images is refused by name.")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> VlmConfig:
+        if (self.pretrained is None) == (self.initialize is None):
+            given = "neither" if self.pretrained is None else "both"
+            raise ValueError(f"{given} of pretrained and initialize is given; name a model, or have a fresh one made")
+        return self
 
     @model_validator(mode="after")
     def _something_trains(self) -> VlmConfig:

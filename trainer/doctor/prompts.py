@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from trainer.config import Config, ConfigError, NetworkConfig
+from trainer.config import Config, ConfigError
 from trainer.config.evaluation import JUDGE
 from trainer.data.captions import caption_prompts
 from trainer.data.datasets import DataError, PromptSampler, load_datasets, without
@@ -155,7 +155,6 @@ def _check_adapters(config: Config) -> Iterator[Finding]:
     lora = getattr(config.policy, "lora", None)
     if lora is None or lora.path is None:
         return
-    assert isinstance(config.policy, NetworkConfig), "a section with adapters is one of a large network"
     try:
         adapters = read_adapters(Path(lora.path), config.policy)
     except ConfigError as error:

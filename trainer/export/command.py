@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trainer.config import Config, ConfigError
-from trainer.export.comparison import compare_images, compare_weights, settle
+from trainer.export.comparison import compare_samples, compare_weights, settle
 from trainer.export.source import Weights, find_checkpoint, run_config, trained_model
 from trainer.policies.registry import Exporter, exporter_of
 
@@ -26,7 +26,7 @@ def export_run(
         source: a run's folder, a checkpoint, or `checkpoints/best`.
         output: a folder that does not exist yet; it appears when all is written and compared.
         to: a format of the policy: the `formats` of its section.
-        verify: draw images before and after, too.
+        verify: draw samples before and after, too.
 
     Raises:
         ConfigError: the policy has no such format, or the output exists or cannot be written.
@@ -53,7 +53,7 @@ def export_run(
         reloaded = exporter.reload(config.policy, writing, torch.device("cpu"))
         print(f"Read back: {compare_weights(model, reloaded, adapters=exporter.adapters, dtype=DTYPES[dtype])}")
         if verify:
-            print(f"Images: {compare_images(config, model, reloaded)}")
+            print(f"Samples: {compare_samples(config, model, reloaded)}")
         del reloaded  # it may have the files mapped that are renamed now
         _sum_up(writing)
         writing.rename(output)

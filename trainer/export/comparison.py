@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from trainer.config.base import UserError
 from trainer.data.datasets import load_datasets
 from trainer.policies.lora import merged_state
 from trainer.policies.registry import entry_of
+from trainer.types import Sample
 
-_IMAGES = 2
+_DRAWN = 2
 _ROUNDING = 1  # of 255: adapters are summed in another order by other programs
 
 
@@ -121,8 +123,8 @@ def _adapters(network: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
 
 
 def _plain_state(network: Any) -> dict[str, Tensor]:
-    """The state of a network that diffusers may have put adapters into, merged."""
-    if getattr(network, "peft_config", None) is None:
+    """The state of a network that PEFT or diffusers may have put adapters into, merged."""
+    if getattr(network, "peft_config", None) is None or not hasattr(network, "fuse_lora"):
         return merged_state(network)
     network.float().fuse_lora()
     network.unload_lora()
@@ -130,20 +132,34 @@ def _plain_state(network: Any) -> dict[str, Tensor]:
     return state
 
 
-def compare_images(config: Config, model: Any, reloaded: Any) -> str:
-    """Draw images of the first training prompts with both. Returns a sentence.
+def compare_samples(config: Config, model: Any, reloaded: Any) -> str:
+    """Draw samples for the first training prompts with both. Returns a sentence.
 
     Raises:
         ExportError: they differ.
     """
-    prompts = [prompt for dataset in load_datasets(config) for prompt in dataset.prompts][:_IMAGES]
-    drawn, family = [], entry_of(config.policy).family
+    prompts = [prompt for dataset in load_datasets(config) for prompt in dataset.prompts][:_DRAWN]
+    drawn: list[list[Sample]] = []
+    family = entry_of(config.policy).family
     plan = family.comparison_plan(len(prompts))
     for each in (model, reloaded):
         policy = family.policy(each, keep_reference=False)
         rollouts = policy.sample(prompts, 1, list(range(len(prompts))), plan)
-        drawn.append(np.stack([image for rollout in rollouts for sample in rollout.samples for image in sample.images]))
-    largest = int(np.abs(drawn[0].astype(np.int16) - drawn[1].astype(np.int16)).max())
+        drawn.append([sample for rollout in rollouts for sample in rollout.samples])
+    return _compare_texts(*drawn) if drawn[0][0].text is not None else _compare_images(*drawn)
+
+
+def _compare_texts(before: Sequence[Sample], after: Sequence[Sample]) -> str:
+    for one, other in zip(before, after, strict=True):
+        if one.tokens != other.tokens:
+            raise ExportError(f"the export writes other texts: {one.text!r} became {other.text!r}")
+    count = sum(len(sample.tokens) for sample in before)
+    return f"{len(before)} texts written twice, all {count} tokens are the same"
+
+
+def _compare_images(before: Sequence[Sample], after: Sequence[Sample]) -> str:
+    first, second = (np.stack([image for sample in each for image in sample.images]) for each in (before, after))
+    largest = int(np.abs(first.astype(np.int16) - second.astype(np.int16)).max())
     if largest > _ROUNDING:
         raise ExportError(f"the export draws other images: pixels differ by up to {largest} of 255")
-    return f"{len(prompts)} drawn twice, pixels differ by at most {largest} of 255"
+    return f"{len(before)} drawn twice, pixels differ by at most {largest} of 255"

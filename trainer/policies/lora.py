@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ConfigError, LoraConfig
+from trainer.config import ConfigError, LoraConfig, VlmConfig
 from trainer.config.network import NetworkConfig
 from trainer.policies.lora_files import start_from
 
@@ -41,11 +41,11 @@ def adapters_of(lora: LoraConfig | None) -> str:
     return "" if lora is None or lora.path is None else f" with the adapters of {lora.path}"
 
 
-def compute_dtype(config: NetworkConfig) -> torch.dtype:
+def compute_dtype(config: NetworkConfig | VlmConfig) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def autocast(config: NetworkConfig, device: torch.device) -> torch.autocast:
+def autocast(config: NetworkConfig | VlmConfig, device: torch.device) -> torch.autocast:
     """The context that a network computes in. Its weight cache is off: a call uses each weight once, and the cache would
     hold a second network in bfloat16 until the end of the call, of offloaded and gathered weights, too."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16", cache_enabled=False)
@@ -68,13 +68,17 @@ def prepare_network(network: Any, config: NetworkConfig, lora: LoraConfig | None
     return prepared
 
 
-def add_adapters(network: nn.Module, lora: LoraConfig) -> nn.Module:
-    """The frozen network with trainable low-rank adapters in float32 that start as nothing: B = 0 (arXiv 2106.09685, 4.1)."""
+def add_adapters(network: nn.Module, lora: LoraConfig, layers: Sequence[str] | None = None) -> nn.Module:
+    """The frozen network with trainable low-rank adapters in float32 that start as nothing: B = 0 (arXiv 2106.09685, 4.1).
+
+    Args:
+        layers: names of the layers that get one; None takes `lora.target_modules`, else all attention projections.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    targets = lora.target_modules or ATTENTION_PROJECTIONS
-    if lora.target_modules is not None:
+    targets = layers or lora.target_modules or ATTENTION_PROJECTIONS
+    if layers is None and lora.target_modules is not None:
         _check_targets(network, targets)
     alpha: Any = lora.alpha  # peft takes any number
     config = PeftConfig(r=lora.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from trainer.config import ConfigError, DiffusersConfig, FluxConfig, LoraConfig, NetworkConfig
+from trainer.config import ConfigError, DiffusersConfig, FluxConfig, LoraConfig
+from trainer.config.network import PolicySection
 
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(
@@ -34,11 +35,19 @@ class Adapter:
 
 
 @torch.no_grad()
-def start_from(network: nn.Module, lora: LoraConfig, config: NetworkConfig) -> None:
+def start_from(
+    network: nn.Module,
+    lora: LoraConfig,
+    config: PolicySection,
+    translated: Callable[[Mapping[str, Adapter]], Mapping[str, Adapter]] | None = None,
+) -> None:
     """Put the adapters of `lora.path` into the network's own, so that it draws as with the file.
 
     A file of a lower rank fills the first rows of A and columns of B; what is left of B stays 0 and is trained. Another
     scale than alpha / rank is taken into B.
+
+    Args:
+        translated: gives the adapters of a file in other names by those of the network.
 
     Raises:
         ConfigError: the file cannot be read, has a higher rank, or layers that get no adapter here.
@@ -46,6 +55,7 @@ def start_from(network: nn.Module, lora: LoraConfig, config: NetworkConfig) -> N
     assert lora.path is not None
     where = f"policy.lora.path = {lora.path}"
     adapters = read_adapters(Path(lora.path), config)
+    adapters = adapters if translated is None else dict(translated(adapters))
     layers = {
         name.removeprefix("base_model.model."): module
         for name, module in network.named_modules()
@@ -74,7 +84,7 @@ def start_from(network: nn.Module, lora: LoraConfig, config: NetworkConfig) -> N
         b[:, :rank] = adapter.b * (adapter.scale / float(layer.scaling["default"]))
 
 
-def read_adapters(path: Path, config: NetworkConfig) -> dict[str, Adapter]:
+def read_adapters(path: Path, config: PolicySection) -> dict[str, Adapter]:
     """The adapters of a file, or of the one in a folder, by the names of the transformer's layers.
 
     Raises:

@@ -34,17 +34,18 @@ class GenerateDrawer:
         chooser = _Chooser(model, seeds_B, plan)
         network: Any = model.network
         ends = [*model.ends, *plan.stop_ids]
-        written_BW: Tensor = network.generate(
-            **batch,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            max_new_tokens=plan.max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=model.pad_id,
-            logits_processor=LogitsProcessorList([chooser]),
-            renormalize_logits=False,
-        )
+        with model.computing():
+            written_BW: Tensor = network.generate(
+                **batch,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                max_new_tokens=plan.max_new_tokens,
+                eos_token_id=ends,
+                pad_token_id=model.pad_id,
+                logits_processor=LogitsProcessorList([chooser]),
+                renormalize_logits=False,
+            )
         tokens_BS = written_BW[:, batch["input_ids"].shape[1] :].cpu()
         return [chooser.answer(row, tokens_S, ends) for row, tokens_S in enumerate(tokens_BS)]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config import ConfigError
+from trainer.config.paths import is_hub_id, nearest_path
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 
-def local_folder(name: str, field: str, files: Sequence[str] = MODEL_FILES) -> Path:
+def local_folder(name: str, field: str, files: Sequence[str] = MODEL_FILES, *, fetch: bool = True) -> Path:
     """The folder that `name` is, or that the hub's model of this id was fetched into (once, into huggingface_hub's cache).
 
     With HF_HUB_OFFLINE=1 nothing is fetched, and what the cache has is taken.
@@ -21,6 +20,7 @@ def local_folder(name: str, field: str, files: Sequence[str] = MODEL_FILES) -> P
     Args:
         field: the configuration's field, for messages.
         files: patterns of the files that are fetched.
+        fetch: False takes what the cache has, online too.
 
     Raises:
         ConfigError: there is no such folder, or the hub cannot be reached or has no such model.
@@ -28,16 +28,14 @@ def local_folder(name: str, field: str, files: Sequence[str] = MODEL_FILES) -> P
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not _ID.fullmatch(name):
-        raise ConfigError(
-            f"{field} = {name} is no folder, and no id of the hub (owner/name); give a folder with config.json and "
-            "model.safetensors"
-        )
+    if not is_hub_id(name):
+        remedy = "give the folder it is in" if folder.exists() else nearest_path(folder)
+        raise ConfigError(f"{field} = {name} is no folder, and no id of the hub (owner/name): {remedy}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=not fetch))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         kept = f"models/{name.split('/')[1]}"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.config import ConfigError, VlmConfig
 from trainer.policies.tokens.conversations import IMAGE_MARK
 from trainer.policies.tokens.draw import Reading
+from trainer.policies.tokens.preparing import computing
 from trainer.types import Prompt, Turn
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
@@ -46,6 +48,10 @@ class TokenModel:
         self.ends = _ends(network, self.tokenizer)
         self.banned_N = torch.tensor(_banned(network, self.tokenizer, self.ends), dtype=torch.int64)
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The context that the network is called in: its type, and blocks computed twice where the configuration says so."""
+        return computing(self.network, self.config, self.device)
 
     def read(self, prompt: Prompt) -> Reading:
         """The prompt as the network takes it, ready for an answer.
@@ -100,7 +106,10 @@ class TokenModel:
         text = self.rendered(where, turns, len(paths), is_asked=True)
         images = [open_image(where, path) for path in paths]
         given = {"images": [images]} if images else {}
-        made = dict(self.processor(text=[text], return_tensors="pt", **given))
+        try:
+            made = dict(self.processor(text=[text], return_tensors="pt", **given))
+        except ValueError as error:
+            raise ConfigError(f"{where} cannot be read by the model's processor: {error}") from error
         ids_T = made.pop("input_ids")[0]
         made.pop("attention_mask")
         if len(ids_T) > self.config.max_prompt_tokens:

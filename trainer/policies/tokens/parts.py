@@ -8,7 +8,7 @@ from trainer.config.vlm import Part
 
 # Names of the projector first: in Qwen's models it lies inside the vision tower.
 _PROJECTOR = re.compile(
-    r"\b(?:connector|multi_modal_projector|merger|deepstack_merger_list|aligner|modality_projection|mlp1)\b"
+    r"\b(?:connector|multi_modal_projector|merger|deepstack_merger_list|aligner|modality_projection|mlp1|MP)\b"
 )
 _VISION = re.compile(r"\b(?:vision_model|vision_tower|visual|vision_encoder|vit)\b")
 

@@ -155,7 +155,8 @@ class TokenPolicy:
         """(B, S) float32 log-probabilities of the answers' tokens, 0 behind their ends. None bans what is never drawn."""
         device = self.model.device
         banned_N = self.model.banned_N if banned_N is None else banned_N
-        logits_NV = allowed_logits(answer_logits(self.model, network, trace), banned_N)
+        with self.model.computing():
+            logits_NV = allowed_logits(answer_logits(self.model, network, trace), banned_N)
         kept = [kept_SV for kept_SV in trace.kept_B if kept_SV is not None]
         logp_NV = log_probs(logits_NV / (trace.temperature or 1.0), torch.cat(kept).to(device) if kept else None)
         logp_N = logp_NV.gather(-1, torch.cat(list(trace.tokens_B)).to(device)[:, None])[:, 0]

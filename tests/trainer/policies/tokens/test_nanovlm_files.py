@@ -70,6 +70,12 @@ def test_several_images_stand_before_the_first_words(folder: Path) -> None:
         processor(text=[text], images=[[Image.new("RGB", (24, 24))]])
 
 
+def test_a_text_that_leaves_the_positions_is_refused(folder: Path) -> None:
+    _, processor = files.read_folder(folder)
+    with pytest.raises(ValueError, match="a text has 257 tokens with its images, and lm_max_position_embeddings = 256"):
+        processor(text=["this " * 257])
+
+
 def test_older_settings_without_some_fields_have_the_defaults(folder: Path) -> None:
     fields = json.loads((folder / "config.json").read_text())
     for name in ("resize_to_max_side_len", "lm_chat_template", "hf_repo_name", "lm_max_length"):

@@ -10,7 +10,7 @@ from tests.support import nanovlm_reference as reference
 from trainer.config import ConfigError
 from trainer.config.nanovlm import NanoVlmConfig
 from trainer.policies.tokens.nanovlm import layout
-from trainer.policies.tokens.nanovlm.network import idefics3_config, load_state, new_network
+from trainer.policies.tokens.nanovlm.network import idefics3_config, is_placed_alike, load_state, new_network
 
 IMAGE, PAD, END = 70, 2, 2
 
@@ -76,6 +76,17 @@ def test_patches_are_in_their_places_in_bfloat16() -> None:
     assert torch.equal(found, reference.image_features(tensors, config, tiles))
 
 
+def test_it_is_known_where_transformers_places_patches_otherwise() -> None:
+    found = {}
+    for side in (4, 6, 14, 19):
+        config = reference.settings(
+            vit_img_size=4 * side, max_img_size=4 * side, mp_pixel_shuffle_factor=1, mp_image_token_length=side**2
+        )
+        network = new_network(idefics3_config(config, IMAGE, PAD, END), torch.float32)
+        found[side] = [is_placed_alike(network, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert found == {4: [True, True], 6: [True, False], 14: [True, False], 19: [False, False]}
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_written_back_tensors_are_the_file_they_came_from(is_tied: bool) -> None:
     config = reference.settings(lm_tie_weights=is_tied)
@@ -118,7 +129,7 @@ def test_tied_weights_are_found_by_either_name() -> None:
         ("missing", r"1 tensors are missing \(MP.proj.weight\), 0 are unknown"),
         ("strange", r"0 tensors are missing, 1 are unknown \(vision_encoder.cls_token\)"),
         ("shape", r"MP.proj.weight has shape \(32, 16\), by config.json it has \(32, 288\)"),
-        ("frequencies", r"inv_freq is not what lm_re_base = 1000 gives \(first 0.5 against"),
+        ("frequencies", r"inv_freq is not what lm_re_base = 1000 gives \(last 0.5 against"),
         (
             "untied",
             r"token_embedding.weight and decoder.head.weight differ, but config.json says lm_tie_weights = true",

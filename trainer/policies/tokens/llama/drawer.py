@@ -42,7 +42,8 @@ class LlamaDrawer:
 
         prompt_B = torch.arange(len(readings_P), device=model.device).repeat_interleave(group_size)
         batch = model.collate(readings_P)
-        drawn = decode(text, fused_layers(text), batch, prompt_B, choose, ends, plan.max_new_tokens)
+        with model.computing():
+            drawn = decode(text, fused_layers(text), batch, prompt_B, choose, ends, plan.max_new_tokens)
         return answers_of(drawn, len(prompt_B), ends)
 
 

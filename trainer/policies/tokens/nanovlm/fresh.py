@@ -29,11 +29,10 @@ def initialize(section: InitializeConfig) -> tuple[Any, NanoVlmProcessor]:
     Raises:
         ConfigError: a backbone or the tokenizer is missing or unfit, or a size that was given is another than the backbone's.
     """
-    settings, state = section.vlm_config, dict[str, Tensor]()
+    settings = chosen_settings(section)
+    state: dict[str, Tensor] = {}
     if section.load_backbone:
-        vision = local_folder(settings.vit_model_type, f"{_FIELD}.vit_model_type")
-        language = local_folder(settings.lm_model_type, f"{_FIELD}.lm_model_type")
-        settings = _with_sizes(settings, _vision_sizes(vision) | _language_sizes(language))
+        vision, language = _backbones(settings)
         state = _vision_weights(vision) | _language_weights(language)
     tokenizer = local_folder(settings.lm_tokenizer, f"{_FIELD}.lm_tokenizer", TOKENIZER_FILES)
     processor = NanoVlmProcessor(settings, load_tokenizer(tokenizer, settings))
@@ -41,6 +40,29 @@ def initialize(section: InitializeConfig) -> tuple[Any, NanoVlmProcessor]:
     if state:
         _copy_backbones(network, state, settings)
     return network, processor
+
+
+def chosen_settings(section: InitializeConfig, *, fetch: bool = True) -> NanoVlmConfig:
+    """The settings with the sizes of the backbones, where these are loaded.
+
+    Args:
+        fetch: whether a backbone may be fetched from the hub.
+
+    Raises:
+        ConfigError: as `initialize`.
+    """
+    settings = section.vlm_config
+    if not section.load_backbone:
+        return settings
+    vision, language = _backbones(settings, fetch=fetch)
+    return _with_sizes(settings, _vision_sizes(vision) | _language_sizes(language))
+
+
+def _backbones(settings: NanoVlmConfig, *, fetch: bool = True) -> tuple[Path, Path]:
+    return (
+        local_folder(settings.vit_model_type, f"{_FIELD}.vit_model_type", fetch=fetch),
+        local_folder(settings.lm_model_type, f"{_FIELD}.lm_model_type", fetch=fetch),
+    )
 
 
 def _with_sizes(settings: NanoVlmConfig, sizes: Mapping[str, Any]) -> NanoVlmConfig:

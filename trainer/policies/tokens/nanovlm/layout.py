@@ -143,7 +143,7 @@ def to_idefics3(tensors: Mapping[str, Tensor], settings: NanoVlmConfig, where: s
         stored, frequencies(settings), rtol=1e-2 if given[FREQUENCIES].dtype != torch.float32 else 1e-5
     ):
         raise ConfigError(
-            f"{where}: {FREQUENCIES} is not what lm_re_base = {settings.lm_re_base} gives (first {stored[-1].item():g} against "
+            f"{where}: {FREQUENCIES} is not what lm_re_base = {settings.lm_re_base:g} gives (last {stored[-1].item():g} against "
             f"{frequencies(settings)[-1].item():g}); correct lm_re_base in config.json"
         )
     state = {}

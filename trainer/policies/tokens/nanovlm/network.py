@@ -78,6 +78,26 @@ def place_whole_tiles(network: Any) -> None:
     vision.embeddings = whole
 
 
+@torch.no_grad()
+def is_placed_alike(network: Any, dtype: torch.dtype) -> bool:
+    """Whether transformers' own Idefics3, with these weights in `dtype`, places every patch as nanoVLM does."""
+    vision = network.model.vision_model
+    with torch.device("meta"):
+        own, whole = Idefics3VisionEmbeddings(vision.config), WholeTiles(vision.config)
+    side, patches = vision.config.image_size, own.num_patches_per_side
+    numbers = torch.arange(own.num_patches, dtype=torch.float32)[:, None].expand(-1, own.embed_dim)
+    for each in (own, whole):
+        each.to_empty(device="cpu")
+        for parameter in each.patch_embedding.parameters():
+            parameter.zero_()
+        each.position_embedding.weight.copy_(numbers)
+    full = torch.ones(1, patches, patches, dtype=torch.bool)
+    # Positions are looked up by pixels of this type; their numbers are kept in float32.
+    own.patch_embedding.to(dtype)
+    found = own(torch.zeros(1, 3, side, side, dtype=dtype), full)
+    return torch.equal(found.float(), whole(torch.zeros(1, 3, side, side), full))
+
+
 def new_network(config: Any, dtype: torch.dtype) -> Any:
     """The network of a configuration with random weights, in evaluation mode."""
     network: Any = Idefics3ForConditionalGeneration(config)

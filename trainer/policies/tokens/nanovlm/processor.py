@@ -28,6 +28,11 @@ class NanoVlmProcessor:
         self._image: str = settings.vlm_extra_tokens["image_token"]
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, prompt and answer together."""
+        return self.settings.lm_max_position_embeddings
+
+    @property
     def image_token_id(self) -> int:
         """The id that stands for an image token."""
         return int(self.tokenizer.convert_tokens_to_ids(self._image))
@@ -55,7 +60,8 @@ class NanoVlmProcessor:
             input_ids and attention_mask (1, T); with images also pixel_values (1, tiles, 3, side, side), values 0 to 1.
 
         Raises:
-            ValueError: an image has more tiles than there are tags, or images and image tokens are not as many.
+            ValueError: an image has more tiles than there are tags, images and image tokens are not as many, or the text is
+                longer than the model's positions.
         """
         (written,), (given,) = text, images
         read = [read_tiles(image, self.settings) for image in given]
@@ -66,6 +72,11 @@ class NanoVlmProcessor:
         for number, ((_, grid), piece) in enumerate(zip(read, pieces[1:], strict=True)):
             filled += image_text(grid, self.settings, number if several else None) + piece
         ids = torch.tensor([self.tokenizer(filled, add_special_tokens=False)["input_ids"]], dtype=torch.int64)
+        if ids.shape[1] > self.longest:
+            raise ValueError(
+                f"a text has {ids.shape[1]} tokens with its images, and lm_max_position_embeddings = {self.longest}, beyond which "
+                "nanoVLM stretches its positions; give shorter texts or smaller images"
+            )
         made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return made | ({"pixel_values": torch.cat([tiles for tiles, _ in read])[None]} if read else {})
 
