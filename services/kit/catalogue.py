@@ -49,6 +49,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("unifiedreward", 18087, "UNIFIEDREWARD_THINK_URL", "default"),
     Entry("eval", 18088, "UNIGENBENCH_API_URL", "default"),
     Entry("vqa", 18089, "VQA_URL", "shelf"),
+    Entry("textjudge", 18090, "TEXTJUDGE_URL", "shelf"),
 )
 
 DEPLOYED: tuple[Entry, ...] = tuple(entry for entry in CATALOGUE if entry.deployed is not None)

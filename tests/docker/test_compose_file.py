@@ -137,14 +137,15 @@ def test_a_gateway_asks_its_own_judge(name: str) -> None:
     assert f":{flags['port']}/health" in judge["healthcheck"]["test"][-1]
 
 
-def test_vqa_asks_a_judge_that_is_there_until_told_of_another() -> None:
-    gateway, judge = SERVICES["vqa"], SERVICES["unifiedreward-vllm"]
+@pytest.mark.parametrize("name", ["vqa", "textjudge"])
+def test_a_gateway_without_a_judge_asks_one_that_is_there_until_told_of_another(name: str) -> None:
+    gateway, judge, prefix = SERVICES[name], SERVICES["unifiedreward-vllm"], name.upper() + "_"
     flags = flags_of(judge)
-    assert gateway["environment"]["VQA_JUDGE_URL"] == f"http://unifiedreward-vllm:{flags['port']}"
-    assert gateway["environment"]["VQA_MODEL"] == flags["served-model-name"]
+    assert gateway["environment"][prefix + "JUDGE_URL"] == f"http://unifiedreward-vllm:{flags['port']}"
+    assert gateway["environment"][prefix + "MODEL"] == flags["served-model-name"]
     assert set(gateway["networks"]) & set(judge["networks"]) == {"judges"}
-    other = compose({"VQA_JUDGE_URL": "http://eval-vllm:8000"})["services"]["vqa"]["environment"]
-    assert other["VQA_JUDGE_URL"] == "http://eval-vllm:8000"
+    other = compose({prefix + "JUDGE_URL": "http://eval-vllm:8000"})["services"][name]["environment"]
+    assert other[prefix + "JUDGE_URL"] == "http://eval-vllm:8000"
 
 
 def test_the_judges_have_the_ports_of_the_design_and_flags_that_still_exist() -> None:

@@ -137,7 +137,7 @@ def test_versions_come_from_the_one_list_of_pins(name: str) -> None:
 
 def test_light_images_stay_light() -> None:
     heavy = {"torch", "transformers", "diffusers", "opencv-python-headless"}
-    for name in ("rules", "unifiedreward", "eval", "vqa"):
+    for name in ("rules", "unifiedreward", "eval", "vqa", "textjudge"):
         assert not needed(listed(name)) & heavy, name
     assert not needed(listed("ocr")) & (heavy - {"opencv-python-headless"})
 

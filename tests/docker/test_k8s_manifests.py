@@ -159,7 +159,7 @@ def test_an_overlay_has_its_services_and_no_others(overlay: str) -> None:
     expected = {"redis"}
     for name in OVERLAYS[overlay]:
         expected |= {f"{name}-front"}
-        if name != "vqa":  # asks UnifiedReward's judge
+        if name not in {"vqa", "textjudge"}:  # they ask UnifiedReward's judge
             expected |= {f"{name}-vllm" if name in {"unifiedreward", "eval"} else f"{name}-worker"}
     assert {each["metadata"]["name"] for each in workloads(manifests)} == expected
     namespaces = {each["metadata"].get("namespace") for each in manifests if each["kind"] != "Namespace"}
@@ -252,7 +252,7 @@ def test_every_service_accepts_its_flags_and_environment(overlay: str, monkeypat
                 assert variable["name"].removeprefix(prefix_of(service)).lower() in settings_of(service).model_fields
                 patch.setenv(variable["name"], variable["value"])
             settings = load_settings(settings_of(service), inside["args"])
-        judged = service in {"unifiedreward", "eval", "vqa"}
+        judged = service in {"unifiedreward", "eval", "vqa", "textjudge"}
         assert settings.role == ("all" if judged else part) and settings.host == "0.0.0.0", name
 
 

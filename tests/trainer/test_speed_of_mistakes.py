@@ -15,11 +15,13 @@ from services.eval.scorer import REWARD
 from services.geneval.scorer import GenevalScorer
 from services.hps.checkpoint import REWARDS as HPS_REWARDS
 from services.imagereward.scorer import ImageRewardScorer
-from services.kit.catalogue import DEPLOYED
+from services.kit.catalogue import CATALOGUE
 from services.kit.models.sources import Source
 from services.ocr.scoring import VARIANTS
 from services.regression.recipe import RECIPES
 from services.rules.scorer import RulesScorer
+from services.textjudge.scorer import TextJudgeScorer
+from services.textjudge.settings import TextJudgeSettings
 from services.unifiedreward.kinds import PAIR_QUESTIONS, POINT_QUESTIONS
 from services.vqa.questions import READINGS
 from trainer import __main__ as command
@@ -134,7 +136,8 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
     assert set(REWARDS["imagereward"]) == set(ImageRewardScorer(some, some.path, device="cpu").rewards)
     assert set(REWARDS["regression"]) == set(RECIPES)
     assert set(REWARDS["vqa"]) == set(READINGS)
-    assert set(REWARDS) == {entry.name for entry in DEPLOYED}
+    assert set(REWARDS["textjudge"]) == set(TextJudgeScorer(TextJudgeSettings()).rewards)
+    assert set(REWARDS) == {entry.name for entry in CATALOGUE}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ URL_VARIABLES = {
     "editreward": "EDITREWARD_URL",
     "deqa": "DEQA_URL",
     "vqa": "VQA_URL",
+    "textjudge": "TEXTJUDGE_URL",
 }
 
 

@@ -57,6 +57,7 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "imagereward": ("imagereward",),
     "regression": ("hpsv3", "editreward"),
     "vqa": ("vqa_yes", "vqa_yes_ratio", "deqa", "deqa_over_5"),
+    "textjudge": ("text_quality", "text_match"),
 }
 _SERVICES = Path(__file__).resolve().parents[2] / "services"
 

@@ -12,6 +12,8 @@ from services.eval.settings import EvalSettings, make_scorer
 from services.kit.app import create_app
 from services.kit.judge.passthrough import PassThrough
 from services.kit.testing.scripted_judge import Reply
+from services.textjudge.scorer import TextJudgeScorer
+from services.textjudge.settings import TextJudgeSettings
 from services.unifiedreward.scorer import UnifiedRewardScorer
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.vqa.scorer import VqaScorer
@@ -32,6 +34,9 @@ def app_of(service, **settings):
     elif service == "vqa":
         given = VqaSettings(**settings)
         scorer = VqaScorer(given)
+    elif service == "textjudge":
+        given = TextJudgeSettings(**settings)
+        scorer = TextJudgeScorer(given)
     else:
         given = UnifiedRewardSettings(**settings)
         scorer = UnifiedRewardScorer(given)
@@ -43,7 +48,7 @@ def basic(text):
     return f"Basic {base64.b64encode(text.encode()).decode()}"
 
 
-@pytest.mark.parametrize("service", ["unifiedreward", "eval", "vqa"])
+@pytest.mark.parametrize("service", ["unifiedreward", "eval", "vqa", "textjudge"])
 @pytest.mark.parametrize("legacy", [False, True])
 async def test_bearer_or_a_password_in_the_url(tmp_path, service, legacy):
     file = tmp_path / "tokens"

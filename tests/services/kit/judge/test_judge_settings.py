@@ -11,6 +11,7 @@ import pytest
 from services.eval.settings import EvalSettings
 from services.kit.judge.settings import JudgeSettings
 from services.kit.settings import load_settings
+from services.textjudge.settings import TextJudgeSettings
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.vqa.settings import VqaSettings
 
@@ -26,7 +27,9 @@ def test_a_password_in_the_judges_address_is_refused_and_not_repeated(capsys):
     assert "hunter2" not in told
 
 
-@pytest.mark.parametrize(("service", "port"), [("unifiedreward", 18087), ("eval", 18088), ("vqa", 18089)])
+@pytest.mark.parametrize(
+    ("service", "port"), [("unifiedreward", 18087), ("eval", 18088), ("vqa", 18089), ("textjudge", 18090)]
+)
 def test_a_gateway_is_not_its_own_judge(service, port):
     """It would ask itself for ever, be answered 429, and never say why."""
     command = [sys.executable, "-m", f"services.{service}", "--judge-url", f"http://127.0.0.1:{port}"]
@@ -38,7 +41,7 @@ def test_a_gateway_is_not_its_own_judge(service, port):
     )
 
 
-@pytest.mark.parametrize("settings_class", [UnifiedRewardSettings, EvalSettings, VqaSettings])
+@pytest.mark.parametrize("settings_class", [UnifiedRewardSettings, EvalSettings, VqaSettings, TextJudgeSettings])
 @pytest.mark.parametrize(
     "flags",
     [
