@@ -22,7 +22,7 @@ class Prompt:
 
     `weights` maps reward names to the weights of the row's data set; a reward that is not in it is never asked for.
     `source_images` are files, in order: what an edit starts from, or what a question is about. Classifier-free guidance leads
-    away from `negative_prompt`; None is the empty text.
+    away from `negative_prompt`; None is the empty text. `place` is the file and the row, for messages.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source_images: tuple[str, ...] = ()
     negative_prompt: str | None = None
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

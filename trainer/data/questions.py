@@ -121,7 +121,7 @@ def question(
     names = [Path(image).name for image in images]
     whole = json.dumps([text, names, targets, metadata], sort_keys=True)
     name = f"{dataset}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
-    return Prompt(name, text, dataset, weights, targets, metadata, images)
+    return Prompt(name, text, dataset, weights, targets, metadata, images, place=where)
 
 
 def question_column(where: str, row: Mapping[str, Any], asked: str | None = None) -> str:

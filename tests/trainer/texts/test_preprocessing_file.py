@@ -117,6 +117,25 @@ def test_functions_for_batches_that_are_not_called_so_do_not_zip_letters(tmp_pat
     assert [prompt.targets for prompt in asked][2] == ("it is 2",) and len({p.source_images for p in asked}) == 5
 
 
+def test_answers_of_one_letter_are_no_lists_of_one(tmp_path: Path) -> None:
+    """Where every answer is a letter, zipping ends after one entry, which is not taken for a batch of one row."""
+    rows = [{"problem": f"which is {n}?", "solution": letter} for n, letter in enumerate("ABC")]
+    zips = """
+def convert_fn(batch):
+    return {"prompt": [question + " " + answer for question, answer in zip(batch["problem"], batch["solution"])]}
+"""
+    assert [row["prompt"] for row in rows_of(table_of(tmp_path, zips, rows))] == [
+        "which is 0? A",
+        "which is 1? B",
+        "which is 2? C",
+    ]
+    own = """
+def clean(row):
+    return {"texts": [{"user": row["problem"], "assistant": "".join(c for c in row["solution"])}]}
+"""
+    assert rows_of(table_of(tmp_path, own, rows))[2]["texts"] == [{"user": "which is 2?", "assistant": "C"}]
+
+
 def test_a_function_may_go_through_letters_for_itself(tmp_path: Path) -> None:
     code = """
 def clean(row):

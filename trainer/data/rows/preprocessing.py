@@ -156,9 +156,13 @@ def _with_lists(path: Path, steps: Sequence[Step], first: Sequence[Placed]) -> t
 
 
 def _reads_letters(step: Step, path: Path, where: str, row: Mapping[str, Any]) -> bool:
-    """Whether a function goes through texts of a row letter by letter, and makes a list with an entry for each."""
+    """Whether a function goes through texts of a row letter by letter, and makes a list with an entry for each.
+
+    It is shown a text of one letter as one of two: a list of one entry says nothing, and an answer is often one letter.
+    """
     shown_row = {
-        name: _Letters(value) if isinstance(value, str) else value for name, value in _shown_images(where, row).items()
+        name: _Letters(value if len(value) > 1 else (value or "-") * 2) if isinstance(value, str) else value
+        for name, value in _shown_images(where, row).items()
     }
     texts = [value for value in shown_row.values() if isinstance(value, _Letters)]
     try:

@@ -59,7 +59,7 @@ class TokenModel:
         Raises:
             ConfigError: its images cannot be read, are too many, do not fit its marks, or it is too long; it is named.
         """
-        where = f"prompt {prompt.id!r} of data set {prompt.dataset!r}"
+        where = f"prompt {prompt.id!r} of data set {prompt.dataset!r}" + (f" ({prompt.place})" if prompt.place else "")
         turns = [Turn("user", prompt.text)]
         if self.config.system_prompt is not None:
             turns.insert(0, Turn("system", self.config.system_prompt))

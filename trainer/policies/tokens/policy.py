@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from trainer.config import ConfigError
 from trainer.policies.base import GivenText
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.policies.tokens.conversations import given_text
@@ -28,6 +29,7 @@ from trainer.policies.tokens.trace import AnswerTrace
 from trainer.samplers.tokens import allowed_logits, log_probs
 from trainer.types import Conversation, Prompt, Replay, Rollout, Sample
 
+_NAMED = 3  # prompts that cannot be read that a message names
 _NOTHING = torch.empty(0, dtype=torch.int64)
 
 
@@ -56,9 +58,16 @@ class TokenPolicy:
         return {name: part_of(name) for name, _ in self.trainable.named_parameters()}
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ConfigError naming the first prompt that cannot be read. Each is read once for it."""
+        """Raises ConfigError naming the first prompts that cannot be read, and their number. Each is read once for it."""
+        problems = []
         for prompt in prompts:
-            self.model.read(prompt)
+            try:
+                self.model.read(prompt)
+            except ConfigError as error:
+                problems.append(str(error))
+        if problems:
+            listed = "\n  ".join(problems[:_NAMED])
+            raise ConfigError(f"{len(problems)} of {len(prompts)} prompts cannot be read. The first:\n  {listed}")
 
     @torch.no_grad()
     def sample(

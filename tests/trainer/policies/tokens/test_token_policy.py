@@ -145,6 +145,18 @@ def test_a_prompt_that_cannot_be_read_is_named(vlm_folder: Path, prompt: Prompt,
         policy.check_prompts([prompt])
 
 
+def test_all_prompts_that_cannot_be_read_are_counted_and_named_by_file_and_row(vlm_folder: Path) -> None:
+    """Nothing is cut: an image cannot be, and half a question is another one."""
+    policy = make_policy(vlm_folder, max_prompt_tokens=64)
+    rows = [Prompt(f"q{n}", "which ?" * (200 * (n != 1)) or "which ?", place=f"a.parquet:{n + 1}") for n in range(3)]
+    with pytest.raises(ConfigError) as raised:
+        policy.check_prompts(rows)
+    assert str(raised.value).startswith("2 of 3 prompts cannot be read.")
+    assert "prompt 'q0' of data set 'default' (a.parquet:1) has" in str(raised.value) and "(a.parquet:3)" in str(
+        raised.value
+    )
+
+
 def test_too_many_images(policy: TokenPolicy, pictures: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"has 5 images, and policy\.max_images = 4"):
         policy.check_prompts([Prompt("a", "which ?", source_images=(*pictures, pictures[0]))])
