@@ -22,6 +22,7 @@ def data_lines(lab: Lab, gpus: int) -> dict[str, Line]:
         **({"preferences.type": Line("answers")} if section == "preferences" else {}),
         f"{section}.path": Line(data_path(lab, "train_data_path")),
         **{f"{section}.{name}": line for name, line in _rows(lab, "train").items()},
+        **_held_out(lab, f"{section}.hold_out"),
         f"{section}.batch_size": Line(
             rows * accumulated * gpus, f"{rows} at once, {accumulated} times, on {gpus} device{'s' * (gpus > 1)}"
         ),
@@ -42,9 +43,13 @@ def _rows(lab: Lab, which: str) -> dict[str, Line]:
         lines["rename_columns"] = Line(dict(renamed))
     if lab.get("dataset", "preprocessing_fn"):
         lines["preprocessing"] = Line(str(must_find(lab, "dataset", "preprocessing_fn")), "run for every row")
-    if which == "train" and not lab.get("dataset", "eval_data_path"):
-        lines["hold_out"] = Line(HOLD_OUT, "other rows than there, by a shuffle of our own")
     return lines
+
+
+def _held_out(lab: Lab, field: str) -> dict[str, Line]:
+    """The share of the rows that is kept from training where no evaluation set is named."""
+    said = "the rows that train_test_split(test_size=0.2, seed=42) held out there"
+    return {} if lab.get("dataset", "eval_data_path") else {field: Line(HOLD_OUT, said)}
 
 
 def _prompts(lab: Lab) -> dict[str, Line]:
@@ -55,8 +60,7 @@ def _prompts(lab: Lab) -> dict[str, Line]:
         **{name: line.value for name, line in _rows(lab, "train").items()},
         "rewards": dict.fromkeys(rewards.rewards, 1.0),
     }
-    said = "held-out rows are others than there, by a shuffle of our own" if "hold_out" in train else ""
-    lines = {**_rewards(rewards), "data.train": Line([train], said)}
+    lines = {**_rewards(rewards), "data.train": Line([train]), **_held_out(lab, "evaluation.hold_out")}
     if lab.get("dataset", "eval_data_path"):
         held_out = {"name": "eval", "path": data_path(lab, "eval_data_path"), "format": "questions"}
         held_out |= {name: line.value for name, line in _rows(lab, "eval").items()}

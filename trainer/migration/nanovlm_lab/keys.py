@@ -80,7 +80,7 @@ DATASET: dict[str, Key] = {
     "eval_data_path": Key(
         "text",
         None,
-        "evaluation.sets (grpo); null: hold_out 0.2 of the same section",
+        "evaluation.sets (grpo); null: evaluation.hold_out (grpo) or hold_out of the same section, 0.2",
         remark="sft and dpo measure the loss of rows held out by hold_out alone",
     ),
     "eval_split": Key("text", "test", "evaluation.sets.split"),
