@@ -134,8 +134,8 @@ class TokenPolicy:
     ) -> Rollout:
         samples = [
             Sample(
-                f"{prompts_P[p].id}#{p}-{g}",
-                f"{prompts_P[p].id}#{p}",
+                f"{prompts_P[p].id}#{g}",
+                prompts_P[p].id,
                 prompts_P[p],
                 text=self.model.decode(answer.tokens_S),
                 tokens=tuple(answer.tokens_S.tolist()),
