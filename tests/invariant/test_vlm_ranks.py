@@ -37,13 +37,13 @@ def changes(scripted: Callable[..., ScriptedServer], tmp_path: Path) -> dict[str
     return {
         "policy": {"type": "vlm", "pretrained": str(tmp_path / "model"), "dtype": "float32"},
         "sampling": {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 8, "max_new_tokens": 6},
-        "objective": {"type": "dapo", "kl_beta": 0.05, "mask_truncated": True},
+        "objective": {"type": "dapo", "kl_beta": 0.05},
         "rewards": {
             "services": {"svc": {"urls": [scripted(by_letters).url]}},
             "columns": {"r": {"service": "svc", "canary": "none"}},
         },
         "data": {"train": [{"path": str(tmp_path / "train.jsonl"), "rewards": {"r": 1.0}}]},
-        "optim": {"lr": 1e-3, "schedule": "constant", "updates_per_rollout": 2},
+        "optim": {"lr": 3e-4, "schedule": "constant", "updates_per_rollout": 2},
         "evaluation": {},
     }
 

@@ -32,6 +32,7 @@ _CLOCKS = (
     "wait/",
     "reward_wait_share",
     "images_per_s",
+    "tokens_per_s",
     "texts_per_s",
     "cached/",
 )

@@ -153,6 +153,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         "reward_wait_share",
         "images_per_s",
         "texts_per_s",
+        "tokens_per_s",
         "cached/",
     )
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

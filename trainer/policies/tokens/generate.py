@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
+from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.model import TokenModel
 from trainer.samplers.tokens import draw_tokens, uniforms
 
@@ -44,7 +45,8 @@ class GenerateDrawer:
                 eos_token_id=ends,
                 pad_token_id=model.pad_id,
                 logits_processor=LogitsProcessorList([chooser]),
-                renormalize_logits=False,
+                # Where weights are gathered in every forward pass, all ranks make equally many.
+                synced_gpus=is_cut(network),
             )
         tokens_BS = written_BW[:, batch["input_ids"].shape[1] :].cpu()
         return [chooser.answer(row, tokens_S, ends) for row, tokens_S in enumerate(tokens_BS)]

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.config import ConfigError
@@ -37,12 +38,19 @@ class TokenPolicy:
     """Implements `Samples`, `Replays`, `ReadsTokens` and `NamesGroups` of `trainer.policies.base` for any TokenModel."""
 
     def __init__(self, model: TokenModel, *, keep_reference: bool, drawer: Drawer | None = None) -> None:
-        self.model, self.drawer = model, drawer or _drawer(model)
+        self.model, self._given_drawer = model, drawer
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
         self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
         if keep_reference and has_adapter:
             keep_start(model.network)
+
+    @property
+    def drawer(self) -> Drawer:
+        """The one that was given, or the fastest that can compute the network as it is now: an engine may cut its weights."""
+        if self._given_drawer is not None:
+            return self._given_drawer
+        return LlamaDrawer(self.model) if supports(self.model.network) is None else GenerateDrawer(self.model)
 
     @property
     def trainable(self) -> nn.Module:
@@ -88,11 +96,11 @@ class TokenPolicy:
 
     def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
         trace = cast(AnswerTrace, rollout.trace)
-        logp_BS = self._logp(self.model.network, trace)
+        logp_BS = _widened(self._logp(self.model.network, trace), part.stop)
         if not reference:
             return Replay(logp_BS)
         with torch.no_grad(), self._reference() as network:
-            return Replay(logp_BS, reference_BS=self._logp(network, trace))
+            return Replay(logp_BS, reference_BS=_widened(self._logp(network, trace), part.stop))
 
     def read_conversation(self, conversation: Conversation) -> GivenText:
         """Raises ConfigError, naming the conversation, where it cannot be read."""
@@ -183,6 +191,6 @@ class TokenPolicy:
             yield self.model.network
 
 
-def _drawer(model: TokenModel) -> Drawer:
-    """The fast loop where the layers are Llama's, else transformers' own way."""
-    return LlamaDrawer(model) if supports(model.network) is None else GenerateDrawer(model)
+def _widened(logp_BS: Tensor, width: int) -> Tensor:
+    """With columns of 0 up to `width`: rows cut out of a micro-batch may all be shorter than its longest."""
+    return functional.pad(logp_BS, (0, width - logp_BS.shape[1]))

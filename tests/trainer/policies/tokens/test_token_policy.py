@@ -80,6 +80,15 @@ def test_a_replay_says_what_was_drawn(policy: TokenPolicy, prompts: list[Prompt]
     assert torch.where(half.mask_BS, alone.detach() - whole_BS, 0.0).abs().max() < 1e-4
 
 
+def test_rows_that_are_all_short_keep_the_width_of_their_rollout(policy: TokenPolicy, prompts: list[Prompt]) -> None:
+    [rollout] = draw(policy, prompts, TokenPlan(micro_batch_size=20, max_new_tokens=8, stop_ids=tuple(range(20, 40))))
+    lengths = [len(sample.tokens) for sample in rollout.samples]
+    short = min(range(len(lengths)), key=lengths.__getitem__)
+    assert lengths[short] < max(lengths)
+    alone = regroup([rollout], 1)[short]
+    assert policy.replay(alone, policy.parts(alone)[0]).logp_BS.shape == alone.logp_BS.shape == (1, max(lengths))
+
+
 def test_the_picture_is_looked_at(policy: TokenPolicy, pictures: list[str]) -> None:
     texts = [Prompt(f"p{n}", "what color is the disc ?", source_images=(path,)) for n, path in enumerate(pictures)]
     rollouts = draw(policy, texts, TokenPlan(micro_batch_size=4, max_new_tokens=8), group_size=1)

@@ -77,6 +77,8 @@ def text_model(network: nn.Module) -> TextModel:
 
 def supports(network: nn.Module) -> str | None:
     """Why the layers of this network cannot be computed by hand; None where they can."""
+    if is_cut(network):
+        return "its weights are cut among the ranks (ZeRO-3), and only its own forward pass gathers them"
     plain: Any = _without_adapters(network)
     found = _language_models(plain)
     if len(found) != 1:
@@ -84,6 +86,11 @@ def supports(network: nn.Module) -> str | None:
     if plain is found[0] or plain.get_output_embeddings() is None:
         return f"{type(plain).__name__} has no head that makes logits"
     return _unlike_llama(found[0]) or _unknown_adapter(network)
+
+
+def is_cut(network: nn.Module) -> bool:
+    """Whether DeepSpeed's ZeRO-3 has cut the parameters, so that a rank holds a part of each."""
+    return any(hasattr(parameter, "ds_id") for parameter in network.parameters())
 
 
 def _unlike_llama(text: Any) -> str | None:
