@@ -87,7 +87,8 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
         "=wire.images",
     ),
-    "trainer.rewards": ("wire", "trainer.types", "trainer.config"),
+    "trainer.processes.children": (),
+    "trainer.rewards": ("wire", "trainer.types", "trainer.config", "trainer.processes.children"),
     "trainer.migration": ("trainer.config", "trainer.data"),
     "trainer.data": (
         "trainer.types",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, Share
+from trainer.config.vllm import VllmConfig
 
 _PACE = ("sde_window_every", "sde_window_stride")
 _MOTION = ("sde_window_motion", *_PACE)
@@ -185,6 +186,26 @@ class TokenSamplingConfig(RolloutSection):
     stop_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="Token ids that end an answer beside the model's own."
     )
+    engine: Literal["local", "vllm"] = Field(
+        "local", description="Who writes: this process, or vLLM servers that get the weights after every update."
+    )
+    vllm: VllmConfig | None = Field(None, description="The servers of engine: vllm.")
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> TokenSamplingConfig:
+        if (self.engine == "vllm") != (self.vllm is not None):
+            remedy = "add it, with urls or launch" if self.vllm is None else "set engine: vllm, or leave vllm out"
+            raise ValueError(
+                f"engine = {self.engine} {'needs' if self.vllm is None else 'makes no use of'} vllm: {remedy}"
+            )
+        if self.engine == "vllm" and (self.top_p != 1 or self.top_k):
+            raise ValueError(
+                f"top_p = {self.top_p:g} and top_k = {self.top_k} draw from a part of the distribution, and servers do not say "
+                "which part, so that nothing could be trained on their log-probabilities: leave both out, or set engine: local"
+            )
+        if self.engine == "vllm" and self.temperature > 2:
+            raise ValueError(f"temperature = {self.temperature:g} is above 2, the most that vLLM takes; lower it")
+        return self
 
 
 SamplingConfig = Annotated[FlowSamplingConfig | TokenSamplingConfig, Field(discriminator="type")]

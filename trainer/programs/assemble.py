@@ -27,6 +27,7 @@ from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
 from trainer.programs.base import Kind, Material, Program
 from trainer.programs.prompt_notes import prompt_notes
+from trainer.programs.rollout_servers import rollout_servers
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
 from trainer.programs.services import connect
 from trainer.programs.session import Session
@@ -139,6 +140,10 @@ def _open_session(
     group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
     engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
     ema = Ema(policy.trainable, config.optim.ema_decay)
+    servers = stack.enter_context(
+        rollout_servers(config, policy, material.prompts, ranks, recorder.note, lambda: signals.asked)
+    )
+    averaged = ema.applied if servers is None or not ema.decay else servers.averaged(ema.applied)
     rounds = Rounds(material.sets, config, policy, client, ranks, trained_on(material.prompts), executor)
     return Session(
         config=config,
@@ -146,7 +151,7 @@ def _open_session(
         policy=policy,
         engine=engine,
         ema=ema,
-        evaluator=Evaluator(rounds, config, ema.applied, ranks, recorder, executor),
+        evaluator=Evaluator(rounds, config, averaged, ranks, recorder, executor),
         client=client,
         scorers=ScorerRecords(client, ranks, recorder),
         recorder=recorder,
@@ -154,6 +159,7 @@ def _open_session(
         gauges=Gauges(policy.trainable, ranks, config.logging.peak_tflops),
         signals=signals,
         executor=executor,
+        servers=servers,
     )
 
 
@@ -194,6 +200,7 @@ def _take_up(session: Session, checkpoint: Checkpoint | None, passed_over: Seque
             recorder.note(f"The config has changed since step {session.step} was trained:")
         for change in changed:
             recorder.note(f"  {change}")
+    session.weights_changed({})  # which are the checkpoint's now
     if session.world.is_main:
         keep_start(config.run_dir, None if checkpoint is None else session.step, text)
 

@@ -162,7 +162,9 @@ class RlProgram:
         session.flight.add_advantages(adv_B, weight_B, row)
         row |= self.updater.step(Scored(drawn.rollouts, adv_B, weight_B), session.step)
         session.ema.update()
+        row |= drawn.version_lag(session.step)
         session.step, self.position, self.spread = session.step + 1, drawn.position, spread
+        row |= session.weights_changed(row)
         self.drawn = self.drawn and self.drawn.stale()
         updated = time.perf_counter()
 

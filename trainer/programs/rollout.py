@@ -14,7 +14,7 @@ from trainer.policies.base import Plan
 from trainer.processes.distributed import World
 from trainer.rewards import Batch
 from trainer.seeds import sample_seed
-from trainer.types import Rollout, Sample
+from trainer.types import Rollout, Sample, StopTrainingError
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,27 @@ class Drawn:
         """The same, once the weights that sampled it have been updated: its ratio to them is corrected for then."""
         marked = [replace(rollout, behind=rollout.behind + 1) for rollout in self.rollouts]
         return replace(self, rollouts=marked)
+
+    def version_lag(self, step: int) -> dict[str, float]:
+        """How many updates old the weights are that servers drew these samples with, after `step` updates; empty where none did.
+
+        Raises:
+            StopTrainingError: it is another number than the pipeline's, so some weights were not the ones that were pushed.
+        """
+        versions = [rollout.version for rollout in self.rollouts if rollout.version is not None]
+        if not versions:
+            return {}
+        return {"rollout/weight_version_lag": float(_checked_lag(versions, step, self.rollouts[0].behind))}
+
+
+def _checked_lag(versions: Sequence[int], step: int, behind: int) -> int:
+    lags = {step - version for version in versions}
+    if lags != {behind}:
+        raise StopTrainingError(
+            f"step {step + 1} would train on samples of weights that are {sorted(lags)} updates old, and {behind} are allowed: a "
+            "rollout server drew with other weights than it was given"
+        )
+    return behind
 
 
 def marked(rollout: Rollout, again: int) -> Rollout:

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from trainer.report import build_report
 from trainer.rewards import RewardClient
 from trainer.types import StopTrainingError
 from trainer.update.ema import Ema
+
+if TYPE_CHECKING:
+    from trainer.programs.rollout_servers import RolloutServers
 
 Row = dict[str, float | None]
 
@@ -73,6 +76,7 @@ class Session:
     Attributes:
         client: the rewards; evaluation asks for them in every program, training in some.
         executor: its threads wait for scores.
+        servers: those that draw answers with copies of the weights; None where the policy draws.
         step: the number of finished steps.
         row: the last step's row of metrics.jsonl as long as its evaluation is not done; a checkpoint keeps it.
         saver: set once the program is there, which has states of its own to be saved.
@@ -91,6 +95,7 @@ class Session:
     gauges: Gauges
     signals: StopSignals
     executor: Executor
+    servers: RolloutServers | None = None
     step: int = 0
     row: Row | None = field(default_factory=lambda: Row(step=0))
     totals: Totals = field(default_factory=Totals)
@@ -110,6 +115,10 @@ class Session:
     def stop_requested(self) -> bool:
         """Whether a signal to stop reached any rank."""
         return self.world.any(self.signals.asked)
+
+    def weights_changed(self, row: Mapping[str, float | None]) -> dict[str, float]:
+        """Called after every update, with its row: whoever draws with copies of the weights must get them. What is shown of it."""
+        return {} if self.servers is None else self.servers.after_update(self.step, row)
 
     def stop_together(self, reason: str | None) -> None:
         """Raise StopTrainingError on every rank when any rank has a reason."""
@@ -134,7 +143,7 @@ class Session:
             self.saver.observe(row)
             self.recorder.record(row)  # the step was taken, whatever became of its evaluation
         self.row = row if self.evaluator.owes(self.step) else None
-        self.stop_together(self.evaluator.stop_reason)
+        self.stop_together(self.evaluator.stop_reason or (None if self.servers is None else self.servers.stop_reason))
 
     def _evaluate(self) -> dict[str, float]:
         """Begin the evaluation after `step` steps where it is due; the results of one that is done."""

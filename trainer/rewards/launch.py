@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -17,13 +16,11 @@ from typing import Self
 import httpx
 
 from trainer.config import URL_VARIABLES, RewardsConfig, ServiceConfig
+from trainer.processes.children import ROOT, Child
 from trainer.rewards.answers import RewardServiceError
 
 MAX_RESTARTS = 5
-_GRACE_S = 5.0
 _POLL_S = 0.1
-_LOG_LINES = 15
-_ROOT = Path(__file__).resolve().parents[2]
 _LISTENING = re.compile(rb"listening on (http://\S+)")
 _PROGRESS_S = 10.0
 
@@ -65,7 +62,7 @@ class LocalServices:
             for name, service in self._config.services.items():
                 if service.module is not None and not service.urls:
                     self._services[name] = _LocalService(name, service, self._log_dir / f"{name}.log")
-                    self._services[name].spawn(port=None)
+                    self._services[name].start(port=None)
             self._wait_ready()
         except BaseException:
             self.stop()
@@ -147,48 +144,32 @@ class LocalServices:
         if self._stopping.wait(0.5 * 2**service.restarts):
             return
         service.restarts += 1
-        service.spawn(port=int(service.url.rpartition(":")[2]))
+        service.start(port=int(service.url.rpartition(":")[2]))
 
 
-class _LocalService:
-    """One service's process (a supervisor that runs it, see child.py) and its log."""
+class _LocalService(Child):
+    """One service's process and its log."""
 
     def __init__(self, name: str, config: ServiceConfig, log_path: Path) -> None:
-        self.log_path = log_path
+        super().__init__(log_path, nice=config.nice)
         self.restarts = 0
         self.given_up = False
         self.url = ""
         self._name = name
         self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
 
-    def spawn(self, port: int | None) -> None:
+    def start(self, port: int | None) -> None:
         """Start the process; `port` None lets it take a free one, which it prints."""
         flags: dict[str, str | int | float | bool] = {"host": "127.0.0.1", "port": 0, **self._config.args}
         if port is not None:
             flags["port"] = port
         command = [sys.executable, "-m", f"services.{self._config.module}", *to_flags(flags)]
-        supervisor = [sys.executable, "-I", str(Path(__file__).with_name("child.py"))]
-        limits = [str(os.getpid()), str(_GRACE_S), str(self._config.nice), "--"]
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        with self.log_path.open("ab") as log:
-            self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                [*supervisor, *limits, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
-
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.spawn(command, os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
 
     def ready(self, http: httpx.Client) -> bool:
         if not self.url:
-            found = _LISTENING.search(self._log())
+            found = _LISTENING.search(self.written())
             if found is None:
                 return False
             self.url = found[1].decode()
@@ -196,33 +177,6 @@ class _LocalService:
             return http.get(self.url + "/ready").status_code == 200
         except httpx.HTTPError:
             return False
-
-    def tail(self, lines: int = _LOG_LINES) -> str:
-        """The end of what this start wrote."""
-        text = self._log()[-20_000:].decode("utf-8", "replace")
-        return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (it wrote nothing)"
-
-    def terminate(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-
-    def wait(self) -> None:
-        if self._process is None:
-            return
-        try:
-            self._process.wait(_GRACE_S + 5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self.reap()
-
-    def reap(self) -> None:
-        assert self._process is not None
-        self._process.wait()
-
-    def _log(self) -> bytes:
-        with self.log_path.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read()
 
 
 def to_flags(args: Mapping[str, str | int | float | bool]) -> list[str]:

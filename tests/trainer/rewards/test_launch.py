@@ -108,7 +108,7 @@ def test_a_start_that_cannot_be_made_is_said_and_tried_again(marker: Path, monke
     """A full disk, no process ids: the thread that looks after the services must not end of it."""
     lines: list[str] = []
     failing = threading.Event()
-    right = _LocalService.spawn
+    right = _LocalService.start
 
     def spawn(service: _LocalService, port: int | None) -> None:
         if failing.is_set():
@@ -116,7 +116,7 @@ def test_a_start_that_cannot_be_made_is_said_and_tried_again(marker: Path, monke
             raise OSError("No space left on device")
         right(service, port)
 
-    monkeypatch.setattr(_LocalService, "spawn", spawn)
+    monkeypatch.setattr(_LocalService, "start", spawn)
     with LocalServices(config(), marker / "logs", notify=lines.append):
         (pid,) = service_pids(marker)
         failing.set()
