@@ -211,6 +211,27 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.top_p": ("0", "greater than 0"),
     "sampling.top_k": ("-1", "greater than or equal to 0"),
     "sampling.stop_ids": ("2", "must be a list"),
+    "sampling.engine": ("sglang", "'local' or 'vllm'"),
+    "sampling.vllm": ("true", FIELDS),
+    "sampling.vllm.urls": ("http://127.0.0.1:8000", "must be a list"),
+    "sampling.vllm.launch": ("true", FIELDS),
+    "sampling.vllm.launch.executable": ("''", "at least 1 character"),
+    "sampling.vllm.launch.gpus": ("1", "must be a list"),
+    "sampling.vllm.launch.servers": ("0", "greater than or equal to 1"),
+    "sampling.vllm.launch.args": ("--enforce-eager", "must be a list"),
+    "sampling.vllm.launch.env": ("OMP_NUM_THREADS", "must be a mapping"),
+    "sampling.vllm.launch.start_timeout_s": ("0", "greater than 0"),
+    "sampling.vllm.weights_dir": ("''", "at least 1 character"),
+    "sampling.vllm.served_model": ("''", "at least 1 character"),
+    "sampling.vllm.dtype": ("float16", "'bfloat16' or 'float32'"),
+    "sampling.vllm.token_file": ("''", "at least 1 character"),
+    "sampling.vllm.max_in_flight": ("0", "greater than or equal to 1"),
+    "sampling.vllm.timeout_s": ("0", "greater than 0"),
+    "sampling.vllm.push_timeout_s": ("0", "greater than 0"),
+    "sampling.vllm.patience_s": ("0", "greater than 0"),
+    "sampling.vllm.probe_tolerance": ("0", "greater than 0"),
+    "sampling.vllm.drift_alarm": ("0", "greater than 0"),
+    "sampling.vllm.drift_action": ("shout", "'warn' or 'stop'"),
     "objective": ("3", FIELDS),
     "advantage": ("gdpo", FIELDS),
     "advantage.type": ("ppo", "'gdpo', 'grpo'"),
@@ -419,7 +440,8 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
     if name and section in OF_OTHER_PROGRAMS:
         return base | {section: OF_OTHER_PROGRAMS[section]}
     if name and section in UNIONS:
-        kind = next(t for t, each in UNIONS[section].items() if name in each.model_fields)
+        outer = name.partition(".")[0]
+        kind = next(t for t, each in UNIONS[section].items() if outer in each.model_fields)
         return base | {section: {"type": kind, **OF_A_UNION.get(section, {})}}
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base

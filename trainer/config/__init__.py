@@ -200,6 +200,11 @@ class Config(Section):
                 "sampling.type out"
             )
         self.evaluation.check_family(self.policy.family)
+        if isinstance(self.sampling, TokenSamplingConfig) and self.sampling.engine == "vllm" and self.program != "rl":
+            raise ValueError(
+                f"sampling.engine = vllm draws the answers of program: rl, but program is {self.program}, which draws only to "
+                "evaluate; leave sampling.engine out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -67,15 +67,10 @@ class VllmConfig(Section):
         (), description="Running servers, such as http://127.0.0.1:8000; docs/vllm.md has the command that starts one."
     )
     launch: VllmLaunchConfig | None = Field(None, description="Start servers in place of urls.")
-    transfer: Literal["file", "lora"] | None = Field(
-        None,
-        description="How weights reach the servers: file: whole weights as safetensors; lora: an adapter, under a new name each "
-        "time. Null is lora where policy.lora is trained, else file.",
-    )
     weights_dir: FilePath | None = Field(
         None,
-        description="Where versions of the weights are written; trainer and servers must both see it. /dev/shm is fastest on "
-        "one machine. Null is rollout_weights in the run's folder.",
+        description="Where versions of the weights (with policy.lora: of the adapter) are written as files; trainer and servers "
+        "must both see it. /dev/shm is fastest on one machine. Null is rollout_weights in the run's folder.",
     )
     served_model: str = Field(
         "policy", min_length=1, description="The model's name at the servers (--served-model-name)."

@@ -40,10 +40,18 @@ def write_adapter(model: TokenModel, tensors: Mapping[str, Tensor], folder: Path
 
 
 def _fill(folder: Path, write: Any) -> None:
+    from transformers.utils import logging
+
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write(part)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # one a step would drown the run's own
+    try:
+        write(part)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     part.rename(folder)  # whole or not there
 
 

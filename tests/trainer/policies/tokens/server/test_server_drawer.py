@@ -95,7 +95,9 @@ def rig(policy: TokenPolicy, readings: list[Reading], tmp_path: Path) -> Iterato
     with contextlib.ExitStack() as stack:
 
         def make(count: int = 1, transfer: Transfer | None = None, **fields: Any) -> Rig:
-            made = Rig(policy, readings, tmp_path / str(next(number)), count, transfer or WholeWeights("policy"), **fields)
+            made = Rig(
+                policy, readings, tmp_path / str(next(number)), count, transfer or WholeWeights("policy"), **fields
+            )
             stack.callback(made.close)
             return made
 
