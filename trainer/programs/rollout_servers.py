@@ -14,6 +14,9 @@ from trainer.config import Config, ConfigError, TokenSamplingConfig, VlmConfig
 from trainer.config.vllm import VllmConfig
 from trainer.engine.whole import whole_weights
 from trainer.policies.tokens.draw import Reading
+from trainer.policies.tokens.hub import local_folder
+from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
+from trainer.policies.tokens.parts import part_of
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.server.client import Server
 from trainer.policies.tokens.server.drawer import ServerDrawer, Surroundings
@@ -107,7 +110,7 @@ def rollout_servers(
     with ExitStack() as stack:
         start = str(world.gather(uuid.uuid4().hex[:8])[0])
         folder = Path(vllm.weights_dir or config.run_dir / "rollout_weights").absolute() / config.run_name
-        serving = _serving(config, config.policy, sampling, vllm, folder.parent)
+        serving = _serving(policy, config.policy, sampling, vllm, folder.parent)
         launched = None
         if vllm.launch is not None and world.is_main:
             _check_gpus(vllm, world)
@@ -177,19 +180,24 @@ def _surroundings(
 
 
 def _serving(
-    config: Config, section: VlmConfig, sampling: TokenSamplingConfig, vllm: VllmConfig, weights_dir: Path
+    policy: TokenPolicy, section: VlmConfig, sampling: TokenSamplingConfig, vllm: VllmConfig, weights_dir: Path
 ) -> Serving:
+    if section.pretrained is None or isinstance(policy.model.processor, NanoVlmProcessor):
+        raise ConfigError(
+            "sampling.engine = vllm needs a model in transformers' layout: vLLM reads the images of nanoVLM's models in another "
+            "way than they were trained with; set sampling.engine: local"
+        )
     lora = section.lora
-    parts = {"vision", "projector"} - set(section.freeze)
+    trained = {part_of(name) for name, each in policy.trainable.named_parameters() if each.requires_grad}
     return Serving(
-        model=section.pretrained,
+        model=str(local_folder(section.pretrained, "policy.pretrained", fetch=False)),
         name=vllm.served_model,
         dtype=vllm.dtype or section.dtype,
         max_images=section.max_images,
         longest=section.max_prompt_tokens + max(sampling.max_new_tokens, _PROBE_PLACES),
         weights_dir=None if lora is not None else weights_dir,
         adapter_rank=None if lora is None else lora.rank,
-        tower_adapters=bool(parts),
+        tower_adapters=bool(trained - {"language"}),
     )
 
 
