@@ -144,7 +144,7 @@ def rollout_servers(
         shown = next((prompt for prompt in prompts if prompt.source_images), prompts[0])
         drawer = ServerDrawer(policy.model, pool, transfer, publisher, around, policy.model.read(shown))
         stack.callback(drawer.close)
-        policy.drawer = drawer
+        policy.draw_by(drawer)
         yield RolloutServers(drawer, vllm, notify)
 
 

@@ -52,6 +52,10 @@ class TokenPolicy:
             return self._given_drawer
         return LlamaDrawer(self.model) if supports(self.model.network) is None else GenerateDrawer(self.model)
 
+    def draw_by(self, drawer: Drawer) -> None:
+        """Let another one draw from now on."""
+        self._given_drawer = drawer
+
     @property
     def trainable(self) -> nn.Module:
         return self.model.network
