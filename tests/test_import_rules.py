@@ -87,6 +87,12 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
         "=wire.images",
     ),
+    "trainer.policies.tokens.server": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.policies",
+        "trainer.processes.children",
+    ),
     "trainer.processes.children": (),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config", "trainer.processes.children"),
     "trainer.migration": ("trainer.config", "trainer.data"),
