@@ -33,7 +33,8 @@ class VlmConfig(PolicySection):
     lora: LoraConfig | None = Field(None, description="Adapters to train; null trains the whole model.")
     freeze: tuple[Part, ...] = Field((), description="Parts that are not trained: vision, projector, language.")
     dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="Type of computations and of frozen weights; trained weights are kept in float32."
+        "bfloat16",
+        description="Type of computations, and with adapters of the model's own weights; all others are in float32.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
     system_prompt: str | None = Field(None, description="Text of a system turn before every prompt; null is none.")

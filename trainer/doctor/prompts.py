@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.config import Config, ConfigError
 from trainer.config.evaluation import JUDGE
+from trainer.config.paths import is_hub_id
 from trainer.data.captions import caption_prompts
 from trainer.data.datasets import DataError, PromptSampler, load_datasets, without
 from trainer.data.overlap import settle
@@ -136,12 +137,18 @@ def check_base(config: Config) -> Iterator[Finding]:
     entry = entry_of(config.policy)
     for name in config.policy.starts_from:
         field, path = f"policy.{name}", getattr(config.policy, name)
-        if path is None and entry.may_be_random:
+        if path is None and getattr(config.policy, "initialize", None) is not None:
+            yield Finding("policy", "OK", "policy.initialize makes a fresh model")
+        elif path is None and entry.may_be_random:
             yield Finding(
                 "policy", "WARN", f"{field} is null: training starts from random weights", "name a base, if meant"
             )
         elif path is None:
             yield Finding("policy", "FAIL", f"{field} is null", "give the model's files, here or by their variable")
+        elif name in config.policy.from_hub and is_hub_id(path):
+            yield Finding(
+                "policy", "NOT CHECKED", f"{field}: {path} is fetched from the hub at the start, if its cache lacks it"
+            )
         elif not Path(path).exists():
             remedy = f"correct the path{'; ' if entry.how_made else ''}{entry.how_made}"
             yield Finding("policy", "FAIL", f"{field}: no file at {Path(path).absolute()}", remedy)

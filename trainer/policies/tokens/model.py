@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.config import ConfigError, VlmConfig
 from trainer.policies.tokens.conversations import IMAGE_MARK
 from trainer.policies.tokens.draw import Reading
+from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.preparing import computing
 from trainer.types import Prompt, Turn
 
@@ -127,8 +128,10 @@ class TokenModel:
             is_asked: with the beginning of an answer.
 
         Raises:
-            ConfigError: there is no chat template, or the images do not fit their marks.
+            ConfigError: there is no chat template, the images do not fit their marks, or a text has a token that stands for an
+                image.
         """
+        self._refuse_placeholders(where, turns)
         messages = _messages(where, turns, num_images)
         try:
             return str(self.processor.apply_chat_template(messages, add_generation_prompt=is_asked, tokenize=False))
@@ -137,6 +140,16 @@ class TokenModel:
                 f"policy.pretrained = {self.config.pretrained} has no chat template, without which no turn can be told from "
                 f"another: add chat_template.jinja to the folder ({error})"
             ) from error
+
+    def _refuse_placeholders(self, where: str, turns: Sequence[Turn]) -> None:
+        """A processor would take what stands for an image as one that is not there. nanoVLM's leaves it out, as nanoVLM does."""
+        names = {self.tokenizer.convert_ids_to_tokens(each) for each in _image_ids(self.network)} - {IMAGE_MARK, None}
+        for name in () if isinstance(self.processor, NanoVlmProcessor) else sorted(names):
+            if any(name in turn.text for turn in turns):
+                raise ConfigError(
+                    f"{where} has {name} in its text, which stands for an image in this model; write {IMAGE_MARK} where an image "
+                    "is to be shown, or take it out"
+                )
 
 
 def joined_inputs(readings: Sequence[Reading]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +20,10 @@ from trainer.policies.tokens.parts import part_of
 
 
 def prepare(network: Any, processor: Any, config: VlmConfig, device: torch.device) -> nn.Module:
-    """The network on its device, in evaluation mode (no dropout), with what is trained in float32 and the rest in `dtype`.
+    """The network on its device, in evaluation mode (no dropout).
+
+    With adapters, these are in float32 and the network in `dtype`. Without, all of it is in float32, frozen parts too: families
+    such as SmolVLM put image features into the embeddings as they are, which fails between two types.
 
     Raises:
         ConfigError: `lora.target_modules` or `lora.path` do not fit the network, or nothing is left to train.
@@ -30,12 +33,12 @@ def prepare(network: Any, processor: Any, config: VlmConfig, device: torch.devic
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     prepared: nn.Module = network
     if config.lora is not None:
-        _cast(network.parameters(), config)
+        for parameter in network.parameters():  # no buffers: rotary frequencies would lose places that they need
+            parameter.data = parameter.data.to(compute_dtype(config))
         prepared = _adapted(network, processor, config, config.lora)
-    frozen = [p for name, p in prepared.named_parameters() if part_of(name) in config.freeze]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    _cast(frozen, config)
+    for name, parameter in prepared.named_parameters():
+        if part_of(name) in config.freeze:
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in prepared.parameters()):
         raise ConfigError(
             f"policy.freeze = [{', '.join(config.freeze)}] leaves nothing to train: all adapters are in frozen parts"
@@ -60,12 +63,6 @@ def computing(network: nn.Module, config: VlmConfig, device: torch.device) -> It
                 block.training = True
                 stack.callback(partial(setattr, block, "training", False))
         yield
-
-
-def _cast(parameters: Iterable[nn.Parameter], config: VlmConfig) -> None:
-    """Parameters alone: buffers, such as rotary frequencies, would lose places that they need."""
-    for parameter in parameters:
-        parameter.data = parameter.data.to(compute_dtype(config))
 
 
 def _adapted(network: Any, processor: Any, config: VlmConfig, lora: LoraConfig) -> nn.Module:

@@ -25,13 +25,13 @@ def sizes(config: VlmConfig) -> Sizes:
         OSError, ValueError, SafetensorError: a file is not there or cannot be read.
     """
     shapes = _shapes(config)
-    bytes_each = 2 if config.dtype == "bfloat16" else _FP32
     frozen = {name: shape for name, shape in shapes.items() if part_of(name) in config.freeze}
     if config.lora is None:
-        return Sizes(count(shapes) - count(frozen), bytes_each * count(frozen), others=0)
+        return Sizes(count(shapes) - count(frozen), _FP32 * count(frozen), others=0)
     adapted = sum(
         sum(shape) for name, shape in shapes.items() if name not in frozen and _is_adapted(config, name, shape)
     )
+    bytes_each = 2 if config.dtype == "bfloat16" else _FP32
     return Sizes(config.lora.rank * adapted, bytes_each * count(shapes), others=0)
 
 

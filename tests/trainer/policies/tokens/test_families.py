@@ -66,6 +66,24 @@ def test_a_row_alone_is_the_row_in_its_batch(policy: TokenPolicy, prompts: list[
             torch.testing.assert_close(found_S, alone_S, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("fields", [{"lora": {"rank": 2}}, {"freeze": ["vision"]}])
+def test_it_trains_in_bfloat16(policy: TokenPolicy, prompts: list[Prompt], fields: dict[str, Any]) -> None:
+    """Adapters on a model in bfloat16, and a model in float32 that is computed in bfloat16, with a part that is frozen."""
+    section = VlmConfig.model_validate(
+        {"type": "vlm", "pretrained": policy.model.config.pretrained, **fields}, strict=False
+    )
+    rounded = TokenPolicy(build(section, torch.device("cpu")), keep_reference=True)
+    [rollout] = rounded.sample(prompts, 1, range(5), PLAN)
+    replay = rounded.replay(rollout, rounded.parts(rollout)[0], reference=True)
+    assert replay.reference_BS is not None and rollout.mask_BS is not None
+    assert torch.equal(replay.reference_BS, replay.logp_BS.detach()), "new adapters add nothing"
+    assert float((replay.logp_BS.detach() - rollout.logp_BS)[rollout.mask_BS].abs().max()) < 0.15
+    replay.logp_BS[rollout.mask_BS].sum().backward()
+    for name, parameter in rounded.trainable.named_parameters():
+        assert parameter.requires_grad or parameter.grad is None, name
+    assert any(p.grad is not None and bool(p.grad.any()) for p in rounded.trainable.parameters())
+
+
 def test_the_answer_looks_at_the_image(policy: TokenPolicy, prompts: list[Prompt], pictures: list[str]) -> None:
     seen, other = (Prompt("p", "what?", source_images=(path,)) for path in pictures[:2])
     [rollout] = policy.sample([seen], 1, [0], PLAN)
@@ -81,6 +99,16 @@ def test_what_stands_for_an_image_is_never_drawn(policy: TokenPolicy, prompts: l
     image = model.tokenizer.convert_ids_to_tokens(model.network.config.image_token_id)
     assert image in names and "<|im_end|>" not in names
     assert set(range(len(model.tokenizer), model.network.config.text_config.vocab_size)) <= set(model.banned_N.tolist())
+
+
+def test_a_text_that_names_an_image_of_its_own_is_refused(policy: TokenPolicy, pictures: list[str]) -> None:
+    model: Any = policy.model
+    token = model.tokenizer.convert_ids_to_tokens(model.network.config.image_token_id)
+    for images in ((), tuple(pictures[:2])):
+        with pytest.raises(
+            ConfigError, match=r"prompt 'p' .* has .* in its text, which stands|has 1 <image> marks and"
+        ):
+            model.read(Prompt("p", f"what {token} is", source_images=images))
 
 
 def test_parts_are_found_by_name(policy: TokenPolicy) -> None:
