@@ -176,6 +176,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.initialize.vlm_config.vlm_load_backbone_weights": ("1", FLAG),
     "policy.initialize.vlm_config.vlm_checkpoint_path": ("7", TEXT),
     "policy.initialize.vlm_config.hf_repo_name": ("7", TEXT),
+    "policy.check_sight": ("1", FLAG),
     "policy.max_images": ("-1", "greater than or equal to 0"),
     "policy.lora": ("32", FIELDS),
     "policy.lora.path": ("''", "at least 1 character"),

@@ -43,6 +43,12 @@ class VlmConfig(PolicySection):
     )
     max_images: int = Field(4, ge=0, le=64, description="A prompt with more images is refused by name.")
 
+    check_sight: bool = Field(
+        True,
+        description="Before the first step, prove on its first rows that images move the answers, that no row depends on its "
+        "neighbours, and that what is drawn is what is trained on; a failure stops the run.",
+    )
+
     @model_validator(mode="after")
     def _one_start(self) -> VlmConfig:
         if (self.pretrained is None) == (self.initialize is None):

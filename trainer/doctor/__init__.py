@@ -43,6 +43,7 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     from trainer.doctor.prompts import check_base, check_data, check_names
     from trainer.doctor.run_folder import check_disk, check_run
     from trainer.doctor.services import check_services
+    from trainer.doctor.sight import check_sight
 
     yield from check_names(config)
     sampler = yield from check_data(config)
@@ -52,5 +53,6 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     yield from check_memory(config)
     yield from check_disk(config)
     scorers = yield from check_run(config, sampler)
+    yield from check_sight(config, sampler)
     yield from check_ports(config)
     yield from check_services(config, scorers)

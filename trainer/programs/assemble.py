@@ -118,7 +118,7 @@ def _open_session(
     """All that programs share, but for the saver."""
     torch.manual_seed(config.seed)
     policy = kind.policy(config, ranks.device)
-    policy.check_prompts([*material.prompts, *material.heldout])
+    policy.check_prompts([*material.checked, *material.heldout])
     entry_of(config.policy).family.check_plans(config, policy)
     last_row = _last_whole_row(checkpoint)
     recorder = stack.enter_context(

@@ -39,6 +39,11 @@ class Material:
         return ()
 
     @property
+    def checked(self) -> Sequence[Prompt]:
+        """Training prompts that the policy must be able to take, or the run does not begin."""
+        return self.prompts
+
+    @property
     def heldout(self) -> list[Prompt]:
         """The prompts of all sets."""
         return [prompt for each in self.sets for prompt in each.prompts]

@@ -19,6 +19,7 @@ from trainer.processes.distributed import World, even_share
 from trainer.programs.base import Material
 from trainer.programs.given import GivenProgram, given_material
 from trainer.programs.session import Row, Session
+from trainer.programs.sight import prove_on_texts
 from trainer.types import AnswerPair, Conversation, Prompt
 
 Text = TypeVar("Text", Conversation, AnswerPair)
@@ -34,6 +35,11 @@ class TextMaterial(Material, Generic[Text]):
     def notes(self) -> Sequence[str]:
         """What a preprocessing file makes of the first row, and which rows are left out."""
         return self.rows.notes
+
+    @property
+    def checked(self) -> Sequence[Prompt]:
+        """None: rows are read as they come, and what cannot be read is passed over."""
+        return ()
 
 
 def text_material(config: Config, rows: GivenTexts[Text], prompts: Sequence[Prompt]) -> TextMaterial[Text]:
@@ -83,8 +89,10 @@ class TextProgram(GivenProgram):
         return {**super().states(), "rows": Kept(lambda: rows, lambda before: self._check_same_rows(before, rows))}
 
     def begin(self) -> None:
-        """Measure the loss before training."""
+        """Prove that the policy sees its images, and measure the loss before training."""
         session = self.session
+        if session.step == 0:
+            prove_on_texts(session, self.objective.batches(None, 0))
         if session.step == 0 and session.row is not None:
             session.row |= self.held_out_loss()
 

@@ -32,6 +32,7 @@ from trainer.programs.base import Kind, Material
 from trainer.programs.resampling import exchanged, flat_groups, joined
 from trainer.programs.rollout import Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
+from trainer.programs.sight import prove_on_prompts
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
 from trainer.records.text_metrics import text_metrics
 from trainer.types import Scores
@@ -131,9 +132,11 @@ class RlProgram:
         }
 
     def begin(self) -> None:
-        """Forget the spread of rewards that come from another scorer now: it was of other numbers."""
+        """Forget the spread of rewards that come from another scorer now: it was of other numbers. A policy that reads images
+        proves that it sees them."""
         for name in self.session.scorers.changed:
             self.spread.forget(list(self.session.config.rewards.columns).index(name))
+        prove_on_prompts(self.session, self.sampler, plan_needs(self.session.config.objective.type))
 
     def end(self) -> None:
         """Nothing is left behind besides checkpoints and records."""

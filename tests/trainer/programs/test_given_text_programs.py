@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import torch
 
 from tests.support.trainer_runs import ROOT, read_metrics, saved_weights
 from tests.support.vlm_runs import write_recipe, write_texts
-from trainer.config import Config
+from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
+from trainer.doctor import examine
 from trainer.loop import train
 
 Make = Callable[..., Config]
@@ -68,3 +71,55 @@ def test_a_run_learns_what_it_is_given_and_goes_on_bit_for_bit(make: Make, progr
     assert train(again) == 0
     assert same(final(again), final(whole)) and read_metrics(again.run_dir)[1:] == rows
     assert (whole.run_dir / "report.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def blind(folder: Path) -> Path:
+    """The model with a projector whose weights were lost."""
+    from safetensors.torch import load_file, save_file
+
+    found = shutil.copytree(folder / "model", folder / "blind")
+    weights = load_file(found / "model.safetensors")
+    for name, tensor in weights.items():
+        if "modality_projection" in name:
+            tensor.zero_()
+    save_file(weights, found / "model.safetensors", {"format": "pt"})
+    return found
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_run_that_is_blind_stops_before_its_first_step(
+    make: Make, folder: Path, blind: Path, program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(program, f"{program}_blind", max_steps=1, policy__pretrained=str(blind))
+    with pytest.raises(
+        ConfigError, match=r"stopped before step 1: the model does not see its images: .*policy\.check_sight"
+    ):
+        train(config)
+    assert not list((config.run_dir / "checkpoints").glob("step_*"))
+    assert "sight: FAIL image: the model does not see its images" in capsys.readouterr().err
+    findings = [each for each in examine(folder / f"{program}_blind.yaml") if each.area == "sight"]
+    assert [(each.status, each.message.partition(":")[0]) for each in findings] == [
+        ("FAIL", "image"),
+        ("OK", "rows"),
+        ("NOT CHECKED", "replay"),
+        ("OK", "placeholders"),
+    ]
+    off = make(program, f"{program}_off", max_steps=1, policy__pretrained=str(blind), policy__check_sight=False)
+    assert train(off) == 0
+    assert not (off.run_dir / "sight.json").exists()
+    [finding] = [each for each in examine(folder / f"{program}_off.yaml") if each.area == "sight"]
+    assert finding.status == "WARN"
+
+
+def test_what_is_proven_is_told_and_kept(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make("supervised", "proven", max_steps=1)
+    assert train(config) == 0
+    kept = json.loads((config.run_dir / "sight.json").read_text())
+    assert [(each["check"], each["status"]) for each in kept] == [
+        ("image", "OK"),
+        ("rows", "OK"),
+        ("replay", "NOT CHECKED"),
+        ("placeholders", "OK"),
+    ]
+    assert "sight: OK image: a blank image moves" in capsys.readouterr().err

@@ -38,6 +38,7 @@ class TokenModel:
         network: the model, or the model with adapters around it.
         banned_N: ids that can never be drawn: those that stand for an image, those that pad, and those that have no text.
         ends: ids that end an answer.
+        image_ids: ids that stand for an image or a video where the network reads them.
         about: a paragraph for the report.
     """
 
@@ -46,7 +47,7 @@ class TokenModel:
     ) -> None:
         self.network, self.processor, self.config, self.device, self.about = network, processor, config, device, about
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.ends = _ends(network, self.tokenizer)
+        self.ends, self.image_ids = _ends(network, self.tokenizer), _image_ids(network)
         self.banned_N = torch.tensor(_banned(network, self.tokenizer, self.ends), dtype=torch.int64)
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
 
