@@ -14,9 +14,10 @@ from trainer.config.base import UserError
 from trainer.data.datasets import load_datasets
 from trainer.policies.lora import merged_state
 from trainer.policies.registry import entry_of
-from trainer.types import Sample
+from trainer.types import Prompt, Sample
 
 _DRAWN = 2
+_ASKED = "what is this"  # where a run has no prompts
 _ROUNDING = 1  # of 255: adapters are summed in another order by other programs
 
 
@@ -133,12 +134,14 @@ def _plain_state(network: Any) -> dict[str, Tensor]:
 
 
 def compare_samples(config: Config, model: Any, reloaded: Any) -> str:
-    """Draw samples for the first training prompts with both. Returns a sentence.
+    """Draw samples for the first training prompts with both, for a question of ours where there are none. Returns a sentence.
 
     Raises:
         ExportError: they differ.
     """
     prompts = [prompt for dataset in load_datasets(config) for prompt in dataset.prompts][:_DRAWN]
+    if not prompts:  # a run on given texts or images
+        prompts = [Prompt("export", _ASKED)]
     drawn: list[list[Sample]] = []
     family = entry_of(config.policy).family
     plan = family.comparison_plan(len(prompts))

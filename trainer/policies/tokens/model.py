@@ -142,6 +142,16 @@ class TokenModel:
                 f"another: add chat_template.jinja to the folder ({error})"
             ) from error
 
+    def check_length(self, reading: Reading, count: int) -> None:
+        """Raises ConfigError where a prompt and `count` tokens behind it leave the positions that a nanoVLM model has."""
+        longest = self.processor.longest if isinstance(self.processor, NanoVlmProcessor) else None
+        if longest is not None and len(reading.ids_T) + count > longest:
+            raise ConfigError(
+                f"a prompt of {len(reading.ids_T)} tokens with {count} behind it ({reading.text[:40]!r}) is longer than "
+                f"lm_max_position_embeddings = {longest}, beyond which nanoVLM stretches its positions: set "
+                f"policy.max_prompt_tokens to {max(longest - count, 1)}, or shorten what follows"
+            )
+
     def _refuse_placeholders(self, where: str, turns: Sequence[Turn]) -> None:
         """A processor would take what stands for an image as one that is not there. nanoVLM's leaves it out, as nanoVLM does."""
         names = {self.tokenizer.convert_ids_to_tokens(each) for each in _image_ids(self.network)} - {IMAGE_MARK, None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from trainer.config import Config, ConfigError, TokenSamplingConfig
 from trainer.policies.registry import HeldOut, PlanNeeds
 from trainer.policies.tokens.draw import TokenPlan
-from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.policy import TokenPolicy
 
 _COMPARED_TOKENS = 16
@@ -43,23 +42,11 @@ def comparison_plan(num_samples: int) -> TokenPlan:
 
 
 def check_plans(config: Config, policy: TokenPolicy) -> None:
-    """Raises ConfigError where an id of `sampling.stop_ids` is none of the tokenizer's, or an answer may leave the positions
-    that a nanoVLM model has."""
+    """Raises ConfigError where an id of `sampling.stop_ids` is none of the tokenizer's."""
     known = len(policy.model.tokenizer)
     for each in _sampling(config).stop_ids:
         if each >= known:
             raise ConfigError(f"sampling.stop_ids has {each}, but the tokenizer has ids from 0 to {known - 1}")
-    processor, asked, drawn = (
-        policy.model.processor,
-        policy.model.config.max_prompt_tokens,
-        _sampling(config).max_new_tokens,
-    )
-    if isinstance(processor, NanoVlmProcessor) and asked + drawn > processor.longest:
-        raise ConfigError(
-            f"policy.max_prompt_tokens = {asked} and sampling.max_new_tokens = {drawn} are more than the model's "
-            f"lm_max_position_embeddings = {processor.longest}, beyond which nanoVLM stretches its positions; lower "
-            f"policy.max_prompt_tokens to {max(processor.longest - drawn, 1)}"
-        )
 
 
 def _sampling(config: Config) -> TokenSamplingConfig:

@@ -91,6 +91,7 @@ class TokenPolicy:
             chunk = rows[first : first + plan.micro_batch_size]
             for p in dict.fromkeys(p for p, _ in chunk):
                 readings[p] = readings.get(p) or self.model.read(prompts_P[p])
+                self.model.check_length(readings[p], plan.max_new_tokens)
             answers = self._draw(chunk, readings, seeds_B[first : first + len(chunk)], plan)
             yield self._rollout(prompts_P, chunk, readings, answers, plan)
             readings = {p: readings[p] for p in {chunk[-1][0]}}  # of a group that goes on in the next micro-batch
@@ -116,6 +117,8 @@ class TokenPolicy:
         """Of the model's own distribution, of which nothing is banned: what is given may hold any token, and to learn a text
         is also to unlearn what does not belong into it."""
         tokens_B = [torch.tensor(answer, dtype=torch.int64) for answer in answers_B]
+        for reading, answer in zip(readings_B, answers_B, strict=True):
+            self.model.check_length(reading, len(answer))
         trace = AnswerTrace(readings_B, tokens_B, 1.0, [None] * len(tokens_B))
         if not reference:
             return self._logp(self.model.network, trace, banned_N=_NOTHING)

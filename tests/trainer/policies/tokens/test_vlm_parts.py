@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support import nanovlm_reference as reference
-from trainer.config import Config, ConfigError, VlmConfig
+from trainer.config import ConfigError, VlmConfig
 from trainer.config.nanovlm import NanoVlmConfig
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.tokens.nanovlm import layout
 from trainer.policies.tokens.nanovlm.adapters import layers_of
-from trainer.policies.tokens.plans import check_plans
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.sizes import sizes
 from trainer.policies.tokens.vlm import build
@@ -243,14 +242,15 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path, monkeypatch: pyte
         build(VlmConfig(type="vlm", pretrained="outputs/bose"), CPU)
 
 
-def test_a_run_that_may_leave_nanovlms_positions_is_refused(nano_folder: Path) -> None:
-    sections = {
-        "policy": {"type": "vlm", "pretrained": str(nano_folder), "dtype": "float32", "max_prompt_tokens": 250},
-        "sampling": {"max_new_tokens": 8},
-        "rewards": {"services": {"rules": {"urls": ["http://127.0.0.1:9"]}}, "columns": {"x": {"service": "rules"}}},
-        "data": {"train": [{"path": "train.jsonl", "rewards": {"x": 1.0}}]},
-    }
-    config = Config.model_validate({"run_name": "run", "max_steps": 1, **Config.with_types(sections)})
-    policy = TokenPolicy(build(config.policy, CPU), keep_reference=False)
-    with pytest.raises(ConfigError, match=r"positions; lower policy.max_prompt_tokens to 248"):
-        check_plans(config, policy)
+def test_answers_that_leave_nanovlms_positions_are_refused(nano_folder: Path) -> None:
+    policy = TokenPolicy(model_of(nano_folder), keep_reference=False)
+    prompt = Prompt("p", "what is this a cat")
+    reading = policy.model.read(prompt)
+    count = 256 - len(reading.ids_T)
+    policy.logp([reading], [[5] * count])
+    with pytest.raises(
+        ConfigError, match=rf"with {count + 1} behind it .* set policy.max_prompt_tokens to {255 - count}"
+    ):
+        policy.logp([reading], [[5] * (count + 1)])
+    with pytest.raises(ConfigError, match=r"is longer than lm_max_position_embeddings = 256"):
+        list(policy.sample([prompt], 1, [0], TokenPlan(micro_batch_size=1, max_new_tokens=count + 1)))
