@@ -125,7 +125,7 @@ def _optim(lab: Lab, steps: int) -> dict[str, Line]:
         raise ConfigError(f"training.lr_scheduler_type = {name!r} is not offered; take one of {', '.join(_SCHEDULES)}")
     said_of_name = "linear there, whatever was written" if of_grpo and name != "linear" else ""
     said_of_norm = "1 there, whatever was written" if of_grpo and lab.get("training", "max_grad_norm") != 1 else ""
-    warmup = 0 if name == "constant" else math.ceil(steps * ratio)
+    warmup = 0 if name == "constant" else min(math.ceil(steps * ratio), steps - 1)
     return {
         **_rates(lab),
         "optim.schedule": Line(_SCHEDULES[name], said_of_name),
