@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("VLLM_VENV", ROOT / ".venv-vllm"))
 PYTHON = ENVIRONMENT / "bin" / "python"
 VLLM = ENVIRONMENT / "bin" / "vllm"
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 480.0
 MAX_IMAGES = 2
 MAX_MODEL_LEN = 4096
 
@@ -77,14 +78,29 @@ def flag_errors(commands: Sequence[Sequence[str]]) -> list[str]:
 
 
 class VllmServer:
-    """The server's process group on a fixed port: `start`, `kill` (all its processes at once), `start` again."""
+    """The server's process group on a fixed port: `start`, `kill` (all its processes at once), `start` again.
 
-    def __init__(self, checkpoint: Path, model: str, log: Path) -> None:
+    Args:
+        flags: in place of those of the judges' tests.
+        variables: more of its environment.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        model: str,
+        log: Path,
+        *,
+        flags: Sequence[str] | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self._checkpoint = checkpoint
         self._model = model
+        self._flags = serve_flags() if flags is None else list(flags)
+        self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,13 +109,13 @@ class VllmServer:
 
     def start(self) -> None:
         """Start it and wait until it has said that it is up. Raises with the end of its log."""
-        command = [str(VLLM), "serve", str(self._checkpoint), "--served-model-name", self._model, *serve_flags()]
+        command = [str(VLLM), "serve", str(self._checkpoint), "--served-model-name", self._model, *self._flags]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["bash", "-c", _TIED_TO_US, "vllm", *command],
                 cwd=self.log.parent,
-                env=os.environ | RUN_VARIABLES,
+                env=os.environ | RUN_VARIABLES | dict(self._variables),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

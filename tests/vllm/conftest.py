@@ -46,6 +46,13 @@ def alone() -> None:
         server.kill()
 
 
+@pytest.fixture(scope="module")
+def alone_in_this_module() -> None:
+    """As `alone`, for servers that a module keeps."""
+    for server in _servers:
+        server.kill()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test shows the end of the server's log."""
