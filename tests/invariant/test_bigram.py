@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.support.bigram import Bigram, Tokens
-from tests.support.bigram_ranks import ADV, LOSSES, draw, gradient, make_updater, row_of, weights
+from tests.support.bigram_ranks import ADV, GIVEN, LOSSES, draw, gradient, make_updater, row_of, weights
 from tests.support.tiny_updates import drawn_again
 from tests.support.trainer_runs import ROOT, trainer_environment
 from trainer.losses import policy_loss
@@ -284,13 +284,13 @@ def check(found: dict[str, Any], cases: Sequence[str]) -> None:
 
 
 def test_two_ranks_of_unequal_numbers_of_parts_are_one(tmp_path: Path) -> None:
-    cases = [f"{SHOWN}-none"]
+    cases = [f"{loss}-none" for loss in (SHOWN, *GIVEN)]
     check(launch(tmp_path, *cases), cases)
 
 
 @pytest.mark.slow
 def test_two_ranks_are_one_for_every_loss_and_engine(tmp_path: Path) -> None:
     cases = [f"{loss}-none" for loss in LOSSES if loss != SHOWN] + [
-        f"{SHOWN}-{zero}" for zero in ("zero0", "zero2", "zero3")
+        f"{loss}-{zero}" for loss in (SHOWN, *GIVEN) for zero in ("zero0", "zero2", "zero3")
     ]
     check(launch(tmp_path, *cases), cases)

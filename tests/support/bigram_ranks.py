@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.support.bigram import Bigram
+from tests.support.given_texts import answer_pairs, conversations, preference, supervised, updater_of
 from tests.support.tiny_updates import WORLD
 from trainer.config import DistributedConfig, OptimConfig
 from trainer.config.objective import FlowGrpoConfig
@@ -38,6 +39,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "sapo": {},
     "cispo": {},
     "vespo": {},
+}
+GIVEN: dict[str, tuple[Any, Any]] = {
+    "supervised": (supervised, conversations),
+    "preference": (preference, answer_pairs),
 }
 ZERO: dict[str, dict[str, Any]] = {
     "zero0": {"stage": 0},
@@ -86,6 +91,8 @@ def weights(policy: Bigram) -> Tensor:
 def row_of(loss: str, group: World = WORLD, deepspeed: str | None = None) -> dict[str, Any]:
     """Rows and weights of two steps with two updates each. The first of two ranks has its four answers in three
     micro-batches, the second has them in one."""
+    if loss in GIVEN:
+        return given_row_of(loss, group, deepspeed)
     policy = Bigram()
     # Drawn before the engine cuts the weights into parts: ranks draw answers of unequal length, in unequally many passes.
     drawn = [regroup(draw(policy, first_seed=10 * number), 4) for number in range(2)]
@@ -98,6 +105,23 @@ def row_of(loss: str, group: World = WORLD, deepspeed: str | None = None) -> dic
             one, two, three, four = regroup(rollouts, 1)
             rollouts = [one, *regroup([two, three], 2), four]
         rows.append(updater.step(Scored(rollouts, ADV[mine], torch.ones(8)[mine]), number))
+    engine = updater.engine
+    return {
+        "rows": rows,
+        "weights": [x for name in engine.names for x in engine.read(name)["weight"].flatten().tolist()],
+    }
+
+
+def given_row_of(name: str, group: World = WORLD, deepspeed: str | None = None) -> dict[str, Any]:
+    """The same of two steps on given texts, five a step in micro-batches of two: of two ranks the first has one micro-batch, the
+    second two."""
+    policy = Bigram()
+    with torch.no_grad():  # so that no margin and no KL is trivial
+        policy.trainable[2].bias.add_(torch.linspace(-0.3, 0.3, 7))
+    make, texts = GIVEN[name]
+    objective = make(policy, texts(), (group.rank, group.size), batch_size=5, micro_batch_size=2)
+    updater = updater_of(policy, objective, group=group, deepspeed=deepspeed)
+    rows = [updater.step(None, number) for number in range(2)]
     engine = updater.engine
     return {
         "rows": rows,
