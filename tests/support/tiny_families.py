@@ -110,11 +110,82 @@ def llava(folder: Path) -> Path:
     return folder
 
 
+def qwen2_vl(folder: Path) -> Path:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    images = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    number = _save_tokenizer(folder, images, "<|vision_start|><|image_pad|><|vision_end|>")
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    text = _text(number, max_position_embeddings=4096, rope_parameters=rope)
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 14, "mlp_ratio": 2}
+    ids = {name: number(f"<|{token}|>") for name, token in _QWEN_IDS.items()}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
+    _save(Qwen2VLForConditionalGeneration, config, folder)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    settings = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "size": size} | _MEAN
+    _settings(folder, "preprocessor_config", settings, "Qwen2VLProcessor", image_processor_type="Qwen2VLImageProcessor")
+    return folder
+
+
+def internvl(folder: Path) -> Path:
+    """16 patches an image, of which 2 x 2 become a token."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    number = _save_tokenizer(folder, list(named.values()), "<IMG_CONTEXT>\n", named)
+    config = InternVLConfig(
+        text_config=_text(number, model_type="qwen2"),
+        vision_config={**_SMALL, "image_size": [32, 32], "patch_size": [8, 8]},
+        image_token_id=number("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    _save(InternVLForConditionalGeneration, config, folder)
+    settings = {"size": {"height": 32, "width": 32}, "crop_to_patches": False} | _MEAN
+    _settings(
+        folder, "preprocessor_config", settings, "InternVLProcessor", image_processor_type="GotOcr2ImageProcessor"
+    )
+    _settings(folder, "processor_config", {"image_seq_length": 4}, "InternVLProcessor")
+    return folder
+
+
+def llava_onevision(folder: Path) -> Path:
+    """Images of their own shapes: a view of the whole and up to four tiles, which are padded where others have more."""
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+    number = _save_tokenizer(folder, ["<image>", "<video>"], "<image>\n")
+    shapes = [[24, 24], [24, 48], [48, 24], [48, 48]]
+    vision = {"model_type": "siglip_vision_model", "image_size": 24, "patch_size": 8, "vision_use_head": False}
+    config = LlavaOnevisionConfig(
+        text_config=_text(number, model_type="qwen2"),
+        vision_config={**_SMALL, **vision},
+        image_token_id=number("<image>"),
+        video_token_id=number("<video>"),
+        image_grid_pinpoints=shapes,
+        tie_word_embeddings=False,
+    )
+    _save(LlavaOnevisionForConditionalGeneration, config, folder)
+    settings = {"size": {"height": 24, "width": 24}, "image_grid_pinpoints": shapes} | _MEAN
+    kind = "LlavaOnevisionImageProcessor"
+    _settings(folder, "preprocessor_config", settings, "LlavaOnevisionProcessor", image_processor_type=kind)
+    more = {"num_image_tokens": 9, "vision_feature_select_strategy": "full"}
+    _settings(folder, "processor_config", more, "LlavaOnevisionProcessor")
+    return folder
+
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "smolvlm": smolvlm,
     "llava": llava,
+    "llava_onevision": llava_onevision,
+    "qwen2_vl": qwen2_vl,
+    "internvl": internvl,
 }
 _QWEN_IDS = {
     "image_token_id": "image_pad",
@@ -124,8 +195,14 @@ _QWEN_IDS = {
 }
 
 
-def _save_tokenizer(folder: Path, special: list[str], image: str) -> Callable[[str], int]:
-    """A byte a token, and a chat template in which an image is written as `image`. Gives the numbering."""
+def _save_tokenizer(
+    folder: Path, special: list[str], image: str, named: dict[str, str] | None = None
+) -> Callable[[str], int]:
+    """A byte a token, and a chat template in which an image is written as `image`. Gives the numbering.
+
+    Args:
+        named: tokens that the tokenizer gives by a name of their own.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -134,7 +211,8 @@ def _save_tokenizer(folder: Path, special: list[str], image: str) -> Callable[[s
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([_PAD, "<|im_start|>", _END, *special])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=_END, pad_token=_PAD)
+    more = {"extra_special_tokens": named} if named else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=_END, pad_token=_PAD, **more)
     tokenizer.chat_template = (
         "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
         "{%- for part in message.content -%}{%- if part.type == 'text' -%}{{ part.text }}{%- else -%}"

@@ -167,8 +167,10 @@ def joined_inputs(readings: Sequence[Reading]) -> dict[str, Tensor]:
     """What processors make beside ids, for several rows together.
 
     Most families put the images of all rows one after the other on the first axis. Idefics3 and its kin have an axis of rows
-    and one of a row's images: there rows with fewer images are padded with zeros, which these models take for none.
+    and one of a row's images: there rows with fewer images are padded with zeros, which these models take for none. LLaVA's kin
+    have an axis of images and one of an image's tiles, which `image_sizes` counts: there images of fewer tiles are padded.
     """
+    of_tiles = any("image_sizes" in each.inputs for each in readings)
     names = dict.fromkeys(name for each in readings for name in each.inputs)
     joined = {}
     for name in names:
@@ -176,8 +178,8 @@ def joined_inputs(readings: Sequence[Reading]) -> dict[str, Tensor]:
             joined[name] = next(each.inputs[name] for each in readings if name in each.inputs)
             continue
         given = [each.inputs[name] for each in readings if name in each.inputs]
-        if not _has_rows(name, given[0]):
-            joined[name] = torch.cat(given)
+        if of_tiles or not _has_rows(name, given[0]):
+            joined[name] = _one_after_the_other(given)
             continue
         most = [max(each.shape[axis] for each in given) for axis in range(1, given[0].dim())]
         rows = given[0].new_zeros((len(readings), *most))
@@ -187,6 +189,15 @@ def joined_inputs(readings: Sequence[Reading]) -> dict[str, Tensor]:
                 place = tuple(slice(0, size) for size in tensor.shape)
                 rows[row][place] = tensor
         joined[name] = rows
+    return joined
+
+
+def _one_after_the_other(given: Sequence[Tensor]) -> Tensor:
+    """Joined on the first axis; what is shorter on the others is padded with zeros behind."""
+    most = [max(each.shape[axis] for each in given) for axis in range(1, given[0].dim())]
+    joined = given[0].new_zeros((sum(len(each) for each in given), *most))
+    for each, place in zip(given, joined.split([len(each) for each in given]), strict=True):
+        place[tuple(slice(0, size) for size in each.shape)] = each
     return joined
 
 

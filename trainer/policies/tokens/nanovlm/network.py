@@ -22,7 +22,9 @@ class WholeTiles(Idefics3VisionEmbeddings):
 
     def forward(self, pixel_values: Tensor, patch_attention_mask: Tensor) -> Tensor:
         embedded: Tensor = self.patch_embedding(pixel_values)
-        return embedded.flatten(2).transpose(1, 2) + self.position_embedding.weight
+        # By a call of the module: weights that are cut over ranks are whole inside it alone.
+        positions: Tensor = self.position_embedding(torch.arange(self.num_positions, device=pixel_values.device))
+        return embedded.flatten(2).transpose(1, 2) + positions
 
 
 def idefics3_config(settings: NanoVlmConfig, image_token_id: int, pad_token_id: int | None, end: int | None) -> Any:
