@@ -82,7 +82,7 @@ def _recipe(args: argparse.Namespace) -> Config:
             from trainer.data.prompts import read_prompt_file
 
             read_prompt_file(path, dataset=Path(path).stem)  # says what is wrong with the path
-    check_policy_files(config.policy)
+    check_policy_files(config.policy, config.program)
     return config
 
 

@@ -33,7 +33,7 @@ from trainer.config.policy import (
     TinyConfig,
     sections,
 )
-from trainer.config.programs import PreferencesConfig, ProgramName, QuickstartBaseConfig, check_program
+from trainer.config.programs import CardsConfig, PreferencesConfig, ProgramName, QuickstartBaseConfig, check_program
 from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
@@ -46,6 +46,7 @@ __all__ = [
     "AdvantageConfig",
     "AlarmsConfig",
     "AnswersConfig",
+    "CardsConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
@@ -108,7 +109,8 @@ class Config(Section):
     program: ProgramName = Field(
         "rl",
         description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft) or "
-        "conversations, preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart).",
+        "conversations, preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart), "
+        "vlm_base that of the small VLM (cards).",
     )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
     sampling: SamplingConfig = Field(default_factory=FlowSamplingConfig, description="How rollouts are drawn.")
@@ -127,6 +129,7 @@ class Config(Section):
         None, discriminator="type", description="What program: preference trains on."
     )
     quickstart: QuickstartBaseConfig | None = Field(None, description="What program: quickstart_base trains on.")
+    cards: CardsConfig | None = Field(None, description="What program: vlm_base trains on.")
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -180,6 +183,7 @@ class Config(Section):
             conversations=self.conversations,
             preferences=self.preferences,
             quickstart=self.quickstart,
+            cards=self.cards,
         )
         if self.program != "rl" and self.optim.micro_batch_size is not None:
             raise ValueError(
@@ -189,6 +193,16 @@ class Config(Section):
         if self.program == "quickstart_base" and (not isinstance(self.policy, TinyConfig) or self.policy.checkpoint):
             raise ValueError(
                 "program: quickstart_base trains policy.type = tiny from random weights; leave policy.checkpoint out"
+            )
+        if self.program == "vlm_base" and not isinstance(self.policy, VlmConfig):
+            raise ValueError(
+                f"program: vlm_base writes the folder that a policy of type vlm starts from, but policy.type is "
+                f"{self.policy.type}; set policy.type to vlm and policy.pretrained to the folder"
+            )
+        if self.cards is not None and self.cards.captions + self.cards.careless > self.max_steps:
+            raise ValueError(
+                f"cards.captions + cards.careless = {self.cards.captions} + {self.cards.careless} steps are more than "
+                f"max_steps = {self.max_steps}; lower them or train longer"
             )
         return self
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.config.base import ConfigError
 from trainer.config.policy import PolicyConfig
+from trainer.config.programs import ProgramName
 
 # Fields of the policies' sections that name what is read at the start; a cache folder is made where there is none.
 _READ = ("checkpoint", "pretrained", "sd3_path", "qwen_path", "lmm_checkpoint")
@@ -20,8 +21,13 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
 
 
-def check_policy_files(policy: PolicyConfig) -> None:
-    """Raises ConfigError for weights that are not there: before torch is imported and the model built, which takes seconds."""
+def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
+    """Raises ConfigError for weights that are not there: before torch is imported and the model built, which takes seconds.
+
+    Program vlm_base writes the folder that others start from.
+    """
+    if program == "vlm_base":
+        return
     for field, path in _named(policy):
         if not Path(path).exists():
             raise ConfigError(f"{field} = {path}: nothing at {Path(path).absolute()}; {nearest_path(Path(path))}")

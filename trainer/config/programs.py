@@ -10,7 +10,7 @@ from trainer.config.base import FilePath, Section, Share
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.supervised_loss import SftLossConfig
 
-ProgramName = Literal["rl", "supervised", "preference", "quickstart_base"]
+ProgramName = Literal["rl", "supervised", "preference", "quickstart_base", "vlm_base"]
 
 
 class PreferencesConfig(Section):
@@ -48,6 +48,21 @@ class QuickstartBaseConfig(Section):
     color_noise: Share = Field(0.3, description="Share of caption colours that are wrong.")
 
 
+class CardsConfig(Section):
+    """The cards that the small VLM's base is trained on: first captions, then thoughts, at last careless answers.
+
+    The thoughts have the steps between `captions` and `careless`.
+    """
+
+    batch_size: int = Field(64, ge=1, description="Cards of a step, over all ranks.")
+    captions: int = Field(150, ge=0, description="First steps, in which the model says all that is on a card.")
+    careless: int = Field(150, ge=0, description="Last steps, in which it answers as careless people do.")
+    recalled: Share = Field(0.15, description="Share of captions among the thoughts.")
+    thinking: Share = Field(0.25, description="Share of careless answers that a thought comes before.")
+    wrong: Share = Field(0.55, description="Share of wrong answers without a thought.")
+    untidy: Share = Field(0.4, description="Share of careless answers whose tags are missing or left open.")
+
+
 def check_program(
     program: ProgramName,
     *,
@@ -59,6 +74,7 @@ def check_program(
     conversations: ConversationsConfig | None,
     preferences: PreferencesConfig | AnswersConfig | None,
     quickstart: QuickstartBaseConfig | None,
+    cards: CardsConfig | None,
 ) -> None:
     """Whether each program has what it trains on, and no other has been given something.
 
@@ -82,6 +98,7 @@ def check_program(
         "conversations": (conversations, ("supervised",), "supervised" if is_text else "", "conversations"),
         "preferences": (preferences, ("preference",), "preference", f"pairs of {'answers' if is_text else 'images'}"),
         "quickstart": (quickstart, ("quickstart_base",), "quickstart_base", "rendered words"),
+        "cards": (cards, ("vlm_base",), "vlm_base", "cards with questions"),
     }
     for name, (section, _, needed_by, what) in sections.items():
         if section is None and program == needed_by:

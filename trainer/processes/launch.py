@@ -182,7 +182,7 @@ def _check_recipe(command: Sequence[str], nproc: int) -> None:
         return
     with contextlib.redirect_stderr(io.StringIO()):
         config = load_recipe(command[1], Config, command[2:])
-    check_policy_files(config.policy)
+    check_policy_files(config.policy, config.program)
     if config.distributed.device == "cpu":
         return
     try:

@@ -5,16 +5,14 @@ A picture of 48x48 pixels is 6x6 patches, of which each 3x3 become one token: fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.quickstart.cards import COUNTS, PLACES, QUESTIONS_OF_SIDES, SHAPES, SIZE
 from trainer.quickstart.words import INKS
 
 if TYPE_CHECKING:
-    from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
+    from transformers import Idefics3ForConditionalGeneration, Idefics3Processor, PreTrainedTokenizerFast
 
 PATCH, SCALE = 8, 3
 IMAGE_TOKENS = (SIZE // PATCH // SCALE) ** 2
@@ -106,24 +104,19 @@ def new_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGen
     return Idefics3ForConditionalGeneration(config)
 
 
-def write_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write all that is not the network into a model folder, as published checkpoints have it."""
-    tokenizer.save_pretrained(folder)
+def processor() -> Idefics3Processor:
+    """Pictures and texts as the network takes them, without torchvision."""
+    from transformers import Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
     edge = {"longest_edge": SIZE}
-    pictures = {
-        "image_processor_type": "Idefics3ImageProcessor",
-        "do_image_splitting": False,
-        "do_convert_rgb": True,
-        "size": edge,
-        "max_image_size": edge,
-        "image_mean": [PIXEL_MEAN] * 3,
-        "image_std": [PIXEL_STD] * 3,
-    }
-    processor = {"processor_class": "Idefics3Processor", "image_seq_len": IMAGE_TOKENS}
-    _write_json(folder / "preprocessor_config.json", pictures)
-    _write_json(folder / "processor_config.json", processor)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    pictures = Idefics3ImageProcessorPil(
+        do_image_splitting=False, size=edge, max_image_size=edge, image_mean=[PIXEL_MEAN] * 3, image_std=[PIXEL_STD] * 3
+    )
+    return Idefics3Processor(pictures, word_tokenizer(), image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def prompt_text(question: str) -> str:
+    """A card with a question as the processor writes it: the picture first, then the words, then it is the model's turn."""
+    card = f"{AROUND}{GLOBAL}{IMAGE * IMAGE_TOKENS}{AROUND}"
+    return f"{ROLES['user']}{card}{question}{END}{ROLES['assistant']}"
