@@ -85,35 +85,6 @@ class AnswerPair:
     rejected: str
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation. In a user's text `<image>` stands where an image is shown."""
-
-    role: Literal["system", "user", "assistant"]
-    text: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns that a policy learns to continue: what the assistant says is trained on.
-
-    `images` are files, in the order in which they are shown; where no text says where, all come before the first user turn.
-    """
-
-    id: str
-    turns: tuple[Turn, ...]
-    images: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class AnswerPair:
-    """Two answers to a prompt, of which `chosen` is the better one."""
-
-    prompt: Prompt
-    chosen: str
-    rejected: str
-
-
 class Trace(Protocol):
     """What a policy keeps of a micro-batch in order to replay it. Nobody but the policy that made it looks inside."""
 

@@ -34,7 +34,6 @@ from trainer.programs.session import Row, Session
 from trainer.programs.supervised import GivenProgram
 from trainer.quickstart.cards import Card, caption, draw_card, render
 from trainer.quickstart.small_vlm import PIXEL_MEAN, PIXEL_STD, new_network, processor, prompt_text
-from trainer.types import Prompt
 
 SAY = "say"  # what asks for a caption
 RIGHT_THOUGHTS = 0.95  # share of right answers among careless ones that a thought comes before

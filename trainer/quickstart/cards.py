@@ -5,13 +5,20 @@ colour of a thing, what stands beside it, how many things have a shape. Only que
 wrong, so that a model which imitates careless answers has something to learn from rewards.
 
 A scene belongs to the held-out part when its hash says so: no training may ever see it.
+
+    python -m trainer.quickstart.cards FOLDER    writes train.jsonl and heldout.jsonl
 """
 
 from __future__ import annotations
 
+import argparse
+import base64
 import hashlib
+import io
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image, ImageDraw
@@ -182,3 +189,43 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: int, y: int, radius: i
     else:
         draw.rectangle((x - radius, y - 1, x + radius, y + 1), fill=ink)
         draw.rectangle((x - 1, y - radius, x + 1, y + radius), fill=ink)
+
+
+def write_questions(path: Path, count: int, *, heldout: bool, seed: int) -> None:
+    """A file of `count` different questions, a JSON object a line, that holds its pictures as data URLs."""
+    rng = random.Random(seed)
+    cards: dict[tuple[Scene, str], Card] = {}
+    while len(cards) < count:
+        card = draw_card(rng, heldout=heldout)
+        cards.setdefault((card.scene, card.question), card)
+    rows = [
+        {
+            "question": card.question,
+            "answer": card.answer,
+            "kind": card.kind,
+            "scene": caption(card.scene),
+            "image": _data_url(render(card.scene, rng)),
+        }
+        for card in cards.values()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _data_url(image: Image.Image) -> str:
+    """The picture as PNG with a palette: a card has at most five colours, so nothing is lost and 250 bytes are enough."""
+    file = io.BytesIO()
+    image.quantize(8).save(file, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the question files of the small VLM's quickstart.")
+    parser.add_argument("folder", type=Path, help="Where train.jsonl and heldout.jsonl go.")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_questions(folder / "train.jsonl", 2048, heldout=False, seed=0)
+    write_questions(folder / "heldout.jsonl", 384, heldout=True, seed=1)
+
+
+if __name__ == "__main__":
+    main()
