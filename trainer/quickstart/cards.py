@@ -6,7 +6,7 @@ wrong, so that a model which imitates careless answers has something to learn fr
 
 A scene belongs to the held-out part when its hash says so: no training may ever see it.
 
-    python -m trainer.quickstart.cards FOLDER    writes train.jsonl and heldout.jsonl
+    python -m trainer.quickstart.cards FOLDER    writes train.jsonl, heldout.jsonl and blank.jsonl
 """
 
 from __future__ import annotations
@@ -191,8 +191,12 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: int, y: int, radius: i
         draw.rectangle((x - 1, y - radius, x + 1, y + radius), fill=ink)
 
 
-def write_questions(path: Path, count: int, *, heldout: bool, seed: int) -> None:
-    """A file of `count` different questions, a JSON object a line, that holds its pictures as data URLs."""
+def write_questions(path: Path, count: int, *, heldout: bool, seed: int, blank: bool = False) -> None:
+    """A file of `count` different questions, a JSON object a line, that holds its pictures as data URLs.
+
+    Args:
+        blank: the same questions, and every picture is white: who answers them right has guessed.
+    """
     rng = random.Random(seed)
     cards: dict[tuple[Scene, str], Card] = {}
     while len(cards) < count:
@@ -204,7 +208,7 @@ def write_questions(path: Path, count: int, *, heldout: bool, seed: int) -> None
             "answer": card.answer,
             "kind": card.kind,
             "scene": caption(card.scene),
-            "image": _data_url(render(card.scene, rng)),
+            "image": _data_url(render(() if blank else card.scene, rng)),
         }
         for card in cards.values()
     ]
@@ -220,11 +224,12 @@ def _data_url(image: Image.Image) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the question files of the small VLM's quickstart.")
-    parser.add_argument("folder", type=Path, help="Where train.jsonl and heldout.jsonl go.")
+    parser.add_argument("folder", type=Path, help="Where the three files go.")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     write_questions(folder / "train.jsonl", 2048, heldout=False, seed=0)
     write_questions(folder / "heldout.jsonl", 384, heldout=True, seed=1)
+    write_questions(folder / "blank.jsonl", 384, heldout=True, seed=1, blank=True)
 
 
 if __name__ == "__main__":
