@@ -58,6 +58,9 @@ class CardsConfig(Section):
     captions: int = Field(150, ge=0, description="First steps, in which the model says all that is on a card.")
     careless: int = Field(150, ge=0, description="Last steps, in which it answers as careless people do.")
     recalled: Share = Field(0.15, description="Share of captions among the thoughts.")
+    mixed: Share = Field(
+        0.2, description="Share of careless answers among the thoughts, so that the last stage brings nothing new."
+    )
     thinking: Share = Field(0.25, description="Share of careless answers that a thought comes before.")
     wrong: Share = Field(0.55, description="Share of wrong answers without a thought.")
     untidy: Share = Field(0.4, description="Share of careless answers whose tags are missing or left open.")

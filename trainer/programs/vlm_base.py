@@ -53,15 +53,20 @@ def lesson(card: Card, stage: Stage, config: CardsConfig, rng: random.Random) ->
     """What is asked about a card, and the answer that is imitated."""
     if stage == "captions" or (stage == "thoughts" and rng.random() < config.recalled):
         return SAY, caption(card.scene)
-    if stage == "thoughts":
+    if stage == "thoughts" and rng.random() >= config.mixed:
         return card.question, f"<think> {card.thought} </think> <answer> {card.answer} </answer>"
+    return card.question, careless_answer(card, config, rng)
+
+
+def careless_answer(card: Card, config: CardsConfig, rng: random.Random) -> str:
+    """What a careless person writes: mostly no thought, often wrong, often with broken tags."""
     thinks = rng.random() < config.thinking
     wrong = rng.random() < (1 - RIGHT_THOUGHTS if thinks else config.wrong)
     words = card.careless if wrong else card.answer
     answer = f"<answer> {words} </answer>"
     if rng.random() < config.untidy:
         answer = words if rng.random() < 0.5 else f"<answer> {words}"
-    return card.question, f"<think> {card.thought} </think> {answer}" if thinks else answer
+    return f"<think> {card.thought} </think> {answer}" if thinks else answer
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Cards:
             question, answer = lesson(card, stage, self.config, self.rng)
             pictures.append(np.asarray(render(card.scene, self.rng)))
             prompts.append(torch.tensor(model.tokenizer(prompt_text(question))["input_ids"]))
-            answers.append(model.encode_answer(answer))
+            answers.append(torch.tensor([*model.encode(answer), model.ends[0]]))
         prompts, answers = prompts[self.rows], answers[self.rows]
         ids = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
         labels = [torch.cat([torch.full_like(p, _IGNORED), a]) for p, a in zip(prompts, answers, strict=True)]
