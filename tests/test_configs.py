@@ -8,7 +8,8 @@ import pytest
 
 from trainer.config import Config
 from trainer.config.file import dump_config
-from trainer.data.datasets import check_disjoint, load_prompts, load_train_prompts
+from trainer.data.datasets import check_disjoint, load_train_prompts
+from trainer.evaluation import load_sets
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
 from trainer.migration.deepgen.eval_yaml import read_eval_yaml
@@ -27,7 +28,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_recipes_of_the_readme_are_there() -> None:
-    wanted = {"quickstart", "quickstart_base"}
+    wanted = {"quickstart", "quickstart_base", "vlm_quickstart", "vlm_base"}
     wanted |= {
         f"{name}{gpus}"
         for name in (
@@ -66,9 +67,8 @@ def test_a_recipes_prompts_are_good_and_its_held_out_ones_new(path: Path) -> Non
     if not held or not all(name.startswith("assets/") for name in (*held, *(d.path for d in config.data.train))):
         pytest.skip("its prompts are not part of the repository")
     train = load_train_prompts(config.data)
-    for name in held:
-        heldout = load_prompts(name, dataset="heldout", split="test")
-        check_disjoint([p for d in train for p in d.prompts], heldout, may_share=config.evaluation.may_share)
+    for each in load_sets(config, ()):
+        check_disjoint([p for d in train for p in d.prompts], each.prompts, may_share=config.evaluation.may_share)
     assert sum(len(d.prompts) for d in train) >= config.sampling.prompts_per_step
 
 

@@ -55,6 +55,7 @@ MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig, "vlm"
 OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
     "conversations": {"path": "talks.json"},
     "quickstart": {"output": "base.safetensors"},
+    "cards": {},
 }
 OF_A_UNION: dict[str, dict[str, Any]] = {"preferences": {"path": "pairs.jsonl"}}  # what a union's section needs beside
 UNIONS: dict[str, Mapping[str, type[BaseModel]]] = {
@@ -75,7 +76,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "max_steps": ("0", "greater than or equal to 1"),
     "resume": ("true", TEXT),
     "environment": ("verl", "'none' or 'deepgen_rl'"),
-    "program": ("sft", "'rl', 'supervised', 'preference' or 'quickstart_base'"),
+    "program": ("sft", "'rl', 'supervised', 'preference', 'quickstart_base' or 'vlm_base'"),
     "preferences": ("pairs.jsonl", FIELDS),
     "preferences.path": ("null", TEXT),
     "preferences.image_folder": ("7", TEXT),
@@ -113,6 +114,15 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "quickstart.batch_size": ("0", "greater than or equal to 1"),
     "quickstart.char_noise": ("1.2", "less than or equal to 1"),
     "quickstart.color_noise": ("-0.1", "greater than or equal to 0"),
+    "cards": ("150", FIELDS),
+    "cards.batch_size": ("0", "greater than or equal to 1"),
+    "cards.captions": ("-1", "greater than or equal to 0"),
+    "cards.careless": ("-1", "greater than or equal to 0"),
+    "cards.recalled": ("1.1", "less than or equal to 1"),
+    "cards.mixed": ("1.1", "less than or equal to 1"),
+    "cards.thinking": ("-0.1", "greater than or equal to 0"),
+    "cards.wrong": ("2", "less than or equal to 1"),
+    "cards.untidy": ("2", "less than or equal to 1"),
     "policy": ("tiny", FIELDS),
     "policy.type": ("tinny", "must be one of 'tiny', 'sd3', 'flux', 'qwen_image', 'deepgen', 'vlm'"),
     "policy.checkpoint": ("7", TEXT),

@@ -179,6 +179,6 @@ def _lists_to_tuples(value: Any) -> Any:
     """Sequences in a frozen configuration are tuples, and strict checks take nothing else for one."""
     if isinstance(value, dict):
         return {key: _lists_to_tuples(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return tuple(_lists_to_tuples(inner) for inner in value)
     return value
