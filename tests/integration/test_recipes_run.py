@@ -21,7 +21,7 @@ from trainer.migration.deepgen.variables import VARIABLES
 ROOT = Path(__file__).resolve().parents[2]
 SD35 = [f"sd35_medium_{name}{gpus}" for name in ("geneval", "multi", "ocr", "pickscore") for gpus in ("", "_1gpu")]
 DEEPGEN = ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"]
-BASES = ["quickstart_base"]
+BASES = ["quickstart_base", "vlm_base"]
 SMALL = ("sampling.height=16", "sampling.width=16")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
@@ -87,7 +87,13 @@ def check(config: Config) -> None:
 
 
 def test_every_recipe_is_run_here() -> None:
-    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {"quickstart", *BASES, *SD35, *DEEPGEN}
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {
+        "quickstart",
+        "vlm_quickstart",
+        *BASES,
+        *SD35,
+        *DEEPGEN,
+    }
 
 
 def test_the_quickstart_trains(workplace: Path, rules_url: str) -> None:
@@ -95,6 +101,31 @@ def test_the_quickstart_trains(workplace: Path, rules_url: str) -> None:
     config = smaller(Path("configs/quickstart.yaml"), rules_url, size=())
     assert train(config) == 0
     check(config)
+
+
+def test_the_small_vlms_quickstart_trains(workplace: Path, rules_url: str) -> None:
+    """Its own rewards, its own pictures; only steps and groups are fewer."""
+    (workplace / "assets").symlink_to(ROOT / "assets")
+    few = "{name: few, path: assets/vlm_quickstart/blank.jsonl, max_prompts: 4}"
+    changes = [
+        *("rewards.launch=none", f"rewards.services.rules.urls=['{rules_url}']", "max_steps=1"),
+        *("optim.warmup_steps=0", "logging.report_to=[]", "distributed={num_threads: 1}"),
+        *("sampling.prompts_per_step=4", "sampling.group_size=4", "sampling.micro_batch_size=16"),
+        *("evaluation.path=null", f"evaluation.sets=[{few}]"),
+        f"data.train.0.image_cache={workplace / 'images'}",
+    ]
+    config = load_recipe(Path("configs/vlm_quickstart.yaml"), Config, changes)
+    assert train(config) == 0
+    check(config)
+    assert read_metrics(Path(config.run_dir))[-1]["ratio/replay_error"] < 1e-4
+
+
+@pytest.mark.slow
+def test_the_small_vlms_base_is_made(workplace: Path) -> None:
+    small = ["max_steps=2", "optim.warmup_steps=0", "cards={batch_size: 4, captions: 1, careless: 1}"]
+    place = ["policy.pretrained=base", "distributed={num_threads: 1, device: cpu}", "logging.report_to=[]"]
+    assert main(["train", "configs/vlm_base.yaml", *small, *place]) == 0
+    assert (workplace / "base/model.safetensors").is_file()
 
 
 @pytest.mark.slow
