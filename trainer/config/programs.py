@@ -61,8 +61,8 @@ class CardsConfig(Section):
     mixed: Share = Field(
         0.2, description="Share of careless answers among the thoughts, so that the last stage brings nothing new."
     )
-    thinking: Share = Field(0.25, description="Share of careless answers that a thought comes before.")
-    wrong: Share = Field(0.55, description="Share of wrong answers without a thought.")
+    thinking: Share = Field(0.2, description="Share of careless answers that a thought comes before.")
+    wrong: Share = Field(0.7, description="Share of wrong answers without a thought.")
     untidy: Share = Field(0.4, description="Share of careless answers whose tags are missing or left open.")
 
 

@@ -154,8 +154,9 @@ def _counts(scene: Scene) -> list[Card]:
         found = [thing.place for thing in scene if thing.shape == shape]
         if len(found) == len(scene):
             continue
-        steps = [f"{place} {number}" for number, place in enumerate(found, 1)]
-        thought = " ".join((plural, *(steps or ("none", "0"))))
+        # From place to place: so far there are so many.
+        steps = [f"{place} {sum(each in found for each in PLACES[: n + 1])}" for n, place in enumerate(PLACES)]
+        thought = " ".join((plural, *steps))
         cards.append(Card(scene, "count", f"how many {plural} ?", str(len(found)), str(len(scene)), thought))
     return cards
 

@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 def words() -> list[str]:
     """All words of cards' questions, answers and captions, each once."""
     sentences: Iterable[str] = (
-        "say what color is the how many none ?",
+        "say what color is the how many ?",
         *(question.replace("{}", "") for question in QUESTIONS_OF_SIDES.values()),
         *INKS,
         *SHAPES,
