@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+HELDOUT = ROOT / "assets" / "vlm_quickstart" / "heldout.jsonl"
 SHOWN = ("accuracy", "greedy/accuracy", "blank/accuracy", "format", "thinks")
 
 
@@ -41,6 +42,27 @@ def load(run_dir: Path) -> dict[str, Any]:
             for name in SHOWN
         },
         "train": [[row["step"], row["reward/accuracy/mean"], row["reward/format/mean"]] for row in steps],
+        "kinds": kinds(run_dir / "eval" / f"step_{steps[-1]['step']:06d}" / "greedy"),
+    }
+
+
+def kinds(folder: Path) -> dict[str, dict[str, float]]:
+    """Greedy answers after the last step, by what is asked: how many are right, and after how many of these right ones the
+    thought is another than the one that looks."""
+    rows = [json.loads(line) for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    for number, row in enumerate(rows):
+        text = json.loads((folder / f"{number}.0.text.json").read_text(encoding="utf-8"))["text"]
+        thought, _, answer = text.partition("</think>")
+        right = answer.replace("<answer>", "").replace("</answer>", "").strip() == row["answer"]
+        found.setdefault(row["kind"], []).append((right, thought.removeprefix("<think>").strip() == row["thought"]))
+    return {
+        kind: {
+            "right": sum(right for right, _ in each) / len(each),
+            "right_by_another_thought": sum(right and not looked for right, looked in each)
+            / max(1, sum(right for right, _ in each)),
+        }
+        for kind, each in found.items()
     }
 
 
@@ -54,6 +76,10 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
         cells = [f"{found['before'][each]:.3f} → {found['after'][each]:.3f}" for each in SHOWN]
         interval = f"{gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
         print(f"| {name} | {result['rl_s']:.0f} ({result['rl_cpu_s']:.0f}) | {interval} | {' | '.join(cells)} |")
+    print("\n| run | kind | right, greedy | of these by another thought |\n|---|---|---|---|")
+    for name, result in results.items():
+        for kind, each in result["kinds"].items():
+            print(f"| {name} | {kind} | {each['right']:.3f} | {each['right_by_another_thought']:.3f} |")
 
 
 def main() -> None:

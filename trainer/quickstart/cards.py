@@ -208,6 +208,7 @@ def write_questions(path: Path, count: int, *, heldout: bool, seed: int, blank: 
             "question": card.question,
             "answer": card.answer,
             "kind": card.kind,
+            "thought": card.thought,
             "scene": caption(card.scene),
             "image": _data_url(render(() if blank else card.scene, rng)),
         }
