@@ -30,8 +30,8 @@ from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.vlm import prepare, write
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
+from trainer.programs.given import GivenProgram
 from trainer.programs.session import Row, Session
-from trainer.programs.supervised import GivenProgram
 from trainer.quickstart.cards import Card, caption, draw_card, render
 from trainer.quickstart.small_vlm import PIXEL_MEAN, PIXEL_STD, new_network, processor, prompt_text
 

@@ -6,7 +6,7 @@ A picture of 48x48 pixels is 6x6 patches, of which each 3x3 become one token: fo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trainer.quickstart.cards import COUNTS, PLACES, QUESTIONS_OF_SIDES, SHAPES, SIZE
 from trainer.quickstart.words import INKS
@@ -62,14 +62,19 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     tokenizer.add_tokens([AddedToken(name, special=False) for name in TAGS])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+    kind: Any = PreTrainedTokenizerFast  # its signature has no types
+    return cast(
+        "PreTrainedTokenizerFast", kind(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+    )
 
 
 def new_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
     """The network with random weights, drawn from torch's generator."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
-    tokens = tokenizer.convert_tokens_to_ids
+    def token(name: str) -> int:
+        return int(cast(Any, tokenizer.convert_tokens_to_ids(name)))
+
     text: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),
@@ -80,9 +85,9 @@ def new_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGen
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
-        "pad_token_id": tokens(PAD),
+        "pad_token_id": token(PAD),
         "bos_token_id": None,
-        "eos_token_id": tokens(END),
+        "eos_token_id": token(END),
         "tie_word_embeddings": True,
     }
     vision = {
@@ -94,14 +99,16 @@ def new_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGen
         "patch_size": PATCH,
     }
     config = Idefics3Config(
-        image_token_id=tokens(IMAGE),
-        pad_token_id=tokens(PAD),
+        image_token_id=token(IMAGE),
+        pad_token_id=token(PAD),
         scale_factor=SCALE,
         vision_config=vision,
         text_config=text,
         tie_word_embeddings=True,
     )
-    return Idefics3ForConditionalGeneration(config)
+    kind: Any = Idefics3ForConditionalGeneration
+    network: Idefics3ForConditionalGeneration = kind(config)
+    return network
 
 
 def processor() -> Idefics3Processor:
