@@ -194,7 +194,7 @@ class Config(Section):
             raise ValueError(
                 "program: quickstart_base trains policy.type = tiny from random weights; leave policy.checkpoint out"
             )
-        if self.program == "vlm_base" and not isinstance(self.policy, VlmConfig):
+        if self.program == "vlm_base" and not (isinstance(self.policy, VlmConfig) and self.policy.pretrained):
             raise ValueError(
                 f"program: vlm_base writes the folder that a policy of type vlm starts from, but policy.type is "
                 f"{self.policy.type}; set policy.type to vlm and policy.pretrained to the folder"

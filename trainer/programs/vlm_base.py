@@ -27,7 +27,7 @@ from trainer.objectives import Term
 from trainer.policies.base import Policy
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.policy import TokenPolicy
-from trainer.policies.tokens.vlm import prepare, write
+from trainer.policies.tokens.preparing import prepare
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
 from trainer.programs.given import GivenProgram
@@ -199,10 +199,11 @@ class VlmBase(GivenProgram):
         """Write the model folder, with a page on how it was made."""
         if not self.session.world.is_main:
             return
-        folder = Path(self.model.config.pretrained)
+        folder = Path(str(self.model.config.pretrained))  # the configuration has checked that it is given
         folder.mkdir(parents=True, exist_ok=True)
         with self.session.ema.applied():
-            write(self.model, folder, torch.float32)
+            cast(Any, self.model.network).save_pretrained(folder)
+            self.model.processor.save_pretrained(folder)
         (folder / "README.md").write_text(f"# The small VLM's base\n\n{self._about()}\n", encoding="utf-8")
         self.session.recorder.note(f"Wrote {folder}, to start from as policy.pretrained")
 
@@ -243,7 +244,7 @@ def _policy(config: Config, device: torch.device) -> BasePolicy:
     section = config.policy
     assert isinstance(section, VlmConfig), "the configuration has checked it"
     made = processor()
-    network = prepare(new_network(made.tokenizer), section, device)
+    network = prepare(new_network(made.tokenizer), made, section, device)
     about = "Started from random weights, to be trained on cards."
     return BasePolicy(TokenModel(network, made, section, device, about=about), keep_reference=False)
 
