@@ -69,7 +69,7 @@ class Card:
     Attributes:
         answer: the right one, in words of the vocabulary.
         careless: what one says who does not look well. It is wrong.
-        thought: finds the thing, then says what is there; each word needs one look at the picture or at an earlier word.
+        thought: goes from thing to thing, then says what was asked; each word needs one look at the picture or at earlier words.
     """
 
     scene: Scene
@@ -124,7 +124,7 @@ def _colors(scene: Scene) -> list[Card]:
             f"what color is the {thing.shape} ?",
             thing.color,
             first.color,
-            f"{thing.shape} {thing.place} {thing.color}",
+            f"{thing.shape} {_search(scene, thing)} {thing.color}",
         )
         for thing in _unique(scene)
         if thing.color != first.color
@@ -141,7 +141,7 @@ def _relations(scene: Scene) -> list[Card]:
             if other is None:
                 continue
             answer = f"{other.color} {other.shape}"
-            thought = f"{thing.shape} {thing.place} {side} {other.place} {answer}"
+            thought = f"{thing.shape} {_search(scene, thing)} {side} {other.place} {answer}"
             question = QUESTIONS_OF_SIDES[side].format(thing.shape)
             cards.append(Card(scene, "relation", question, answer, f"{thing.color} {thing.shape}", thought))
     return cards
@@ -154,11 +154,19 @@ def _counts(scene: Scene) -> list[Card]:
         found = [thing.place for thing in scene if thing.shape == shape]
         if len(found) == len(scene):
             continue
-        # From place to place: so far there are so many.
-        steps = [f"{place} {sum(each in found for each in PLACES[: n + 1])}" for n, place in enumerate(PLACES)]
+        # From thing to thing: what it is, and how many there are so far.
+        steps = [
+            f"{thing.place} {thing.shape} {sum(each.shape == shape for each in scene[: n + 1])}"
+            for n, thing in enumerate(scene)
+        ]
         thought = " ".join((plural, *steps))
         cards.append(Card(scene, "count", f"how many {plural} ?", str(len(found)), str(len(scene)), thought))
     return cards
+
+
+def _search(scene: Scene, wanted: Thing) -> str:
+    """From thing to thing in reading order, up to the one that is asked about: `tl disc tr bar`."""
+    return " ".join(f"{thing.place} {thing.shape}" for thing in scene[: scene.index(wanted) + 1])
 
 
 def _unique(scene: Scene) -> list[Thing]:

@@ -71,11 +71,11 @@ def test_answers_are_right_and_careless_ones_are_not(cards: list[Card]) -> None:
 @pytest.mark.parametrize(
     ("question", "answer", "careless", "thought"),
     [
-        ("what color is the bar ?", "blue", "red", "bar br blue"),
-        ("what is left of the bar ?", "green ring", "blue bar", "bar br left bl green ring"),
-        ("what is below the disc ?", "green ring", "red disc", "disc tl below bl green ring"),
-        ("how many rings ?", "1", "3", "rings tl 0 tr 0 bl 1 br 1"),
-        ("how many crosses ?", "0", "3", "crosses tl 0 tr 0 bl 0 br 0"),
+        ("what color is the bar ?", "blue", "red", "bar tl disc bl ring br bar blue"),
+        ("what is left of the bar ?", "green ring", "blue bar", "bar tl disc bl ring br bar left bl green ring"),
+        ("what is below the disc ?", "green ring", "red disc", "disc tl disc below bl green ring"),
+        ("how many rings ?", "1", "3", "rings tl disc 0 bl ring 1 br bar 1"),
+        ("how many crosses ?", "0", "3", "crosses tl disc 0 bl ring 0 br bar 0"),
     ],
 )
 def test_a_card_says_what_is_thought_and_answered(question: str, answer: str, careless: str, thought: str) -> None:
