@@ -28,7 +28,7 @@ OLD_NAMES = (
 def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in {*VARIABLES, "PYTHON", "VENV"}}
     return subprocess.run(
-        command, cwd=cwd, env={**clean, **variables}, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env={**clean, **variables}, capture_output=True, text=True, timeout=300, check=False
     )
 
 

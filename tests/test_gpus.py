@@ -134,7 +134,7 @@ def test_the_command_refuses_before_a_service_is_started(four: Path, tmp_path: P
         text=True,
         cwd=ROOT,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 2 and "4 NVIDIA GPUs are here" in done.stderr
     assert "starting" not in done.stdout and "Traceback" not in done.stderr

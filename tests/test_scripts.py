@@ -27,7 +27,7 @@ def run(
         env={**environment, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -39,7 +39,7 @@ def rendered(overlay: str) -> list[Tree]:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     command = ["kubectl", "kustomize", str(K8S / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 

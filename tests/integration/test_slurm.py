@@ -21,7 +21,7 @@ from trainer.config.file import read_yaml
 
 scripted = reward_servers.scripted  # the fixture
 SCRIPT = ROOT / "deploy" / "slurm" / "train.sbatch"
-BOUND_S = 120.0
+BOUND_S = 300.0
 
 SRUN = """#!/usr/bin/env bash
 while [[ "$1" == --* ]]; do shift; done

@@ -117,7 +117,7 @@ def test_sigterm_to_one_process_saves_and_the_run_goes_on_exactly(
         ) as torchrun:
             wait_for_row(run_dir, 2, torchrun)
             torchrun.send_signal(signal.SIGTERM)
-            torchrun.communicate(timeout=60)
+            torchrun.communicate(timeout=300)
     else:
         with start_trainer(config, ranks=2) as launcher:
             wait_for_row(run_dir, 2, launcher)

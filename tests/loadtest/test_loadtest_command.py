@@ -39,7 +39,7 @@ def loadtest(url: str, *flags: str, code: str | None = None) -> subprocess.Compl
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

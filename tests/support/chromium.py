@@ -81,6 +81,6 @@ def _dump_dom(address: str, profile: Path) -> subprocess.CompletedProcess[str]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from services.kit.judge.content import image_part
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def flow_grpo(url: str, images: Sequence[Image.Image], prompts: Sequence[str] | 
             chunk: dict[str, Any] = {"images": [jpeg(image) for image in images[start : start + 64]]}
             if prompts is not None:
                 chunk["prompts"] = list(prompts[start : start + 64])
-            answer = session.post(url, data=pickle.dumps(chunk), timeout=120)
+            answer = session.post(url, data=pickle.dumps(chunk), timeout=300)
             scores += pickle.loads(answer.content)["outputs"]
     return scores
 
@@ -52,7 +52,7 @@ def flow_grpo_geneval(url: str, images: Sequence[Image.Image], rows: Sequence[di
             "meta_datas": list(rows[start : start + 64]),
             "only_strict": only_strict,
         }
-        answer = pickle.loads(requests.post(url, data=pickle.dumps(chunk), timeout=120).content)
+        answer = pickle.loads(requests.post(url, data=pickle.dumps(chunk), timeout=300).content)
         for name in lists:
             lists[name] += answer[name]
         for name, group in groups.items():
@@ -65,7 +65,7 @@ async def verl_omni(url: str, image: Image.Image, prompt: str, max_retries: int 
     """One image a request; 408, 429 and 5xx are tried again; an `error` in a pickled answer is repeated."""
     payload = pickle.dumps({"images": [jpeg(image)], "prompts": [prompt], "metadata": {}})
     headers = {"Content-Type": "application/octet-stream"}
-    async with httpx.AsyncClient(timeout=120) as client:
+    async with httpx.AsyncClient(timeout=300) as client:
         for _ in range(max_retries + 1):
             answer = await client.post(url, content=payload, headers=headers)
             if answer.status_code in {408, 429} or answer.status_code >= 500:
@@ -106,7 +106,7 @@ def flow_factory(url: str, images: Sequence[Image.Image], prompts: Sequence[str]
         **more,
     }
     for _ in range(3):
-        answer = requests.post(f"{url}/compute", json=payload, timeout=60)
+        answer = requests.post(f"{url}/compute", json=payload, timeout=300)
         if answer.ok:
             tree = answer.json()
             if tree.get("error"):

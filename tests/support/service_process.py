@@ -84,7 +84,7 @@ def running_service(
     for reader in readers:
         reader.start()
     try:
-        first = lines.get(timeout=60)
+        first = lines.get(timeout=300)
         assert " listening on http" in first, first
         server = Server(process, first.split()[-1], lines, error_lines)
         server.readers = readers
@@ -107,7 +107,7 @@ def ready_service(name: str, *arguments: object, env: Mapping[str, str | None] |
     environment = {f"{name.upper()}_URL": "http://127.0.0.1:1", **(env or {})}
     with running_service(*arguments, module=f"services.{name}", env=environment) as server:
         try:
-            assert server.lines.get(timeout=60) == f"{name} ready\n"
+            assert server.lines.get(timeout=300) == f"{name} ready\n"
         except queue.Empty:
             raise AssertionError("not ready: " + "".join(server.errors)) from None
         yield server.url

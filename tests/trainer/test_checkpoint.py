@@ -240,7 +240,7 @@ try:
 except CheckpointError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert "the checkpoint of step 2 could not be written" in done.stdout and "free space" in done.stdout, done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
     usable(tmp_path / "step_000001")
@@ -301,7 +301,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(
     code = KILLED_AT.format(
         root=str(ROOT), module=module, function=function, call=call, folder=str(tmp_path), step=step
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     tidy(tmp_path)
     found = list_checkpoints(tmp_path)

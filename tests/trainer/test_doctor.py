@@ -185,7 +185,7 @@ def test_local_services_are_started_checked_and_stopped(small: Callable[..., Pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

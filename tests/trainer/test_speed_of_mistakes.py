@@ -52,7 +52,7 @@ def run(*arguments: str, module: str = "__main__") -> subprocess.CompletedProces
         text=True,
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "300"},
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -170,7 +170,7 @@ def test_streams_pass_through_piece_by_piece(vllm, gateway):
 
 def stream(url, body):
     """The pieces of a streamed answer and its last line."""
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False) as response:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300, trust_env=False) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     return [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]] + events[-1:]

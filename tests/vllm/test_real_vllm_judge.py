@@ -58,7 +58,7 @@ def ask_bare(vllm, images, **more):
     """The same question without our client."""
     content = [image_part(image, "png") for image in images] + [text_part(QUESTION)]
     body = {"model": "judge", "messages": [{"role": "user", "content": content}], "temperature": 0, **more}
-    response = httpx.post(f"{vllm.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+    response = httpx.post(f"{vllm.url}/v1/chat/completions", json=body, timeout=300, trust_env=False)
     return response.raise_for_status().json()["choices"][0]
 
 

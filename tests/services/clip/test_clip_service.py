@@ -31,7 +31,7 @@ def picture(seed: int) -> Image.Image:
 
 def post(url: str, reward: str, *items: dict[str, Any]) -> dict[str, Any]:
     body = {"reward": reward, "items": [{"id": str(index), **each} for index, each in enumerate(items)]}
-    answer = httpx.post(f"{url}/v1/score", json=body, timeout=60)
+    answer = httpx.post(f"{url}/v1/score", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     result: dict[str, Any] = answer.json()
     return result
@@ -60,12 +60,12 @@ def test_a_group_is_compared_and_an_edit_needs_its_source(url: str) -> None:
 
 def test_a_wrong_folder_is_a_sentence_and_exit_code_1(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "services.clip", "--port", "0", "--model", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "there is no config.json" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_head_is_converted_by_the_command(head_path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "services.clip", "convert", str(head_path), str(tmp_path / "a.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "parameters, from" in done.stdout and (tmp_path / "a.safetensors").is_file()

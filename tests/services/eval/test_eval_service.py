@@ -246,7 +246,7 @@ def test_a_missing_judge_ends_the_start_with_the_remedy() -> None:
 def test_a_template_that_is_missing_ends_the_start_with_the_remedy() -> None:
     command = [sys.executable, "-m", "services.eval", "--port", "0", "--template-en", "missing.txt"]
     root = Path(__file__).resolve().parents[3]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "eval did not start: template missing.txt cannot be read" in done.stderr
 
 

@@ -142,5 +142,5 @@ def test_the_process_serves_boxes_and_reasons(images: Path) -> None:
     with ready_service("geneval", "--device", "cpu", "--threads", "1", "--detector", DETECTOR) as url:
         reference = to_ref(image, "image/png").model_dump(exclude_none=True)
         item = {"id": "0", "prompt": "a circle", "images": [reference], "metadata": ROWS[0]}
-        [result] = httpx.post(f"{url}/v1/score", json={"items": [item]}, timeout=60).json()["results"]
+        [result] = httpx.post(f"{url}/v1/score", json={"items": [item]}, timeout=300).json()["results"]
     assert result["score"] == 0 and result["details"]["clauses"][0]["reason"] == "expected 1 circle, found 0"

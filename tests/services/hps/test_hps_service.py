@@ -43,7 +43,7 @@ def picture(mode: str = "RGB") -> Image.Image:
 
 def post(url: str, *items: dict[str, Any]) -> dict[str, Any]:
     body = {"items": [{"id": str(index), **each} for index, each in enumerate(items)]}
-    answer = httpx.post(f"{url}/v1/score", json=body, timeout=60)
+    answer = httpx.post(f"{url}/v1/score", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     result: dict[str, Any] = answer.json()
     return result
@@ -79,7 +79,7 @@ def test_multipart_and_several_images_and_a_completion_without_image(url: str) -
         "b": ("b", encode(picture("RGBA"), "image/webp"), "image/webp"),
         "c": ("c", b"\x89PNG not really", "image/png"),
     }
-    answer = httpx.post(f"{url}/v1/score", files=files, timeout=60)
+    answer = httpx.post(f"{url}/v1/score", files=files, timeout=300)
     assert answer.status_code == 200, answer.text
     two, none, bad = answer.json()["results"]
     assert two["details"]["images"][0] == pytest.approx(two["details"]["images"][1], abs=1e-6)
@@ -107,7 +107,7 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
 ) -> None:
     (tmp_path / "weights.pt").write_bytes(b"")
     filled = [flag.format(tmp=tmp_path, published=published) for flag in flags]
-    done = subprocess.run(command(*filled), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command(*filled), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "hps did not start: " in done.stderr and message in done.stderr
     assert "Traceback" not in done.stderr

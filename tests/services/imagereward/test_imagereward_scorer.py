@@ -165,12 +165,12 @@ def test_another_vocabulary_is_refused(published: Path, tmp_path: Path) -> None:
 def test_the_command_converts_and_serves(published: Path, vocabulary: Path, state: State, tmp_path: Path) -> None:
     out = tmp_path / "imagereward.safetensors"
     command = [sys.executable, "-m", "services.imagereward", "convert", str(published), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0 and "parameters, from" in done.stdout, done.stderr
     flags = ("--device", "cpu", "--threads", "1", "--weights", out, "--tokenizer", vocabulary)
     image = noise(40, 60)
     with ready_service("imagereward", *flags) as url:
         reference = to_ref(image, "image/png").model_dump(exclude_none=True)
         body = {"items": [{"id": "0", "prompt": "a red cat", "images": [reference]}]}
-        [result] = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()["results"]
+        [result] = httpx.post(f"{url}/v1/score", json=body, timeout=300).json()["results"]
     assert result["score"] == pytest.approx(plain_score(state, image, ids("a red cat")), abs=1e-5)

@@ -162,7 +162,7 @@ def test_an_entry_that_says_something_else_than_the_files_is_found() -> None:
 
 def test_scripts_read_it_with_the_standard_library_alone() -> None:
     command = [sys.executable, "-S", "-m", "services.kit.catalogue"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.splitlines() == [f"{each.name} {each.port} {each.deployed or '-'}" for each in CATALOGUE]
 
 

@@ -56,7 +56,7 @@ def audit(tmp_path, pins, url, *flags):
     file = tmp_path / "requirements.txt"
     file.write_text(pins)
     command = [sys.executable, "scripts/audit.py", "--only-osv", "--osv-url", url, "--requirements", str(file), *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_a_known_vulnerability_fails(tmp_path, database):

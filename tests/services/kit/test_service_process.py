@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 def post(server, items, **more):
-    return httpx.post(server.url + "/v1/score", json={"items": items, **more}, timeout=60)
+    return httpx.post(server.url + "/v1/score", json={"items": items, **more}, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def whole(
     with running_service(*flags, module=f"services.{request.param}") as server:
         server.wait_ready(120)
         headers = {"authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=server.url, headers=headers, timeout=300, trust_env=False) as client:
             yield Whole(request.param, server, client, shared_redis)
 
 

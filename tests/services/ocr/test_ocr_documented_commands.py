@@ -101,7 +101,7 @@ def serve() -> Iterator[Callable[[tuple[str, ...]], str]]:
 def read_lines(url: str, data: bytes, media_type: str) -> list[str]:
     image = {"data": base64.b64encode(data).decode(), "media_type": media_type}
     item = {"id": "a", "prompt": "", "targets": ["x"], "images": [image]}
-    answer = httpx.post(f"{url}/v1/score", json={"items": [item]}, timeout=60).json()
+    answer = httpx.post(f"{url}/v1/score", json={"items": [item]}, timeout=300).json()
     return [line["text"] for line in answer["results"][0]["details"]["images"][0]["lines"]]
 
 

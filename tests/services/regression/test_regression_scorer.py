@@ -242,6 +242,6 @@ def test_the_process_serves_a_recipe(
         [info] = httpx.get(f"{url}/v1/info", timeout=30).json()["rewards"]
         reference = to_ref(image, "image/png").model_dump(exclude_none=True)
         body = {"items": [{"id": "0", "prompt": "a cat", "images": [reference]}]}
-        [result] = httpx.post(f"{url}/v1/score", json=body, timeout=60).json()["results"]
+        [result] = httpx.post(f"{url}/v1/score", json=body, timeout=300).json()["results"]
     assert info["name"] == "small" and info["range"] == [None, None] and len(info["template_sha256"]) == 64
     assert result["score"] == pytest.approx(plain_number(state, backbone, image, "a cat"), abs=1e-5)

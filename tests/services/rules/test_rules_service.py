@@ -113,7 +113,7 @@ def test_a_wrong_file_stops_the_start_with_one_sentence(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 1

@@ -72,7 +72,7 @@ def test_groups_of_many_prompts_are_in_flight_together():
         judging(behave) as judge,
         unifiedreward_gateway(judge.url, "judge", concurrency=64, check_model=False) as url,
     ):
-        response = httpx.post(f"{url}/v1/score", json=many_groups(32, 8), timeout=120, trust_env=False)
+        response = httpx.post(f"{url}/v1/score", json=many_groups(32, 8), timeout=300, trust_env=False)
     assert response.status_code == 200, response.text
     results = response.json()["results"]
     assert [round(7 * result["score"]) for result in results] == [*range(8)] * 32
@@ -107,7 +107,7 @@ def test_all_groups_complete_though_the_judge_is_killed_and_restarted_among_them
     with scripted_process(port, 400) as first, ThreadPoolExecutor(1) as thread:
         wait_for_judge(port)
         with unifiedreward_gateway(f"http://127.0.0.1:{port}", "judge", concurrency=16, check_model=False) as url:
-            asking = thread.submit(httpx.post, f"{url}/v1/score", json=many_groups(6, 6), timeout=60, trust_env=False)
+            asking = thread.submit(httpx.post, f"{url}/v1/score", json=many_groups(6, 6), timeout=300, trust_env=False)
             while 'reward_judge_calls_total{outcome="ok",reward="think_pairwise"}' not in metrics(url):
                 assert not asking.done()
             first.kill()
@@ -126,7 +126,7 @@ def metrics(url):
 def test_a_model_of_another_kind_does_not_start():
     with judging("A cat sits on a mat.") as judge:
         command = [sys.executable, "-m", MODULE, "--port", "0", "--judge-url", judge.url, "--model", "judge"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "the warm-up item of reward 'think_pairwise' failed: parse_error" in done.stderr
     assert "A cat sits on a mat." in done.stderr
@@ -135,7 +135,7 @@ def test_a_model_of_another_kind_does_not_start():
 def test_help_names_the_commands_and_a_wrong_one_is_told():
     def run(*arguments):
         command = [sys.executable, "-m", MODULE, *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
     shown = run("--help")
     assert shown.returncode == 0 and "vllm-command" in shown.stdout and "--family" in shown.stdout
@@ -409,7 +409,7 @@ def test_serve_runs_vllm_and_the_gateway_restarts_it_and_stops_both(tmp_path):
         assert process.stdout.readline() == "unifiedreward ready\n"
         [first] = fakes_started(log)
         os.kill(first, signal.SIGKILL)
-        answer = httpx.post(f"{url}/v1/score", json=many_groups(2, 4), timeout=60, trust_env=False)
+        answer = httpx.post(f"{url}/v1/score", json=many_groups(2, 4), timeout=300, trust_env=False)
         assert [round(3 * result["score"]) for result in answer.json()["results"]] == [*range(4)] * 2
         _, second = fakes_started(log)
         process.send_signal(signal.SIGTERM)
@@ -457,5 +457,5 @@ def test_a_start_that_fails_for_the_moment_is_tried_again(monkeypatch):
 
 def test_a_program_that_is_not_there_is_told():
     command = [sys.executable, "-m", MODULE, "serve", "--model", "m", "--vllm-executable", "no-such-vllm"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "did not start" in done.stderr and "no-such-vllm" in done.stderr

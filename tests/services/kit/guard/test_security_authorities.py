@@ -140,6 +140,6 @@ def test_what_is_named_and_cannot_be_used_is_told(tmp_path, name, kind, monkeypa
 )
 def test_a_file_that_is_not_there_ends_the_start_with_a_sentence(service):
     command = [sys.executable, "-m", f"services.{service}", "--port", "0", "--ca-file", "missing.pem"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "--ca-file missing.pem cannot be read as certificates" in done.stderr
     assert "Traceback" not in done.stderr

@@ -226,7 +226,7 @@ def run_command(page: Page, folder: Path, **environment: str) -> dict[str, Any]:
         env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ def v1_scores(url, encoded, media_type):
         }
         for n, (prompt, data) in enumerate(zip(PROMPTS, encoded, strict=True))
     ]
-    answer = httpx.post(f"{url}/v1/score", json={"items": items}, timeout=60)
+    answer = httpx.post(f"{url}/v1/score", json={"items": items}, timeout=300)
     return [result["score"] for result in answer.json()["results"]]
 
 
@@ -81,7 +81,7 @@ def test_flow_factory_gets_the_same_scores(ocr):
 
 def test_flow_factory_servers_own_spelling_is_taken(ocr):
     request = {"prompts": PROMPTS, "images": [png64(image) for image in IMAGES], "extra": {"note": "x"}}
-    answer = requests.post(f"{ocr}/compute", json=request, timeout=60)
+    answer = requests.post(f"{ocr}/compute", json=request, timeout=300)
     assert answer.json()["rewards"] == flow_factory(ocr, IMAGES, PROMPTS)
 
 

@@ -31,7 +31,7 @@ def own_redis(shared_redis, tmp_path):
 def test_a_service_without_its_redis_does_not_start(role):
     url = f"redis://someone:secret@127.0.0.1:{free_port()}/0"
     command = [sys.executable, "-m", "services.kit.testing.fakes", "--port=0", f"--redis={url}", f"--role={role}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("fake did not start: Redis at redis://127.0.0.1:") and "does not answer" in last
@@ -45,7 +45,7 @@ def test_a_wrong_password_is_said_and_not_shown(shared_redis):
     try:
         url = f"redis://:wrong@127.0.0.1:{shared_redis.port}/0"
         command = [sys.executable, "-m", "services.kit.testing.fakes", "--port=0", f"--redis={url}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 1 and "invalid username-password pair" in done.stderr.splitlines()[-1]
         assert ":wrong" not in done.stderr
     finally:
