@@ -96,7 +96,7 @@ def row(step: int) -> dict[str, float]:
         "text/truncated_share": 0.1 * (1 - rise),
         "text/entropy": 0.9 - 0.7 * rise,
         "text/accuracy_given_format": 0.5 + 0.3 * rise,
-        "tokens_per_s": 900.0 + step % 3,
+        "tokens_per_s": 3900.0 + step % 3,
         "time/rollout": 0.1,
         "time/reward_wait": 0.01,
         "time/update": 0.2,
@@ -179,7 +179,7 @@ def test_the_page_speaks_of_answers(finished: Path) -> None:
     run = load_run(finished)
     assert "16 prompts × 12 answers a step" in sentence(run)
     assert "drawn at temperature 1, with the same random numbers each time (seed 7)" in how_evaluated(run)
-    assert "901 training tokens a second" in page and "images a second" not in page
+    assert "3\N{NO-BREAK SPACE}901 training tokens a second" in page and "images a second" not in page
     assert "Answers before and after" in page and "not in the thought" in page and "cut off" in page
     body = page.split("What each metric means")[0]
     for word in ("noise", "ODE", "No samples were kept", "What the images look like", "picture"):
@@ -238,7 +238,10 @@ def test_hostile_answers_stay_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_answers_without_scrolling_sideways(finished: Path, tmp_path: Path, width: int) -> None:
     page = build_report(finished).read_text(encoding="utf-8")
-    look = "(d, outside) => ({wide: [...d.querySelectorAll('.reply, .question, .card')].filter(outside).length})"
+    look = (
+        "(d, outside) => ({wide: [...d.querySelectorAll('.reply, .question, .card')].filter(outside).length, "
+        "spilt: [...d.querySelectorAll('.headline .numbers')].filter(e => e.scrollWidth > e.clientWidth + 0.5).length})"
+    )
     seen = look_at(page, tmp_path, width, look)
-    assert (seen["scroll"], seen["wide"]) == (seen["client"], 0)
+    assert (seen["scroll"], seen["wide"], seen["spilt"]) == (seen["client"], 0, 0)
     assert (seen["images"], seen["broken"], seen["scripts"]) == (15, 0, 0)

@@ -229,7 +229,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
     for key, unit in (("images_per_s", "images"), ("tokens_per_s", "tokens")):
         rate = _median(run.series.get(key, ([], []))[1])
         if not math.isnan(rate):
-            found.append(("Throughput", f"{rate:.3g} training {unit} a second"))
+            found.append(("Throughput", f"{_rate(rate)} training {unit} a second"))
     if trained:
         found.append(("Waiting for rewards", f"{percent(waited / trained)} of training time"))
     failed = sum(count for _, codes in failures(run) for _, count in codes)
@@ -355,6 +355,10 @@ def _figure(value: float) -> str:
     if math.isnan(value):
         return "–"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}".replace(",", "\N{NO-BREAK SPACE}")
 
 
 def _milliseconds(value: float) -> str:

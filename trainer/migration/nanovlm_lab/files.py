@@ -10,8 +10,6 @@ from pathlib import Path
 
 from trainer.config.base import ConfigError
 from trainer.config.texts import RowsConfig
-from trainer.data.rows.splits import held_out_rows
-from trainer.data.rows.table import open_table
 from trainer.migration.nanovlm_lab.reading import Lab
 
 HOLD_OUT = 0.2  # of the rows, where no evaluation set is named; there and here
@@ -76,6 +74,9 @@ def count_rows(lab: Lab) -> int:
     Raises:
         ConfigError: they cannot be counted; training.max_steps then says how long the run is.
     """
+    from trainer.data.rows.splits import held_out_rows  # numpy and Pillow: every command imports this module
+    from trainer.data.rows.table import open_table
+
     path, most = data_path(lab, "train_data_path"), lab.get("dataset", "max_samples")
     rows = RowsConfig(split=lab.get("dataset", "train_split"), max_samples=most if most and most > 0 else None)
     try:
