@@ -71,8 +71,8 @@ def test_sigkill_changes_nothing(folder: Path, case: str) -> None:
     changes = {"evaluation": {"every": 2}, **changes}
     run_trainer(write_recipe(folder, program, f"{case}_whole", **changes))
     expected = rows(folder, f"{case}_whole")
-    assert ["eval/loss" in row for row in expected] == [True, False, True, False, True]
-    assert expected[-1]["eval/loss"] != expected[0]["eval/loss"]
+    assert ["heldout/loss" in row for row in expected] == [True, False, True, False, True]
+    assert expected[-1]["heldout/loss"] != expected[0]["heldout/loss"]
     config = write_recipe(folder, program, f"{case}_killed", **changes)
     kill_after(folder, config, f"{case}_killed", 2)
     run_trainer(config)

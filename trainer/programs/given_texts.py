@@ -113,7 +113,7 @@ class TextProgram(GivenProgram):
         return row
 
     def held_out_loss(self) -> dict[str, float | None]:
-        """`eval/loss` of the rows that `hold_out` keeps from training, and what the objective shows; nothing without any."""
+        """`heldout/loss` of the rows that `hold_out` keeps from training, and what the objective shows; nothing without any."""
         if not self.rows.held_out:
             return {}
         with torch.no_grad(), self.session.ema.applied():
@@ -127,7 +127,7 @@ class TextProgram(GivenProgram):
 
 
 def held_out_metrics(objective: OnGivenRows, rows: Sequence[Any], world: World) -> dict[str, float | None]:
-    """The objective's loss on rows that are not trained on, over all ranks: `eval/loss`, and with `eval/` before its name what
+    """The objective's loss on rows that are not trained on, over all ranks: `heldout/loss`, and with `heldout/` before its name what
     else it shows as a mean."""
     share = even_share(len(rows), world.rank, world.size)
     batches = list(objective.batches_of([rows[index] for index in share.indices[: share.real]]))
@@ -153,5 +153,5 @@ def held_out_metrics(objective: OnGivenRows, rows: Sequence[Any], world: World) 
     row: dict[str, float | None] = {}
     for name in sums:
         count = totals["count of loss" if name == "loss" else "count of terms"]
-        row[f"eval/{name}"] = totals[name] / count if count else None
+        row[f"heldout/{name}"] = totals[name] / count if count else None
     return row

@@ -75,7 +75,8 @@ GLOSSARY: dict[str, str] = {
     "dpo/chosen": "DPO on answers: mean log-ratio of the chosen answers to the reference; dpo/rejected is that of the others. Both may "
     "fall: what counts is the difference.",
     "dpo/kl": "DPO on answers: divergence from the starting weights on the given tokens (k3), the mean over both answers.",
-    "eval/loss": "The loss on the rows that hold_out keeps from training, with the averaged weights.",
+    "heldout/loss": "The loss on the rows that hold_out keeps from training, with the averaged weights; other keys with heldout/ are "
+    "what the objective shows of them.",
     "ratio/mean": "Mean probability ratio of new to old policy; exactly 1 before a step's first update. Its smallest "
     "and largest are ratio/min and ratio/max.",
     "ratio/std": "Spread of the ratios around their mean: how far the updates of a step have moved the policy.",

@@ -44,6 +44,8 @@ _FILES = {
     "rewards.json": "what scored each reward, and where that changed",
     "samples": "evaluation samples: images with what was read, answers with their prompts, and how they scored",
     "eval": "per evaluation every sample's scores, alarms, benchmark tables, and the last samples of benchmarks",
+    "sight.json": "what a policy that reads images proved before its first step",
+    "reference": "log-probabilities of given answers under the starting weights",
     "checkpoints": "weights, averaged weights and what an exact resume needs",
     "logs": "TensorBoard files and the logs of services that were started",
 }
@@ -111,6 +113,7 @@ def render(run: RunFolder, now: datetime) -> str:
         warnings=warnings(run),
         control=bool(run.setting("rewards", "shuffle_control", default=False)),
         about_base=about_base(run),
+        sight=[{name: str(each.get(name, "")) for name in ("check", "status", "sentence")} for each in run.sight],
         gallery=gallery,
         answers=answers,
         writes=run.writes,

@@ -130,6 +130,7 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("AWM: drift", [Line("loss/kl_old", "drift")]),
         ("DPO: accuracy", [Line("dpo/accuracy", "accuracy")]),
         ("supervised loss", [Line("loss/sft", "loss")]),
+        ("loss on held-out rows", [Line("heldout/loss", "loss")]),
         ("learning rate", [Line("lr", "lr")]),
         ("policy loss", [Line("loss/policy", "loss")]),
     ):

@@ -38,6 +38,7 @@ class RunFolder:
         config_changes: steps after which the configuration changed, with what changed.
         scorers: of rewards.json: what scores each reward.
         scorer_changes: likewise: where a reward came from another scorer, in order.
+        sight: of sight.json: what the run proved before its first step.
         problems: what was there and could not be read.
     """
 
@@ -51,6 +52,7 @@ class RunFolder:
     config_changes: Sequence[tuple[int, Sequence[Change]]] = ()
     scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scorer_changes: Sequence[Mapping[str, Any]] = ()
+    sight: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
 
     @property
@@ -192,8 +194,15 @@ def load_run(path: Path) -> RunFolder:
         config_changes=course(path),
         scorers=_only(records.get("scorers"), dict, problems),
         scorer_changes=_only(records.get("changes"), list, problems),
+        sight=_sight(path / "sight.json", problems),
         problems=problems,
     )
+
+
+def _sight(path: Path, problems: list[str]) -> list[Mapping[str, Any]]:
+    """What a policy that reads images proved; nothing of other policies."""
+    found = _json(path, problems, list) if path.exists() else []
+    return [each for each in found if isinstance(each, Mapping)]
 
 
 def evaluated_step(row: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,3 +124,16 @@ def test_what_is_proven_is_told_and_kept(make: Make, capsys: pytest.CaptureFixtu
         ("placeholders", "OK"),
     ]
     assert "sight: OK image: a blank image moves" in capsys.readouterr().err
+    page = (config.run_dir / "report.html").read_text()
+    assert "Proven before the first step" in page and kept[0]["sentence"] in page
+
+
+def test_the_recipes_of_the_page_are_recipes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "given_texts.md").read_text(encoding="utf-8")
+    found = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    programs = []
+    for number, text in enumerate(found):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text, encoding="utf-8")
+        programs.append(load_config(path, Config).program)
+    assert programs == ["supervised", "preference"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_a_model_that_ignores_the_mask_is_found(policy: TokenPolicy, prompts: li
     policy._logp = left_padded_and_unmasked  # type: ignore[method-assign]
     found = {each.check: each for each in look(policy, cases)}
     assert found["rows"].status == "FAIL"
+    off = re.search(r"is off by ([\d.]+) in a batch of 4", found["rows"].sentence)
+    assert off and float(off[1]) > sight.BOUNDS["bfloat16"], "far above what rounding does in either type"
     assert "a row depends on its neighbours: the log-probability of an answer to p" in found["rows"].sentence
     assert "rounding explains 0.0001 (float32)" in found["rows"].sentence and "attention mask" in found["rows"].remedy
 
