@@ -357,7 +357,7 @@ def test_every_recorded_key_is_in_the_glossary(finished: Path, built: Page) -> N
     assert "exactly 1 before a step's first update" in built.words()
 
 
-KEY = re.compile(r"(?:adv|dpo|importance|loss|memory|nft|perf|ratio|sft|text|time|wait)/[a-z_]+")
+KEY = re.compile(r"(?:adv|dpo|importance|loss|memory|nft|perf|ratio|rollout|sft|text|time|wait)/[a-z_]+")
 
 
 def test_every_key_that_is_written_out_in_the_code_is_in_the_glossary() -> None:

@@ -57,6 +57,7 @@ GLOSSARY: dict[str, str] = {
     "loss/sft": "The supervised loss; where it stands beside an objective, before its weight.",
     "sft/skipped": "Images or conversations that could not be read in this step; others took their places.",
     "sft/tokens": "How many tokens of the assistant the step learned, over all ranks.",
+    "loss/imitation": "program vlm_base: the cross-entropy of the given answers, the mean over their tokens.",
     "loss/flow": "program quickstart_base: the squared error of the predicted velocity, the mean over all numbers.",
     "preferences/skipped": "Pairs that could not be read in this step; others took their places.",
     "importance/mean": "Mean weight that corrects for samples of older weights or of another engine, before its cap; "
@@ -64,6 +65,10 @@ GLOSSARY: dict[str, str] = {
     "importance/effective_share": "How many tokens these weights leave, as a share: (sum w)^2 / (n sum w^2). 1: all weigh the same.",
     "drift/mean": "Mean |log-probability when a token was drawn - when the policy reads it|, of answers that older weights or a "
     "rollout server drew; drift/max is the largest, drift/k3 the KL between the two, estimated.",
+    "rollout/servers": "Rollout servers that took the weights after the last update and draw with them.",
+    "rollout/probe_error": "Largest difference between a log-probability of one known answer at a rollout server and here, under the "
+    "weights that were just pushed.",
+    "time/push": "Seconds in which weights were written, pushed to the rollout servers, and proved there; part of time/rollout.",
     "rollout/weight_version_lag": "How many updates behind the weights were at the servers that drew this step's answers.",
     "nft/reward": "DiffusionNFT: mean of the advantages as probabilities of being good; near 0.5 by construction.",
     "nft/positive": "DiffusionNFT: error of the branch that good images pull on; nft/negative is the other's.",
