@@ -21,7 +21,9 @@ class EvaluationSetConfig(PromptFileConfig):
 
     name: Name = Field(description="Its numbers are eval/<name>/<reward>, its files are in eval/step_NNNNNN/<name>.")
     path: FilePath = Field(description="Prompt file.")
-    duplicates: int = Field(1, ge=1, le=64, description="Images per prompt, each from its own fixed noise.")
+    duplicates: int = Field(
+        1, ge=1, le=64, description="Samples per prompt, each from its own fixed noise or random numbers."
+    )
     num_inference_steps: int | None = Field(
         None, ge=1, le=1000, description="Deterministic denoising steps; null takes evaluation.num_inference_steps."
     )
@@ -113,19 +115,21 @@ class EvaluationConfig(Section):
         (), description="Asked for of every set, only before the first and after the last step."
     )
     seed: int = Field(1234, ge=0, description="Seed of the fixed noise; sample i always starts from the same noise.")
-    num_pictures: int = Field(24, ge=0, description="Samples kept as images for the report.")
+    num_pictures: int = Field(
+        24, ge=0, description="Samples kept for the report: images, or answers with the images of their prompts."
+    )
     may_share: Literal["nothing", "targets"] = Field(
         "nothing",
         description="What held-out prompts may have in common with training: targets, where words are meant to come again.",
     )
     wait: bool = Field(
         True,
-        description="false: images are scored while training goes on; results come in a later row of metrics.jsonl.",
+        description="false: samples are scored while training goes on; results come in a later row of metrics.jsonl.",
     )
     max_in_flight: int = Field(
         64,
         ge=1,
-        description="With wait: false, images of a rank at the services at once; training rewards queue behind.",
+        description="With wait: false, samples of a rank at the services at once; training rewards queue behind.",
     )
     alarms: AlarmsConfig = Field(default_factory=AlarmsConfig)
 

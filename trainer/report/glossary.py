@@ -51,7 +51,7 @@ GLOSSARY: dict[str, str] = {
     "resampled": "How often the step was sampled again, for groups whose rewards did not differ; sampling.max_resamples is the "
     "most. Rewards are means over all that was drawn.",
     "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
-    "loss/policy": "The clipped surrogate, per sample and stochastic step; only its gradient has a meaning. While ratios are 1 it is "
+    "loss/policy": "The clipped surrogate, per sample and stochastic step, or per token; only its gradient has a meaning. While ratios are 1 it is "
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
     "loss/kl": "The KL penalty before its weight kl_beta.",
     "loss/sft": "The supervised loss; where it stands beside an objective, before its weight.",
@@ -88,7 +88,8 @@ GLOSSARY: dict[str, str] = {
     "ratio/replay_error": "Largest difference between a log-probability when it was sampled and when it is computed again "
     "before the update; anything but 0 means that sampling and training disagree.",
     "clip_share": "Share of ratios outside 1 ± clip_range: there the sample no longer pulls.",
-    "kl": "Mean divergence of the velocities from those of the starting weights; 0 when kl_beta is 0.",
+    "kl": "Mean divergence from the starting weights: of the velocities, or of texts estimated from the drawn tokens (k3); 0 when "
+    "kl_beta is 0.",
     "grad_norm": "Global norm of the gradient before it is clipped to optim.max_grad_norm.",
     "lr": "Learning rate of the step.",
     "time/rollout": "Seconds in which samples were drawn; rewards are computed meanwhile.",
