@@ -59,25 +59,19 @@ class Drawn:
         return replace(self, rollouts=marked)
 
     def version_lag(self, step: int) -> dict[str, float]:
-        """How many updates old the weights are that servers drew these samples with, after `step` updates; empty where none did.
+        """How many updates old the oldest weights are that servers drew these samples with, after `step` updates; empty where none
+        did.
 
         Raises:
             StopTrainingError: it is another number than the pipeline's, so some weights were not the ones that were pushed.
         """
-        versions = [rollout.version for rollout in self.rollouts if rollout.version is not None]
-        if not versions:
-            return {}
-        return {"rollout/weight_version_lag": float(_checked_lag(versions, step, self.rollouts[0].behind))}
-
-
-def _checked_lag(versions: Sequence[int], step: int, behind: int) -> int:
-    lags = {step - version for version in versions}
-    if lags != {behind}:
-        raise StopTrainingError(
-            f"step {step + 1} would train on samples of weights that are {sorted(lags)} updates old, and {behind} are allowed: a "
-            "rollout server drew with other weights than it was given"
-        )
-    return behind
+        lags = [(step - each.version, each.behind) for each in self.rollouts if each.version is not None]
+        if wrong := [(lag, behind) for lag, behind in lags if lag != behind]:
+            raise StopTrainingError(
+                f"step {step + 1} would train on samples of weights that are {wrong[0][0]} updates old, and {wrong[0][1]} is what "
+                "the pipeline says: a rollout server drew with other weights than it was given"
+            )
+        return {"rollout/weight_version_lag": float(max(lag for lag, _ in lags))} if lags else {}
 
 
 def marked(rollout: Rollout, again: int) -> Rollout:

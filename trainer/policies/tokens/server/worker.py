@@ -56,6 +56,13 @@ class FileEngine(Engine):
     init_info_cls = Nothing
     update_info_cls = Folder
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A tied head is the embedding itself and counts once. During an update, and after one that failed, each has a parameter
+        # of its own, so both are noted when the model has just been loaded.
+        self.expected = {name for name, _ in self.model.named_parameters()}
+        self.tied = tied_modules(self.model)
+
     def init_transfer_engine(self, init_info: Nothing) -> None:
         """There is no connection to make."""
 
@@ -64,10 +71,6 @@ class FileEngine(Engine):
             initialize_layerwise_reload,
         )
 
-        # A tied head is the embedding itself and counts once. During the update each has a parameter of its own, so both are
-        # noted before.
-        self.expected = {name for name, _ in self.model.named_parameters()}
-        self.tied = tied_modules(self.model)
         # A plain load_weights fails where weights were repacked when they were first loaded, as on CPUs.
         initialize_layerwise_reload(self.model)
 
