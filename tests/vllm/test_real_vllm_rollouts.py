@@ -26,7 +26,7 @@ from trainer.policies.tokens.server.drawer import ServerDrawer, Surroundings
 from trainer.policies.tokens.server.launch import Serving
 from trainer.policies.tokens.server.pool import Pool
 from trainer.policies.tokens.server.publisher import Publisher
-from trainer.policies.tokens.server.versions import WholeWeights
+from trainer.policies.tokens.server.versions import Adapters, Transfer, WholeWeights
 from trainer.types import Prompt, Rollout
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("alone_in_this_module")]
@@ -38,12 +38,15 @@ ON_A_CPU = ("--enforce-eager", "--max-num-seqs", "64")
 class Rollouts:
     """A policy that draws from the server, with all that stands between them."""
 
-    def __init__(self, policy: TokenPolicy, server: VllmServer, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, policy: TokenPolicy, server: VllmServer, folder: Path, stack: ExitStack, transfer: Transfer | None = None
+    ) -> None:
         self.policy, self.server, self.notes = policy, server, list[str]()
+        transfer = transfer or WholeWeights("policy")
+        self.only_adapters = isinstance(transfer, Adapters)
         self.left_out: str | None = None
         self.client = Server(server.url, max_in_flight=16, timeout_s=120, push_timeout_s=120)
         stack.callback(self.client.close)
-        transfer = WholeWeights("policy")
         self.publisher = Publisher([self.client], transfer, None, self.notes.append)
         stack.callback(self.publisher.stop)
         self.publisher.start()
@@ -73,7 +76,7 @@ class Rollouts:
         policy.draw_by(self.drawer)
 
     def collect(self) -> dict[str, Tensor]:
-        found = whole_weights(self.policy.trainable, trained_only=False, keep=True)
+        found = whole_weights(self.policy.trainable, trained_only=self.only_adapters, keep=True)
         return {name: tensor for name, tensor in found.items() if name != self.left_out}
 
     def draw(self, temperature: float = 1.0) -> Rollout:
@@ -92,7 +95,7 @@ class Rollouts:
         """Other weights: all of them, or those of one part."""
         with torch.no_grad():
             for name, parameter in self.policy.trainable.named_parameters():
-                if part is None or self.policy.group_of[name] == part:
+                if parameter.requires_grad and part in (None, self.policy.group_of[name]):
                     parameter.add_(0.3 * parameter.std() * torch.randn(parameter.shape, generator=GENERATOR))
 
 
@@ -105,16 +108,19 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("rollouts")
     model = make_vlm(folder / "model")
-    serving = Serving(str(model), "policy", "float32", 4, 160, folder)
-    flags, path = serving.flags()[3:], f"{RUN_VARIABLES['PYTHONPATH']}:{ROOT}"  # model and name are given by the class
-    variables = serving.variables() | {"PYTHONPATH": path}
-    server = VllmServer(model, "policy", folder / "server.log", flags=[*flags, *ON_A_CPU], variables=variables)
+    with ExitStack() as stack:
+        server = served(Serving(str(model), "policy", "float32", 4, 160, folder), folder, stack)
+        yield Rollouts(make_policy(model), server, folder / "weights", stack)
+
+
+def served(serving: Serving, folder: Path, stack: ExitStack) -> VllmServer:
+    """A real server with the flags and variables that the trainer gives its own."""
+    variables = serving.variables() | {"PYTHONPATH": f"{RUN_VARIABLES['PYTHONPATH']}:{ROOT}"}
+    flags = [*serving.flags()[3:], *ON_A_CPU]  # model and name are given by the class
+    server = VllmServer(Path(serving.model), serving.name, folder / "server.log", flags=flags, variables=variables)
+    stack.callback(server.kill)
     server.start()
-    try:
-        with ExitStack() as stack:
-            yield Rollouts(make_policy(model), server, folder / "weights", stack)
-    finally:
-        server.kill()
+    return server
 
 
 @pytest.fixture(autouse=True)
