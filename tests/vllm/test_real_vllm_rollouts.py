@@ -172,6 +172,7 @@ def test_weights_that_lack_a_tensor_are_refused_and_the_next_push_repairs(rollou
     assert rollouts.error(rollouts.draw()) < BOUND
 
 
+@pytest.mark.slow
 def test_killed_while_it_draws_nothing_is_lost_and_nothing_is_stale(rollouts: Rollouts) -> None:
     """It is started again by hand with the weights of its folder; what it draws then is of the weights of now."""
     rollouts.change()
