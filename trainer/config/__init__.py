@@ -167,9 +167,20 @@ class Config(Section):
     @property
     def deepspeed_owner(self) -> Owner:
         """What of a DeepSpeed file these sections decide."""
+        dtype = getattr(self.policy, "dtype", "float32")
+        name = {"supervised": "conversations" if self.conversations else "sft", "preference": "preferences"}.get(
+            self.program
+        )
+        given = None if name is None else getattr(self, name)
+        if given is not None:
+            micro, fields = (
+                given.micro_batch_size or given.batch_size,
+                (f"{name}.batch_size", f"{name}.micro_batch_size"),
+            )
+            return Owner(given.batch_size, micro, self.optim, dtype, *fields)
         batch = self.sampling.prompts_per_step * self.sampling.group_size
         micro = self.optim.micro_batch_size or self.sampling.micro_batch_size
-        return Owner(batch, micro, self.optim, getattr(self.policy, "dtype", "float32"))
+        return Owner(batch, micro, self.optim, dtype)
 
     @model_validator(mode="after")
     def _program_fits(self) -> Config:

@@ -77,12 +77,15 @@ class Owner:
         batch: samples of a step over all ranks.
         micro_batch: samples of one forward pass of the update, on one rank.
         dtype: in which the policy computes.
+        batch_field, micro_batch_field: what these are in the configuration, for messages.
     """
 
     batch: int
     micro_batch: int
     optim: OptimConfig
     dtype: str
+    batch_field: str = "sampling.prompts_per_step * group_size"
+    micro_batch_field: str = "the update's micro-batch (optim.micro_batch_size)"
 
 
 def check_deepspeed(path: str, owner: Owner) -> None:
@@ -112,8 +115,8 @@ def _claims(settings: Mapping[str, Any], owner: Owner) -> Iterator[tuple[str, An
     """Settings of the file that the configuration owns: key, their value, our field, our value."""
     optim = owner.optim
     owned = {
-        "train_batch_size": ("sampling.prompts_per_step * group_size", owner.batch),
-        "train_micro_batch_size_per_gpu": ("the update's micro-batch (optim.micro_batch_size)", owner.micro_batch),
+        "train_batch_size": (owner.batch_field, owner.batch),
+        "train_micro_batch_size_per_gpu": (owner.micro_batch_field, owner.micro_batch),
         "gradient_clipping": ("optim.max_grad_norm", optim.max_grad_norm),
     }
     for key, (field, ours) in owned.items():

@@ -137,3 +137,44 @@ def test_the_recipes_of_the_page_are_recipes(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
         programs.append(load_config(path, Config).program)
     assert programs == ["supervised", "preference"]
+
+
+@pytest.mark.parametrize(("program", "section"), [("supervised", "conversations"), ("preference", "preferences")])
+def test_a_deepspeed_file_is_compared_with_the_batch_of_the_section(
+    make: Make, tmp_path: Path, program: str, section: str
+) -> None:
+    path = tmp_path / "zero.json"
+    for size in (4, 8):
+        path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "train_batch_size": size}), encoding="utf-8")
+        if size == 4:
+            make(program, f"{program}_zero", distributed__deepspeed=str(path))
+        else:
+            with pytest.raises(ConfigError, match=rf"train_batch_size is 8 in .*, but {section}\.batch_size is 4"):
+                make(program, f"{program}_zero", distributed__deepspeed=str(path))
+
+
+@pytest.mark.slow
+def test_a_run_by_rewards_proves_it_too(recipe: Callable[..., Path], folder: Path, blind: Path, tmp_path: Path) -> None:
+    pictures = sorted(str(path) for path in folder.glob("picture*.png"))
+    rows = [
+        {"id": f"q{n}", "prompt": f"which color ? {n}", "targets": ["A"], "source_images": pictures[n : n + 1]}
+        for n in range(4)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changes: dict[str, Any] = {
+        "max_steps": 1,
+        "policy": {"type": "vlm", "pretrained": str(folder / "model"), "dtype": "float32"},
+        "sampling": {"prompts_per_step": 2, "group_size": 2, "micro_batch_size": 4, "max_new_tokens": 6},
+        "rewards__columns": {"letter": {"service": "rules", "reward": "option_letter"}},
+        "data__train": [{"path": str(tmp_path / "train.jsonl"), "rewards": {"letter": 1.0}}],
+        "evaluation": {},
+    }
+    sound = load_config(recipe("sound", **changes), Config)
+    assert train(sound) == 0
+    kept = json.loads((sound.run_dir / "sight.json").read_text())
+    assert [each["status"] for each in kept] == ["OK"] * 4
+    path = recipe("blind", **{**changes, "policy": {**changes["policy"], "pretrained": str(blind)}})
+    with pytest.raises(ConfigError, match="stopped before step 1: the model does not see its images"):
+        train(load_config(path, Config))
+    found = {each.message.partition(":")[0]: each.status for each in examine(path) if each.area == "sight"}
+    assert found == {"image": "FAIL", "rows": "OK", "replay": "OK", "placeholders": "OK"}

@@ -18,8 +18,8 @@ from trainer.policies.tokens.policy import TokenPolicy
 from trainer.types import Rollout
 
 Check = Literal["image", "rows", "replay", "placeholders"]
-# Largest difference of a token's log-probability that rounding explains, by the type of computations. In bfloat16 a logit of 20
-# is rounded by up to 0.06, and the two logits and the normaliser that a difference is made of are each rounded for themselves.
+# What rounding explains of a difference in log-probability, by the type of computations: in float32 of any token; in bfloat16, where
+# a logit of 20 is rounded by up to 0.06 and an unlikely token may be off by several such steps, of an answer's tokens on average.
 BOUNDS: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 0.25}
 _STILL = 1e-6  # less is no movement, also where computing twice gives the same bits
 
@@ -106,7 +106,7 @@ def _rows(policy: TokenPolicy, cases: Sequence[Case], together_BS: Tensor, bound
     errors = []
     for row, case in enumerate(cases):
         alone_S = _logp(policy, [case])[0]
-        errors.append((together_BS[row, : len(alone_S)] - alone_S).abs().max().item())
+        errors.append(_error(policy, together_BS[row, : len(alone_S)] - alone_S))
     worst = max(range(len(cases)), key=lambda row: errors[row])
     lengths = sorted({len(case.reading.ids_T) + len(case.answer) for case in cases})
     if not errors[worst] <= bound:
@@ -135,10 +135,11 @@ def _replay(policy: TokenPolicy, rollouts: Sequence[Rollout], bound: float) -> S
         (part,) = policy.parts(rollout)
         replayed_BS = policy.replay(rollout, part).logp_BS
         counts_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
-        gaps_BS = torch.where(
-            counts_BS.to(replayed_BS.device), replayed_BS - rollout.logp_BS.to(replayed_BS.device), 0.0
+        gaps_BS = replayed_BS - rollout.logp_BS.to(replayed_BS.device)
+        error = max(
+            error,
+            *(_error(policy, gap_S[inside_S]) for gap_S, inside_S in zip(gaps_BS.cpu(), counts_BS.cpu(), strict=True)),
         )
-        error = max(error, gaps_BS.abs().max().nan_to_num(torch.inf).item())
     if not error <= bound:
         return Sight(
             "replay",
@@ -202,6 +203,12 @@ def _logp(policy: TokenPolicy, cases: Sequence[Case]) -> Tensor:
     for row, case in enumerate(cases):
         inside_BS[row, : len(case.answer)] = True
     return torch.where(inside_BS, logp_BS, 0.0)
+
+
+def _error(policy: TokenPolicy, gap_S: Tensor) -> float:
+    """How far an answer is off, as `BOUNDS` measure it; infinity where a number is none."""
+    off_S = gap_S.abs().float().nan_to_num(nan=torch.inf)
+    return (off_S.mean() if policy.model.config.dtype == "bfloat16" else off_S.max()).item()
 
 
 def _furthest(a_BS: Tensor, b_BS: Tensor) -> Tensor:
