@@ -51,10 +51,20 @@ class Ragged:
         return torch.arange(self.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
 
 
-def rotated(heads_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Each pair of dimensions (i, i + D / 2) of every head turned by its token's angle."""
-    first, second = heads_NHD.chunk(2, -1)
-    return heads_NHD * cos_ND[:, None] + torch.cat([-second, first], -1) * sin_ND[:, None]
+def rotated(heads_NHD: Tensor, cos_ND: Tensor, turned_sin_ND: Tensor) -> Tensor:
+    """Each pair of dimensions (i, i + D / 2) of every head turned by its token's angle.
+
+    Args:
+        turned_sin_ND: sines, their first half negative: x' = x cos - y sin, y' = y cos + x sin.
+    """
+    swapped = heads_NHD.roll(heads_NHD.shape[-1] // 2, -1)
+    return torch.addcmul(heads_NHD * cos_ND[:, None], swapped, turned_sin_ND[:, None])
+
+
+def turned(sin_ND: Tensor) -> Tensor:
+    """Sines as `rotated` takes them."""
+    first, second = sin_ND.chunk(2, -1)
+    return torch.cat([-first, second], -1)
 
 
 def attend(queries_RLHD: Tensor, keys_RTKD: Tensor, values_RTKD: Tensor, allowed_RLT: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.policies.tokens.llama.attention import rotated
+from trainer.policies.tokens.llama.attention import rotated, turned
 from trainer.policies.tokens.llama.forward import Computed, run_layers
 from trainer.policies.tokens.llama.inputs import Prefix, read_prefix
 from trainer.policies.tokens.llama.layers import FusedLayer, computed_type
@@ -85,7 +85,7 @@ def decode(
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Cosines and sines (L, D) of all rotary positions that can come, from the model's own module."""
+    """Cosines and turned sines (L, D) of all rotary positions that can come, from the model's own module."""
 
     cos_LD: Tensor
     sin_LD: Tensor
@@ -94,7 +94,7 @@ class _Table:
     def of(model: TextModel, length: int) -> _Table:
         # Where an image has positions along several axes, text has the same one on each.
         cos, sin = model.text.rotary_emb(model.weight, torch.arange(length, device=model.weight.device)[None])
-        return _Table(cos[0], sin[0])
+        return _Table(cos[0], turned(sin[0]))
 
 
 @dataclass(eq=False)
@@ -161,8 +161,8 @@ def _step(
     position_B, column = rows.next_B + number, rows.columns + number
     cos_BD, sin_BD = table.cos_LD.index_select(0, position_B), table.sin_LD.index_select(0, position_B)
     for layer, keys, values in zip(layers, rows.keys, rows.values, strict=True):
-        turned, value = layer.heads(x_Bd)
-        queries, key = rotated(turned, cos_BD, sin_BD).split([model.heads, model.key_heads], 1)
+        heads, value = layer.heads(x_Bd)
+        queries, key = rotated(heads, cos_BD, sin_BD).split([model.heads, model.key_heads], 1)
         keys[..., column], values[:, :, column] = key, value
         x_Bd = layer.close(x_Bd, _attended(queries, keys, values, rows.mask_BW, column + 1))
     return x_Bd

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
+from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.llama.decode import Drawn, decode
 from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import text_model
@@ -26,6 +27,10 @@ class LlamaDrawer:
         self, readings_P: Sequence[Reading], group_size: int, seeds_B: Sequence[int], plan: TokenPlan
     ) -> list[Answer]:
         model, text = self.model, text_model(self.model.network)
+        if hasattr(
+            text.weight, "ds_id"
+        ):  # each rank holds a part of every weight, which only the model's own calls gather
+            return GenerateDrawer(model).draw(readings_P, group_size, seeds_B, plan)
         ends = torch.tensor([*model.ends, *plan.stop_ids], device=model.device)
         banned_N = model.banned_N.to(model.device)
         uniform_BS = uniforms(seeds_B, plan.max_new_tokens).to(model.device) if plan.temperature else None

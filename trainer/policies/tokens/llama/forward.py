@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.policies.tokens.llama.attention import Ragged, attend, rotated
+from trainer.policies.tokens.llama.attention import Ragged, attend, rotated, turned
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import Layer
 
@@ -22,7 +22,7 @@ class Continuations:
     """Answers as the first layer takes them.
 
     Attributes:
-        x_Nd, cos_ND, sin_ND, lengths: as of a `Prefix`; a length may be 0.
+        x_Nd, cos_ND, sin_ND, lengths: as of a `Prefix`; lengths rise, and may be 0.
         prompt_B: which prompt each continues.
     """
 
@@ -51,18 +51,19 @@ def run_layers(layers: Sequence[Layer], prefix: Prefix, answers: Continuations |
     """Hidden states of the prompts' last tokens and of all tokens of the answers."""
     device = prefix.x_Nd.device
     prompts = Ragged.of(prefix.lengths, device)
-    written = None if answers is None else _Written.of(prompts, answers, device)
+    written = [] if answers is None else _written(prompts, answers, device)
     x_Nd, cos_ND, sin_ND = prefix.x_Nd, prefix.cos_ND, prefix.sin_ND
     if answers is not None:
         x_Nd, cos_ND, sin_ND = (
             torch.cat([getattr(prefix, name), getattr(answers, name)]) for name in ("x_Nd", "cos_ND", "sin_ND")
         )
+    sin_ND = turned(sin_ND)
     last_P = torch.tensor(prefix.lengths, device=device).cumsum(0) - 1
     count, all_keys, all_values = len(prefix.x_Nd), [], []
     for number, layer in enumerate(layers):
-        turned, values = layer.heads(x_Nd)
-        turned = rotated(turned, cos_ND, sin_ND)
-        queries, keys = turned.split([turned.shape[1] - values.shape[1], values.shape[1]], 1)
+        heads, values = layer.heads(x_Nd)
+        heads = rotated(heads, cos_ND, sin_ND)
+        queries, keys = heads.split([heads.shape[1] - values.shape[1], values.shape[1]], 1)
         keys_PTKD, values_PTKD = prompts.pad(keys[:count]), prompts.pad(values[:count])
         all_keys.append(keys_PTKD)
         all_values.append(values_PTKD)
@@ -73,9 +74,8 @@ def run_layers(layers: Sequence[Layer], prefix: Prefix, answers: Continuations |
             attended = attend(ends, keys_PTKD, values_PTKD, prompts.inside(device)[:, None]).flatten(0, 1)
         else:
             attended = prompts.flat(attend(prompts.pad(queries[:count]), keys_PTKD, values_PTKD, None))
-        if written is not None:
-            behind = written.attend(queries[count:], keys[count:], values[count:], keys_PTKD, values_PTKD)
-            attended = torch.cat([attended, behind])
+        own = (queries[count:], keys[count:], values[count:])
+        attended = torch.cat([attended, *(each.attend(*own, keys_PTKD, values_PTKD) for each in written)])
         x_Nd = layer.close(x_Nd, attended)
         if number < len(prefix.added) and not is_last:
             added = prefix.added[number]
@@ -85,23 +85,40 @@ def run_layers(layers: Sequence[Layer], prefix: Prefix, answers: Continuations |
 
 @dataclass(frozen=True, eq=False)
 class _Written:
-    """Attention of the answers: to the prompt of each, and to its own tokens up to the one that asks."""
+    """Attention of answers of about one length: to the prompt of each, and to its own tokens up to the one that asks.
 
+    Attributes:
+        tokens: where theirs are among all tokens of answers.
+        ragged: their lengths.
+        prompt_B: the prompt of each.
+        allowed_BST: what each token sees, of the prompt and of its own answer.
+    """
+
+    tokens: slice
     ragged: Ragged
     prompt_B: Tensor
     allowed_BST: Tensor
 
-    @staticmethod
-    def of(prompts: Ragged, answers: Continuations, device: torch.device) -> _Written:
-        ragged = Ragged.of(answers.lengths, device)
-        rows, longest = ragged.shape
-        of_prompt = prompts.inside(device).index_select(0, answers.prompt_B)[:, None].expand(-1, longest, -1)
-        own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
-        return _Written(ragged, answers.prompt_B, torch.cat([of_prompt, own], -1))
-
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, keys_PTKD: Tensor, values_PTKD: Tensor) -> Tensor:
         keys_B, values_B = (
-            torch.cat([of_prompts.index_select(0, self.prompt_B), self.ragged.pad(own)], 1)
+            torch.cat([of_prompts.index_select(0, self.prompt_B), self.ragged.pad(own[self.tokens])], 1)
             for of_prompts, own in ((keys_PTKD, keys), (values_PTKD, values))
         )
-        return self.ragged.flat(attend(self.ragged.pad(queries), keys_B, values_B, self.allowed_BST))
+        return self.ragged.flat(attend(self.ragged.pad(queries[self.tokens]), keys_B, values_B, self.allowed_BST))
+
+
+def _written(prompts: Ragged, answers: Continuations, device: torch.device) -> list[_Written]:
+    """The answers in parts whose lengths differ by less than a factor of two: only attention pads, and so little."""
+    found, first, start = [], 0, 0
+    for last in range(1, len(answers.lengths) + 1):
+        if last < len(answers.lengths) and answers.lengths[last].bit_length() == answers.lengths[first].bit_length():
+            continue
+        lengths, prompt_B = answers.lengths[first:last], answers.prompt_B[first:last]
+        ragged, end = Ragged.of(lengths, device), start + sum(lengths)
+        rows, longest = ragged.shape
+        of_prompt = prompts.inside(device).index_select(0, prompt_B)[:, None].expand(-1, longest, -1)
+        own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
+        if longest:
+            found.append(_Written(slice(start, end), ragged, prompt_B, torch.cat([of_prompt, own], -1)))
+        first, start = last, end
+    return found

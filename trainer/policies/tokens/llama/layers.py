@@ -29,49 +29,66 @@ class Layer(Protocol):
 
 def normed(x: Tensor, eps: float) -> Tensor:
     """x divided by its root mean square, which is computed in float32, as the model does, without the gain."""
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return functional.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """x W + b; the weight lies as (inputs, outputs), which is the faster one for few rows."""
+
+    weight_io: Tensor
+    bias_o: Tensor | None
+
+    def of(self, x_Ni: Tensor) -> Tensor:
+        return torch.mm(x_Ni, self.weight_io) if self.bias_o is None else torch.addmm(self.bias_o, x_Ni, self.weight_io)
+
+    def added_to(self, y_No: Tensor, x_Ni: Tensor) -> Tensor:
+        """y + x W + b."""
+        y_No = y_No if self.bias_o is None else y_No + self.bias_o
+        if y_No.dtype != self.weight_io.dtype:  # under an autocast the residual stream stays in float32
+            return y_No + torch.mm(x_Ni, self.weight_io)
+        return torch.addmm(y_No, x_Ni, self.weight_io)
 
 
 @dataclass(frozen=True, eq=False)
 class FusedLayer:
     """A layer's weights as few matrices: fewer and larger products.
 
-    The gain of a norm scales the columns of the matrices that follow: W (g * n) = (W * g) n.
+    The gain of a norm scales the inputs of the matrices that follow: (g * n) W = n (g * W).
 
     Attributes:
-        qkv, qkv_bias: (H * D + 2 * K * D, d) and its bias.
-        gains_D: of the norms of queries and keys (H + K, D); None without.
-        out, out_bias: (d, H * D).
-        gate_up, gate_up_bias: (2 * F, d).
-        down, down_bias: (d, F).
+        qkv: d to H * D + 2 * K * D.
+        gains: of the norms of queries and keys (H + K, D); None without.
+        out: H * D to d.
+        gate_up: d to 2 * F.
+        down: F to d.
+        activation: of the gate.
+        queries_keys: H + K.
+        width: D.
+        eps: of the norms.
     """
 
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Product
     gains: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    out: Product
+    gate_up: Product
+    down: Product
     activation: Callable[[Tensor], Tensor]
     queries_keys: int
     width: int
     eps: float
 
     def heads(self, x_Nd: Tensor) -> tuple[Tensor, Tensor]:
-        heads = functional.linear(normed(x_Nd, self.eps), self.qkv, self.qkv_bias).unflatten(-1, (-1, self.width))
+        heads = self.qkv.of(normed(x_Nd, self.eps)).unflatten(-1, (-1, self.width))
         turned, values = heads[:, : self.queries_keys], heads[:, self.queries_keys :]
         if self.gains is not None:
             turned = normed(turned, self.eps) * self.gains
         return turned, values
 
     def close(self, x_Nd: Tensor, attended_Nh: Tensor) -> Tensor:
-        x_Nd = x_Nd + functional.linear(attended_Nh, self.out, self.out_bias)
-        gate, up = functional.linear(normed(x_Nd, self.eps), self.gate_up, self.gate_up_bias).chunk(2, -1)
-        return x_Nd + functional.linear(self.activation(gate) * up, self.down, self.down_bias)
+        x_Nd = self.out.added_to(x_Nd, attended_Nh)
+        gate, up = self.gate_up.of(normed(x_Nd, self.eps)).chunk(2, -1)
+        return self.down.added_to(x_Nd, self.activation(gate) * up)
 
 
 @torch.no_grad()
@@ -97,15 +114,11 @@ def _fused(model: TextModel, layer: Any) -> FusedLayer:
         norms = [attention.q_norm] * model.heads + [attention.k_norm] * model.key_heads
         gains = torch.stack([norm.weight for norm in norms])
     return FusedLayer(
-        _stacked(projections, layer.input_layernorm.weight),
-        _biases(projections),
+        _product(projections, layer.input_layernorm.weight),
         gains,
-        _stacked([attention.o_proj]),
-        _biases([attention.o_proj]),
-        _stacked(gates, layer.post_attention_layernorm.weight),
-        _biases(gates),
-        _stacked([mlp.down_proj]),
-        _biases([mlp.down_proj]),
+        _product([attention.o_proj]),
+        _product(gates, layer.post_attention_layernorm.weight),
+        _product([mlp.down_proj]),
         mlp.act_fn,
         model.heads + model.key_heads,
         model.width,
@@ -113,19 +126,18 @@ def _fused(model: TextModel, layer: Any) -> FusedLayer:
     )
 
 
-def _stacked(linears: Sequence[Any], gain: Tensor | None = None) -> Tensor:
-    """The weights below one another, their columns scaled by the gain of the norm before them."""
-    weight = torch.cat([merged(linear) for linear in linears]) if len(linears) > 1 else merged(linears[0])
-    return (weight if gain is None else weight * gain).to(computed_type(linears[0].weight))
-
-
-def _biases(linears: Sequence[Any]) -> Tensor | None:
-    if all(linear.bias is None for linear in linears):
-        return None
-    biases = [
-        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears
-    ]
-    return torch.cat(biases).to(computed_type(linears[0].weight))
+def _product(linears: Sequence[Any], gain_i: Tensor | None = None) -> Product:
+    """Linear layers of the same inputs as one, their inputs scaled by the gain of the norm before them."""
+    dtype = computed_type(linears[0].weight)
+    weight_oi = torch.cat([merged(linear) for linear in linears])
+    weight_oi = weight_oi if gain_i is None else weight_oi * gain_i
+    biases = [linear.bias for linear in linears]
+    bias_o = None
+    if any(bias is not None for bias in biases):
+        widths = [linear.out_features for linear in linears]
+        pairs = zip(biases, widths, strict=True)
+        bias_o = torch.cat([weight_oi.new_zeros(width) if bias is None else bias for bias, width in pairs]).to(dtype)
+    return Product(weight_oi.t().to(dtype).contiguous(), bias_o)
 
 
 def merged(linear: Any) -> Tensor:

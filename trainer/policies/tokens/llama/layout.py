@@ -58,7 +58,7 @@ class TextModel:
 
 def text_model(network: nn.Module) -> TextModel:
     """The parts of a network. Raises ValueError saying why it cannot be computed by hand."""
-    if reason := supports(network):
+    if (reason := supports(network)) is not None:
         raise ValueError(reason)
     plain: Any = _without_adapters(network)
     text = _language_models(plain)[0]
@@ -111,7 +111,10 @@ def _unlike_llama(text: Any) -> str | None:
 def _unknown_adapter(network: nn.Module) -> str | None:
     """Adapters must be plain ones, W + scale * B A, on linear layers; PEFT gives others their own variants."""
     for name, module in network.named_modules():
-        if hasattr(module, "lora_A") and (getattr(module, "lora_variant", None) or not hasattr(module, "out_features")):
+        if "lora_A" not in module._modules:
+            continue
+        variants: Any = getattr(module, "lora_variant", None)
+        if variants or not isinstance(module.get_base_layer(), nn.Linear):
             return f"the adapter of {name} is not of the form W + B A"
     return None
 
@@ -122,5 +125,5 @@ def _without_adapters(network: Any) -> Any:
 
 
 def _language_models(network: nn.Module) -> list[Any]:
-    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
-    return [module for module in network.modules() if all(hasattr(module, part) for part in parts)]
+    parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
+    return [module for module in network.modules() if parts <= module._modules.keys()]

@@ -30,25 +30,27 @@ def shared_logits(
     """
     prefix = read_prefix(model, batch)
     device = prefix.x_Nd.device
-    prompts = torch.tensor(prompt_B, device=device)
     # The last token of an answer is predicted, and predicts nothing.
-    lengths = [len(tokens) - 1 for tokens in answers]
-    ids_N = torch.cat([tokens[:-1] for tokens in answers]).to(device)
+    order = sorted(range(len(answers)), key=lambda row: len(answers[row]))
+    lengths = [len(answers[row]) - 1 for row in order]
+    prompts = torch.tensor([prompt_B[row] for row in order], device=device)
+    ids_N = torch.cat([answers[row][:-1] for row in order]).to(device)
     within_N = torch.cat([torch.arange(length) for length in lengths]).to(device)
     positions_N = prefix.next_P[prompts].repeat_interleave(torch.tensor(lengths, device=device)) + within_N
     x_Nd = model.text.embed_tokens(ids_N)
     cos_1ND, sin_1ND = model.text.rotary_emb(x_Nd[None], positions_N[None])
     computed = run_layers(module_layers(model), prefix, Continuations(x_Nd, cos_1ND[0], sin_1ND[0], lengths, prompts))
     hidden = torch.cat([computed.last_Pd, computed.x_Nd])
-    logits: Tensor = model.head(
-        model.text.norm(hidden.index_select(0, _predicting(prompts, lengths, len(prefix.lengths))))
-    )
+    predicting = _predicting(prompt_B, order, lengths, len(prefix.lengths)).to(device)
+    logits: Tensor = model.head(model.text.norm(hidden.index_select(0, predicting)))
     return logits
 
 
-def _predicting(prompt_B: Tensor, lengths: Sequence[int], prompts: int) -> Tensor:
-    """For each token of the answers, which row of (last tokens of prompts, then tokens of answers) predicts it."""
-    rows = []
-    for prompt, start, length in zip(prompt_B.tolist(), accumulate(lengths, initial=prompts), lengths, strict=False):
+def _predicting(prompt_B: Sequence[int], order: Sequence[int], lengths: Sequence[int], prompts: int) -> Tensor:
+    """For each token of the answers, which row of (last tokens of prompts, then tokens of answers in their order) predicts it."""
+    starts = dict(zip(order, zip(accumulate(lengths, initial=prompts), lengths, strict=False), strict=True))
+    rows: list[int] = []
+    for row, prompt in enumerate(prompt_B):
+        start, length = starts[row]
         rows += [prompt, *range(start, start + length)]
-    return torch.tensor(rows, device=prompt_B.device)
+    return torch.tensor(rows)
