@@ -122,3 +122,9 @@ def test_a_fresh_model_learns_given_texts_at_a_rate_for_each_part(
     table = layout.key_table(files.read_settings(output / "config.json"))
     found: dict[str, Any] = load_file(output / "model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == table
+    # The frozen part is random and in no checkpoint: the export draws it as the run did.
+    torch.manual_seed(config.seed)
+    drawn = build(VlmConfig.model_validate(policy, strict=False), torch.device("cpu")).network.state_dict()
+    assert torch.equal(
+        found["vision_encoder.blocks.1.mlp.fc1.weight"], drawn["model.vision_model.encoder.layers.1.mlp.fc1.weight"]
+    )
