@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +18,12 @@ from tests.support.reward_servers import SCORER, Reply, good, misbehaving
 from tests.support.service_process import ready_service
 from trainer.config import RewardsConfig
 from trainer.config.service_names import REWARDS
+from trainer.doctor.load import _measure, _unseen
 from trainer.rewards import LocalServices, RewardClient, RewardServiceError, TapeRecorder, resolve_urls
 from trainer.rewards.answers import Answer
 from trainer.rewards.canary import canary_call, judge, probes
 from trainer.rewards.startup import Requests
+from trainer.rewards.transport import ServiceCaller
 from trainer.types import Prompt, Sample, Scores
 from wire.schema import ScoreRequest
 
@@ -183,6 +186,24 @@ def test_a_service_of_texts_that_fails_gives_no_numbers(fault: str, code: str) -
             drawn = [replace(s, prompt=replace(s.prompt, weights={"accuracy": 1.0})) for s in samples(TEXTS)]
             scores = scored(client, drawn)
             assert not scores.valid_BR.any() and scores.failures["accuracy"] == {code: 8}
+
+
+@pytest.mark.parametrize(("reward", "measured"), [("accuracy", True), ("theirs", False)])
+def test_the_doctor_measures_a_reward_of_texts_by_probes_of_texts(url: str, reward: str, measured: bool) -> None:
+    """`theirs` needs a column that the probes lack: how long it takes is not known."""
+    tree = config()
+
+    async def measure() -> float | None:
+        caller = ServiceCaller("rules", tree.services["rules"], [url], lambda event: None)
+        try:
+            return await _measure(caller, tree.columns[reward], texts=True)
+        finally:
+            await caller.aclose()
+
+    seconds = asyncio.run(measure())
+    assert (seconds is not None and seconds > 0) is measured
+    one, other = (_unseen(probes(texts=True)[0]) for _ in range(2))
+    assert one.prompt.metadata != other.prompt.metadata and one.text == other.text, "no cache knows it"
 
 
 TEXT_REWARDS = [name for name in REWARDS["rules"] if name != "color_match" and "jpeg" not in name]
