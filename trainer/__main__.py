@@ -80,6 +80,12 @@ def _recipe(args: argparse.Namespace) -> Config:
     for path in named:
         if not Path(path).exists():
             from trainer.data.prompts import read_prompt_file
+            from trainer.data.rows.folders import is_hub_id, refuse_missing
+
+            if config.policy.family == "tokens":
+                if not is_hub_id(Path(path)):
+                    refuse_missing(Path(path))
+                continue  # fetched when it is read
 
             read_prompt_file(path, dataset=Path(path).stem)  # says what is wrong with the path
     check_policy_files(config.policy, config.program)

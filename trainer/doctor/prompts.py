@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -70,6 +70,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return None
+    yield from _notes([note for dataset in train for note in dataset.notes])
     total = sum(dataset.weight for dataset in train)
     for dataset in train:
         drawn = config.max_steps * config.sampling.prompts_per_step * dataset.weight / total
@@ -97,6 +98,12 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         return None
 
 
+def _notes(notes: Iterable[str]) -> Iterator[Finding]:
+    """What a preprocessing file makes of the first row, and which rows are left out: only the user knows whether it is meant."""
+    for note in notes:
+        yield Finding("data", "WARN", note, "nothing, if that is meant")
+
+
 def _check_given(config: Config) -> Iterator[Finding]:
     """The files of a program that is given what it trains on."""
     try:
@@ -107,6 +114,7 @@ def _check_given(config: Config) -> Iterator[Finding]:
     if material.num_train:
         yield Finding("data", "OK", f"program: {config.program} trains on {material.num_train} texts with their images")
         yield from _check_texts(config, [*material.prompts, *material.heldout])
+    yield from _notes(material.notes)
     if not config.evaluation.active:
         yield Finding("data", "WARN", "no held-out prompts: nothing is evaluated", "set evaluation.path")
     if sentence := material.overlap.sentence(material.num_train):

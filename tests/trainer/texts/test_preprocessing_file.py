@@ -158,6 +158,16 @@ def test_what_it_makes_of_the_first_row_is_shown_with_the_hash_of_the_file(tmp_p
     )
 
 
+def test_the_pages_file_does_what_the_page_says(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n# my_rows.py\n")[2].partition("```")[0]
+    (tmp_path / "my_rows.py").write_text(code)
+    path = lab_folder(tmp_path, "")
+    section = text_file(path, preprocessing=str(tmp_path / "my_rows.py"))
+    asked = read_questions(section, path=str(path), field="data.train.0", dataset="d", max_images=4).train.prompts
+    assert asked[1].text == "how many are 1? Answer in <answer></answer>." and len(asked[1].source_images) == 1
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.text_rows import png, write_jsonl, write_parquet
+from trainer.__main__ import _recipe, build_parser
 from trainer.config import Config
 from trainer.data.datasets import PromptSampler
 from trainer.data.overlap import find_overlaps
 from trainer.data.prompts import DataError
+from trainer.data.rows.folders import is_hub_id
+from trainer.doctor.prompts import check_data
 from trainer.evaluation import load_sets
 from trainer.programs.rl import RlMaterial, read_material
 from trainer.types import Prompt
@@ -172,6 +176,32 @@ def test_files_of_prompts_alone_are_read_as_ever(tmp_path: Path) -> None:
         DataError, match=r"data\.train\.0: max_samples acts on rows with columns, of \.json, .* has a prompt a line"
     ):
         read_material(config(tmp_path, {"path": str(tmp_path / "a.txt"), "image_cache": None, "max_samples": 1}, {}))
+
+
+def test_the_doctor_shows_what_the_file_makes_of_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "pre.py").write_text("def ask(row):\n    return {'prompt': row['prompt'] + ' Think.'}\n")
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a?"}, {"prompt": 3}, {"prompt": "b?"}])
+    train = {"path": str(path), "preprocessing": str(tmp_path / "pre.py"), "bad_rows": "leave_out"}
+    made = config(tmp_path, {**train, "split": "train[:1]"}, {})
+    found = [finding for finding in check_data(made) if "preprocessing" in finding.message]
+    assert [(finding.status, "prompt = 'a? Think.'" in finding.message) for finding in found] == [("WARN", True)]
+
+
+def test_a_hub_id_and_a_path_that_is_not_there_are_told_apart_before_torch_is_loaded(tmp_path: Path) -> None:
+    assert is_hub_id(Path("lmms-lab/multimodal-open-r1-8k-verified"))
+    for path in ("data/rows.jsonl", "/data/rows", "rows", "a/b/c", str(tmp_path)):
+        assert not is_hub_id(Path(path))
+    named = ["data.train.0.path=some/data-set", "policy.type=vlm", f"policy.pretrained={tmp_path}"]
+    recipe = tmp_path / "recipe.yaml"
+    raw = config(tmp_path, {"path": "a.jsonl"}, {}).model_dump(mode="json")
+    recipe.write_text(
+        yaml.safe_dump({name: raw[name] for name in ("run_name", "max_steps", "policy", "rewards", "data")})
+    )
+    asked = build_parser().parse_args(["train", str(recipe), *named])
+    assert _recipe(asked).data.train[0].path == "some/data-set"
+    asked.overrides = [*named[1:], f"data.train.0.path={tmp_path / 'a.jsonl'}"]
+    with pytest.raises(DataError, match=r"no data at .*a\.jsonl.*a hub id is owner/name"):
+        _recipe(asked)
 
 
 def test_what_is_to_be_said_of_the_rows_is_the_materials(tmp_path: Path) -> None:

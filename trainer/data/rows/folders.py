@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trainer.config.paths import nearest_path
 from trainer.data.prompts.checks import DataError
@@ -30,13 +30,23 @@ def open_split(path: Path, format: str, split: str) -> JoinedRows:
     """
     if path.is_dir():
         return _folder(path, format, split)
-    if not path.exists() and not path.suffix and _HUB_ID.fullmatch(path.as_posix()):
+    if is_hub_id(path):
         return _folder(_from_hub(path.as_posix()), format, split)
     if not path.exists():
-        raise DataError(
-            f"no data at {path.absolute()}; {nearest_path(path)} (`path` counts from the working directory; a hub id is owner/name)"
-        )
+        refuse_missing(path)
     return JoinedRows([open_file(path, format, split)])
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether a path that is not there has the form of a hub's data set, owner/name."""
+    return not path.exists() and not path.suffix and _HUB_ID.fullmatch(path.as_posix()) is not None
+
+
+def refuse_missing(path: Path) -> NoReturn:
+    """Raises DataError about a path that is not there."""
+    raise DataError(
+        f"no data at {path.absolute()}; {nearest_path(path)} (`path` counts from the working directory; a hub id is owner/name)"
+    )
 
 
 def _folder(folder: Path, format: str, split: str) -> JoinedRows:
