@@ -125,6 +125,7 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("KL to the starting weights", [Line("kl", "KL")]),
         ("gradient norm", [Line("grad_norm", "before clipping")]),
         ("importance of older samples", [Line("importance/mean", "mean"), Line("importance/max", "largest")]),
+        ("rollout servers and trainer apart", [Line("drift/mean", "mean"), Line("drift/max", "largest")]),
         ("DiffusionNFT: error of the branches", [Line("nft/positive", "positive"), Line("nft/negative", "negative")]),
         ("DiffusionNFT: drift", [Line("nft/drift", "drift")]),
         ("AWM: drift", [Line("loss/kl_old", "drift")]),
