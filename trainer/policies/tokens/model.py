@@ -20,6 +20,7 @@ from trainer.policies.tokens.conversations import IMAGE_MARK
 from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.preparing import computing
+from trainer.policies.tokens.readings import KEPT_BYTES, KeptReadings
 from trainer.types import Prompt, Turn
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
@@ -50,22 +51,27 @@ class TokenModel:
         self.ends, self.image_ids = _ends(network, self.tokenizer), _image_ids(network)
         self.banned_N = torch.tensor(_banned(network, self.tokenizer, self.ends), dtype=torch.int64)
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+        self._kept = KeptReadings(KEPT_BYTES)
 
     def computing(self) -> AbstractContextManager[None]:
         """The context that the network is called in: its type, and blocks computed twice where the configuration says so."""
         return computing(self.network, self.config, self.device)
 
     def read(self, prompt: Prompt) -> Reading:
-        """The prompt as the network takes it, ready for an answer.
+        """The prompt as the network takes it, ready for an answer. What was read is kept, as far as there is room: processors
+        cost a small model as much as a tenth of its step.
 
         Raises:
             ConfigError: its images cannot be read, are too many, do not fit its marks, or it is too long; it is named.
         """
+        key = (prompt.text, tuple(prompt.source_images))
+        if (kept := self._kept.get(key)) is not None:
+            return kept
         where = f"prompt {prompt.id!r} of data set {prompt.dataset!r}" + (f" ({prompt.place})" if prompt.place else "")
         turns = [Turn("user", prompt.text)]
         if self.config.system_prompt is not None:
             turns.insert(0, Turn("system", self.config.system_prompt))
-        return self.read_turns(where, turns, prompt.source_images)
+        return self._kept.keep(key, self.read_turns(where, turns, prompt.source_images))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text alone, without those that the tokenizer puts around a whole one."""
