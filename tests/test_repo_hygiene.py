@@ -22,6 +22,7 @@ SKIPPED_FOLDERS = {
     ".git",
     ".venv",
     ".venv-vllm",
+    ".venv-trl",
     "__pycache__",
     "outputs",
     ".pytest_cache",
@@ -53,6 +54,8 @@ OPTIONAL = {
     "locust",
     "gevent",
     "vllm",
+    "trl",
+    "datasets",
 }
 
 
