@@ -15,6 +15,8 @@ from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
 
+pytestmark = pytest.mark.slow  # two whole runs and a service of their own
+
 # As users have it; `odd` is made so that some of its answers fail.
 FILE = """
 def counts_tokens(prompts, completions, completion_ids, **columns):
@@ -77,6 +79,7 @@ def test_a_users_reward_file_trains_and_its_tape_makes_the_run_again(recipe: Cal
             "services": {"rules": {"module": "rules", "args": args, "timeout_s": 60.0}},
             "columns": {name: {"service": "rules", **column} for name, column in COLUMNS.items()},
             "tape": {"mode": "record"},
+            "ready_timeout_s": 300.0,
         },
     }
     config, rows = run(recipe("first", **changes))

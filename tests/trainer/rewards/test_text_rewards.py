@@ -152,7 +152,7 @@ def test_texts_are_scored_over_http_and_a_failed_reward_is_masked(url: str) -> N
 def test_a_run_starts_the_service_itself(files: list[Path], tmp_path: Path) -> None:
     functions = f"{files[0]}:accuracy_reward,short_reward,{files[1]}"
     args = {"functions": functions, "max_length": 12, "overlong_buffer": 4}
-    local = config(launch="local", service={"urls": [], "module": "rules", "args": args}, ready_timeout_s=60)
+    local = config(launch="local", service={"urls": [], "module": "rules", "args": args}, ready_timeout_s=300)
     with LocalServices(local, tmp_path / "logs", notify=lambda line: None) as services:
         urls = resolve_urls(local, services.urls)
         with RewardClient(local, urls=urls, requests=OF_TEXTS) as client:
