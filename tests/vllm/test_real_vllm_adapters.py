@@ -35,6 +35,7 @@ def test_each_version_is_a_name_of_its_own_and_the_old_one_goes(rollouts: Rollou
     rollouts.drawer.weights_changed(0)
     before = rollouts.draw()
     assert rollouts.error(before) < BOUND, "adapters that have not been trained are the base model"
+    assert rollouts.worst_share(800) < 4
     rollouts.change()
     assert rollouts.error(before) > 1e-2
     rollouts.drawer.weights_changed(1)
