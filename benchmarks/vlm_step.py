@@ -145,7 +145,8 @@ def policy_model() -> tuple[Any, list[Any]]:
     """The base as the recipe builds it, and the held-out prompts."""
     import torch
 
-    from trainer.config import Config, load_config
+    from trainer.config import Config
+    from trainer.config.file import load_config
     from trainer.policies.registry import build_model
     from trainer.programs.rl import read_material
 
