@@ -53,7 +53,7 @@ def kinds(folder: Path) -> dict[str, dict[str, float]]:
     found: dict[str, list[tuple[bool, bool]]] = {}
     for number, row in enumerate(rows):
         text = json.loads((folder / f"{number}.0.text.json").read_text(encoding="utf-8"))["text"]
-        thought, _, answer = text.partition("</think>")
+        thought, _, answer = text.rpartition("</think>")
         right = answer.replace("<answer>", "").replace("</answer>", "").strip() == row["answer"]
         found.setdefault(row["kind"], []).append((right, thought.removeprefix("<think>").strip() == row["thought"]))
     return {
