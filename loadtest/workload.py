@@ -144,7 +144,7 @@ class _Picture:
 class Workload:
     """Makes bodies. Images are drawn and encoded beforehand; a number in `metadata` makes every request a new one.
 
-    `repeat_share` of the requests carry the number of an earlier one of the same size and picture. With `grouped`,
+    `repeat_share` of the requests carry the number of an earlier one of the same size and image. With `grouped`,
     the items of a request are one group.
     """
 

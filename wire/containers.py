@@ -1,7 +1,7 @@
 """What a PNG, JPEG or WebP file is made of, read without decoding a pixel: its size, which way up it is, where it ends.
 
 A decoder is then given only what pixels come from. Texts, colour profiles and camera notes, of which a file may hold any
-amount in any number of pieces, are left out: none of them is a reason to refuse a picture, and none costs anything.
+amount in any number of pieces, are left out: none of them is a reason to refuse an image, and none costs anything.
 Formats: PNG (W3C, third edition), JPEG (ITU-T T.81), WebP (RFC 9649), Exif 2.3.
 """
 
@@ -65,13 +65,13 @@ class ContainerError(ValueError):
 
 
 class TooManyPiecesError(ContainerError):
-    """The file is made of more pieces than a picture needs."""
+    """The file is made of more pieces than an image needs."""
 
 
 @dataclass(frozen=True)
 class Container:
     """One file. `width` and `height` are in pixels, as stored; `orientation` is Exif's, 1 (upright) to 8, and
-    `exif` the camera's notes as if the picture were upright; they are at most 64 KiB, and nobody reads them here.
+    `exif` the camera's notes as if the image were upright; they are at most 64 KiB, and nobody reads them here.
 
     `pixels` is the file as a decoder is to see it, and `depth` the bytes of a pixel once decoded. `probe` is the same file
     with more data in its last scan, where that is the only way to see whether the data was all there: it must decode to
@@ -91,7 +91,7 @@ class Container:
 
 
 def media_type_of(head: bytes | memoryview) -> EncodedType | None:
-    """The type of a picture from its first 12 bytes or more; None when they are none of ours."""
+    """The type of an image from its first 12 bytes or more; None when they are none of ours."""
     head = bytes(head[:12])
     if head.startswith(_PNG[:4]):
         return "image/png"
@@ -101,7 +101,7 @@ def media_type_of(head: bytes | memoryview) -> EncodedType | None:
 
 
 def other_type_of(head: bytes | memoryview) -> str | None:
-    """What else a file is that people take for a picture we read, with its article, from its first 16 bytes or more."""
+    """What else a file is that people take for an image we read, with its article, from its first 16 bytes or more."""
     head = bytes(head[:16])
     return next((name for mark, name in _OTHERS.items() if head.startswith(mark)), None)
 
@@ -170,7 +170,7 @@ def png_data_is_whole(png: bytes) -> bool:
 
 
 def _png_size(png: bytes) -> int:
-    """Bytes of all rows, each with the byte that names its filter; of an interlaced picture, those of the seven passes."""
+    """Bytes of all rows, each with the byte that names its filter; of an interlaced image, those of the seven passes."""
     width, height, bits, color, _, _, interlace = struct.unpack_from(">IIBBBBB", png, 16)
     size = 0
     for x, y, dx, dy in _ADAM7 if interlace else ((0, 0, 1, 1),):

@@ -26,7 +26,7 @@ from wire.containers import (
 from wire.schema import ImageRef, MediaType
 
 _FORMATS: dict[str, str] = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
-_MAX_PASSES = 16  # scans of the largest picture; smaller ones may have more
+_MAX_PASSES = 16  # scans of the largest image; smaller ones may have more
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -179,10 +179,10 @@ def load(picture: Picture) -> Image.Image:
 
 
 def read_picture(source: bytes | Path) -> Image.Image:
-    """An upright picture from a PNG, JPEG or WebP file or its bytes, whatever the file is called.
+    """An upright image from a PNG, JPEG or WebP file or its bytes, whatever the file is called.
 
-    A file that is cut off is an error, never a picture that is black below. Raises OSError when the file cannot be read
-    and BadImageError when it is no such picture.
+    A file that is cut off is an error, never an image that is black below. Raises OSError when the file cannot be read
+    and BadImageError when it is no such image.
     """
     if isinstance(source, bytes):
         return decode(source, media_type_of(source) or "image/png", limits=_NO_LIMITS)

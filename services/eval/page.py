@@ -37,7 +37,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with its verdicts; `classes` are what the filter goes by. `missing` says why there are no verdicts."""
+    """An image with its verdicts; `classes` are what the filter goes by. `missing` says why there are no verdicts."""
 
     label: str
     prompt: str

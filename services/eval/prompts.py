@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row: the picture that is asked for and what is judged in it."""
+    """A row: the image that is asked for and what is judged in it."""
 
     index: int
     text: str

@@ -67,7 +67,7 @@ class EvalScorer:
         return [await self._score(item, deadline) for item in items]
 
     def warmup(self) -> Sequence[tuple[str, Sequence[Item]]]:
-        """A red picture: a model that cannot answer in the format is found before the service says it is ready."""
+        """A red image: a model that cannot answer in the format is found before the service says it is ready."""
         metadata: dict[str, JsonValue] = {"testpoints": ["Attribute - Color"], "descriptions": ["red"]}
         image = Image.new("RGB", (64, 64), (220, 30, 30))
         return [(REWARD, [Item(id="warmup", prompt="a plain red surface", images=(image,), metadata=metadata)])]

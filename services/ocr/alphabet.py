@@ -73,7 +73,7 @@ def script_of(character: str) -> str | None:
 
 
 def _is_symbol(character: str) -> bool:
-    """Currency, mathematics, pictures, and marks that enclose what is before them, as a keycap does."""
+    """Currency, mathematics, images, and marks that enclose what is before them, as a keycap does."""
     category = unicodedata.category(character)
     return category[0] == "S" or category == "Me"
 
@@ -84,5 +84,5 @@ def _is_letter(character: str) -> bool:
 
 
 def _selects(character: str) -> bool:
-    """Variation selectors choose between pictures of the character before them."""
+    """Variation selectors choose between images of the character before them."""
     return "\ufe00" <= character <= "\ufe0f"

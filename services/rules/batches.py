@@ -5,7 +5,7 @@
 
 A function with a parameter `completions` is one. It is called with keyword arguments, each a list with one entry for each
 completion: `prompts`, `completions`, `completion_ids` (of `metadata.completion_ids`), `images` (the lists of the prompts'
-pictures, as PIL) and `image` (the first of each), `answer` (the target, or the list of several), and every other column of the
+images, as PIL) and `image` (the first of each), `answer` (the target, or the list of several), and every other column of the
 metadata. Without `**columns` it gets those that it names. It returns one number or None, which means not applicable, for each.
 """
 

@@ -109,7 +109,7 @@ class TextJudgeScorer:
         return None
 
     async def _content(self, reward: str, item: Item, answer: str) -> list[Part]:
-        """The pictures of the prompt, then the question."""
+        """The images of the prompt, then the question."""
         shown = item.source_images if self._settings.images else ()
         form = self._settings.image_format
         pictures = [await asyncio.to_thread(image_part, image, form) for image in shown]

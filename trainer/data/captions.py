@@ -1,4 +1,4 @@
-"""Pictures with their texts, for the supervised loss: a list read once, pictures opened as they are drawn."""
+"""Images with their texts, for the supervised loss: a list read once, images opened as they are drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.data.pictures import BROKEN, BrokenPicturesError, open_picture
 from trainer.seeds import sample_seed
 from trainer.types import Captioned, Prompt
 
-_ATTEMPTS = 10  # pictures tried for one place before the data set is given up
+_ATTEMPTS = 10  # images tried for one place before the data set is given up
 
 
 class Row(NamedTuple):
@@ -34,7 +34,7 @@ class CaptionData:
     """A data set in DeepGen's format: a JSON array or JSON lines of {image_path, txt}.
 
     A place of an update is filled from the seed and the place alone, so a restart or another number of ranks draws the
-    same pictures. A broken one is passed over for the next draw of its place, at most ten times.
+    same images. A broken one is passed over for the next draw of its place, at most ten times.
 
     Raises:
         ConfigError: no such file, not JSON, no entry, or an entry without its two texts.
@@ -66,11 +66,11 @@ class CaptionData:
         self._take(kept)
 
     def draw(self, update: int, places: Sequence[int]) -> Captioned:
-        """The pictures of these places of update number `update`.
+        """The images of these places of update number `update`.
 
         Raises:
-            BrokenPicturesError: a place found no picture that can be read.
-            ConfigError: pictures of different sizes, and no `size` to bring them to.
+            BrokenPicturesError: a place found no image that can be read.
+            ConfigError: images of different sizes, and no `size` to bring them to.
         """
         with ThreadPoolExecutor(max_workers=4, thread_name_prefix="pictures") as pool:
             drawn = list(pool.map(lambda place: self._fill(update, place), places))

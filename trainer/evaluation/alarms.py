@@ -82,15 +82,15 @@ def _falling(
 
 
 def _spread(start: Sequence[Outcome], set_name: str, reward: str) -> float:
-    """Standard deviation of a reward over the pictures at the start."""
+    """Standard deviation of a reward over the images at the start."""
     scores = [outcome.scores.get(reward) for outcome in start if outcome.set == set_name]
     return mean_statistics([{reward: score} for score in scores if score is not None])[reward][1]
 
 
 def _drift(name: str, start: tuple[float, float], now: float, limit: float, either_way: bool) -> list[Alarm]:
-    """The mean has moved by more than `limit` standard deviations over the first pictures, or is nearly at its end.
+    """The mean has moved by more than `limit` standard deviations over the first images, or is nearly at its end.
 
-    Where pictures differ much, as photographs do, so many deviations are more than there is room for.
+    Where images differ much, as photographs do, so many deviations are more than there is room for.
     """
     (mean, spread), rises = start, now > start[0]
     shift, room = abs(now - mean), 1 - mean if rises else mean

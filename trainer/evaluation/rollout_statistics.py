@@ -1,4 +1,4 @@
-"""Statistics of training pictures, of a few per step: what they cost is far below a hundredth of the step."""
+"""Statistics of training images, of a few per step: what they cost is far below a hundredth of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUPS = 4  # whose diversity is taken
 
 
 def rollout_statistics(rollouts: Sequence[Rollout], world: World) -> dict[str, float]:
-    """`stats/<name>` over a few of the step's pictures, and `stats/diversity` within a few of its groups; all ranks."""
+    """`stats/<name>` over a few of the step's images, and `stats/diversity` within a few of its groups; all ranks."""
     groups: dict[str, list[np.ndarray]] = {}
     for sample in (sample for rollout in rollouts for sample in rollout.samples):
         if sample.images:

@@ -1,6 +1,6 @@
 """UniGenBench's table from the judge's verdicts, as the judge service's own command makes it.
 
-Pictures without verdicts are left out of the denominators and counted; macro is the mean of the primary dimensions, micro
+Images without verdicts are left out of the denominators and counted; macro is the mean of the primary dimensions, micro
 is all test points together. Both stand there twice: by the service's reading of the judge's answers, and by the benchmark's
 own tool's, which is stricter. The leaderboard's number is macro by the tool's reading.
 """
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows whose dimension is asked at all, and how many pictures have verdicts; `failures` counts why not."""
+    """The rows whose dimension is asked at all, and how many images have verdicts; `failures` counts why not."""
 
     rows: tuple[Row, ...]
     pictures: int
@@ -102,10 +102,10 @@ class Table:
 
 
 def tabulate(outcomes: Sequence[Outcome], judge: str) -> Table:
-    """The table of one set's pictures. `judge` is the reward whose failures are counted.
+    """The table of one set's images. `judge` is the reward whose failures are counted.
 
     Raises:
-        ValueError: no picture has test points.
+        ValueError: no image has test points.
     """
     dimensions = _dimensions(outcomes)
     subs = list(dict.fromkeys(dimensions[point.name] for outcome in outcomes for point in outcome.points))
@@ -128,7 +128,7 @@ def tabulate(outcomes: Sequence[Outcome], judge: str) -> Table:
 
 
 def _as_official(outcome: Outcome) -> Outcome:
-    """The picture with the verdicts that the benchmark's own tool reads."""
+    """The image with the verdicts that the benchmark's own tool reads."""
     return replace(outcome, points=tuple(replace(point, passed=point.official) for point in outcome.points))
 
 

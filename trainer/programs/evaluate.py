@@ -44,7 +44,7 @@ def evaluate_checkpoint(
         against: the folder of another evaluation (with scores.jsonl) of the same prompts, for paired gains.
 
     Returns:
-        The folder with scores.jsonl, evaluation.json, the pictures of each set with a name, and the table of each with `scoring`.
+        The folder with scores.jsonl, evaluation.json, the images of each set with a name, and the table of each with `scoring`.
 
     Raises:
         ConfigError: the recipe has no evaluation set, `against` has no scores, or the folder cannot be written.
@@ -168,7 +168,7 @@ def _write(folder: Path, results: Results, label: str, client: RewardClient, gro
 
 
 def table_text(results: Results) -> str:
-    """Per reward its mean, the 95 % interval, the share of pictures with a score, and the gain where there is one."""
+    """Per reward its mean, the 95 % interval, the share of images with a score, and the gain where there is one."""
     lines = [f"{'':32}{'mean':>9}  {'95 % interval':18}{'scored':>8}  gain"]
     for name, mean in results.means.items():
         key, row = f"eval/{name}", results.row

@@ -102,7 +102,7 @@ class Session:
     saver: Saver = field(init=False)
 
     def states(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps of it. The evaluation comes last: restoring it may begin to score pictures."""
+        """What a checkpoint keeps of it. The evaluation comes last: restoring it may begin to score images."""
         return {
             "totals": self.totals,
             "row": Kept(lambda: _without_clock(self.row), lambda row: setattr(self, "row", row)),
@@ -132,7 +132,7 @@ class Session:
         self.saver.save(self.step, self.evaluator.pending_step)
 
     def record(self, row: Row) -> None:
-        """Write the row of the last step; where an evaluation is due, its results are in it and pictures are kept.
+        """Write the row of the last step; where an evaluation is due, its results are in it and images are kept.
 
         Raises:
             StopTrainingError: a reward or an alarm says so.

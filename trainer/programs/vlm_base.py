@@ -137,7 +137,7 @@ class Cards:
 
 
 def _pixels(pictures: Sequence[np.ndarray]) -> Tensor:
-    """(B, 1, 3, 48, 48) float32: what the processor makes of pictures of this size, without its detours."""
+    """(B, 1, 3, 48, 48) float32: what the processor makes of images of this size, without its detours."""
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)[:, None].float()
     return (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
 

@@ -1,4 +1,4 @@
-"""Cards: the synthetic pictures of the small VLM's quickstart, what is asked about them, and how careless people answer.
+"""Cards: the synthetic images of the small VLM's quickstart, what is asked about them, and how careless people answer.
 
 A card is 48x48 RGB: two to four things, one in a quarter, each a shape in one of six inks, no two alike. What is asked: the
 colour of a thing, what stands beside it, how many things have a shape. Only questions are asked whose careless answer is
@@ -69,7 +69,7 @@ class Card:
     Attributes:
         answer: the right one, in words of the vocabulary.
         careless: what one says who does not look well. It is wrong.
-        thought: goes from thing to thing, then says what was asked; each word needs one look at the picture or at earlier words.
+        thought: goes from thing to thing, then says what was asked; each word needs one look at the image or at earlier words.
     """
 
     scene: Scene
@@ -201,10 +201,10 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: int, y: int, radius: i
 
 
 def write_questions(path: Path, count: int, *, heldout: bool, seed: int, blank: bool = False) -> None:
-    """A file of `count` different questions, a JSON object a line, that holds its pictures as data URLs.
+    """A file of `count` different questions, a JSON object a line, that holds its images as data URLs.
 
     Args:
-        blank: the same questions, and every picture is white: who answers them right has guessed.
+        blank: the same questions, and every image is white: who answers them right has guessed.
     """
     rng = random.Random(seed)
     cards: dict[tuple[Scene, str], Card] = {}
@@ -226,7 +226,7 @@ def write_questions(path: Path, count: int, *, heldout: bool, seed: int, blank: 
 
 
 def _data_url(image: Image.Image) -> str:
-    """The picture as PNG with a palette: a card has at most five colours, so nothing is lost and 250 bytes are enough."""
+    """The image as PNG with a palette: a card has at most five colours, so nothing is lost and 250 bytes are enough."""
     file = io.BytesIO()
     image.quantize(8).save(file, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,6 +1,6 @@
 """The small VLM of the quickstart, before any training: an Idefics3 of 0.75 million parameters that knows 60 words.
 
-A picture of 48x48 pixels is 6x6 patches, of which each 3x3 become one token: four tokens, one a quarter of a card.
+An image of 48x48 pixels is 6x6 patches, of which each 3x3 become one token: four tokens, one a quarter of a card.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def new_network(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGen
 
 
 def processor() -> Idefics3Processor:
-    """Pictures and texts as the network takes them, without torchvision."""
+    """Images and texts as the network takes them, without torchvision."""
     from transformers import Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
@@ -124,6 +124,6 @@ def processor() -> Idefics3Processor:
 
 
 def prompt_text(question: str) -> str:
-    """A card with a question as the processor writes it: the picture first, then the words, then it is the model's turn."""
+    """A card with a question as the processor writes it: the image first, then the words, then it is the model's turn."""
     card = f"{AROUND}{GLOBAL}{IMAGE * IMAGE_TOKENS}{AROUND}"
     return f"{ROLES['user']}{card}{question}{END}{ROLES['assistant']}"

@@ -1,6 +1,6 @@
-"""Rendered words: the synthetic pictures of the quickstart, and the split that keeps its held-out words unseen.
+"""Rendered words: the synthetic images of the quickstart, and the split that keeps its held-out words unseen.
 
-A picture is 24x48 RGB: a word of 3 or 4 characters in one of six inks on white. A word belongs to the held-out part
+An image is 24x48 RGB: a word of 3 or 4 characters in one of six inks on white. A word belongs to the held-out part
 when its hash says so, so that neither the pre-training of the base nor the RL prompts can ever contain it.
 
     python -m trainer.quickstart.words FOLDER    writes train.jsonl and heldout.jsonl

@@ -11,7 +11,7 @@ import torch
 
 class PhaseClock:
     """Seconds by phase. On CUDA the marks are events in the stream: they cost microseconds. `seconds` waits for the last
-    one, so it belongs after something that waits for the device anyway, such as pictures copied to the CPU.
+    one, so it belongs after something that waits for the device anyway, such as images copied to the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:

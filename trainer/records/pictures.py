@@ -1,4 +1,4 @@
-"""Many small pictures as one: what a reporter shows, and what the flight recorder keeps."""
+"""Many small images as one: what a reporter shows, and what the flight recorder keeps."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_GAP = 2  # white pixels between pictures
+_GAP = 2  # white pixels between images
 
 
 def thumbnail(image_HWC: np.ndarray, max_side: int) -> np.ndarray:
-    """Every n-th pixel of a picture, n the smallest that fits `max_side`; a copy, made in microseconds."""
+    """Every n-th pixel of an image, n the smallest that fits `max_side`; a copy, made in microseconds."""
     stride = max(1, math.ceil(max(image_HWC.shape[:2]) / max_side))
     return image_HWC[::stride, ::stride].copy()
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 8) -> np.ndarray:
-    """Pictures (H, W, 3), uint8, of any sizes, side by side in rows of `columns`, on white.
+    """Images (H, W, 3), uint8, of any sizes, side by side in rows of `columns`, on white.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: there is no image.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one picture")

@@ -104,7 +104,7 @@ class Recorder:
             return
         folder = self.run_dir / "samples" / f"step_{step:06d}"
         listing = folder.with_suffix(".json")
-        listing.unlink(missing_ok=True)  # first, so that it never names pictures that are gone
+        listing.unlink(missing_ok=True)  # first, so that it never names images that are gone
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         written = []
@@ -265,7 +265,7 @@ def _cut_rows(path: Path, last: int) -> list[dict[str, Any]]:
 
 def _cut_samples(folder: Path, last: int) -> None:
     """Remove samples of steps after `last`."""
-    for path in sorted(folder.glob("step_*"), reverse=True):  # the list before its pictures
+    for path in sorted(folder.glob("step_*"), reverse=True):  # the list before its images
         match = _SAMPLES.match(path.name)
         if match and int(match.group(1)) > last:
             if path.is_dir():

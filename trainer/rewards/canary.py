@@ -44,7 +44,7 @@ _QUESTIONS = (
 
 
 def probes(*, texts: bool = False) -> list[Sample]:
-    """Pairs of a right and a wrong sample, one after the other: one pair of pictures, or three of texts."""
+    """Pairs of a right and a wrong sample, one after the other: one pair of images, or three of texts."""
     return _of_texts() if texts else _of_images()
 
 

@@ -5,7 +5,7 @@
 | txt | a prompt a line; blank lines are skipped |
 | txt_folder | a folder of such files; where names end in _train, _val or _test, those of the split |
 | jsonl | our own: an object a line with `prompt`, and if wanted the other fields of `lines.FIELDS`; closed |
-| rows | others' jsonl: the text, the pictures of an edit and a negative prompt by the names in `fields`; the rest is metadata |
+| rows | others' jsonl: the text, the images of an edit and a negative prompt by the names in `fields`; the rest is metadata |
 | json | a list of texts or of such rows, or an object of them by name |
 | csv | a table with a header, its delimiter found; columns as fields of a row; UniGenBench's `index` and `sub_dims` |
 | parquet | a table likewise; needs pyarrow |

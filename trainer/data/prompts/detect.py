@@ -23,7 +23,7 @@ _SUFFIXES: dict[str, PromptFormat] = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside the pictures of a Hugging Face image folder
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside the images of a Hugging Face image folder
 
 
 @dataclass(frozen=True)

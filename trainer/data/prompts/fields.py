@@ -1,4 +1,4 @@
-"""The names that other projects give to the parts of a row: its text, what it must not show, the pictures of an edit."""
+"""The names that other projects give to the parts of a row: its text, what it must not show, the images of an edit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SOURCE = "source|src|input|ctrl|control|ref|reference|cond|condition|conditioni
 # What an edit starts from: `image`, which some data sets call what it should come to, or a name that leaves no doubt.
 _PLAIN_INPUT = re.compile(r"(?:image|img|picture)s?(?:_?(?:path|file|list)s?)?(?:_?\d+)?")
 _NAMED_INPUT = re.compile(rf"(?:{_SOURCE})_?{_PICTURE}|control_path(?:_\d+)?")
-# Such as fill50k's `source`: an input where it names a picture, else just a word. A bare `edit` may be the result.
+# Such as fill50k's `source`: an input where it names an image, else just a word. A bare `edit` may be the result.
 _BARE_INPUT = re.compile(_SOURCE.replace("|edit|", "|"))
 _OTHER_MEDIA = re.compile(rf"(?:(?:{_SOURCE})_?)?(?:video|audio)s?(?:_?(?:path|file|list|url)s?)?")
 
@@ -44,13 +44,13 @@ def text_column(names: Iterable[str]) -> str | None:
 
 
 def is_input(name: str) -> bool:
-    """Whether a field of this name holds the pictures, or another medium, that something is made from."""
+    """Whether a field of this name holds the images, or another medium, that something is made from."""
     plain = _plain(name)
     return any(kind.fullmatch(plain) for kind in (_PLAIN_INPUT, _NAMED_INPUT, _OTHER_MEDIA))
 
 
 def holds_input(name: str, value: Any) -> bool:
-    """`is_input`; and whether a field called but `source`, `input`, `control` or the like has paths of pictures."""
+    """`is_input`; and whether a field called but `source`, `input`, `control` or the like has paths of images."""
     return is_input(name) or (_BARE_INPUT.fullmatch(_plain(name)) is not None and _names_pictures(value))
 
 
@@ -61,10 +61,10 @@ def _names_pictures(value: Any) -> bool:
 
 
 def split_row(row: Mapping[str, Any], prompt_column: str | None = None) -> dict[str, Any]:
-    """Another project's row under our names: text, negative prompt, targets, the pictures of an edit; the rest is metadata.
+    """Another project's row under our names: text, negative prompt, targets, the images of an edit; the rest is metadata.
 
     Raises:
-        DataError: `prompt_column` is not there, two fields could be the text or the pictures, or it starts from a video.
+        DataError: `prompt_column` is not there, two fields could be the text or the images, or it starts from a video.
     """
     given = {name: value for name, value in row.items() if value is not None}
     text = prompt_column
@@ -122,7 +122,7 @@ def _pictures(row: Mapping[str, Any], inputs: Sequence[str]) -> list[str] | None
 
 
 def _paths(name: str, value: Any) -> list[str]:
-    """A path, a list of paths, or either as a data set of pictures or a table has it."""
+    """A path, a list of paths, or either as a data set of images or a table has it."""
     if isinstance(value, str):
         text = value.strip()
         if not text.startswith("["):

@@ -67,7 +67,7 @@ def read_prompt_file(
     Args:
         split: which file of a folder.
         prompt_column: the field or column of the prompts, where it has another name than the known ones.
-        image_dir: where relative names of pictures count from; None: the file's folder, or `images` in it.
+        image_dir: where relative names of images count from; None: the file's folder, or `images` in it.
         delimiter: what stands between the columns of a table; None: what its header shows.
 
     Raises:

@@ -68,7 +68,7 @@ def read_csv(
 ) -> Rows:
     """Rows by the line they begin on. `index` makes the id, `sub_dims` the metadata `testpoints` and `descriptions`.
 
-    Pictures of an edit and a negative prompt are known by their columns' names; every other column is metadata. What is
+    Images of an edit and a negative prompt are known by their columns' names; every other column is metadata. What is
     wrong with a row is added to `problems`, a sentence each.
 
     Raises:

@@ -6,7 +6,7 @@
 | `files` | JSON, JSON lines, Parquet, Arrow: rows with their places |
 | `folders` | which files of a folder, a saved data set or a hub id are a split's |
 | `preprocessing` | the user's file that changes rows |
-| `pictures` | images of a row as paths |
+| `images` | images of a row as paths |
 | `turns` | what is said in a row |
 | `table` | a section's rows, each made into what is trained on, or named |
 """

@@ -1,6 +1,6 @@
-"""What can be told of pictures without a model: a reward that is being hacked often shows here first.
+"""What can be told of images without a model: a reward that is being hacked often shows here first.
 
-Pictures are uint8 RGB (H, W, 3), sides of at least 3 pixels. Luma is that of ITU-R BT.709, in 0 to 1.
+Images are uint8 RGB (H, W, 3), sides of at least 3 pixels. Luma is that of ITU-R BT.709, in 0 to 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32) / 255
 
 
 def image_statistics(image_HWC: Pixels) -> dict[str, float]:
-    """One picture's numbers, by the names in STATISTICS.
+    """One image's numbers, by the names in STATISTICS.
 
     saturation: mean of HSV's S, 0 to 1. brightness: mean luma. contrast: standard deviation of luma. edge_density: share
     of inner pixels whose luma gradient (Sobel, per pixel) is above EDGE. colour_entropy: bits of the histogram over
@@ -43,10 +43,10 @@ def image_statistics(image_HWC: Pixels) -> dict[str, float]:
 
 
 def thumbnail(image_HWC: Pixels) -> Floats:
-    """A picture's mean colours over a grid of at most THUMBNAIL x THUMBNAIL cells, flat, in 0 to 1.
+    """An image's mean colours over a grid of at most THUMBNAIL x THUMBNAIL cells, flat, in 0 to 1.
 
-    Sides that are no multiple of the grid lose their last rows and columns. Of large pictures every n-th row and column
-    is looked at, so that a cell has 8 to 15 of each: the time does not grow with the picture.
+    Sides that are no multiple of the grid lose their last rows and columns. Of large images every n-th row and column
+    is looked at, so that a cell has 8 to 15 of each: the time does not grow with the image.
     """
     stride = max(1, min(image_HWC.shape[:2]) // (8 * THUMBNAIL))
     image_HWC = image_HWC[::stride, ::stride]
@@ -59,8 +59,8 @@ def thumbnail(image_HWC: Pixels) -> Floats:
 
 
 def diversity(thumbnails: Sequence[Floats]) -> float | None:
-    """How much the pictures of one prompt differ: mean over pairs of the root mean square distance of their
-    thumbnails, in 0 to 1. None for fewer than two pictures.
+    """How much the images of one prompt differ: mean over pairs of the root mean square distance of their
+    thumbnails, in 0 to 1. None for fewer than two images.
     """
     if len(thumbnails) < 2:
         return None
@@ -70,7 +70,7 @@ def diversity(thumbnails: Sequence[Floats]) -> float | None:
 
 
 def mean_statistics(each: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Per name the mean and the standard deviation (unbiased; 0 for one picture) over those that have it."""
+    """Per name the mean and the standard deviation (unbiased; 0 for one image) over those that have it."""
     found: dict[str, list[float]] = {}
     for statistics in each:
         for name, value in statistics.items():

@@ -1,7 +1,7 @@
 """DeepGen-RL's data-set file for the supervised loss: a Python file as MMEngine has them, read as text and never run.
 
 What is plain is understood: assignments of texts, numbers, lists and `dict(...)`, names of earlier ones, f-strings, `+`,
-`os.path.join` and `os.environ`. What else stands there is unknown, which matters only where a picture set needs it.
+`os.path.join` and `os.environ`. What else stands there is unknown, which matters only where an image set needs it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from trainer.config.base import ConfigError
 
 _UNKNOWN = object()
-_STORED = ("ceph_folder", "image_tokens_folder", "image_latents_folder", "latents_ceph_folder")  # no pictures
+_STORED = ("ceph_folder", "image_tokens_folder", "image_latents_folder", "latents_ceph_folder")  # no images
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One file of pictures and texts; relative paths count from the working directory, as there."""
+    """One file of images and texts; relative paths count from the working directory, as there."""
 
     path: str
     image_folder: str | None

@@ -60,8 +60,8 @@ def translate(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:
 def batch(args: argparse.Namespace) -> tuple[int, int]:
     """(distinct prompts a step over all GPUs, samples denoised at once on one).
 
-    DeepGen-RL counts pictures: a rollout has rollout_global of them in groups of n, on W GPUs, micro at once on each. A GPU
-    there holds max(1, micro // n) groups at once, so pictures beyond whole groups are never made.
+    DeepGen-RL counts images: a rollout has rollout_global of them in groups of n, on W GPUs, micro at once on each. A GPU
+    there holds max(1, micro // n) groups at once, so images beyond whole groups are never made.
 
     Raises:
         ConfigError: groups do not fit into the rollout, or the prompts cannot be dealt evenly to the GPUs.

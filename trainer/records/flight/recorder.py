@@ -2,7 +2,7 @@
 
 `flight/step_NNNNNN.json` says per step its row, plan and state of the random numbers, and per sample its prompt, seed,
 scores with error codes, advantage and loss weight. Of the last step there is also what was drawn: its texts in the record,
-its pictures, small, in `flight/step_NNNNNN.png`.
+its images, small, in `flight/step_NNNNNN.png`.
 SIGTERM is no crash. `python -m trainer flight RUN_DIR` prints what matters of it.
 """
 
@@ -41,7 +41,7 @@ MAX_TEXTS, MAX_CHARACTERS = 1024, 20_000  # of the last step, and of each: a rec
 
 @dataclass
 class _Step:
-    """What is kept of a step: references to small tensors; no picture. The last three come after its advantages."""
+    """What is kept of a step: references to small tensors; no image. The last three come after its advantages."""
 
     number: int
     plan: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Places that show a run's numbers, pictures and texts, beside metrics.jsonl. One that fails is left out; the run goes on."""
+"""Places that show a run's numbers, images and texts, beside metrics.jsonl. One that fails is left out; the run goes on."""
 
 from __future__ import annotations
 

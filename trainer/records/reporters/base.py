@@ -85,7 +85,7 @@ def table_of(answers: Sequence[Answer]) -> tuple[list[str], list[list[str | floa
 
 
 class Reporter(Protocol):
-    """Takes a run's numbers, pictures and texts as they come. Any method may raise: the run goes on without the reporter."""
+    """Takes a run's numbers, images and texts as they come. Any method may raise: the run goes on without the reporter."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """The finite numbers of a row, at least one."""

@@ -34,7 +34,7 @@ class Question:
     Attributes:
         ids: token ids with one placeholder an image, which the server expands as the processor does.
         expanded: what that must come to.
-        pictures: the images in their order, as parts of a message.
+        images: the images in their order, as parts of a message.
         banned: ids that must not be drawn.
     """
 
