@@ -406,6 +406,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.sets.*.duplicates": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.num_inference_steps": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.guidance_scale": ("0.5", "greater than or equal to 1"),
+    "evaluation.sets.*.alarms": ("3", FLAG),
     "evaluation.sets.*.temperature": ("11", "less than or equal to 10"),
     "evaluation.sets.*.rewards": ("ocr", "must be a list"),
     "evaluation.sets.*.scoring": ("geneval", "'unigenbench/en' or 'unigenbench/zh'"),

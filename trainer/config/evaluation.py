@@ -33,6 +33,9 @@ class EvaluationSetConfig(PromptFileConfig):
     temperature: float | None = Field(
         None, ge=0, le=10, description="Of texts; 0 always writes the likeliest token. Null is evaluation.temperature."
     )
+    alarms: bool = Field(
+        True, description="false: a control, such as questions about blank images, whose numbers raise no alarm."
+    )
     rewards: tuple[str, ...] = Field((), description="Rewards asked for; empty is evaluation.rewards.")
     scoring: Scoring | None = Field(
         None, description="unigenbench/en or /zh: the benchmark's table from the judge's verdicts, beside the rewards."

@@ -125,7 +125,8 @@ class Rounds:
         results = Results.of(step, self.sets, outcomes, start)
         if start:
             limits, rewards = self._config.evaluation.alarms, self._config.rewards
-            results.add_alarms(find_alarms(results.row, start, outcomes, self._trained, limits, rewards))
+            before, now = (watched(self.sets, each) for each in (start, outcomes))
+            results.add_alarms(find_alarms(results.row, before, now, self._trained, limits, rewards))
         if self._world.is_main:
             write_outcomes(folder, outcomes)
             write_results(folder, results)
@@ -164,6 +165,12 @@ class Rounds:
         rewards = self._config.rewards
         asked = Counter(rewards.columns[name].service for name in chosen.columns(final=final))
         return max(1, min(BATCHES, *(rewards.services[name].max_in_flight // (2 * n) for name, n in asked.items())))
+
+
+def watched(sets: Sequence[EvaluationSet], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of those sets that may raise an alarm."""
+    names = {each.name for each in sets if each.alarms}
+    return [outcome for outcome in outcomes if outcome.set in names]
 
 
 def _joined(parts: Sequence[Scorer]) -> Scored:

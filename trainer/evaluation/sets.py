@@ -23,6 +23,7 @@ class EvaluationSet:
         rewards: asked for at every evaluation; `final_rewards` only at the first and the last.
         judge: the column whose verdicts make UniGenBench's table; None for no table.
         temperature: of texts; 0 always takes the likeliest token.
+        alarms: whether its numbers may raise an alarm; those of a control may not.
     """
 
     name: str
@@ -34,6 +35,7 @@ class EvaluationSet:
     final_rewards: tuple[str, ...] = ()
     judge: str | None = None
     temperature: float = 1.0
+    alarms: bool = True
 
     @property
     def folder(self) -> str:
@@ -99,6 +101,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
                 rewards=tuple(dict.fromkeys([*(each.rewards or rewards), *([judge] if judge else [])])),
                 final_rewards=evaluation.final_rewards,
                 judge=judge,
+                alarms=each.alarms,
                 temperature=next(
                     t for t in (each.temperature, evaluation.temperature, own_temperature) if t is not None
                 ),

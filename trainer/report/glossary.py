@@ -34,6 +34,7 @@ GLOSSARY: dict[str, str] = {
     "alike, and nothing can be learned from comparing them.",
     "text/accuracy_given_format": "Mean of the accuracy reward over the step's answers whose format reward is at least 0.5. Which "
     "columns these are, rewards.roles says; else those of the names accuracy and format.",
+    "alarm/drift": "1 where answers drawn by a rollout server are further from what the policy reads than sampling.vllm.drift_alarm.",
     "alarm/<name>": "1 where an evaluation showed a sign of reward hacking; the sentence is in eval/step_*/alarms.json.",
     "reward/<reward>/mean": "Mean score of the step's training rollouts; other prompts each step, and noise is injected, "
     "so it jumps about.",

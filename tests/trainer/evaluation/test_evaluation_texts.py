@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trainer.evaluation.alarms import find_alarms
 from trainer.evaluation.files import discard_samples, has_samples, read_samples, save_samples, step_dir
 from trainer.evaluation.outcomes import Alarm, Outcome, score_metrics
 from trainer.evaluation.results import Results
+from trainer.evaluation.rounds import watched
 from trainer.evaluation.sampling import Placed
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.sets import EvaluationSet
@@ -170,6 +172,14 @@ def test_only_form_is_learned() -> None:
     [alarm] = alarms(start, now)
     assert alarm.name == "text/format_only" and "only the form" in alarm.text and "format rose by 0.5" in alarm.text
     assert alarms(start, now, format_only=None) == [] == alarms(start, now, format_only=0.7)
+
+
+def test_a_control_raises_no_alarm() -> None:
+    """Of blank images only the form can be learned: that is what such a set is there to show."""
+    control = replace(make_set(), name="", alarms=False)
+    both = outcomes(0, 0.3, 0.5), outcomes(1, 0.3, 1.0)
+    assert alarms(*(watched([control], each) for each in both)) == []
+    assert len(alarms(*(watched([replace(control, alarms=True)], each) for each in both))) == 1
 
 
 @pytest.mark.parametrize(("right", "form"), [(0.6, 1.0), (0.3, 0.5), (0.2, 0.5)], ids=["both", "nothing", "worse"])

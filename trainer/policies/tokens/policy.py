@@ -147,12 +147,13 @@ class TokenPolicy:
         answers: Sequence[Answer],
         plan: TokenPlan,
     ) -> Rollout:
+        texts: dict[tuple[int, ...], str] = {}  # many answers of a short question are the same
         samples = [
             Sample(
                 f"{prompts_P[p].id}#{g}",
                 prompts_P[p].id,
                 prompts_P[p],
-                text=self.model.decode(answer.tokens_S),
+                text=self._text(answer, texts),
                 tokens=tuple(answer.tokens_S.tolist()),
                 finished=answer.finished,
             )
@@ -174,6 +175,12 @@ class TokenPolicy:
             resized=True,
             version=answers[0].version,
         )
+
+    def _text(self, answer: Answer, texts: dict[tuple[int, ...], str]) -> str:
+        tokens = tuple(answer.tokens_S.tolist())
+        if tokens not in texts:
+            texts[tokens] = self.model.decode(answer.tokens_S)
+        return texts[tokens]
 
     def _logp(self, network: nn.Module, trace: AnswerTrace, banned_N: Tensor | None = None) -> Tensor:
         """(B, S) float32 log-probabilities of the answers' tokens, 0 behind their ends. None bans what is never drawn."""
