@@ -150,7 +150,7 @@ def test_sft_runs_unchanged(lab: Path, capsys: pytest.CaptureFixture[str]) -> No
     """Eight rows are trained on, four a step; two are held out, and the loss on them is measured."""
     rows, told = run(write(lab, "sft", {}, {}), capsys)
     assert [row["step"] for row in rows] == [0, 1, 2]
-    assert rows[2]["eval/loss"] < rows[0]["eval/loss"]
+    assert rows[2]["heldout/loss"] < rows[0]["heldout/loss"]
     assert "training.n_gpu does nothing here" in told and "dataset.dataset_format does nothing here" in told
 
 

@@ -23,7 +23,7 @@ from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.flow.deepgen.sources import read_source
 from trainer.policies.flow.frozen import read_image
 from trainer.processes.distributed import World
-from trainer.report.images import _image
+from trainer.report.images import data_uri
 from trainer.types import Prompt, Sample
 from wire.schema import MAX_TARGET_LENGTH, MAX_TARGETS, ScoreItem
 
@@ -101,7 +101,7 @@ def test_an_evaluations_own_pictures(tmp_path: Path) -> None:
 
 def test_the_reports_pictures(cut: Path) -> None:
     problems: list[str] = []
-    assert _image(cut.parent, cut.name, problems) == (None, 0, 0)
+    assert data_uri(cut.parent, cut.name, problems) == (None, 0, 0)
     assert len(problems) == 1 and "not a readable image" in problems[0]
 
 

@@ -218,7 +218,8 @@ def test_a_table_without_prompts_is_refused(tmp_path: Path, text: str, words: li
 
 
 def test_parquet_without_pyarrow_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DataError, match=r"needs pyarrow, which is not installed; install it, or save .* as \.jsonl"):
         read(tmp_path, "a.parquet", "PAR1")
 
