@@ -1,4 +1,4 @@
-"""What travels to a worker process arrives equal, and pixels are not copied into the pickle."""
+"""What travels to a worker process arrives equal, pixels beside the message, and nothing that arrives is run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from PIL import Image
 
 from services.kit.dispatch.transport import receive, send, send_stop
 from services.kit.http.multipart import parse_multipart
-from services.kit.scorer import Item
+from services.kit.scorer import Failure, Item, Score
+from wire.schema import ErrorCode
 
 
 class Recorder:
@@ -50,7 +51,7 @@ def test_images_of_every_mode_arrive_equal(mode):
         assert arrived.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
-def test_pixels_travel_beside_the_pickle():
+def test_pixels_travel_beside_the_message():
     image = noise("RGB", (512, 512))
     (reward, [item]), lengths = carried(("r", [Item(id="a", prompt="p", images=(image, image.copy()))]))
     assert (reward, item.id, len(item.images)) == ("r", "a", 2)
@@ -64,6 +65,28 @@ def test_file_of_a_decoded_image_does_not_travel():
     image.load()
     arrived, _ = carried(image)
     assert type(arrived) is Image.Image and arrived.tobytes() == image.tobytes()
+
+
+def test_items_and_results_arrive_equal():
+    """A user's own values may look like ours: they stay what they were."""
+    odd = {
+        "kind": ["item", "a"],
+        "nested": [[], {"": None}],
+        "pair": ["image", 0],
+        "text": "\ud800 é",
+        "n": 1e30,
+        "yes": True,
+    }
+    item = Item("a", "p", group_id="g", completion="c", targets=("x", "y"), metadata=odd)
+    results = [Score(0.5, {"part": 1.0}, odd, cacheable=False), Failure(ErrorCode.TIMEOUT, "late"), item]
+    arrived, _ = carried(results)
+    assert arrived == results and [type(each) for each in arrived] == [Score, Failure, Item]
+    assert type(arrived[1].code) is ErrorCode
+
+
+def test_what_cannot_travel_is_named():
+    with pytest.raises(TypeError, match="a Recorder cannot travel"):
+        send(Recorder(None), ("r", [Recorder(None)]))
 
 
 def test_stop_sign_and_the_end_of_the_other_process():
