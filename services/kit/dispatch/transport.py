@@ -1,7 +1,8 @@
 """Messages between a service and its worker processes: JSON, with pixels as raw buffers behind it.
 
 Only what is named in `_KINDS`, containers and plain values can travel, so nothing that arrives is run. Every container is a
-JSON list that begins with its kind: a user's own list or mapping is never taken for one of ours.
+JSON list that begins with its kind; a mapping, which holds JSON by the contract, goes as it is: what a user wrote is never taken
+for one of ours.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _plain(value: object, buffers: list[bytes]) -> Any:
 
 def _plain_container(value: object, buffers: list[bytes]) -> list[Any]:
     if isinstance(value, Mapping):
-        return ["map", [[_plain(key, buffers), _plain(each, buffers)] for key, each in value.items()]]
+        return ["json", dict(value)]  # written by json itself: ids of a long answer are thousands of numbers
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return [kind, *(_plain(each, buffers) for each in value)]
@@ -85,10 +86,10 @@ def _built(tree: Any, buffers: list[bytes]) -> Any:
     kind, *rest = tree
     if kind == "image":
         image = Image.Image()
-        image.__setstate__([_built(rest[1], buffers), *_built(rest[2], buffers), buffers[rest[0]]])
+        image.__setstate__([dict(_built(rest[1], buffers)), *_built(rest[2], buffers), buffers[rest[0]]])
         return image
-    if kind == "map":
-        return {_built(key, buffers): _built(each, buffers) for key, each in rest[0]}
+    if kind == "json":
+        return rest[0]
     if kind in ("bytes", "code"):
         return base64.b64decode(rest[0]) if kind == "bytes" else ErrorCode(rest[0])
     values = [_built(each, buffers) for each in rest]
@@ -97,6 +98,11 @@ def _built(tree: Any, buffers: list[bytes]) -> Any:
     return tuple(values) if kind == "tuple" else values
 
 
-def _known(info: Mapping[Any, Any]) -> dict[Any, Any]:
+def _known(info: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     """What can travel of an image's notes; a decoder's own objects, which no scorer reads, are left behind."""
-    return {key: value for key, value in info.items() if isinstance(value, str | bytes | bool | int | float | tuple)}
+    kinds = (str, bytes, bool, int, float)
+    return [
+        (key, value)
+        for key, value in info.items()
+        if isinstance(value, kinds) or (isinstance(value, tuple) and all(isinstance(each, kinds) for each in value))
+    ]
