@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.support.text_models import END, IMAGE, PAD, VOCABULARY, prompts_of, text_model_of
 from trainer.policies.tokens.llama.decode import decode
 from trainer.policies.tokens.llama.drawer import answers_of
+from trainer.policies.tokens.llama.inputs import read_prefix
 from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import supports, text_model
 from trainer.policies.tokens.llama.replay import shared_logits
@@ -36,11 +37,11 @@ BANNED = torch.tensor([PAD, IMAGE])
 def likeliest(network: Any, batch: dict[str, Any], prompt_B: Tensor) -> list[list[int]]:
     model = text_model(network)
 
-    def choose(logits_BV: Tensor, number: int, rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return draw_tokens(logits_BV, None, banned_N=BANNED, temperature=0.0, top_p=1.0, top_k=0)
+    def choose(hidden_Bd: Tensor, number: int, rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return draw_tokens(model.head(hidden_Bd), None, banned_N=BANNED, temperature=0.0, top_p=1.0, top_k=0)
 
-    ends = torch.tensor([END])
-    drawn = decode(model, fused_layers(model), batch, prompt_B, choose, ends, LONGEST)
+    ends, prefix = torch.tensor([END]), read_prefix(model, batch)
+    drawn = decode(model, fused_layers(model), prefix, prompt_B, choose, model.text.embed_tokens, ends, LONGEST)
     return [answer.tokens_S.tolist() for answer in answers_of(drawn, len(prompt_B), ends)]
 
 

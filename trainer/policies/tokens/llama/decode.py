@@ -1,14 +1,13 @@
-"""Answers drawn token by token: fused weights, keys and values in one preallocated place, prompts computed once, ended rows dropped.
+"""Texts and images drawn token by token: fused weights, keys and values in one preallocated place, prompts computed once, ended rows dropped.
 
-Axes: P prompts, B rows (answers), T columns of prompts, S tokens of an answer, W columns of keys (T + S), H heads, K heads of keys
+Axes: P prompts, B rows (answers, or branches of an image), T columns of prompts, S tokens of a row, W columns of keys (T + S), H heads, K heads of keys
 and values, D size of a head, d hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch.nn import functional
 
 from trainer.policies.tokens.llama.attention import rotated, turned
 from trainer.policies.tokens.llama.forward import Computed, run_layers
-from trainer.policies.tokens.llama.inputs import Prefix, read_prefix
+from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import FusedLayer, computed_type
 from trainer.policies.tokens.llama.layout import TextModel
 
@@ -40,46 +39,52 @@ class Drawn:
     rows_B: Tensor
 
 
-# Logits (B, V), the position, and which of the B rows these are: ids, log-probabilities, kept.
+# Hidden states (B, d) behind the last norm, the position, and which of all rows these are: ids, log-probabilities, kept.
 Choose = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+# Ids (B,): embeddings (B, d).
+Embed = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
 def decode(
     model: TextModel,
     layers: Sequence[FusedLayer],
-    batch: Mapping[str, Any],
+    prefix: Prefix,
     prompt_B: Tensor,
     choose: Choose,
+    embed: Embed,
     ends_E: Tensor,
     longest: int,
 ) -> list[Drawn]:
-    """Draw an answer for each row; what is drawn behind a row's end is the caller's to cut off.
+    """Draw tokens behind a prompt for each row; what is drawn behind a row's end is the caller's to cut off.
 
     Args:
-        batch: the arguments of the model's forward for the P prompts, padded left or right.
+        prefix: the P prompts (`read_prefix`, `embedded_prefix`).
         prompt_B: which of them each row continues.
-        choose: draws the next tokens.
-        ends_E: ids that end an answer.
-        longest: tokens after which an answer is cut off.
+        choose: makes logits of hidden states, and draws the next tokens.
+        embed: what the first layer takes of tokens that were drawn.
+        ends_E: ids that end a row; none where all rows have the full length.
+        longest: tokens after which a row is cut off.
     """
-    prefix = read_prefix(model, batch)
     computed = run_layers(layers, prefix)
     table = _Table.of(model, int(prefix.next_P.max()) + longest)
     rows = _Rows.of(prefix, computed, prompt_B, longest)
     x_Bd = computed.last_Pd.index_select(0, prompt_B)
     found = []
     for number in range(longest):
-        token_B, logp_B, kept_BV = choose(model.head(model.text.norm(x_Bd)), number, rows.rows_B)
+        token_B, logp_B, kept_BV = choose(model.text.norm(x_Bd), number, rows.rows_B)
         found.append(Drawn(token_B, logp_B, kept_BV, rows.rows_B))
-        rows.ended_B = rows.ended_B | torch.isin(token_B, ends_E)
-        ended = int(rows.ended_B.sum())
-        if ended == len(token_B) or number == longest - 1:
+        if number == longest - 1:
             break
-        if ended >= max(1, len(token_B) * _DROPPED_FROM):
-            left = (~rows.ended_B).nonzero()[:, 0]
-            rows, token_B = rows.only(left), token_B.index_select(0, left)
-        x_Bd = _step(model, layers, rows, table, token_B, number)
+        if len(ends_E):  # to count the rows that have ended, the computer waits for the device
+            rows.ended_B = rows.ended_B | torch.isin(token_B, ends_E)
+            ended = int(rows.ended_B.sum())
+            if ended == len(token_B):
+                break
+            if ended >= max(1, len(token_B) * _DROPPED_FROM):
+                left = (~rows.ended_B).nonzero()[:, 0]
+                rows, token_B = rows.only(left), token_B.index_select(0, left)
+        x_Bd = _step(model, layers, rows, table, embed(token_B), number)
     return found
 
 
@@ -108,7 +113,7 @@ class _Rows:
         keys: of each layer (B, K, D, W): a query's product then runs along the columns.
         values: of each layer (B, K, W, D).
         mask_BW: minus infinity where a prompt is shorter than the longest; None where all are equally long.
-        columns: of the prompts; answers begin behind them in every row.
+        columns: of the prompts; what is drawn begins behind them in every row.
     """
 
     rows_B: Tensor
@@ -154,10 +159,9 @@ class _Rows:
 
 
 def _step(
-    model: TextModel, layers: Sequence[FusedLayer], rows: _Rows, table: _Table, token_B: Tensor, number: int
+    model: TextModel, layers: Sequence[FusedLayer], rows: _Rows, table: _Table, x_Bd: Tensor, number: int
 ) -> Tensor:
-    """Hidden states (B, d) behind the last layer of token `number` of each row."""
-    x_Bd = model.text.embed_tokens(token_B)
+    """Hidden states (B, d) behind the last layer of token `number` of each row, of its embedding `x_Bd`."""
     position_B, column = rows.next_B + number, rows.columns + number
     cos_BD, sin_BD = table.cos_LD.index_select(0, position_B), table.sin_LD.index_select(0, position_B)
     for layer, keys, values in zip(layers, rows.keys, rows.values, strict=True):

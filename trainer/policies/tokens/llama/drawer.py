@@ -10,6 +10,7 @@ from torch import Tensor
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.llama.decode import Drawn, decode
+from trainer.policies.tokens.llama.inputs import read_prefix
 from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import text_model
 from trainer.policies.tokens.model import TokenModel
@@ -35,9 +36,9 @@ class LlamaDrawer:
         banned_N = model.banned_N.to(model.device)
         uniform_BS = uniforms(seeds_B, plan.max_new_tokens).to(model.device) if plan.temperature else None
 
-        def choose(logits_BV: Tensor, number: int, rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        def choose(hidden_Bd: Tensor, number: int, rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             return draw_tokens(
-                logits_BV,
+                text.head(hidden_Bd),
                 None if uniform_BS is None else uniform_BS[:, number].index_select(0, rows_B),
                 banned_N=banned_N,
                 temperature=plan.temperature,
@@ -46,9 +47,9 @@ class LlamaDrawer:
             )
 
         prompt_B = torch.arange(len(readings_P), device=model.device).repeat_interleave(group_size)
-        batch = model.collate(readings_P)
         with model.computing():
-            drawn = decode(text, fused_layers(text), batch, prompt_B, choose, ends, plan.max_new_tokens)
+            prefix, embed = read_prefix(text, model.collate(readings_P)), text.text.embed_tokens
+            drawn = decode(text, fused_layers(text), prefix, prompt_B, choose, embed, ends, plan.max_new_tokens)
         return answers_of(drawn, len(prompt_B), ends)
 
 

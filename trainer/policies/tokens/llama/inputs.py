@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.policies.tokens.llama.layout import TextModel
@@ -62,6 +63,15 @@ def read_prefix(model: TextModel, batch: Mapping[str, Any]) -> Prefix:
         (last_P if last_P.dim() == 1 else last_P.amax(0)) + 1,
         [_spread(added, given["visual_pos_masks"], where_N) for added in given.get("deepstack_visual_embeds") or ()],
     )
+
+
+def embedded_prefix(model: TextModel, prompts: Sequence[Tensor]) -> Prefix:
+    """Prompts of which each is given as embeddings (T, d), at positions that count from 0."""
+    x_Nd = torch.cat(list(prompts))
+    lengths = [len(each) for each in prompts]
+    position_N = torch.cat([torch.arange(length, device=x_Nd.device) for length in lengths])
+    cos_1ND, sin_1ND = model.text.rotary_emb(x_Nd[None], position_N[None])
+    return Prefix(x_Nd, cos_1ND[0], sin_1ND[0], lengths, torch.tensor(lengths, device=x_Nd.device))
 
 
 def _positions(given: Tensor | None, mask_PT: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Logits of given answers, with gradient: each prompt is computed once for all its answers, and nothing is padded.
+"""What given tokens are predicted from, with gradient: each prompt is computed once for all that follow it, and nothing is padded.
 
-Axes: P prompts, B answers, N tokens of all answers behind one another, V vocabulary, d hidden.
+Axes: P prompts, B rows (answers, or branches of an image), N tokens of all rows behind one another, V vocabulary, d hidden.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.policies.tokens.llama.forward import Continuations, run_layers
-from trainer.policies.tokens.llama.inputs import read_prefix
+from trainer.policies.tokens.llama.inputs import Prefix, read_prefix
 from trainer.policies.tokens.llama.layers import module_layers
 from trainer.policies.tokens.llama.layout import TextModel
 
@@ -29,25 +29,44 @@ def shared_logits(
         answers: int64 ids, at least one each.
     """
     prefix = read_prefix(model, batch)
-    device = prefix.x_Nd.device
     # The last token of an answer is predicted, and predicts nothing.
-    order = sorted(range(len(answers)), key=lambda row: len(answers[row]))
-    lengths = [len(answers[row]) - 1 for row in order]
-    prompts = torch.tensor([prompt_B[row] for row in order], device=device)
-    ids_N = torch.cat([answers[row][:-1] for row in order]).to(device)
-    within_N = torch.cat([torch.arange(length) for length in lengths]).to(device)
-    positions_N = prefix.next_P[prompts].repeat_interleave(torch.tensor(lengths, device=device)) + within_N
-    x_Nd = model.text.embed_tokens(ids_N)
-    cos_1ND, sin_1ND = model.text.rotary_emb(x_Nd[None], positions_N[None])
-    computed = run_layers(module_layers(model), prefix, Continuations(x_Nd, cos_1ND[0], sin_1ND[0], lengths, prompts))
-    hidden = torch.cat([computed.last_Pd, computed.x_Nd])
-    predicting = _predicting(prompt_B, order, lengths, len(prefix.lengths)).to(device)
-    logits: Tensor = model.head(model.text.norm(hidden.index_select(0, predicting)))
+    ids = [each[:-1] for each in answers]
+    x_Nd = model.text.embed_tokens(torch.cat(ids).to(prefix.x_Nd.device))
+    logits: Tensor = model.head(shared_hidden(model, prefix, prompt_B, x_Nd, [len(each) for each in ids]))
     return logits
 
 
+def shared_hidden(
+    model: TextModel, prefix: Prefix, prompt_B: Sequence[int], x_Nd: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    """Hidden states behind the last norm (N + B, d), for each of the B rows of its prompt's last token and of its own tokens.
+
+    Args:
+        prefix: the P prompts, each computed once.
+        prompt_B: which of them each row continues.
+        x_Nd: embeddings of all rows' tokens, one row after the other.
+        lengths: tokens of each row; may be 0.
+    """
+    device = x_Nd.device
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    sorted_lengths, prompts = [lengths[row] for row in order], torch.tensor([prompt_B[row] for row in order])
+    if order != list(range(len(lengths))):
+        rows = x_Nd.split(list(lengths))
+        x_Nd = torch.cat([rows[row] for row in order])
+    within_N = torch.cat([torch.arange(length) for length in sorted_lengths]).to(device)
+    prompts, lengths_B = prompts.to(device), torch.tensor(sorted_lengths, device=device)
+    positions_N = prefix.next_P[prompts].repeat_interleave(lengths_B) + within_N
+    cos_1ND, sin_1ND = model.text.rotary_emb(x_Nd[None], positions_N[None])
+    given = Continuations(x_Nd, cos_1ND[0], sin_1ND[0], sorted_lengths, prompts)
+    computed = run_layers(module_layers(model), prefix, given)
+    hidden = torch.cat([computed.last_Pd, computed.x_Nd])
+    predicting = _predicting(prompt_B, order, sorted_lengths, len(prefix.lengths)).to(device)
+    normed: Tensor = model.text.norm(hidden.index_select(0, predicting))
+    return normed
+
+
 def _predicting(prompt_B: Sequence[int], order: Sequence[int], lengths: Sequence[int], prompts: int) -> Tensor:
-    """For each token of the answers, which row of (last tokens of prompts, then tokens of answers in their order) predicts it."""
+    """For each token that is predicted, which row of (last tokens of prompts, then tokens of answers in their order) does it."""
     starts = dict(zip(order, zip(accumulate(lengths, initial=prompts), lengths, strict=False), strict=True))
     rows: list[int] = []
     for row, prompt in enumerate(prompt_B):
