@@ -87,6 +87,12 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
         "=wire.images",
     ),
+    "trainer.policies.unified": (
+        "trainer.types",
+        "trainer.config",
+        "trainer.samplers",
+        "trainer.policies",
+    ),
     "trainer.policies.tokens.server": (
         "trainer.types",
         "trainer.config",

@@ -23,6 +23,9 @@ class Prompt:
     `weights` maps reward names to the weights of the row's data set; a reward that is not in it is never asked for.
     `source_images` are files, in order: what an edit starts from, or what a question is about. Classifier-free guidance leads
     away from `negative_prompt`; None is the empty text. `place` is the file and the row, for messages.
+
+    Of a policy with tasks `task` says which one a prompt is for. A pair is dealt as one prompt whose `sides` are a prompt for
+    each task; `similarity`, from 0 to 1, says how near they are (1: they are about the same image).
     """
 
     id: str
@@ -34,6 +37,13 @@ class Prompt:
     source_images: tuple[str, ...] = ()
     negative_prompt: str | None = None
     place: str = field(default="", compare=False)
+    task: str = ""
+    sides: tuple[Prompt, ...] = ()
+    similarity: float = 1.0
+
+    def side(self, task: str) -> Prompt:
+        """The prompt of this task: a side of a pair, or the prompt itself where it is no pair."""
+        return next((each for each in self.sides if each.task == task), self)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from trainer.config.data import DataConfig, DatasetConfig
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.deepspeed import Owner, check_deepspeed
 from trainer.config.distributed import DeviceConfig, DistributedConfig
-from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig
+from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig, check_held_out
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
+from trainer.config.janus import JanusConfig
 from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
@@ -36,8 +37,9 @@ from trainer.config.policy import (
 from trainer.config.programs import CardsConfig, PreferencesConfig, ProgramName, QuickstartBaseConfig, check_program
 from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
-from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
+from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig, check_training_sets
 from trainer.config.supervised_loss import SftLossConfig
+from trainer.config.tasks import GenerateConfig, Task, TaskSamplingConfig, UnderstandConfig
 from trainer.config.texts import as_questions
 from trainer.config.vlm import VlmConfig
 
@@ -61,6 +63,8 @@ __all__ = [
     "EvaluationSetConfig",
     "FlowSamplingConfig",
     "FluxConfig",
+    "GenerateConfig",
+    "JanusConfig",
     "LoggingConfig",
     "LoraConfig",
     "NetworkConfig",
@@ -76,12 +80,19 @@ __all__ = [
     "Sd3Config",
     "ServiceConfig",
     "SftLossConfig",
+    "Task",
+    "TaskSamplingConfig",
     "TinyConfig",
     "TokenSamplingConfig",
+    "UnderstandConfig",
     "VlmConfig",
 ]
 
-_TEXT_TYPES = {"sampling": "tokens", "objective": "grpo"}  # what a policy that writes has where the recipe names none
+# What a policy of tokens has where the recipe names none, by its family.
+_TOKEN_TYPES = {
+    "tokens": {"sampling": "tokens", "objective": "grpo"},
+    "unified": {"sampling": "tasks", "objective": "grpo"},
+}
 _TEXT_PAIRS = {"preferences": "answers"}
 
 
@@ -147,22 +158,43 @@ class Config(Section):
     @classmethod
     def types_beside(cls, raw: Mapping[str, Any]) -> Mapping[str, str]:
         """A policy that writes has sections of its own for how it samples and what it minimises."""
-        if not _writes(raw):
+        family = _family(raw)
+        if family not in _TOKEN_TYPES:
             return cls.default_types
         objective = {"objective": "dpo"} if raw.get("program") == "preference" else {}
-        return {**cls.default_types, **_TEXT_TYPES, **_TEXT_PAIRS, **objective}
+        return {**cls.default_types, **_TOKEN_TYPES[family], **_TEXT_PAIRS, **objective}
 
     @classmethod
     def with_types(cls, raw: Any) -> Any:
         """As everywhere; and a policy that writes has its own sections also where the recipe leaves them out."""
-        if isinstance(raw, Mapping) and _writes(raw):
-            raw = as_questions({**{name: {} for name in _TEXT_TYPES}, **raw})
+        if isinstance(raw, Mapping) and (family := _family(raw)) in _TOKEN_TYPES:
+            raw = {**{name: {} for name in _TOKEN_TYPES[family]}, **raw}
+            raw = as_questions(raw) if family == "tokens" else raw
         return super().with_types(raw)
 
     @property
     def max_images(self) -> int:
         """How many images a question of this policy may have."""
-        return self.policy.max_images if isinstance(self.policy, VlmConfig) else 0
+        return self.policy.max_images if isinstance(self.policy, VlmConfig | JanusConfig) else 0
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The kinds of sample that a step draws; a policy with one kind alone has one task without a name."""
+        sampling = self.sampling
+        if not isinstance(sampling, TaskSamplingConfig):
+            return (Task("", sampling.group_size, sampling.micro_batch_size, self.advantage),)
+        return tuple(
+            Task(name, each.group_size, each.micro_batch_size, each.advantage or self.advantage, each.loss_weight)
+            for name, each in sampling.tasks.given().items()
+        )
+
+    @property
+    def train_rewards(self) -> list[tuple[str, str]]:
+        """The rewards that are trained on, each with the field that names it."""
+        if isinstance(self.sampling, TaskSamplingConfig):
+            tasks = self.sampling.tasks.given()
+            return [(f"sampling.tasks.{task}.rewards", name) for task, each in tasks.items() for name in each.rewards]
+        return [(f"data.train.{i}.rewards", name) for i, d in enumerate(self.data.train) for name in d.rewards]
 
     @property
     def deepspeed_owner(self) -> Owner:
@@ -178,8 +210,8 @@ class Config(Section):
                 (f"{name}.batch_size", f"{name}.micro_batch_size"),
             )
             return Owner(given.batch_size, micro, self.optim, dtype, *fields)
-        batch = self.sampling.prompts_per_step * self.sampling.group_size
-        micro = self.optim.micro_batch_size or self.sampling.micro_batch_size
+        batch = self.sampling.samples_per_step
+        micro = self.optim.micro_batch_size or self.sampling.largest_micro_batch
         return Owner(batch, micro, self.optim, dtype)
 
     @model_validator(mode="after")
@@ -219,7 +251,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sampling_fits(self) -> Config:
-        if (self.policy.family == "tokens") != isinstance(self.sampling, TokenSamplingConfig):
+        kinds = {"tokens": TokenSamplingConfig, "unified": TaskSamplingConfig}
+        if not isinstance(self.sampling, kinds.get(self.policy.family, FlowSamplingConfig)):
             raise ValueError(
                 f"policy.type = {self.policy.type} does not sample by sampling.type = {self.sampling.type}; leave "
                 "sampling.type out"
@@ -234,8 +267,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rewards_exist(self) -> Config:
-        asked = [(f"data.train.{i}.rewards", name) for i, d in enumerate(self.data.train) for name in d.rewards]
-        asked += self.evaluation.asked()
+        asked = [*self.train_rewards, *self.evaluation.asked()]
         for where, name in asked:
             if name not in self.rewards.columns:
                 known = ", ".join(sorted(self.rewards.columns)) or "none"
@@ -251,11 +283,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _min_valid_fits(self) -> Config:
-        if self.advantage.min_valid > self.sampling.group_size:
-            raise ValueError(
-                f"advantage.min_valid = {self.advantage.min_valid} is more than sampling.group_size = "
-                f"{self.sampling.group_size}: no group could ever train; lower min_valid or raise group_size"
-            )
+        for task in self.tasks:
+            if task.advantage.min_valid > task.group_size:
+                where = f"sampling.tasks.{task.name}" if task.name else "sampling"
+                raise ValueError(
+                    f"advantage.min_valid = {task.advantage.min_valid} is more than {where}.group_size = {task.group_size}: no "
+                    "group could ever train; lower min_valid or raise group_size"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_have_data(self) -> Config:
+        check_training_sets(self.data.train, self.sampling)
         return self
 
     @model_validator(mode="after")
@@ -265,7 +304,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _update_fits(self) -> Config:
-        total, updated = self.sampling.prompts_per_step * self.sampling.group_size, self.optim.micro_batch_size
+        total, updated = self.sampling.samples_per_step, self.optim.micro_batch_size
         if updated is not None and updated > total:
             raise ValueError(
                 f"optim.micro_batch_size = {updated} is more than sampling.prompts_per_step * group_size = {total}, all "
@@ -280,7 +319,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _padding_repeats(self) -> Config:
-        sampled, updated = self.sampling.micro_batch_size, self.optim.micro_batch_size
+        sampled, updated = self.sampling.largest_micro_batch, self.optim.micro_batch_size
         is_padded = isinstance(self.policy, DeepGenConfig) and self.policy.conditioning == "padded"
         if is_padded and updated not in (None, sampled):
             raise ValueError(
@@ -320,8 +359,7 @@ class Config(Section):
                 "evaluation.path or choose a metric of training, such as reward/<name>/mean"
             )
         name = best.metric.removeprefix("eval/")
-        asked = {name for dataset in self.data.train for name in dataset.rewards}
-        asked |= {name for _, name in self.evaluation.asked()}
+        asked = {name for _, name in self.train_rewards} | {name for _, name in self.evaluation.asked()}
         if any(each.scoring for each in self.evaluation.sets):  # a table is made of what the judge says
             asked |= {column for column, each in self.rewards.columns.items() if (each.reward or column) == JUDGE}
         if name in self.rewards.columns and name not in asked:
@@ -343,36 +381,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _rows_can_be_held_out(self) -> Config:
-        others = [i for i, dataset in enumerate(self.data.train) if dataset.format != "questions"]
-        if self.evaluation.hold_out and (others or not self.data.train):
-            what = (
-                f"data.train.{others[0]}.format is {self.data.train[others[0]].format}"
-                if others
-                else "data.train is empty"
-            )
-            raise ValueError(
-                f"evaluation.hold_out = {self.evaluation.hold_out:g} takes rows of training sets with format: questions, but {what}; "
-                "name a file as evaluation.path"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _evaluation_is_apart(self) -> Config:
-        splits = {f"evaluation.sets.{i}.path": each.split for i, each in enumerate(self.evaluation.sets)}
-        for field, held_out in self.evaluation.prompt_files():
-            for i, dataset in enumerate(self.data.train):
-                is_file = Path(held_out) == Path(dataset.path) and Path(held_out).suffix  # a folder holds both
-                if is_file and splits.get(field) == dataset.split:
-                    raise ValueError(
-                        f"{field} and data.train.{i}.path are both {held_out}; evaluate on prompts that training never sees"
-                    )
+        check_held_out(self.evaluation, self.data.train)
         return self
 
 
-def _writes(raw: Mapping[str, Any]) -> bool:
-    """Whether the policy of these unchecked fields is one that writes texts."""
+def _family(raw: Mapping[str, Any]) -> str:
+    """The family of the policy of these unchecked fields; empty where it is not known."""
     policy = raw.get("policy")
     name = policy.get("type") if isinstance(policy, Mapping) else getattr(policy, "type", None)
     section = sections().get(name) if isinstance(name, str) else None
-    return section is not None and section.family == "tokens"
+    return "" if section is None else section.family

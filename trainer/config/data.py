@@ -23,6 +23,7 @@ PromptFormat = Literal[
     "json",
     "txt_folder",
     "questions",
+    "pairs",
 ]
 Delimiter = Annotated[str, Field(pattern=r"^(tab|[^\w\s\"']|\t)$")]
 
@@ -33,7 +34,8 @@ class PromptFileConfig(RowsConfig):
     format: PromptFormat = Field(
         "auto",
         description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl. questions: what a "
-        "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy.",
+        "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy. pairs: a question and a prompt to draw "
+        "in each row, for a policy with tasks.",
     )
     prompt_column: FilePath | None = Field(
         None,
@@ -71,19 +73,16 @@ class DatasetConfig(PromptFileConfig):
         ".parquet, or a folder with a split's file or with text files."
     )
     name: Name | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
-    rewards: dict[str, float] = Field(description="Reward name to weight; only these are asked for.")
+    rewards: dict[str, float] = Field(
+        default_factory=dict,
+        description="Reward name to weight; only these are asked for. A policy with tasks has them in sampling.tasks.",
+    )
     weight: Positive = Field(1.0, description="How often this set is drawn from, relative to the others.")
 
     @property
     def dataset_name(self) -> str:
         """`name`, or the file's stem."""
         return self.name or Path(self.path).stem
-
-    @model_validator(mode="after")
-    def _some_reward(self) -> DatasetConfig:
-        if not any(weight != 0 for weight in self.rewards.values()):
-            raise ValueError(f"data set {self.path}: `rewards` needs at least one reward with a weight other than 0")
-        return self
 
 
 class DataConfig(Section):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, Share, refuse_untranslated
-from trainer.config.data import PromptFileConfig
+from trainer.config.data import DatasetConfig, PromptFileConfig
 from trainer.config.texts import HoldOut
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
@@ -32,6 +33,10 @@ class EvaluationSetConfig(PromptFileConfig):
     )
     temperature: float | None = Field(
         None, ge=0, le=10, description="Of texts; 0 always writes the likeliest token. Null is evaluation.temperature."
+    )
+    task: Literal["understand", "generate"] | None = Field(
+        None,
+        description="Of a policy with tasks: what the set asks for. Null is the only task that is trained.",
     )
     alarms: bool = Field(
         True, description="false: a control, such as questions about blank images, whose numbers raise no alarm."
@@ -155,7 +160,11 @@ class EvaluationConfig(Section):
     def check_family(self, family: str) -> None:
         """Raises ValueError when a field says how images are drawn and the policy writes texts, or the other way round."""
         images, texts = ("num_inference_steps", "guidance_scale", "height", "width"), ("temperature",)
-        idle, kind = (images, "draws images") if family == "tokens" else (texts, "writes texts")
+        idle: tuple[str, ...]
+        if family == "unified":
+            idle, kind = ("num_inference_steps", "height", "width"), "denoises images"
+        else:
+            idle, kind = (images, "draws images") if family == "tokens" else (texts, "writes texts")
         for where, section in [("", self), *((f"sets.{i}.", each) for i, each in enumerate(self.sets))]:
             for name in idle:
                 field = type(section).model_fields.get(name)
@@ -247,3 +256,22 @@ def judge_column(asked: Sequence[str], columns: dict[str, str | None]) -> str:
             "(the judge is services/eval), or name one of them under the set's `rewards`"
         )
     return found[0]
+
+
+def check_held_out(evaluation: EvaluationConfig, train: Sequence[DatasetConfig]) -> None:
+    """Whether what is evaluated on can be kept from these training sets. Raises ValueError."""
+    others = [i for i, dataset in enumerate(train) if dataset.format != "questions"]
+    if evaluation.hold_out and (others or not train):
+        what = f"data.train.{others[0]}.format is {train[others[0]].format}" if others else "data.train is empty"
+        raise ValueError(
+            f"evaluation.hold_out = {evaluation.hold_out:g} takes rows of training sets with format: questions, but {what}; name a "
+            "file as evaluation.path"
+        )
+    splits = {f"evaluation.sets.{i}.path": each.split for i, each in enumerate(evaluation.sets)}
+    for field, held_out in evaluation.prompt_files():
+        for i, dataset in enumerate(train):
+            is_file = Path(held_out) == Path(dataset.path) and Path(held_out).suffix  # a folder holds both
+            if is_file and splits.get(field) == dataset.split:
+                raise ValueError(
+                    f"{field} and data.train.{i}.path are both {held_out}; evaluate on prompts that training never sees"
+                )

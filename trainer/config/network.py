@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -62,3 +62,31 @@ class NetworkConfig(PolicySection):
     embedding_memory_mb: int = Field(
         1024, ge=1, description="Memory for prompt embeddings per process, in MiB; the least recently used go first."
     )
+
+
+class LanguageSettings(Protocol):
+    """What the sections of all policies have that read images and texts and write texts."""
+
+    @property
+    def pretrained(self) -> str | None: ...
+
+    @property
+    def lora(self) -> LoraConfig | None: ...
+
+    @property
+    def freeze(self) -> tuple[str, ...]: ...
+
+    @property
+    def dtype(self) -> Literal["bfloat16", "float32"]: ...
+
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+
+    @property
+    def system_prompt(self) -> str | None: ...
+
+    @property
+    def max_prompt_tokens(self) -> int: ...
+
+    @property
+    def max_images(self) -> int: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, TimestepSection
 from trainer.config.preference_objective import DpoConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
+from trainer.config.tasks import TaskSamplingConfig
 from trainer.config.token_objective import DrGrpoLossConfig, TokenSection
 
 # Fields that shape stochastic steps; an objective that has none refuses them.
@@ -14,10 +15,19 @@ _STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep
 def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError naming both fields and the remedy."""
     is_text = isinstance(objective, TokenSection | DpoConfig)
-    if is_text != (sampling.type == "tokens"):
-        what = "the tokens of texts" if is_text else "images"
+    if is_text != (sampling.type in ("tokens", "tasks")):
+        what = "tokens" if is_text else "the denoising steps of images"
         raise ValueError(
             f"objective.type = {objective.type} trains on {what}, but sampling.type = {sampling.type}; choose two that fit"
+        )
+    if (
+        isinstance(sampling, TaskSamplingConfig)
+        and isinstance(objective, DrGrpoLossConfig)
+        and objective.longest is None
+    ):
+        raise ValueError(
+            "objective.longest is null, and the tasks of sampling.tasks have no longest length in common; set it, to 1 for the "
+            "sum over the tokens of each sample"
         )
     if not isinstance(sampling, FlowSamplingConfig):
         return

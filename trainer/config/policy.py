@@ -8,6 +8,7 @@ from pydantic import Field
 
 from trainer.config.base import FilePath, by_type
 from trainer.config.deepgen import DeepGenConfig
+from trainer.config.janus import JanusConfig
 from trainer.config.network import LoraConfig, NetworkConfig, PolicySection
 from trainer.config.vlm import VlmConfig
 
@@ -73,7 +74,8 @@ class QwenImageConfig(DiffusersConfig):
 
 
 PolicyConfig = Annotated[
-    TinyConfig | Sd3Config | FluxConfig | QwenImageConfig | DeepGenConfig | VlmConfig, Field(discriminator="type")
+    TinyConfig | Sd3Config | FluxConfig | QwenImageConfig | DeepGenConfig | VlmConfig | JanusConfig,
+    Field(discriminator="type"),
 ]
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, Share
+from trainer.config.data import DatasetConfig
+from trainer.config.tasks import TaskSamplingConfig
 from trainer.config.vllm import VllmConfig
 
 _PACE = ("sde_window_every", "sde_window_stride")
@@ -36,6 +38,16 @@ class RolloutSection(Section):
         description="How often a step may sample other prompts in place of those whose rewards do not differ within their "
         "group, and teach nothing (DAPO's dynamic sampling); 0 is never.",
     )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Over all ranks."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """Samples of a forward pass."""
+        return self.micro_batch_size
 
     @model_validator(mode="after")
     def _resamples_on_policy(self) -> RolloutSection:
@@ -208,4 +220,26 @@ class TokenSamplingConfig(RolloutSection):
         return self
 
 
-SamplingConfig = Annotated[FlowSamplingConfig | TokenSamplingConfig, Field(discriminator="type")]
+SamplingConfig = Annotated[FlowSamplingConfig | TokenSamplingConfig | TaskSamplingConfig, Field(discriminator="type")]
+
+
+def check_training_sets(train: Sequence[DatasetConfig], sampling: SamplingConfig) -> None:
+    """Whether each training set has what its samples are scored by, and prompts of every task. Raises ValueError."""
+    tasks = sampling.tasks.given() if isinstance(sampling, TaskSamplingConfig) else {}
+    for i, dataset in enumerate(train):
+        if not tasks and not any(dataset.rewards.values()):
+            raise ValueError(f"data set {dataset.path}: `rewards` needs at least one reward with a weight other than 0")
+        if tasks and dataset.rewards:
+            raise ValueError(
+                f"data.train.{i}.rewards is not read: the rewards of a policy with tasks are in sampling.tasks.<task>.rewards; "
+                "move them there"
+            )
+        if len(tasks) > 1 and dataset.format != "pairs":
+            raise ValueError(
+                f"data.train.{i}.format = {dataset.format} has prompts of one task, and sampling.tasks names two; give a file of "
+                "pairs with format: pairs, or leave a task out"
+            )
+        if not tasks and dataset.format == "pairs":
+            raise ValueError(
+                f"data.train.{i}.format = pairs is read by a policy with tasks, and sampling.type is {sampling.type}"
+            )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Config, ConfigError, DataConfig
+from trainer.config import Config, ConfigError, DataConfig, TaskSamplingConfig
 from trainer.config.data import PromptFileConfig, PromptFormat
 from trainer.data.overlap import check_disjoint
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
@@ -133,7 +133,24 @@ def _read(
 
 def load_datasets(config: Config) -> list[Dataset]:
     """The training sets of a run, with what `evaluation.hold_out` keeps of them. Raises DataError."""
-    return load_train_prompts(config.data, max_images=config.max_images, hold_out=config.evaluation.hold_out)
+    read = load_train_prompts(config.data, max_images=config.max_images, hold_out=config.evaluation.hold_out)
+    if not isinstance(config.sampling, TaskSamplingConfig):
+        return read
+    return [replace(each, prompts=_of_tasks(each.prompts, config.sampling)) for each in read]
+
+
+def _of_tasks(prompts: Sequence[Prompt], sampling: TaskSamplingConfig) -> tuple[Prompt, ...]:
+    """The prompts with the rewards of their tasks. A pair keeps the sides that are trained; what is no pair is of the only task."""
+    rewards = {name: dict(each.rewards) for name, each in sampling.tasks.given().items()}
+    found = []
+    for prompt in prompts:
+        if prompt.sides:
+            kept = tuple(replace(side, weights=rewards[side.task]) for side in prompt.sides if side.task in rewards)
+            found.append(replace(prompt, sides=kept))
+        else:
+            ((task, weights),) = rewards.items()  # the configuration has checked that there is one
+            found.append(replace(prompt, task=task, weights=weights))
+    return tuple(found)
 
 
 def load_train_prompts(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.config import Config, RewardConfig, ServiceConfig
+from trainer.config import Config, RewardConfig, ServiceConfig, Task, TaskSamplingConfig
 from trainer.doctor.findings import Finding
 from trainer.rewards.canary import probes
 from trainer.rewards.payload import encode_samples, make_call
@@ -141,9 +141,18 @@ def _marked(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def _work(config: Config, name: str, pair_s: float, *, compares: bool) -> Work:
-    groups, size = config.sampling.prompts_per_step, config.sampling.group_size
+    groups, task = config.sampling.prompts_per_step, _task_of(config, name)
+    size = task.group_size
     items = groups * size
     if compares:
         return Work(name, items, groups, pair_s, groups * size * (size - 1) // 2, compares=True)
-    requests = -(-items // config.sampling.micro_batch_size)
+    requests = -(-items // task.micro_batch_size)
     return Work(name, items, requests, pair_s / 2, items, compares=False)
+
+
+def _task_of(config: Config, column: str) -> Task:
+    """The first task that asks for a reward."""
+    if isinstance(config.sampling, TaskSamplingConfig):
+        asking = [name for name, each in config.sampling.tasks.given().items() if column in each.rewards]
+        return next(task for task in config.tasks if task.name in asking)
+    return config.tasks[0]

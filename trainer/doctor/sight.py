@@ -51,7 +51,9 @@ def _look(config: Config, device: torch.device, sampler: PromptSampler | None) -
         position = sampler.state_dict()
         prompts = sorted(sampler.draw(), key=lambda prompt: not prompt.source_images)[:SHOWN_ROWS]
         sampler.load_state_dict(position)
-        plan = entry_of(config.policy).family.training_plan(config, 0, plan_needs(config.objective.type))
+        plan = entry_of(config.policy).family.training_plan(
+            config, 0, plan_needs(config.objective.type), config.tasks[0].name
+        )
         assert isinstance(plan, TokenPlan)
         return look(policy, *drawn_cases(config, policy, prompts, plan))
     kind = kind_of(config.program)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.config import Config, EvaluationSetConfig, FlowSamplingConfig, TokenSamplingConfig
+from trainer.config import Config, EvaluationSetConfig, FlowSamplingConfig, TaskSamplingConfig, TokenSamplingConfig
 from trainer.config.evaluation import judge_column
 from trainer.data.datasets import DataError, Dataset, load_heldout
 from trainer.types import Prompt
@@ -24,6 +24,7 @@ class EvaluationSet:
         judge: the column whose verdicts make UniGenBench's table; None for no table.
         temperature: of texts; 0 always takes the likeliest token.
         alarms: whether its numbers may raise an alarm; those of a control may not.
+        task: what its prompts are for, of a policy with tasks.
     """
 
     name: str
@@ -36,6 +37,7 @@ class EvaluationSet:
     judge: str | None = None
     temperature: float = 1.0
     alarms: bool = True
+    task: str = ""
 
     @property
     def folder(self) -> str:
@@ -71,6 +73,8 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
     asked = {name for prompt in train_rows for name in prompt.weights} or set(config.rewards.columns)
     sampling = config.sampling
     own_scale = sampling.guidance_scale if isinstance(sampling, FlowSamplingConfig) else 1.0
+    if isinstance(sampling, TaskSamplingConfig) and sampling.tasks.generate is not None:
+        own_scale = sampling.tasks.generate.guidance_scale
     own_temperature = sampling.temperature if isinstance(sampling, TokenSamplingConfig) else 1.0
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
     format = "questions" if config.policy.family == "tokens" else "auto"
@@ -88,7 +92,8 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
         dataset = name or Path(each.path).stem
         field = "evaluation" if not name else f"evaluation.sets.{evaluation.sets.index(each)}"
         read = load_heldout(each, each.path, dataset=dataset, field=field, max_images=config.max_images)
-        prompts = _spread(read, each.max_prompts)
+        task = each.task or config.tasks[0].name
+        prompts = [replace(prompt.side(task), task=task) for prompt in _spread(read, each.max_prompts)]
         if each.scoring is not None:
             _check_points(each.path, prompts, each.scoring)
         sets.append(
@@ -102,6 +107,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
                 final_rewards=evaluation.final_rewards,
                 judge=judge,
                 alarms=each.alarms,
+                task=task,
                 temperature=next(
                     t for t in (each.temperature, evaluation.temperature, own_temperature) if t is not None
                 ),

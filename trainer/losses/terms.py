@@ -18,6 +18,7 @@ class Stats:
         sums: over these terms; the metric is their mean.
         lows, highs: extremes of these terms; infinity and minus infinity where none counts.
         totals: numbers that are only added up, over parts and ranks.
+        group: what the names are put under, and whose terms alone their means are over; empty is none.
     """
 
     count: Tensor
@@ -25,6 +26,7 @@ class Stats:
     lows: Mapping[str, Tensor] = field(default_factory=dict)
     highs: Mapping[str, Tensor] = field(default_factory=dict)
     totals: Mapping[str, Tensor] = field(default_factory=dict)
+    group: str = ""
 
 
 def counting_terms(values_BS: Tensor, weight_B: Tensor, mask_BS: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""One objective with others beside it: (1 - sum of coefs) * main + coef * beside + ..."""
+"""Several objectives in one update: one with others beside it, or one for each task."""
 
 from __future__ import annotations
 
@@ -37,8 +37,27 @@ class SumBatch:
         return replace(self, inner=self.inner.weightless())
 
 
-class Sum:
-    """The share of a member without any micro-batch in a step (it is not due) goes to the main one.
+class Members:
+    """What objectives that are made of others share: each member's micro-batches are its own."""
+
+    requires: ClassVar[type] = Policy  # each member's own capability is checked where the member is built
+
+    def counts(self, batch: SumBatch) -> dict[str, float]:
+        return {f"{batch.member}/{name}": count for name, count in batch.objective.counts(batch.inner).items()}
+
+    def num_parts(self, batch: SumBatch) -> int:
+        return batch.objective.num_parts(batch.inner)
+
+    def terms(self, batch: SumBatch, part: int) -> tuple[list[Term], Stats]:
+        terms, stats = batch.objective.terms(batch.inner, part)
+        shared = [replace(term, over=f"{batch.member}/{term.over}", share=batch.share * term.share) for term in terms]
+        return shared, stats
+
+
+class Sum(Members):
+    """(1 - sum of coefs) * main + coef * beside + ...
+
+    The share of a member without any micro-batch in a step (it is not due) goes to the main one.
 
     An update is made when the main objective has something to train on. Alone, what stands beside it would be no small
     share any more: Adam divides a gradient by its own size.
@@ -47,8 +66,6 @@ class Sum:
         main: takes what the others leave of the sum.
         beside: shares with their objectives; their gradients are added up first.
     """
-
-    requires: ClassVar[type] = Policy  # each member's own capability is checked where the member is built
 
     def __init__(self, main: Objective, beside: Sequence[tuple[float, Objective]]) -> None:
         self.main, self.beside = main, list(beside)
@@ -64,14 +81,3 @@ class Sum:
             found += [SumBatch(batch, objective, f"beside{number}", coef) for batch in batches]
             left -= coef if batches else 0.0
         return found + [SumBatch(batch, self.main, "main", left) for batch in self.main.batches(fed, step)]
-
-    def counts(self, batch: SumBatch) -> dict[str, float]:
-        return {f"{batch.member}/{name}": count for name, count in batch.objective.counts(batch.inner).items()}
-
-    def num_parts(self, batch: SumBatch) -> int:
-        return batch.objective.num_parts(batch.inner)
-
-    def terms(self, batch: SumBatch, part: int) -> tuple[list[Term], Stats]:
-        terms, stats = batch.objective.terms(batch.inner, part)
-        shared = [replace(term, over=f"{batch.member}/{term.over}", share=batch.share * term.share) for term in terms]
-        return shared, stats

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ConfigError, LoraConfig, VlmConfig
-from trainer.config.network import NetworkConfig
+from trainer.config import ConfigError, LoraConfig
+from trainer.config.network import LanguageSettings, NetworkConfig
 from trainer.policies.lora_files import start_from
 
 # Attention projections of image and text tokens, by diffusers' names: where Flow-GRPO puts its adapters.
@@ -41,11 +41,11 @@ def adapters_of(lora: LoraConfig | None) -> str:
     return "" if lora is None or lora.path is None else f" with the adapters of {lora.path}"
 
 
-def compute_dtype(config: NetworkConfig | VlmConfig) -> torch.dtype:
+def compute_dtype(config: NetworkConfig | LanguageSettings) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def autocast(config: NetworkConfig | VlmConfig, device: torch.device) -> torch.autocast:
+def autocast(config: NetworkConfig | LanguageSettings, device: torch.device) -> torch.autocast:
     """The context that a network computes in. Its weight cache is off: a call uses each weight once, and the cache would
     hold a second network in bfloat16 until the end of the call, of offloaded and gathered weights, too."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16", cache_enabled=False)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, DiffusersConfig, FluxConfig, LoraConfig
-from trainer.config.network import PolicySection
+from trainer.config.network import LanguageSettings, PolicySection
 
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(
@@ -38,7 +38,7 @@ class Adapter:
 def start_from(
     network: nn.Module,
     lora: LoraConfig,
-    config: PolicySection,
+    config: PolicySection | LanguageSettings,
     translated: Callable[[Mapping[str, Adapter]], Mapping[str, Adapter]] | None = None,
 ) -> None:
     """Put the adapters of `lora.path` into the network's own, so that it draws as with the file.
@@ -84,7 +84,7 @@ def start_from(
         b[:, :rank] = adapter.b * (adapter.scale / float(layer.scaling["default"]))
 
 
-def read_adapters(path: Path, config: PolicySection) -> dict[str, Adapter]:
+def read_adapters(path: Path, config: PolicySection | LanguageSettings) -> dict[str, Adapter]:
     """The adapters of a file, or of the one in a folder, by the names of the transformer's layers.
 
     Raises:

@@ -100,6 +100,9 @@ class HeldOut(Protocol):
     @property
     def temperature(self) -> float: ...
 
+    @property
+    def task(self) -> str: ...
+
 
 @dataclass(frozen=True)
 class Family:
@@ -109,14 +112,14 @@ class Family:
         policy: (model, keep_reference): wraps the model that an entry builds into what programs sample and train: a `Policy`
             with the capabilities (`trainer/policies/base.py`) of the family.
         check_plans: (config, policy): raises ConfigError where the policy cannot draw what the run will ask for.
-        training_plan: (config, step, needs): the plan of the rollouts after `step` finished steps.
+        training_plan: (config, step, needs, task): the plan of a task's rollouts after `step` finished steps.
         evaluation_plan: (config, set): the plan of a held-out set.
         comparison_plan: (num_samples): the plan of a few samples that two sets of weights are compared by.
     """
 
     policy: Callable[..., Any]
     check_plans: Callable[[Config, Any], None]
-    training_plan: Callable[[Config, int, PlanNeeds], Plan]
+    training_plan: Callable[[Config, int, PlanNeeds, str], Plan]
     evaluation_plan: Callable[[Config, HeldOut], Plan]
     comparison_plan: Callable[[int], Plan]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,25 +18,26 @@ from torch import Tensor
 
 from trainer.advantages import ESTIMATORS, RunningSpread, without_flat_groups
 from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
-from trainer.config import Config, ConfigError
+from trainer.config import Config, ConfigError, Task, TaskSamplingConfig
 from trainer.config.advantage import GroupedSection
 from trainer.config.objective_checks import with_longest
 from trainer.data.captions import CaptionData, caption_prompts
 from trainer.data.datasets import Dataset, PromptSampler, load_datasets, without
 from trainer.data.overlap import settle
-from trainer.evaluation import load_sets, rollout_statistics
-from trainer.objectives import Scored, build_objective, needs_reference, plan_needs, with_supervised
+from trainer.evaluation import load_sets
+from trainer.objectives import Objective, Scored, build_objective, needs_reference, plan_needs, with_supervised
+from trainer.objectives.tasks import Tasks
 from trainer.policies.base import Policy, Samples
 from trainer.policies.registry import build_policy, entry_of
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
 from trainer.programs.resampling import exchanged, flat_groups, joined
-from trainer.programs.rollout import Drawn, marked, seeds_B
+from trainer.programs.rollout import Collected, Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
 from trainer.programs.sight import prove_on_prompts
-from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
-from trainer.records.text_metrics import text_metrics
-from trainer.types import Scores
+from trainer.programs.step_row import step_metrics
+from trainer.records.step_metrics import advantage_metrics
+from trainer.types import Prompt, Scores
 from trainer.update.old import old_policy
 from trainer.update.updater import Updater
 
@@ -57,14 +59,15 @@ class RlMaterial(Material):
 def read_material(config: Config) -> RlMaterial:
     """Read the prompts of a run. Raises DataError, ConfigError."""
     datasets = load_datasets(config)
-    rows = [prompt for dataset in datasets for prompt in dataset.prompts]
+    rows = [side for dataset in datasets for prompt in dataset.prompts for side in prompt.sides or (prompt,)]
     sets = load_sets(config, rows, datasets)
     heldout = [prompt for each in sets for prompt in each.prompts]
     if config.sft is not None:
         rows += caption_prompts(config.sft)
     overlap = settle(config, rows, heldout)
     kept = without(datasets, config.data, overlap.ids())
-    return RlMaterial([prompt for dataset in kept for prompt in dataset.prompts], sets, overlap, len(rows), kept)
+    prompts = [side for dataset in kept for prompt in dataset.prompts for side in prompt.sides or (prompt,)]
+    return RlMaterial(prompts, sets, overlap, len(rows), kept)
 
 
 def deal(config: Config, material: RlMaterial, world: World) -> PromptSampler:
@@ -89,9 +92,9 @@ def build_updater(session: Session, left_out: Set[str]) -> Updater:
         ValueError: the policy lacks what the objective trains through.
     """
     config, world, policy = session.config, session.world, session.policy
-    micro_batch_size, updates = config.optim.micro_batch_size, config.optim.updates_per_rollout
-    section = with_longest(config.objective, config.sampling)
-    objective = build_objective(policy, section, micro_batch_size=micro_batch_size, seed=config.seed)
+    updates = config.optim.updates_per_rollout
+    members = {task.name: (task.loss_weight, _objective(config, policy)) for task in config.tasks}
+    objective: Objective = Tasks(members) if all(members) else members[""][1]
     if config.sft is not None:
         captions = CaptionData(config.sft, config.seed)
         share = (world.rank, world.size)
@@ -115,9 +118,9 @@ class RlProgram:
             raise ConfigError(f"policy.type = {config.policy.type} draws no samples, so rewards cannot train it")
         self.session, self.sampler, self.policy = session, sampler, policy
         self.updater = build_updater(session, material.overlap.texts())
-        self.spread = RunningSpread(len(config.rewards.columns))
+        self.spreads = {task.name: RunningSpread(len(config.rewards.columns)) for task in config.tasks}
         self.position = sampler.state_dict()
-        self.drawn: Drawn | None = None
+        self.drawn: Sequence[Drawn] = ()
 
     @property
     def tensors(self) -> Sequence[TensorOwner]:
@@ -125,9 +128,15 @@ class RlProgram:
 
     def states(self) -> Mapping[str, Stateful]:
         columns = list(self.session.config.rewards.columns)
+        spreads = {
+            f"spread/{name}" if name else "spread": Kept(
+                partial(_spread_state, self, name), partial(_load_spread, self, name)
+            )
+            for name in self.spreads
+        }
         return {
             "columns": Kept(lambda: columns, lambda before: _check_same_columns(before, columns)),
-            "spread": Kept(self._spread_state, self._load_spread),
+            **spreads,
             "sampler": Kept(lambda: self.position, self._load_position),
         }
 
@@ -135,7 +144,8 @@ class RlProgram:
         """Forget the spread of rewards that come from another scorer now: it was of other numbers. A policy that reads images
         proves that it sees them."""
         for name in self.session.scorers.changed:
-            self.spread.forget(list(self.session.config.rewards.columns).index(name))
+            for spread in self.spreads.values():
+                spread.forget(list(self.session.config.rewards.columns).index(name))
         prove_on_prompts(self.session, self.sampler, plan_needs(self.session.config.objective.type))
 
     def end(self) -> None:
@@ -146,101 +156,110 @@ class RlProgram:
         session, config = self.session, self.session.config
         started, cpu = time.perf_counter(), time.process_time()
         drawn = self.drawn or self.roll_out(session.step)
-        self.drawn = None
+        self.drawn = ()
         if config.sampling.pipeline == "one_step_off" and session.step + 1 < config.max_steps:
             self.drawn = self.roll_out(session.step + 1)  # by the weights before this update, while this step is scored
         sampled = time.perf_counter()
 
-        scores = self.await_scores(drawn)
-        resampled = scores and self.resample(drawn, scores)
-        if not resampled:
+        collected = self.collect(drawn)
+        if collected is None:
             return None
-        drawn, scores, seen = resampled
-        session.flight.add(session.step + 1, drawn.samples, drawn.seeds_B, vars(drawn.plan), scores)
-        session.stop_together(scores.stop_reason)
-        collected = time.perf_counter()
+        self.record(collected)
+        scored = time.perf_counter()
 
-        spread = self.spread.after(seen.scores_BR, seen.valid_BR, reduce=session.world.sum)
-        adv_B, weight_B, row = self.advantages(scores, spread, drawn.group_B)
-        session.flight.add_advantages(adv_B, weight_B, row)
-        row |= self.updater.step(Scored(drawn.rollouts, adv_B, weight_B), session.step)
+        fed, spreads, row = self.advantages(collected)
+        row |= self.updater.step(fed if all(fed) else fed[""], session.step)
         session.ema.update()
-        row |= drawn.version_lag(session.step)
-        session.step, self.position, self.spread = session.step + 1, drawn.position, spread
+        for each in collected:
+            row |= each.drawn.version_lag(session.step)
+        session.step, self.position, self.spreads = session.step + 1, collected[-1].drawn.position, spreads
         row |= session.weights_changed(row)
-        self.drawn = self.drawn and self.drawn.stale()
+        self.drawn = [each.stale() for each in self.drawn]
         updated = time.perf_counter()
 
-        row |= reward_metrics(seen, session.world) | wait_metrics(seen, updated - started, session.world)
-        if config.sampling.max_resamples:
-            row["resampled"] = len(seen.ids) / len(weight_B) - 1
-        row |= rollout_statistics(drawn.rollouts, session.world)
-        row |= session.gauges.metrics(
-            updated - collected, sampling_s=drawn.sampling_s, sampling_flops=drawn.flops, phases=drawn.phases
-        )
+        row |= step_metrics(session, collected, scored_s=updated - scored, step_s=updated - started)
         row |= {
             "step": session.step,
             "time/rollout": sampled - started,
-            "time/reward_wait": collected - sampled,
-            "time/update": updated - collected,
+            "time/reward_wait": scored - sampled,
+            "time/update": updated - scored,
             "time/total": updated - started,
             "time/cpu": time.process_time() - cpu,
         }
-        if any(sample.images for sample in drawn.samples):
-            row["images_per_s"] = len(weight_B) * session.world.size / (updated - started)
-        row |= text_metrics(drawn.rollouts, scores, config.rewards, session.world, updated - started)
         session.totals.add(row)
         return dict(row)
 
-    def resample(self, drawn: Drawn, scores: Scores) -> tuple[Drawn, Scores, Scores] | None:
-        """Exchange groups that teach nothing for groups of other prompts, at most `sampling.max_resamples` times.
+    def collect(self, drawn: Sequence[Drawn]) -> list[Collected] | None:
+        """Each task's rollouts with their scores, flat groups exchanged; None as in `await_scores`."""
+        found = []
+        for each in drawn:
+            scores = self.await_scores(each)
+            resampled = scores and self.resample(each, scores)
+            if not resampled:
+                return None
+            found.append(resampled)
+        return found
 
-        Returns:
-            What is trained on, its scores, and the scores of all that was drawn; None as in `await_scores`.
-        """
+    def record(self, collected: Sequence[Collected]) -> None:
+        """Keep the step for the flight recorder, and stop where a reward says so on any rank."""
+        session = self.session
+        for each in collected:
+            session.flight.add(
+                session.step + 1, each.drawn.samples, each.drawn.seeds_B, vars(each.drawn.plan), each.scores
+            )
+        for each in collected:
+            session.stop_together(each.scores.stop_reason)
+
+    def resample(self, drawn: Drawn, scores: Scores) -> Collected | None:
+        """Exchange groups that teach nothing for groups of other prompts, at most `sampling.max_resamples` times; None as in
+        `await_scores`."""
         session, config, seen = self.session, self.session.config, scores
-        sampling, min_valid = config.sampling, config.advantage.min_valid
+        sampling, min_valid = config.sampling, drawn.task.advantage.min_valid
         for again in range(1, sampling.max_resamples + 1):
             if not session.world.any(bool(flat_groups(scores, drawn.group_B, min_valid=min_valid))):
                 break
-            other = self.roll_out(session.step, again)
+            (other,) = self.roll_out(session.step, again)  # tasks that share their prompts have no max_resamples
             others = self.await_scores(other)
             if others is None:
                 return None
             drawn, scores = exchanged(
                 (drawn, scores),
                 (other, others),
-                group_size=sampling.group_size,
-                micro_batch_size=sampling.micro_batch_size,
+                group_size=drawn.task.group_size,
+                micro_batch_size=drawn.task.micro_batch_size,
                 min_valid=min_valid,
             )
             seen = joined(seen, others)
-        return drawn, scores, seen
+        return Collected(drawn, scores, seen)
 
-    def roll_out(self, step: int, again: int = 0) -> Drawn:
-        """Draw the prompts of the step after `step` finished ones and sample them; each micro-batch is scored while the
-        next one is sampled.
+    def roll_out(self, step: int, again: int = 0) -> list[Drawn]:
+        """Draw the prompts of the step after `step` finished ones and sample them for each task; each micro-batch is scored
+        while the next one is sampled.
 
         Args:
             again: how often the step was sampled before.
         """
-        session, config = self.session, self.session.config
-        group_size = config.sampling.group_size
         prompts_P = self.sampler.draw()
-        batch = session.client.batch(group_size=group_size, step=step + 1)
-        seeds, needs = seeds_B(config, session.world, step, again), plan_needs(config.objective.type)
-        plan = entry_of(config.policy).family.training_plan(config, step, needs)
+        return [self.draw(task, prompts_P, step, again) for task in self.session.config.tasks]
+
+    def draw(self, task: Task, prompts_P: Sequence[Prompt], step: int, again: int) -> Drawn:
+        """Sample one task."""
+        session, config = self.session, self.session.config
+        batch = session.client.batch(group_size=task.group_size, step=step + 1)
+        seeds, needs = seeds_B(config, task, session.world, step, again), plan_needs(config.objective.type)
+        plan = entry_of(config.policy).family.training_plan(config, step, needs, task.name)
         session.gauges.flops.take()  # an evaluation's
         started = time.perf_counter()
         rollouts = []
         with self.updater.sampling_policy():
-            for drawn in self.policy.sample(prompts_P, group_size, seeds, plan):
+            sides_P = [prompt.side(task.name) for prompt in prompts_P]
+            for drawn in self.policy.sample(sides_P, task.group_size, seeds, plan):
                 rollout = marked(drawn, again)
                 batch.submit(rollout.samples)
                 rollouts.append(rollout)
         sampling_s = time.perf_counter() - started
         flops, _ = session.gauges.flops.take()
-        return Drawn(rollouts, batch, self.sampler.state_dict(), seeds, plan, sampling_s, flops)
+        return Drawn(task, rollouts, batch, self.sampler.state_dict(), seeds, plan, sampling_s, flops)
 
     def await_scores(self, drawn: Drawn) -> Scores | None:
         """The scores of a step's rollouts when all ranks have theirs; None when a signal to stop came, and they are late.
@@ -259,35 +278,70 @@ class RlProgram:
         return collecting.result()
 
     def advantages(
-        self, scores: Scores, spread: RunningSpread, group_B: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Clamped advantages and loss weights of this rank's samples, with their metrics over all ranks."""
-        config, world = self.session.config.advantage, self.session.world
-        std_floor_R = spread.floor(config.std_floor) if config.std_floor else None
-        adv_B, weight_B = ESTIMATORS[config.type](
-            scores.scores_BR,
-            scores.valid_BR,
-            group_B,
-            scores.weights_BR,
-            eps=config.eps,
-            min_valid=config.min_valid,
-            std_floor_R=std_floor_R,
-            reduce=world.sum,
-        )
-        if isinstance(config, GroupedSection) and config.skip_flat_groups:
-            weight_B = without_flat_groups(adv_B, weight_B, group_B)
-        clamped_B = adv_B.clamp(-config.adv_clip, config.adv_clip)
-        return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, config, world)
+        self, collected: Sequence[Collected]
+    ) -> tuple[dict[str, Scored], dict[str, RunningSpread], dict[str, float]]:
+        """By task: what is trained on, the running spread with this step's scores, and metrics over all ranks.
+
+        Advantages are clamped; those of a pair are then multiplied by its weight.
+        """
+        session, row = self.session, dict[str, float]()
+        fed, spreads = dict[str, Scored](), dict[str, RunningSpread]()
+        for each in collected:
+            task, seen = each.drawn.task, each.seen
+            spread = self.spreads[task.name].after(seen.scores_BR, seen.valid_BR, reduce=session.world.sum)
+            adv_B, weight_B, found = task_advantages(task, each.scores, spread, each.drawn.group_B, session.world)
+            session.flight.add_advantages(adv_B, weight_B, row)
+            row |= {task.key(name): value for name, value in found.items()}
+            fed[task.name] = Scored(each.drawn.rollouts, adv_B * self.pair_weight_B(each.drawn), weight_B)
+            spreads[task.name] = spread
+        return fed, spreads, row
+
+    def pair_weight_B(self, drawn: Drawn) -> Tensor | float:
+        """w of each sample's pair (PairUni, section 3.3); 1 where there are no pairs."""
+        sampling = self.session.config.sampling
+        if not isinstance(sampling, TaskSamplingConfig):
+            return 1.0
+        return torch.tensor([sampling.weight_of(sample.prompt.similarity) for sample in drawn.samples])
 
     def _load_position(self, position: dict[str, Any]) -> None:
         self.position = position
         self.sampler.load_state_dict(position)
 
-    def _spread_state(self) -> dict[str, Any]:
-        return {key: value.tolist() for key, value in self.spread.state_dict().items()}
 
-    def _load_spread(self, state: Mapping[str, Any]) -> None:
-        self.spread.load_state_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in state.items()})
+def _spread_state(program: RlProgram, task: str) -> dict[str, Any]:
+    return {key: value.tolist() for key, value in program.spreads[task].state_dict().items()}
+
+
+def _load_spread(program: RlProgram, task: str, state: Mapping[str, Any]) -> None:
+    program.spreads[task].load_state_dict({key: torch.tensor(v, dtype=torch.float64) for key, v in state.items()})
+
+
+def task_advantages(
+    task: Task, scores: Scores, spread: RunningSpread, group_B: Tensor, world: World
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Clamped advantages and loss weights of this rank's samples of a task, with their metrics over all ranks."""
+    config = task.advantage
+    std_floor_R = spread.floor(config.std_floor) if config.std_floor else None
+    adv_B, weight_B = ESTIMATORS[config.type](
+        scores.scores_BR,
+        scores.valid_BR,
+        group_B,
+        scores.weights_BR,
+        eps=config.eps,
+        min_valid=config.min_valid,
+        std_floor_R=std_floor_R,
+        reduce=world.sum,
+    )
+    if isinstance(config, GroupedSection) and config.skip_flat_groups:
+        weight_B = without_flat_groups(adv_B, weight_B, group_B)
+    clamped_B = adv_B.clamp(-config.adv_clip, config.adv_clip)
+    return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, config, world)
+
+
+def _objective(config: Config, policy: Policy) -> Objective:
+    """One instance a task: each remembers the samples that it has taken."""
+    section = with_longest(config.objective, config.sampling)
+    return build_objective(policy, section, micro_batch_size=config.optim.micro_batch_size, seed=config.seed)
 
 
 def _check_same_columns(before: list[str], now: list[str]) -> None:

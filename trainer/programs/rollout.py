@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config import Config
+from trainer.config import Config, Task
 from trainer.policies.base import Plan
 from trainer.processes.distributed import World
 from trainer.rewards import Batch
 from trainer.seeds import sample_seed
-from trainer.types import Rollout, Sample, StopTrainingError
+from trainer.types import Rollout, Sample, Scores, StopTrainingError
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rollouts of one step.
+    """The rollouts of one step, of one task.
 
     Attributes:
+        task: which.
         rollouts: its micro-batches, in order.
         batch: their rewards, under way.
         position: the prompt sampler's position after this step's prompts, for a checkpoint.
@@ -29,6 +30,7 @@ class Drawn:
         sampling_s, flops: how long that took, and the model FLOPs in it where they are counted.
     """
 
+    task: Task
     rollouts: Sequence[Rollout]
     batch: Batch
     position: dict[str, Any]
@@ -83,13 +85,28 @@ def marked(rollout: Rollout, again: int) -> Rollout:
     return replace(rollout, samples=renamed)
 
 
-def seeds_B(config: Config, world: World, step: int, again: int = 0) -> list[int]:
+@dataclass(frozen=True)
+class Collected:
+    """A task's rollouts with their scores.
+
+    Attributes:
+        scores: of what is trained on.
+        seen: of all that was drawn, what was exchanged included.
+    """
+
+    drawn: Drawn
+    scores: Scores
+    seen: Scores
+
+
+def seeds_B(config: Config, task: Task, world: World, step: int, again: int = 0) -> list[int]:
     """A seed per sample of this rank, the same however many ranks there are.
 
     Args:
         again: how often the step was sampled before.
     """
-    count = config.sampling.prompts_per_step * config.sampling.group_size // world.size
+    count = config.sampling.prompts_per_step * task.group_size // world.size
     first = world.rank * count
     names: list[str | int] = ["again", again] if again else []
+    names += [task.name] if task.name else []
     return [sample_seed(config.seed, step, index, *names) for index in range(first, first + count)]

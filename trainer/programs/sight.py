@@ -42,7 +42,7 @@ def prove_on_prompts(session: Session, sampler: PromptSampler, needs: Any) -> No
     position = sampler.state_dict()
     prompts = sampler.draw()
     sampler.load_state_dict(position)
-    plan = entry_of(config.policy).family.training_plan(config, 0, needs)
+    plan = entry_of(config.policy).family.training_plan(config, 0, needs, config.tasks[0].name)
     assert isinstance(policy, TokenPolicy) and isinstance(plan, TokenPlan)
     with_images = sorted(prompts, key=lambda prompt: not prompt.source_images)
     cases, rollouts = drawn_cases(config, policy, with_images[: _common(session.world, len(prompts))], plan)

@@ -46,9 +46,10 @@ class Requests:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        columns = frozenset(name for dataset in config.data.train for name in dataset.rewards)
+        columns = frozenset(name for _, name in config.train_rewards)
         texts = config.policy.family == "tokens"
-        return cls(columns, config.sampling.group_size, config.sampling.micro_batch_size, texts)
+        largest = max(task.group_size for task in config.tasks)
+        return cls(columns, largest, config.sampling.largest_micro_batch, texts)
 
 
 class WaitingLine:

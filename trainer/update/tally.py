@@ -18,22 +18,22 @@ class Tally:
     def __init__(self, world: World) -> None:
         self.world = world
         self._totals: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, dict[str, Tensor]] = {}  # by group
+        self._counts: dict[str, Tensor] = {}  # terms of a group, which its sums are means over
         self._lows: dict[str, Tensor] = {}
         self._highs: dict[str, Tensor] = {}
-        self._count = torch.zeros((), dtype=torch.float64, device=world.device)
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a loss to the total `name`."""
         _accumulate(self._totals, {name: value})
 
     def add_stats(self, stats: Stats) -> None:
-        self._count += stats.count
-        _accumulate(self._sums, stats.sums)
-        _accumulate(self._totals, stats.totals)
-        for name, value in stats.lows.items():
+        _accumulate(self._counts, {stats.group: stats.count})
+        _accumulate(self._sums.setdefault(stats.group, {}), _grouped(stats.sums, stats.group))
+        _accumulate(self._totals, _grouped(stats.totals, stats.group))
+        for name, value in _grouped(stats.lows, stats.group).items():
             self._lows[name] = torch.minimum(self._lows.get(name, value), value)
-        for name, value in stats.highs.items():
+        for name, value in _grouped(stats.highs, stats.group).items():
             self._highs[name] = torch.maximum(self._highs.get(name, value), value)
 
     def is_finite(self) -> bool:
@@ -42,15 +42,26 @@ class Tally:
 
     def metrics(self) -> dict[str, float]:
         """Of all ranks: totals as they are, sums as means over what counts, and extremes."""
-        totals, sums = self._totals, self._sums
-        flat = torch.stack([self._count, *totals.values(), *sums.values()])
-        count, *summed = self.world.sum(flat).tolist()
-        row = dict(zip([*totals, *sums], summed, strict=True))
-        row |= {name: row[name] / max(count, 1.0) for name in sums}
+        sums = {name: value for group in self._sums.values() for name, value in group.items()}
+        flat = torch.stack([*self._counts.values(), *self._totals.values(), *sums.values()])
+        numbers = self.world.sum(flat).tolist()
+        counts = dict(zip(self._counts, numbers, strict=False))
+        row = dict(zip([*self._totals, *sums], numbers[len(counts) :], strict=True))
+        row |= {name: row[name] / max(counts[group], 1.0) for group, named in self._sums.items() for name in named}
         extremes = self.world.gather([_read(self._lows), _read(self._highs)])
         row |= {name: min(lows[name] for lows, _ in extremes) for name in self._lows}
         row |= {name: max(highs[name] for _, highs in extremes) for name in self._highs}
-        return row | _derived(row)
+        for group in self._counts:
+            row |= _derived(row, group)
+        return row
+
+
+def _grouped(values: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    return {_key(group, name): value for name, value in values.items()}
+
+
+def _key(group: str, name: str) -> str:
+    return f"{group}/{name}" if group else name
 
 
 def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -59,20 +70,19 @@ def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + number if name in sums else number
 
 
-def _derived(row: dict[str, float]) -> dict[str, float]:
-    """What follows from other numbers: the spread of the ratios, how many terms the importance weights leave, and the KL under
-    its short name. Takes the squares out of the row."""
+def _derived(row: dict[str, float], group: str) -> dict[str, float]:
+    """What follows from other numbers of a group: the spread of the ratios, how many terms the importance weights leave, and the
+    KL under its short name. Takes the squares out of the row."""
     found = {}
-    if "ratio/square" in row:
+    if (square := row.pop(_key(group, "ratio/square"), None)) is not None:
         # Var(ratio) = E[(ratio - 1)^2] - (E[ratio] - 1)^2; rounding may leave it a little below 0.
-        found["ratio/std"] = math.sqrt(max(row.pop("ratio/square") - (row["ratio/mean"] - 1) ** 2, 0.0))
-    if "importance/square" in row:
+        found["ratio/std"] = math.sqrt(max(square - (row[_key(group, "ratio/mean")] - 1) ** 2, 0.0))
+    if (square := row.pop(_key(group, "importance/square"), None)) is not None:
         # Kish's effective sample size, (sum w)^2 / sum w^2, as a share of the terms; squares of 0 are a step without terms.
-        square = row.pop("importance/square")
-        found["importance/effective_share"] = row["importance/mean"] ** 2 / square if square else 0.0
-    if "loss/kl" in row:
-        found["kl"] = row["loss/kl"]
-    return found
+        found["importance/effective_share"] = row[_key(group, "importance/mean")] ** 2 / square if square else 0.0
+    if (kl := row.get(_key(group, "loss/kl"))) is not None:
+        found["kl"] = kl
+    return {_key(group, name): value for name, value in found.items()}
 
 
 def _read(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from trainer.seeds import sample_seed
 _COMPARED_STEPS = 4
 
 
-def training_plan(config: Config, step: int, needs: PlanNeeds) -> SamplingPlan:
+def training_plan(config: Config, step: int, needs: PlanNeeds, task: str) -> SamplingPlan:
     """The plan of the rollouts after `step` finished steps; what is random in it comes from the seed and the step.
 
     Args:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from trainer.config import ConfigError, VlmConfig
+from trainer.config import ConfigError
+from trainer.config.network import LanguageSettings
 from trainer.policies.base import GivenText
 from trainer.policies.tokens.draw import Reading
 from trainer.types import Conversation, Turn
@@ -21,7 +22,7 @@ class ReadsTurns(Protocol):
     """What a `TokenModel` has for it."""
 
     @property
-    def config(self) -> VlmConfig: ...
+    def config(self) -> LanguageSettings: ...
 
     @property
     def ends(self) -> Sequence[int]: ...

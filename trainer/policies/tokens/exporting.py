@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.config import ConfigError, VlmConfig
+from trainer.config.network import LanguageSettings
 from trainer.policies.registry import Exporter, build_model
 from trainer.policies.tokens.hub import local_folder
 from trainer.policies.tokens.model import TokenModel
@@ -116,7 +117,7 @@ def _of_nanovlm(model: TokenModel) -> NanoVlmProcessor:
     return model.processor
 
 
-def _base(config: VlmConfig) -> Path:
+def _base(config: LanguageSettings) -> Path:
     assert config.pretrained is not None, "a fresh model is one of nanoVLM's"
     return local_folder(config.pretrained, "policy.pretrained", fetch=False)
 

@@ -34,10 +34,11 @@ def load(config: VlmConfig) -> tuple[Any, Any, str]:
     _refuse_adapters(folder)
     if nanovlm.is_nanovlm(folder):
         return *nanovlm.read_folder(folder), about
-    return *_from_transformers(folder), about
+    return *from_transformers(folder), about
 
 
-def _from_transformers(folder: Path) -> tuple[Any, Any]:
+def from_transformers(folder: Path) -> tuple[Any, Any]:
+    """Network and processor of a folder in transformers' layout. Raises ConfigError as `load`."""
     import transformers
 
     loader: Any = transformers.AutoModelForImageTextToText

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer.config import ConfigError, VlmConfig
+from trainer.config import ConfigError
+from trainer.config.network import LanguageSettings
 from trainer.policies.tokens.conversations import IMAGE_MARK
 from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
@@ -44,7 +45,7 @@ class TokenModel:
     """
 
     def __init__(
-        self, network: nn.Module, processor: Any, config: VlmConfig, device: torch.device, *, about: str
+        self, network: nn.Module, processor: Any, config: LanguageSettings, device: torch.device, *, about: str
     ) -> None:
         self.network, self.processor, self.config, self.device, self.about = network, processor, config, device, about
         self.tokenizer = getattr(processor, "tokenizer", processor)

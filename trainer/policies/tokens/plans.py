@@ -10,7 +10,7 @@ from trainer.policies.tokens.policy import TokenPolicy
 _COMPARED_TOKENS = 16
 
 
-def training_plan(config: Config, step: int, needs: PlanNeeds) -> TokenPlan:
+def training_plan(config: Config, step: int, needs: PlanNeeds, task: str) -> TokenPlan:
     """The plan of the rollouts, the same in every step."""
     sampling = _sampling(config)
     return TokenPlan(

@@ -104,7 +104,7 @@ class TokenPolicy:
         logp_BS = _widened(self._logp(self.model.network, trace), part.stop)
         if not reference:
             return Replay(logp_BS)
-        with torch.no_grad(), self._reference() as network:
+        with torch.no_grad(), self.reference() as network:
             return Replay(logp_BS, reference_BS=_widened(self._logp(network, trace), part.stop))
 
     def read_conversation(self, conversation: Conversation) -> GivenText:
@@ -122,7 +122,7 @@ class TokenPolicy:
         trace = AnswerTrace(readings_B, tokens_B, 1.0, [None] * len(tokens_B))
         if not reference:
             return self._logp(self.model.network, trace, banned_N=_NOTHING)
-        with torch.no_grad(), self._reference() as network:
+        with torch.no_grad(), self.reference() as network:
             return self._logp(network, trace, banned_N=_NOTHING)
 
     def _draw(
@@ -194,7 +194,7 @@ class TokenPolicy:
         return pad_sequence(logp_N.split([len(tokens_S) for tokens_S in trace.tokens_B]), batch_first=True)
 
     @contextmanager
-    def _reference(self) -> Iterator[nn.Module]:
+    def reference(self) -> Iterator[nn.Module]:
         """The network with its starting weights."""
         if not self._keeps_reference:
             raise ValueError("this policy was built without a reference; build it with keep_reference=True")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import ConfigError, LoraConfig, VlmConfig
+from trainer.config import ConfigError, LoraConfig
+from trainer.config.network import LanguageSettings
 from trainer.policies.lora import add_adapters, autocast, compute_dtype
 from trainer.policies.lora_files import Adapter, start_from
 from trainer.policies.tokens.nanovlm.adapters import layers_of, to_idefics3_layers
@@ -19,11 +20,20 @@ from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.parts import part_of
 
 
-def prepare(network: Any, processor: Any, config: VlmConfig, device: torch.device) -> nn.Module:
+def prepare(
+    network: Any,
+    processor: Any,
+    config: LanguageSettings,
+    device: torch.device,
+    part_of: Callable[[str], str | None] = part_of,
+) -> nn.Module:
     """The network on its device, in evaluation mode (no dropout).
 
     With adapters, these are in float32 and the network in `dtype`. Without, all of it is in float32, frozen parts too: families
     such as SmolVLM put image features into the embeddings as they are, which fails between two types.
+
+    Args:
+        part_of: the part that a parameter belongs to, by its name; None for what is never trained.
 
     Raises:
         ConfigError: `lora.target_modules` or `lora.path` do not fit the network, or nothing is left to train.
@@ -35,9 +45,9 @@ def prepare(network: Any, processor: Any, config: VlmConfig, device: torch.devic
     if config.lora is not None:
         for parameter in network.parameters():  # no buffers: rotary frequencies would lose places that they need
             parameter.data = parameter.data.to(compute_dtype(config))
-        prepared = _adapted(network, processor, config, config.lora)
+        prepared = _adapted(network, processor, config, config.lora, part_of)
     for name, parameter in prepared.named_parameters():
-        if part_of(name) in config.freeze:
+        if part_of(name) in (None, *config.freeze):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in prepared.parameters()):
         raise ConfigError(
@@ -47,7 +57,7 @@ def prepare(network: Any, processor: Any, config: VlmConfig, device: torch.devic
 
 
 @contextmanager
-def computing(network: nn.Module, config: VlmConfig, device: torch.device) -> Iterator[None]:
+def computing(network: nn.Module, config: LanguageSettings, device: torch.device) -> Iterator[None]:
     """The context that the network computes in: its type, and blocks computed twice where the backward pass needs them.
 
     transformers recomputes blocks of a network in training mode alone. Ours never is, so that nothing is dropped; so the
@@ -65,7 +75,13 @@ def computing(network: nn.Module, config: VlmConfig, device: torch.device) -> It
         yield
 
 
-def _adapted(network: Any, processor: Any, config: VlmConfig, lora: LoraConfig) -> nn.Module:
+def _adapted(
+    network: Any,
+    processor: Any,
+    config: LanguageSettings,
+    lora: LoraConfig,
+    part_of: Callable[[str], str | None],
+) -> nn.Module:
     of_nanovlm = processor if isinstance(processor, NanoVlmProcessor) else None
     linear = _linear_layers(network)
     if lora.target_modules is None:
@@ -74,7 +90,7 @@ def _adapted(network: Any, processor: Any, config: VlmConfig, lora: LoraConfig) 
         targets = _targets_of_nanovlm(of_nanovlm, lora.target_modules)
     else:
         targets = _targets(linear, lora.target_modules)
-    kept = [name for name in targets if part_of(name) not in config.freeze]
+    kept = [name for name in targets if part_of(name) not in (None, *config.freeze)]
     if not kept:
         raise ConfigError(
             f"policy.freeze = [{', '.join(config.freeze)}] leaves nothing to train: all adapters are in frozen parts"

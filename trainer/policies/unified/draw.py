@@ -1,0 +1,89 @@
+"""What images are drawn with, token by token, and what a network must be able to for it.
+
+Axes: B images, N tokens of an image, T tokens of a prompt, C codes of the codebook, d hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.types import Prompt
+
+Score = Literal["guided", "conditional"]
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """How one call of `sample` draws images by tokens.
+
+    Attributes:
+        micro_batch_size: images drawn together.
+        guidance_scale: w of u + w (c - u); 1 is the conditional branch alone.
+        temperature: 0 always takes the likeliest token.
+        score: whose log-probabilities are kept and trained on (`trainer.config.tasks.GenerateConfig`).
+    """
+
+    micro_batch_size: int
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    score: Score = "guided"
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A prompt to draw, as the network takes it, up to and with the tag that begins an image.
+
+    Attributes:
+        cond_T: int64 ids of the conditional branch.
+        uncond_T: those of the unconditional branch, equally many.
+    """
+
+    cond_T: Tensor
+    uncond_T: Tensor
+
+
+class ImageModel(Protocol):
+    """A network that draws images by tokens."""
+
+    num_image_tokens: int
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The context that the network is called in."""
+        ...
+
+    def read_drawing(self, prompt: Prompt) -> Drawing:
+        """The prompt as the network takes it. Raises ConfigError, naming it, where it is too long."""
+        ...
+
+    def language_model(self, network: nn.Module) -> nn.Module:
+        """What turns embeddings into hidden states: called with `inputs_embeds`, `attention_mask`, `position_ids`."""
+        ...
+
+    def embed_text(self, network: nn.Module, ids: Tensor) -> Tensor:
+        """Embeddings (..., d) of text tokens."""
+        ...
+
+    def embed_image(self, network: nn.Module, ids: Tensor) -> Tensor:
+        """Embeddings (..., d) of image tokens."""
+        ...
+
+    def image_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
+        """Logits (..., C) of the next image token."""
+        ...
+
+    def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
+        """An image, uint8 (H, W, 3), of each row of tokens."""
+        ...

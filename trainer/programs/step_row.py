@@ -1,0 +1,44 @@
+"""The numbers of a step of reinforcement learning: rewards, waiting, samples, time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+from trainer.evaluation import rollout_statistics
+from trainer.programs.resampling import joined
+from trainer.programs.rollout import Collected
+from trainer.programs.session import Session
+from trainer.records.step_metrics import reward_metrics, wait_metrics
+from trainer.records.text_metrics import text_metrics
+
+
+def step_metrics(
+    session: Session, collected: Sequence[Collected], *, scored_s: float, step_s: float
+) -> dict[str, float]:
+    """Of all tasks and ranks.
+
+    Args:
+        scored_s: seconds since the scores were there; `step_s` of the whole step.
+    """
+    config, world = session.config, session.world
+    drawn = [each.drawn for each in collected]
+    seen = reduce(joined, [each.seen for each in collected])
+    samples = [sample for each in drawn for sample in each.samples]
+    row = reward_metrics(seen, world) | wait_metrics(seen, step_s, world)
+    if config.sampling.max_resamples:
+        row["resampled"] = len(seen.ids) / len(samples) - 1
+    rollouts = [rollout for each in drawn for rollout in each.rollouts]
+    row |= rollout_statistics(rollouts, world)
+    phases = {name: sum(each.phases.get(name, 0.0) for each in drawn) for each in drawn for name in each.phases}
+    row |= session.gauges.metrics(
+        scored_s,
+        sampling_s=sum(each.sampling_s for each in drawn),
+        sampling_flops=sum(each.flops for each in drawn),
+        phases=phases,
+    )
+    images = sum(bool(sample.images) for sample in samples)
+    if images:
+        row["images_per_s"] = images * world.size / step_s
+    scores = reduce(joined, [each.scores for each in collected])
+    return row | text_metrics(rollouts, scores, config.rewards, world, step_s)
