@@ -13,6 +13,7 @@ from torch import nn
 from trainer.config import VlmConfig
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
+from trainer.policies.tokens.llama.decode import places
 from trainer.policies.tokens.llama.drawer import LlamaDrawer
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.policy import TokenPolicy
@@ -79,6 +80,41 @@ def test_a_row_alone_is_the_row_in_its_batch(model: TokenModel, readings: list[R
         [alone] = LlamaDrawer(model).draw([readings[row // GROUP]], 1, [seeds[row]], plan)
         assert alone.tokens_S.tolist() == answer.tokens_S.tolist()
         torch.testing.assert_close(alone.logp_S, answer.logp_S, atol=1e-5, rtol=0)
+
+
+def test_rows_are_computed_once_until_they_differ(model: TokenModel, readings: list[Reading]) -> None:
+    """At each position as many beginnings as the rows that go on have written: all of a group the same, and no ended one."""
+    network: Any = model.network
+    computed: list[int] = []
+    last: nn.Module = network.model.text_model.norm
+    handle = last.register_forward_pre_hook(lambda module, args: computed.append(len(args[0])))
+    greedy = TokenPlan(micro_batch_size=64, max_new_tokens=12, stop_ids=early_ends(model), temperature=0.0)
+    free = TokenPlan(micro_batch_size=64, max_new_tokens=12, stop_ids=early_ends(model), temperature=0.5)
+    try:
+        for plan in (greedy, free):
+            computed.clear()
+            answers = LlamaDrawer(model).draw(readings, GROUP, range(15), plan)
+            written = [(row // GROUP, answer.tokens_S.tolist()) for row, answer in enumerate(answers)]
+            assert computed == [
+                len({(prompt, *tokens[:number]) for prompt, tokens in written if len(tokens) > number})
+                for number in range(max(len(tokens) for _, tokens in written))
+            ]
+            assert computed[0] == len(readings) and (plan is greedy or max(computed) > len(readings))
+    finally:
+        handle.remove()
+
+
+def test_a_beginning_moves_only_where_rows_part_or_end() -> None:
+    for before, expected, copied in [
+        ([0, 1, 2], [0, 1, 2], []),
+        ([0, 0, 1], [0, 2, 1], [1]),  # the second that goes on from 0 takes the free place
+        ([0, 0, 3], [0, 1, 2], [1, 2]),  # of 1 and 2 all rows have ended
+        ([2], [0], [0]),
+        ([1, 1, 1, 1], [1, 0, 2, 3], [1, 2, 3]),
+    ]:
+        place_U, is_copied_U = places(torch.tensor(before))
+        assert place_U.tolist() == expected
+        assert is_copied_U.nonzero()[:, 0].tolist() == copied
 
 
 def test_in_bfloat16_log_probabilities_stay_near_those_of_float32(model: TokenModel, readings: list[Reading]) -> None:

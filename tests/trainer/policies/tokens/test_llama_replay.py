@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.trainer.policies.tokens.test_llama_drawer import early_ends, with_adapters
 from trainer.config import VlmConfig
@@ -15,6 +17,7 @@ from trainer.policies.base import regroup
 from trainer.policies.tokens import logits as logits_module
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.tokens.policy import TokenPolicy
+from trainer.policies.tokens.trace import AnswerTrace
 from trainer.policies.tokens.vlm import build
 from trainer.types import Prompt, Rollout
 
@@ -112,6 +115,36 @@ def test_each_prompt_is_computed_once(vlm_folder: Path, pictures: list[str], mon
     policy.replay(rollout, policy.parts(rollout)[0])
     handle.remove()
     assert rows == [0 + 1 + 2 + 3 + 4, 4 * (0 + 1 + 2 + 3 + 4)], "images seen, with four answers to a prompt"
+
+
+def test_equal_answers_are_computed_once(
+    vlm_folder: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal answers to one prompt, not to two; their gradients add up."""
+    policy = make_policy(vlm_folder)
+    rollout = drawn(policy, pictures)
+    trace = cast(AnswerTrace, rollout.trace)
+    longest = max(trace.tokens_B, key=len)
+    same = [longest if row % 2 or row < 8 else tokens_S for row, tokens_S in enumerate(trace.tokens_B)]
+    mask_BS = pad_sequence([torch.ones(len(tokens_S), dtype=torch.bool) for tokens_S in same], batch_first=True)
+    rollout = replace(rollout, trace=replace(trace, tokens_B=same), logp_BS=torch.zeros(mask_BS.shape), mask_BS=mask_BS)
+    network: Any = policy.model.network
+    computed: list[int] = []
+    layer: nn.Module = network.model.text_model.layers[0].mlp
+    handle = layer.register_forward_pre_hook(lambda module, args: computed.append(len(args[0])))
+    shared_BS, shared = gradients(policy, rollout)
+    handle.remove()
+    prompts = {id(reading): len(reading.ids_T) for reading in trace.readings_B}
+    distinct = {(id(reading), *tokens_S.tolist()) for reading, tokens_S in zip(trace.readings_B, same, strict=True)}
+    assert 5 < len(distinct) < 20
+    assert computed == [sum(prompts.values()) + sum(len(each) - 2 for each in distinct)], (
+        "the last token predicts nothing"
+    )
+    plainly(monkeypatch)
+    plain_BS, plain = gradients(policy, rollout)
+    torch.testing.assert_close(shared_BS, plain_BS, atol=ROUNDING, rtol=0)
+    for name, gradient in shared.items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_recomputed_layers_take_the_plain_way(vlm_folder: Path, pictures: list[str]) -> None:

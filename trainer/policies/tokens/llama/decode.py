@@ -1,7 +1,10 @@
-"""Texts and images drawn token by token: fused weights, keys and values in one preallocated place, prompts computed once, ended rows dropped.
+"""Texts and images drawn token by token: fused weights, keys and values in one preallocated place, and nothing computed twice.
 
-Axes: P prompts, B rows (answers, or branches of an image), T columns of prompts, S tokens of a row, W columns of keys (T + S), H heads, K heads of keys
-and values, D size of a head, d hidden, V vocabulary.
+Rows that have written the same to the same prompt have the same next distribution, so each such beginning is computed once, and
+each row draws from it with its own number. A prompt is the beginning of all that follows it. Ended rows are in none.
+
+Axes: P prompts, B rows (answers, or branches of an image), U beginnings, T columns of prompts, S tokens of a row, W columns of keys
+(T + S), H heads, K heads of keys and values, D size of a head, d hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,9 +22,6 @@ from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import FusedLayer, computed_type
 from trainer.policies.tokens.llama.layout import TextModel
 
-# Ended rows are dropped once they are this share of those computed: dropping copies the keys and values of the others.
-_DROPPED_FROM = 1 / 8
-
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
@@ -30,7 +30,7 @@ class Drawn:
     Attributes:
         token_B, logp_B: ids and their log-probabilities.
         kept_BV: bool, which tokens could be drawn; None where all could.
-        rows_B: which of all rows these are.
+        rows_B: which of all rows these are: those that had not ended before.
     """
 
     token_B: Tensor
@@ -56,7 +56,7 @@ def decode(
     ends_E: Tensor,
     longest: int,
 ) -> list[Drawn]:
-    """Draw tokens behind a prompt for each row; what is drawn behind a row's end is the caller's to cut off.
+    """Draw tokens behind a prompt for each row, up to its end.
 
     Args:
         prefix: the P prompts (`read_prefix`, `embedded_prefix`).
@@ -68,24 +68,21 @@ def decode(
     """
     computed = run_layers(layers, prefix)
     table = _Table.of(model, int(prefix.next_P.max()) + longest)
-    rows = _Rows.of(prefix, computed, prompt_B, longest)
-    x_Bd = computed.last_Pd.index_select(0, prompt_B)
-    found = []
-    for number in range(longest):
-        token_B, logp_B, kept_BV = choose(model.text.norm(x_Bd), number, rows.rows_B)
-        found.append(Drawn(token_B, logp_B, kept_BV, rows.rows_B))
-        if number == longest - 1:
-            break
+    beginnings = _Beginnings.of(prefix, computed, len(prompt_B), longest)
+    x_Ud, place_B, rows_B = computed.last_Pd, prompt_B, torch.arange(len(prompt_B), device=prompt_B.device)
+    found: list[Drawn] = []
+    while True:
+        token_B, logp_B, kept_BV = choose(model.text.norm(x_Ud).index_select(0, place_B), len(found), rows_B)
+        found.append(Drawn(token_B, logp_B, kept_BV, rows_B))
+        if len(found) == longest:
+            return found
         if len(ends_E):  # to count the rows that have ended, the computer waits for the device
-            rows.ended_B = rows.ended_B | torch.isin(token_B, ends_E)
-            ended = int(rows.ended_B.sum())
-            if ended == len(token_B):
-                break
-            if ended >= max(1, len(token_B) * _DROPPED_FROM):
-                left = (~rows.ended_B).nonzero()[:, 0]
-                rows, token_B = rows.only(left), token_B.index_select(0, left)
-        x_Bd = _step(model, layers, rows, table, embed(token_B), number)
-    return found
+            left = torch.isin(token_B, ends_E, invert=True).nonzero()[:, 0]
+            if not len(left):
+                return found
+            rows_B, place_B, token_B = (each.index_select(0, left) for each in (rows_B, place_B, token_B))
+        place_B, token_U = beginnings.go_on(place_B, token_B)
+        x_Ud = _step(model, layers, beginnings, table, embed(token_U))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,81 +100,120 @@ class _Table:
 
 
 @dataclass(eq=False)
-class _Rows:
-    """The rows that are still computed.
+class _Beginnings:
+    """What has been written so far, each beginning in a place of its own; the first U places are used.
 
     Attributes:
-        rows_B: their numbers among all rows.
-        ended_B: bool, those that have ended and are not dropped yet.
-        next_B: position of the first token of each answer.
+        prompt_U: which prompt each continues.
         keys: of each layer (B, K, D, W): a query's product then runs along the columns.
         values: of each layer (B, K, W, D).
-        mask_BW: minus infinity where a prompt is shorter than the longest; None where all are equally long.
-        columns: of the prompts; what is drawn begins behind them in every row.
+        next_P: position of the first token behind each prompt.
+        mask_PW: minus infinity where a prompt is shorter than the longest; None where all are equally long.
+        columns: those that are written; what is drawn begins behind the longest prompt in every place.
+        written: those of them that were drawn.
+        have_parted: whether each of the rows that went on last had a beginning of its own.
     """
 
-    rows_B: Tensor
-    ended_B: Tensor
-    next_B: Tensor
+    prompt_U: Tensor
     keys: list[Tensor]
     values: list[Tensor]
-    mask_BW: Tensor | None
+    next_P: Tensor
+    mask_PW: Tensor | None
     columns: int
+    written: int = 0
+    have_parted: bool = False
 
     @staticmethod
-    def of(prefix: Prefix, computed: Computed, prompt_B: Tensor, longest: int) -> _Rows:
-        device, count, columns = prompt_B.device, len(prompt_B), max(prefix.lengths)
+    def of(prefix: Prefix, computed: Computed, rows: int, longest: int) -> _Beginnings:
+        """The prompts, with room for `rows` rows of `longest` tokens behind them."""
+        device, prompts, columns = prefix.next_P.device, len(prefix.lengths), max(prefix.lengths)
         keys, values = [], []
         for keys_PTKD, values_PTKD in zip(computed.keys, computed.values, strict=True):
             heads, width = keys_PTKD.shape[2:]
-            dtype = computed_type(keys_PTKD)
-            keys.append(keys_PTKD.new_empty(count, heads, width, columns + longest, dtype=dtype))
-            values.append(keys_PTKD.new_empty(count, heads, columns + longest, width, dtype=dtype))
-            keys[-1][..., :columns] = keys_PTKD.permute(0, 2, 3, 1).index_select(0, prompt_B)
-            values[-1][:, :, :columns] = values_PTKD.transpose(1, 2).index_select(0, prompt_B)
-        mask_BW = None
+            dtype, room = computed_type(keys_PTKD), max(rows, prompts)
+            keys.append(keys_PTKD.new_empty(room, heads, width, columns + longest, dtype=dtype))
+            values.append(keys_PTKD.new_empty(room, heads, columns + longest, width, dtype=dtype))
+            keys[-1][:prompts, :, :, :columns] = keys_PTKD.permute(0, 2, 3, 1)
+            values[-1][:prompts, :, :columns] = values_PTKD.transpose(1, 2)
+        mask_PW = None
         if min(prefix.lengths) < columns:
             column_W = torch.arange(columns + longest, device=device)
             lengths_P1 = torch.tensor(prefix.lengths, device=device)[:, None]
             is_gap_PW = (column_W >= lengths_P1) & (column_W < columns)
             mask_PW = keys[0].new_zeros(is_gap_PW.shape).masked_fill(is_gap_PW, -torch.inf)
-            mask_BW = mask_PW.index_select(0, prompt_B)
-        ended_B = torch.zeros(count, dtype=torch.bool, device=device)
-        next_B = prefix.next_P.index_select(0, prompt_B)
-        return _Rows(torch.arange(count, device=device), ended_B, next_B, keys, values, mask_BW, columns)
+        return _Beginnings(torch.arange(prompts, device=device), keys, values, prefix.next_P, mask_PW, columns)
 
-    def only(self, left: Tensor) -> _Rows:
-        return _Rows(
-            self.rows_B.index_select(0, left),
-            self.ended_B.index_select(0, left),
-            self.next_B.index_select(0, left),
-            [keys.index_select(0, left) for keys in self.keys],
-            [values.index_select(0, left) for values in self.values],
-            None if self.mask_BW is None else self.mask_BW.index_select(0, left),
-            self.columns,
-        )
+    def go_on(self, place_B: Tensor, token_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Let rows write a token each: the place of each row's beginning from now on, and each beginning's last token (U,).
+
+        Args:
+            place_B: of the beginnings that they go on from; those that no row goes on from are forgotten.
+        """
+        if self.have_parted and len(place_B) == len(
+            self.prompt_U
+        ):  # none has ended since; the device is not waited for
+            return place_B, token_B.index_select(0, place_B.argsort())
+        vocabulary = token_B.max() + 1
+        pair_U, beginning_B = torch.unique(place_B * vocabulary + token_B, return_inverse=True)
+        before_U = pair_U // vocabulary
+        self.have_parted = len(pair_U) == len(place_B)
+        place_U, is_copied_U = places(before_U)
+        if bool(is_copied_U.any()):
+            source, target = before_U[is_copied_U], place_U[is_copied_U]
+            for keys, values in zip(self.keys, self.values, strict=True):
+                keys[target, :, :, : self.columns] = keys[source, :, :, : self.columns]
+                values[target, :, : self.columns] = values[source, :, : self.columns]
+        order_U = place_U.argsort()
+        self.prompt_U = self.prompt_U.index_select(0, before_U.index_select(0, order_U))
+        return place_U.index_select(0, beginning_B), (pair_U % vocabulary).index_select(0, order_U)
+
+
+def places(before_U: Tensor) -> tuple[Tensor, Tensor]:
+    """A place below U for each of U beginnings, and bool (U,), which of them must be copied there.
+
+    The first that goes on from an earlier beginning stays in its place; the others take places that are free, and so do those whose
+    place is not below U. So a row is copied only when it first differs from the others, or when many have ended.
+
+    Args:
+        before_U: places of the beginnings that they go on from, in rising order.
+
+    >>> places(torch.tensor([0, 0, 3]))
+    (tensor([0, 1, 2]), tensor([False,  True,  True]))
+    """
+    is_first_U = torch.ones_like(before_U, dtype=torch.bool)
+    is_first_U[1:] = before_U[1:] != before_U[:-1]
+    stays_U = is_first_U & (before_U < len(before_U))
+    is_free_U = torch.ones_like(stays_U)
+    is_free_U[before_U[stays_U]] = False
+    place_U = before_U.clone()
+    place_U[~stays_U] = is_free_U.nonzero()[:, 0]
+    return place_U, ~stays_U
 
 
 def _step(
-    model: TextModel, layers: Sequence[FusedLayer], rows: _Rows, table: _Table, x_Bd: Tensor, number: int
+    model: TextModel, layers: Sequence[FusedLayer], beginnings: _Beginnings, table: _Table, x_Ud: Tensor
 ) -> Tensor:
-    """Hidden states (B, d) behind the last layer of token `number` of each row, of its embedding `x_Bd`."""
-    position_B, column = rows.next_B + number, rows.columns + number
-    cos_BD, sin_BD = table.cos_LD.index_select(0, position_B), table.sin_LD.index_select(0, position_B)
-    for layer, keys, values in zip(layers, rows.keys, rows.values, strict=True):
-        heads, value = layer.heads(x_Bd)
-        queries, key = rotated(heads, cos_BD, sin_BD).split([model.heads, model.key_heads], 1)
-        keys[..., column], values[:, :, column] = key, value
-        x_Bd = layer.close(x_Bd, _attended(queries, keys, values, rows.mask_BW, column + 1))
-    return x_Bd
+    """Hidden states (U, d) behind the last layer of the token that each beginning goes on with, of its embedding `x_Ud`."""
+    count, column, prompt_U = len(x_Ud), beginnings.columns, beginnings.prompt_U
+    position_U = beginnings.next_P.index_select(0, prompt_U) + beginnings.written
+    cos_UD, sin_UD = table.cos_LD.index_select(0, position_U), table.sin_LD.index_select(0, position_U)
+    mask_UW = None if beginnings.mask_PW is None else beginnings.mask_PW[:, : column + 1].index_select(0, prompt_U)
+    for layer, keys, values in zip(layers, beginnings.keys, beginnings.values, strict=True):
+        heads, value = layer.heads(x_Ud)
+        queries, key = rotated(heads, cos_UD, sin_UD).split([model.heads, model.key_heads], 1)
+        keys[:count, ..., column], values[:count, :, column] = key, value
+        attended = _attended(queries, keys[:count, ..., : column + 1], values[:count, :, : column + 1], mask_UW)
+        x_Ud = layer.close(x_Ud, attended)
+    beginnings.columns, beginnings.written = column + 1, beginnings.written + 1
+    return x_Ud
 
 
-def _attended(queries_BHD: Tensor, keys: Tensor, values: Tensor, mask_BW: Tensor | None, columns: int) -> Tensor:
-    """(B, H * D). H / K queries ask each head of keys in one product."""
+def _attended(queries_UHD: Tensor, keys: Tensor, values: Tensor, mask_UW: Tensor | None) -> Tensor:
+    """(U, H * D). H / K queries ask each head of keys in one product."""
     rows, key_heads, width = keys.shape[:3]
-    queries = queries_BHD.reshape(rows * key_heads, -1, width)
-    scores = torch.bmm(queries, keys.flatten(0, 1)[..., :columns]) * width**-0.5
-    if mask_BW is not None:
-        scores = (scores.unflatten(0, (rows, key_heads)) + mask_BW[:, None, None, :columns]).flatten(0, 1)
+    queries = queries_UHD.reshape(rows * key_heads, -1, width)
+    scores = torch.bmm(queries, keys.flatten(0, 1)) * width**-0.5
+    if mask_UW is not None:
+        scores = (scores.unflatten(0, (rows, key_heads)) + mask_UW[:, None, None]).flatten(0, 1)
     shares = functional.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
-    return torch.bmm(shares, values.flatten(0, 1)[:, :columns]).reshape(rows, -1)
+    return torch.bmm(shares, values.flatten(0, 1)).reshape(rows, -1)

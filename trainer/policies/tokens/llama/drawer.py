@@ -60,7 +60,7 @@ def answers_of(drawn: Sequence[Drawn], rows: int, ends: Tensor) -> list[Answer]:
     logp_BS = torch.zeros(shape, device=ends.device)
     for number, each in enumerate(drawn):
         tokens_BS[each.rows_B, number], logp_BS[each.rows_B, number] = each.token_B, each.logp_B
-    # A row whose keys were dropped drew its end before; what stands behind it means nothing.
+    # A row that has ended is in no later position; what stands behind its end means nothing.
     is_end_BS = torch.isin(tokens_BS, ends)
     # A place stays where no end has come before it.
     length_B = ((is_end_BS.int().cumsum(1) - is_end_BS.int()) == 0).sum(1)

@@ -1,4 +1,5 @@
-"""What given tokens are predicted from, with gradient: each prompt is computed once for all that follow it, and nothing is padded.
+"""What given tokens are predicted from, with gradient: each prompt is computed once for all that follow it, equal answers to it once,
+and nothing is padded.
 
 Axes: P prompts, B rows (answers, or branches of an image), N tokens of all rows behind one another, V vocabulary, d hidden.
 """
@@ -29,10 +30,17 @@ def shared_logits(
         answers: int64 ids, at least one each.
     """
     prefix = read_prefix(model, batch)
+    # A policy that is nearly sure of what to say, says the same several times: equal answers to a prompt are one row.
+    said = list(zip(prompt_B, (tuple(each.tolist()) for each in answers), strict=True))
+    rows = sorted(set(said), key=lambda row: (len(row[1]), row))
     # The last token of an answer is predicted, and predicts nothing.
-    ids = [each[:-1] for each in answers]
-    x_Nd = model.text.embed_tokens(torch.cat(ids).to(prefix.x_Nd.device))
-    logits: Tensor = model.head(shared_hidden(model, prefix, prompt_B, x_Nd, [len(each) for each in ids]))
+    ids_N = torch.tensor([token for _, tokens in rows for token in tokens[:-1]], dtype=torch.int64)
+    x_Nd = model.text.embed_tokens(ids_N.to(prefix.x_Nd.device))
+    lengths = [len(tokens) for _, tokens in rows]
+    hidden = shared_hidden(model, prefix, [prompt for prompt, _ in rows], x_Nd, [length - 1 for length in lengths])
+    start = dict(zip(rows, accumulate(lengths, initial=0), strict=False))
+    places_N = torch.tensor([start[row] + place for row in said for place in range(len(row[1]))])
+    logits: Tensor = model.head(hidden.index_select(0, places_N.to(hidden.device)))
     return logits
 
 
