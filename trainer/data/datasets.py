@@ -362,14 +362,13 @@ def _shares(datasets: Sequence[Dataset], prompts_per_step: int) -> list[float]:
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of ids, texts, negative prompts, targets, metadata and names of source images; the order of the prompts
-    does not matter."""
-    rows = [
-        [p.id, p.text, p.targets, p.metadata, *(Path(image).name for image in p.source_images), *_negative(p)]
-        for p in sorted(prompts, key=lambda p: p.id)
-    ]
+    """SHA-256 of ids, texts, negative prompts, targets, metadata, names of source images, and of pairs both sides and how near
+    they are; the order of the prompts does not matter."""
+    rows = [_said(p) for p in sorted(prompts, key=lambda p: p.id)]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def _negative(prompt: Prompt) -> list[dict[str, str]]:
-    return [] if prompt.negative_prompt is None else [{"negative_prompt": prompt.negative_prompt}]
+def _said(p: Prompt) -> list[Any]:
+    negative = [] if p.negative_prompt is None else [{"negative_prompt": p.negative_prompt}]
+    sides = [{"similarity": p.similarity, "sides": [_said(side) for side in p.sides]}] if p.sides else []
+    return [p.id, p.text, p.targets, p.metadata, *(Path(i).name for i in p.source_images), *negative, *sides]

@@ -46,6 +46,13 @@ class SameImages:
         return content.get(_digests(prompt)) if content else None
 
 
+def same_image(one: str, other: str) -> bool:
+    """Whether two files hold the same bytes, whatever they are called."""
+    if Path(one).resolve() == Path(other).resolve():
+        return True
+    return _size(one) == _size(other) and _digest(one) == _digest(other)
+
+
 def normalised(text: str) -> str:
     """A text up to case, width and spaces, without the marks of its images."""
     return " ".join(unicodedata.normalize("NFKC", text.replace(_MARK, " ")).casefold().split())
