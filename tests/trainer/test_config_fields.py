@@ -23,7 +23,7 @@ from trainer.config import (
 )
 from trainer.config.advantage import ESTIMATORS
 from trainer.config.base import by_type
-from trainer.config.errors import field_paths
+from trainer.config.errors import _sections_in, field_paths
 from trainer.config.file import load_config
 from trainer.config.objective import OBJECTIVES
 from trainer.config.sampling import SamplingConfig
@@ -58,11 +58,45 @@ OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
     "cards": {},
 }
 OF_A_UNION: dict[str, dict[str, Any]] = {"preferences": {"path": "pairs.jsonl"}}  # what a union's section needs beside
+TASKS: dict[str, Any] = {
+    "type": "tasks",
+    "tasks": {"understand": {"rewards": {"ocr": 1.0}}, "generate": {"rewards": {"ocr": 1.0}}},
+}
+OF_TASKS = ("sampling.tasks", "sampling.pair_weight", "sampling.similarity_threshold", "sampling.old_logp")
 UNIONS: dict[str, Mapping[str, type[BaseModel]]] = {
     "sampling": by_type(SamplingConfig),
     "objective": OBJECTIVES,
     "advantage": ESTIMATORS,
     "preferences": {"images": PreferencesConfig, "answers": AnswersConfig},
+}
+
+# What both tasks have, and what one has.
+_ADVANTAGE = {
+    "advantage": ("gdpo", "must be a mapping of fields"),
+    "advantage.type": ("ppo", "'gdpo', 'grpo'"),
+    "advantage.min_valid": ("1", "greater than or equal to 2"),
+    "advantage.adv_clip": ("0", "greater than 0"),
+    "advantage.eps": ("0", "greater than 0"),
+    "advantage.std_floor": ("2", "less than or equal to 1"),
+    "advantage.skip_flat_groups": ("1", "must be true or false"),
+}
+_TASK = {
+    "group_size": ("1", "greater than or equal to 2"),
+    "micro_batch_size": ("0", "greater than or equal to 1"),
+    "temperature": ("0", "greater than 0"),
+    "rewards": ("accuracy", "must be a mapping"),
+    "loss_weight": ("0", "greater than 0"),
+    **_ADVANTAGE,
+}
+_UNDERSTAND = {
+    "max_new_tokens": ("0", "greater than or equal to 1"),
+    "top_p": ("0", "greater than 0"),
+    "top_k": ("-1", "greater than or equal to 0"),
+    "stop_ids": ("2", "must be a list"),
+}
+_GENERATE = {
+    "guidance_scale": ("0.5", "greater than or equal to 1"),
+    "score": ("both", "'guided' or 'conditional'"),
 }
 
 TEXT, WHOLE, NUMBER, FLAG = "must be a text", "must be a whole number", "must be a number", "must be true or false"
@@ -215,13 +249,21 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.width": ("'64'", WHOLE),
     "sampling.resolution_schedule": ("64", "must be a list"),
     "sampling.pipeline": ("async", "'on_policy' or 'one_step_off'"),
-    "sampling.type": ("words", "must be one of 'flow', 'tokens'"),
+    "sampling.type": ("words", "must be one of 'flow', 'tokens', 'tasks'"),
     "sampling.max_resamples": ("21", "less than or equal to 20"),
     "sampling.max_new_tokens": ("0", "greater than or equal to 1"),
     "sampling.temperature": ("0", "greater than 0"),
     "sampling.top_p": ("0", "greater than 0"),
     "sampling.top_k": ("-1", "greater than or equal to 0"),
     "sampling.stop_ids": ("2", "must be a list"),
+    "sampling.pair_weight": ("cubic", "'sqrt', 'linear' or 'none'"),
+    "sampling.similarity_threshold": ("1.5", "less than or equal to 1"),
+    "sampling.old_logp": ("drawn", "'replay' or 'sampled'"),
+    "sampling.tasks": ("understand", FIELDS),
+    "sampling.tasks.understand": ("3", FIELDS),
+    "sampling.tasks.generate": ("3", FIELDS),
+    **{f"sampling.tasks.understand.{name}": case for name, case in {**_TASK, **_UNDERSTAND}.items()},
+    **{f"sampling.tasks.generate.{name}": case for name, case in {**_TASK, **_GENERATE}.items()},
     "sampling.engine": ("sglang", "'local' or 'vllm'"),
     "sampling.vllm": ("true", FIELDS),
     "sampling.vllm.urls": ("http://127.0.0.1:8000", "must be a list"),
@@ -406,6 +448,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.sets.*.duplicates": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.num_inference_steps": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.guidance_scale": ("0.5", "greater than or equal to 1"),
+    "evaluation.sets.*.task": ("draw", "'understand' or 'generate'"),
     "evaluation.sets.*.alarms": ("3", FLAG),
     "evaluation.sets.*.temperature": ("11", "less than or equal to 10"),
     "evaluation.sets.*.rewards": ("ocr", "must be a list"),
@@ -448,6 +491,8 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
     """The base with a section of the `type` that has the field `path`; with a set of pictures for a field of one."""
     if path.startswith("sft.sets."):
         return base | {"sft": {"sets": [{"path": "pictures.json"}]}}
+    if path.startswith(OF_TASKS):
+        return base | {"sampling": TASKS}
     section, _, name = path.partition(".")
     if name and section in OF_OTHER_PROGRAMS:
         return base | {section: OF_OTHER_PROGRAMS[section]}
@@ -497,8 +542,7 @@ def test_every_field_is_explained() -> None:
         section, _, name = path.rpartition(".")
         holder: Any = Config
         for part in [p for p in section.split(".") if p not in ("", "*")]:
-            annotation = holder.model_fields[part].annotation
-            inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+            inner = [each for each, _ in _sections_in(holder.model_fields[part].annotation)]
             rest = path.partition(f"{part}.")[2].removeprefix("*.").partition(".")[0]
             holder = next(a for a in inner if rest in a.model_fields)
         field = holder.model_fields[name]
@@ -506,7 +550,7 @@ def test_every_field_is_explained() -> None:
         assert len(text.split()) >= 2 and text.rstrip().endswith((".", ")")), path
 
 
-REQUIRED = ["run_name", "max_steps", "data.train.0.path", "data.train.0.rewards", "rewards.columns.ocr.service"]
+REQUIRED = ["run_name", "max_steps", "data.train.0.path", "rewards.columns.ocr.service"]
 
 
 @pytest.mark.parametrize("path", REQUIRED)

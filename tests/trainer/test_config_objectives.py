@@ -160,8 +160,11 @@ def test_an_objective_and_its_sampling_must_fit(case: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"objective": "grpo"}, "objective.type = grpo trains on the tokens of texts, but sampling.type = flow"),
-        ({"policy": VLM, "objective": "flow_grpo"}, "flow_grpo trains on images, but sampling.type = tokens"),
+        ({"objective": "grpo"}, "objective.type = grpo trains on tokens, but sampling.type = flow"),
+        (
+            {"policy": VLM, "objective": "flow_grpo"},
+            "flow_grpo trains on the denoising steps of images, but sampling.type = tokens",
+        ),
         ({"policy": VLM, "sampling": {"type": "flow"}}, "policy.type = vlm does not sample by sampling.type = flow"),
         (
             {"policy": VLM, "evaluation": {"path": "h.jsonl", "guidance_scale": 2}},

@@ -56,10 +56,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, list[str]]]:
 
     roll_out = RlProgram.roll_out
 
-    def watched(program: RlProgram, step: int) -> Drawn:
-        drawn = roll_out(program, step)
+    def watched(program: RlProgram, step: int) -> list[Drawn]:
+        (drawn,) = roll_out(program, step)
         seen.append((step, program.session.step, [sample.prompt.id for sample in drawn.samples]))
-        return drawn
+        return [drawn]
 
     monkeypatch.setattr(RlProgram, "roll_out", watched)
     return seen

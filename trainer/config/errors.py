@@ -28,6 +28,9 @@ _PLAIN = {
 _LONGEST_VALUE = 120
 
 
+_DEFAULT_TAGS = ("gdpo",)  # of unions inside a section, whose default is not put into the raw values
+
+
 def explain(path: Path, model: type[BaseModel], raw: Any, error: ValidationError) -> str:
     """All problems, a line each, in the order of the fields."""
     found: dict[tuple[str, ...], list[ErrorDetails]] = {}
@@ -56,20 +59,26 @@ def _of_field(problem: ErrorDetails) -> ErrorDetails:
 def _location(problem: ErrorDetails, raw: Any) -> tuple[str, ...]:
     """The keys that lead to the value, without pydantic's own entries for a union's members and dictionary keys."""
     where = []
-    node = raw
+    node, is_tagged = raw, False
     for part in problem["loc"]:
+        if not is_tagged and isinstance(node, Mapping) and part == node.get("type", _default_tag(part, node)):
+            is_tagged = True  # which member of a union told apart by `type`; the member may have a field of that name
+            continue
         inside = (
             part in node
             if isinstance(node, Mapping)
             else isinstance(node, Sequence) and isinstance(part, int) and part < len(node)
         )
-        if not inside and isinstance(node, Mapping) and part == node.get("type"):
-            continue  # which member of a union told apart by `type`
         if not inside and _kind(problem) != "missing":
             break
         where.append(str(part))
-        node = node[part] if inside else None
+        node, is_tagged = node[part] if inside else None, False
     return tuple(where)
+
+
+def _default_tag(part: int | str, node: Mapping[Any, Any]) -> int | str | None:
+    """`part`, where it can only be the `type` that a section got because it names none."""
+    return part if isinstance(part, str) and part not in node and part in _DEFAULT_TAGS else None
 
 
 def _message(model: type[BaseModel], where: tuple[str, ...], problems: Sequence[ErrorDetails], raw: Any) -> str:
@@ -117,6 +126,7 @@ def _suggestion(model: type[BaseModel], where: tuple[str, ...], raw: Any, value:
     if near:
         return f"did you mean {'.'.join([*above, near[0]])}?"
     elsewhere = list(dict.fromkeys(path for path in field_paths(model) if path.rpartition(".")[2] == key))
+    elsewhere.sort(key=lambda path: path.count("."))  # what is nearest to the top is meant most often
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
     return f"the keys here are: {', '.join(known)}"

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from tests.support.bigram import Bigram
+from trainer.config import Task
+from trainer.config.advantage import GdpoConfig
 from trainer.policies.base import SamplingPlan
 from trainer.programs.resampling import exchanged, flat_groups, joined
 from trainer.programs.rollout import Drawn
 from trainer.types import Prompt, Scores
 
 GROUP = 2
+
+TASK = Task("", 2, 2, GdpoConfig())
 
 
 def scores_of(rows: list[list[float | None]], weights: tuple[float, ...] = (1.0,), first: int = 0) -> Scores:
@@ -38,7 +42,7 @@ def drawn_of(texts: str, seed: int) -> Drawn:
     )
     batch: Any = None
     seeds = list(range(seed, seed + GROUP * len(texts)))
-    return Drawn(rollouts, batch, {"at": seed}, seeds, SamplingPlan(4, 4), sampling_s=1.0, flops=0.0)
+    return Drawn(TASK, rollouts, batch, {"at": seed}, seeds, SamplingPlan(4, 4), sampling_s=1.0, flops=0.0)
 
 
 def test_a_group_is_flat_where_no_reward_with_a_weight_tells_its_samples_apart() -> None:

@@ -8,18 +8,22 @@ from typing import Any, cast
 import pytest
 
 from tests.support.bigram import Bigram
+from trainer.config import Task
+from trainer.config.advantage import GdpoConfig
 from trainer.config.vllm import VllmConfig
 from trainer.policies.base import SamplingPlan
 from trainer.programs.rollout import Drawn
 from trainer.programs.rollout_servers import RolloutServers
 from trainer.types import Prompt, StopTrainingError
 
+TASK = Task("", 2, 2, GdpoConfig())
+
 
 def drawn(*versions: int | None) -> Drawn:
     plan = SamplingPlan(num_inference_steps=3, micro_batch_size=2)
     [rollout] = Bigram().sample([Prompt("a", "a")], 2, [1, 2], plan)
     rollouts = [replace(rollout, version=version) for version in versions]
-    return Drawn(rollouts, cast(Any, None), {}, [1, 2], plan, 0.0, 0.0)
+    return Drawn(TASK, rollouts, cast(Any, None), {}, [1, 2], plan, 0.0, 0.0)
 
 
 def test_the_lag_is_what_the_pipeline_says() -> None:
