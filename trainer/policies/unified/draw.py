@@ -50,15 +50,26 @@ class Drawing:
 
 
 class ImageModel(Protocol):
-    """A network that draws images by tokens."""
+    """A network that draws images by tokens.
+
+    Attributes:
+        num_image_tokens: N, of every image.
+        num_codes: C, of which each token is one.
+    """
 
     num_image_tokens: int
+    num_codes: int
 
     @property
     def network(self) -> nn.Module: ...
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Whether the backward pass computes layers again, for which they must be called by the network's own forward."""
+        ...
 
     def computing(self) -> AbstractContextManager[None]:
         """The context that the network is called in."""

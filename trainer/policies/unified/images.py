@@ -1,63 +1,39 @@
 """Images drawn token by token, and how likely they are under the present weights.
 
-Axes: P prompts, G group, B = P * G images, N tokens of an image, T tokens of a prompt, W = T + N - 1 columns, C codes, d hidden.
+Axes: P prompts, G group, B = P * G images, N tokens of an image, C codes, M tokens of all images, R rows, a branch of an image each:
+all conditional ones, then all unconditional ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
-from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan, Score
+from trainer.policies.tokens.llama.decode import Choose
+from trainer.policies.unified.branches import Branch, draw, hidden_states
+from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan
+from trainer.policies.unified.trace import ImageTrace
 from trainer.samplers.guidance import guided_logits
 from trainer.samplers.tokens import draw_tokens, log_probs, uniforms
 from trainer.types import Prompt, Rollout, Sample
 
 _NOTHING = torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageTrace:
-    """B images with what was read before them.
-
-    Attributes:
-        drawings_B: the images of a group share one.
-        tokens_BN: int64, on the CPU.
-        guidance_scale, temperature, score: see `ImagePlan`.
-    """
-
-    drawings_B: Sequence[Drawing]
-    tokens_BN: Tensor
-    guidance_scale: float
-    temperature: float
-    score: Score
-
-    def rows(self, rows: slice) -> Self:
-        return type(self)(
-            self.drawings_B[rows], self.tokens_BN[rows], self.guidance_scale, self.temperature, self.score
-        )
-
-    def join(self, others: Sequence[Self]) -> Self:
-        traces = (self, *others)
-        return type(self)(
-            [drawing for each in traces for drawing in each.drawings_B],
-            torch.cat([each.tokens_BN for each in traces]),
-            self.guidance_scale,
-            self.temperature,
-            self.score,
-        )
+# So many logits of a branch are held at a time: 128 MiB in float32. Of a real codebook's 16,384 codes that is 2,048 tokens.
+_LOGITS = 2**25
 
 
 class ImagePolicy:
-    """Draws and scores the image tokens of any `ImageModel`."""
+    """Draws and scores the image tokens of any `ImageModel`.
 
-    def __init__(self, model: ImageModel) -> None:
-        self.model = model
+    Args:
+        most_logits: how many logits of a branch are held at a time while tokens are scored.
+    """
+
+    def __init__(self, model: ImageModel, *, most_logits: int = _LOGITS) -> None:
+        self.model, self._most_logits = model, most_logits
 
     @torch.no_grad()
     def sample(
@@ -80,85 +56,83 @@ class ImagePolicy:
                 group_B=torch.tensor([p for p, _ in chunk]),
                 logp_BS=logp_BN,
                 mask_BS=None,
-                trace=ImageTrace(drawings_B, tokens_BN, plan.guidance_scale, plan.temperature, plan.score),
+                trace=ImageTrace(drawings_B, tokens_BN, plan),
                 resized=True,  # drawn one by one and read at once differ in the last bits
             )
 
     def logp(self, network: nn.Module, trace: ImageTrace) -> Tensor:
-        """(B, N) float32, differentiable: of each drawn token given all before it, by the distribution that `score` names."""
-        model, count = self.model, len(trace.drawings_B)
-        with model.computing():
-            cond_BNC = self._logits(network, [each.cond_T for each in trace.drawings_B], trace.tokens_BN)
-            if trace.guidance_scale == 1 or trace.score == "conditional":
-                logits_BNC = cond_BNC.float()
-            else:
-                uncond_BNC = self._logits(network, [each.uncond_T for each in trace.drawings_B], trace.tokens_BN)
-                logits_BNC = guided_logits(cond_BNC, uncond_BNC, trace.guidance_scale)
-        logp_BNC = log_probs(logits_BNC / (trace.temperature or 1.0), None)
-        picked_BN: Tensor = logp_BNC.gather(-1, trace.tokens_BN.to(logp_BNC.device)[..., None])[..., 0]
-        assert picked_BN.shape == (count, trace.tokens_BN.shape[1])
-        return picked_BN
+        """(B, N) float32, differentiable: of each drawn token given all before it, by the distribution that `plan.score` names.
 
-    def _logits(self, network: nn.Module, prompts: Sequence[Tensor], tokens_BN: Tensor) -> Tensor:
-        """(B, N, C): of each image token, by one pass over prompts and the tokens before it."""
-        model, device = self.model, self.model.device
-        images_BNd = model.embed_image(network, tokens_BN[:, :-1].to(device))
-        rows = [
-            torch.cat([model.embed_text(network, ids_T.to(device)), image_Nd])
-            for ids_T, image_Nd in zip(prompts, images_BNd, strict=True)
-        ]
-        x_BWd = pad_sequence(rows, batch_first=True)  # on the right, where no token that counts looks
-        hidden_BWd = _hidden(model.language_model(network)(inputs_embeds=x_BWd, use_cache=False))
-        first_B1 = torch.tensor([len(ids_T) - 1 for ids_T in prompts], device=device)[:, None]
-        places_BN = first_B1 + torch.arange(tokens_BN.shape[1], device=device)
-        picked_BNd = hidden_BWd.gather(1, places_BN[..., None].expand(-1, -1, hidden_BWd.shape[-1]))
-        return model.image_logits(network, picked_BNd)
+        Args:
+            network: the model's own, or a copy of it with other weights.
+        """
+        model, plan, tokens_BN = self.model, trace.plan, trace.tokens_BN
+        guided = plan.guidance_scale != 1 and plan.score == "guided"
+        rows = [Branch(each.cond_T, _NOTHING, tokens) for each, tokens in zip(trace.drawings_B, tokens_BN, strict=True)]
+        if guided:
+            given = zip(trace.drawings_B, tokens_BN, strict=True)
+            rows += [Branch(each.uncond_T, _NOTHING, tokens_N) for each, tokens_N in given]
+        with model.computing():
+            hidden = hidden_states(model, network, rows)
+            cond_Md, uncond_Md = hidden.chunk(2) if guided else (hidden, None)
+            logp_M = self._scored(network, cond_Md, uncond_Md, tokens_BN.flatten().to(model.device), plan)
+        return logp_M.unflatten(0, tokens_BN.shape)
+
+    def _scored(
+        self, network: nn.Module, cond_Md: Tensor, uncond_Md: Tensor | None, token_M: Tensor, plan: ImagePlan
+    ) -> Tensor:
+        """Log-probabilities (M,) float32 of tokens, so many of them at a time that their logits are few enough.
+
+        The backward pass computes the logits of each part again: kept, those of eight images of 576 tokens among 16,384 codes would
+        be some 2 GB.
+        """
+
+        def scored(cond: Tensor, uncond: Tensor | None, tokens: Tensor) -> Tensor:
+            logits = self.model.image_logits(network, cond).float()
+            if uncond is not None:
+                logits = guided_logits(logits, self.model.image_logits(network, uncond), plan.guidance_scale)
+            picked: Tensor = log_probs(logits / (plan.temperature or 1.0), None).gather(-1, tokens[:, None])[:, 0]
+            return picked
+
+        size = max(self._most_logits // self.model.num_codes, 1)
+        if len(token_M) <= size:
+            return scored(cond_Md, uncond_Md, token_M)
+        conds, tokens = cond_Md.split(size), token_M.split(size)
+        unconds = [None] * len(tokens) if uncond_Md is None else uncond_Md.split(size)
+        parts = zip(conds, unconds, tokens, strict=True)
+        return torch.cat([checkpoint(scored, *each, use_reentrant=False) for each in parts])
 
     def _draw(self, drawings_B: Sequence[Drawing], seeds_B: Sequence[int], plan: ImagePlan) -> tuple[Tensor, Tensor]:
         """Tokens (B, N) and their log-probabilities (B, N), both on the CPU; both branches run as one batch."""
-        from transformers import DynamicCache
+        uniform_BN = uniforms(seeds_B, self.model.num_image_tokens) if plan.temperature else None
+        prompts = [each.cond_T for each in drawings_B]
+        if plan.guidance_scale != 1:
+            prompts += [each.uncond_T for each in drawings_B]
+        with self.model.computing():
+            found = draw(self.model, prompts, self._chooser(len(drawings_B), uniform_BN, plan))
+        tokens_BN = torch.stack([each.token_B[: len(drawings_B)] for each in found], 1)
+        return tokens_BN.cpu(), torch.stack([each.logp_B[: len(drawings_B)] for each in found], 1).cpu()
 
-        model, network, count = self.model, self.model.network, len(drawings_B)
-        guided = plan.guidance_scale != 1
-        ids = [each.cond_T for each in drawings_B] + ([each.uncond_T for each in drawings_B] if guided else [])
-        width = max(len(each) for each in ids)
-        padded = torch.stack([torch.cat([each.new_zeros(width - len(each)), each]) for each in ids]).to(model.device)
-        mask = torch.stack([torch.arange(width) >= width - len(each) for each in ids]).long().to(model.device)
-        uniform_BN = uniforms(seeds_B, model.num_image_tokens) if plan.temperature else None
-        cache, found, logps = DynamicCache(), [], []
-        with model.computing():
-            x = model.embed_text(network, padded)
-            for number in range(model.num_image_tokens):
-                positions = (mask.cumsum(1) - 1)[:, -x.shape[1] :].clamp(min=0)
-                hidden = _hidden(
-                    model.language_model(network)(
-                        inputs_embeds=x,
-                        attention_mask=mask,
-                        position_ids=positions,
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-                )
-                logits = model.image_logits(network, hidden[:, -1])
-                both = logits[:count].float(), logits[-count:].float()
-                token_B, logp_B, _ = draw_tokens(
-                    guided_logits(*both, plan.guidance_scale) if guided else both[0],
-                    None if uniform_BN is None else uniform_BN[:, number],
-                    banned_N=_NOTHING,
-                    temperature=plan.temperature,
-                    top_p=1.0,
-                    top_k=0,
-                )
-                if guided and plan.score == "conditional":
-                    own_BC = log_probs(both[0] / (plan.temperature or 1.0), None)
-                    logp_B = own_BC.gather(-1, token_B[:, None])[:, 0]
-                found.append(token_B)
-                logps.append(logp_B)
-                x = model.embed_image(network, token_B.repeat(2 if guided else 1))[:, None]
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        return torch.stack(found, 1).cpu(), torch.stack(logps, 1).cpu()
+    def _chooser(self, count: int, uniform_BN: Tensor | None, plan: ImagePlan) -> Choose:
+        """Draws a token for each of `count` images of the hidden states of their branches, which all go on with it."""
+        model, guided = self.model, plan.guidance_scale != 1
+        uniform_BN = None if uniform_BN is None else uniform_BN.to(model.device)
 
+        def choose(hidden_Rd: Tensor, number: int, rows_R: Tensor) -> tuple[Tensor, Tensor, None]:
+            logits_RC = model.image_logits(model.network, hidden_Rd).float()
+            cond_BC, uncond_BC = logits_RC[:count], logits_RC[-count:]
+            token_B, logp_B, _ = draw_tokens(
+                guided_logits(cond_BC, uncond_BC, plan.guidance_scale) if guided else cond_BC,
+                None if uniform_BN is None else uniform_BN[:, number],
+                banned_N=_NOTHING,
+                temperature=plan.temperature,
+                top_p=1.0,
+                top_k=0,
+            )
+            if guided and plan.score == "conditional":
+                own_BC = log_probs(cond_BC / (plan.temperature or 1.0), None)
+                logp_B = own_BC.gather(-1, token_B[:, None])[:, 0]
+            branches = len(rows_R) // count
+            return token_B.repeat(branches), logp_B.repeat(branches), None
 
-def _hidden(output: Any) -> Tensor:
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+        return choose

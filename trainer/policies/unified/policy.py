@@ -12,7 +12,8 @@ from trainer.config import ConfigError
 from trainer.policies.base import GivenText
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified.draw import ImagePlan
-from trainer.policies.unified.images import ImagePolicy, ImageTrace
+from trainer.policies.unified.images import ImagePolicy
+from trainer.policies.unified.trace import ImageTrace
 from trainer.types import Conversation, Prompt, Replay, Rollout
 
 _NAMED = 3  # prompts that cannot be read that a message names

@@ -42,9 +42,14 @@ class JanusModel(TokenModel):
         self, network: nn.Module, processor: Any, config: JanusConfig, device: torch.device, *, about: str
     ) -> None:
         super().__init__(network, processor, config, device, about=about)
-        vision = _plain(network).config.vision_config
-        self.num_image_tokens = (vision.image_size // vision.patch_size) ** 2
+        settings = _plain(network).config
+        self.num_image_tokens = (settings.vision_config.image_size // settings.vision_config.patch_size) ** 2
+        self.num_codes = settings.vq_config.num_embeddings
         self._begin_id = self.tokenizer.convert_tokens_to_ids(processor.image_start_token)
+
+    @property
+    def recomputes_layers(self) -> bool:
+        return self.config.gradient_checkpointing
 
     def part_of(self, name: str) -> str:
         """The part of the model that a parameter belongs to."""
