@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.config.advantage import AdvantageConfig
 from trainer.config.base import Name, Positive, Section, Share
@@ -70,6 +70,30 @@ class UnderstandConfig(TaskSection):
     )
 
 
+class ThinkConfig(Section):
+    """A plan in text before each image. One reward is for both; their tokens are trained together."""
+
+    instruction: str | None = Field(
+        None,
+        min_length=1,
+        description="Text behind the prompt that asks for a plan; null where the model plans by itself.",
+    )
+    max_new_tokens: int = Field(64, ge=1, le=65536, description="A plan is cut off after so many tokens.")
+    temperature: Positive = Field(
+        1.0, le=10, description="Of the plan's tokens. In an evaluation a plan has the temperature of its image."
+    )
+    top_p: Share = Field(1.0, gt=0, description="As of answers, for the plan's tokens.")
+    top_k: int = Field(0, ge=0, description="As of answers, for the plan's tokens.")
+    plan_weight: float = Field(1.0, ge=0, description="What advantages are multiplied by at the tokens of the plan.")
+    image_weight: float = Field(1.0, ge=0, description="What advantages are multiplied by at the tokens of the image.")
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> ThinkConfig:
+        if not self.plan_weight and not self.image_weight:
+            raise ValueError("plan_weight and image_weight are both 0, which trains nothing; raise one of them")
+        return self
+
+
 class GenerateConfig(TaskSection):
     """Images drawn from prompts, token by token."""
 
@@ -81,6 +105,16 @@ class GenerateConfig(TaskSection):
         description="Whose log-probabilities are trained on: those of the guided distribution that was drawn from, or of its "
         "conditional branch alone, as T2I-R1 and ULM-R1 do, which is biased.",
     )
+    think: ThinkConfig | None = Field(
+        None, description="Write a plan in text first, and draw after it; true takes all defaults, null draws at once."
+    )
+
+    @field_validator("think", mode="before")
+    @classmethod
+    def _think_by_default(cls, given: Any) -> Any:
+        if isinstance(given, bool):
+            return {} if given else None
+        return given
 
 
 class TasksConfig(Section):

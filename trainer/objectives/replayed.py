@@ -70,7 +70,9 @@ class ReplayedObjective:
         if first:
             # A resized micro-batch may differ from the sampled ones in the last bits; its first replay, which precedes
             # every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
-            batch.old[part] = replayed_BS if differs or rollout.resized else sampled_BS
+            # Where the recipe asks for the ratio to what was drawn (`sampled_is_old`), it begins near 1 only.
+            is_replayed = differs or (rollout.resized and not rollout.sampled_is_old)
+            batch.old[part] = replayed_BS if is_replayed else sampled_BS
         behaviour_BS = sampled_BS if differs else None
         if is_behind:
             return Replayed(replay, columns, batch.old[part], behaviour_BS, mask_BS, None)

@@ -262,6 +262,7 @@ def _rows(rollout: Rollout, rows: slice) -> Rollout:
         group_B=rollout.group_B[rows],
         logp_BS=rollout.logp_BS[rows],
         mask_BS=None if rollout.mask_BS is None else rollout.mask_BS[rows],
+        scale_BS=None if rollout.scale_BS is None else rollout.scale_BS[rows],
         trace=rollout.trace.rows(rows),
         resized=True,
         seconds={},
@@ -271,6 +272,7 @@ def _rows(rollout: Rollout, rows: slice) -> Rollout:
 def _join(pieces: Sequence[Rollout]) -> Rollout:
     first, *others = pieces
     width = max(piece.logp_BS.shape[1] for piece in pieces)
+    is_scaled = any(piece.scale_BS is not None for piece in pieces)
     is_ragged = any(piece.mask_BS is not None or piece.logp_BS.shape[1] != width for piece in pieces)
     return replace(
         first,
@@ -278,6 +280,7 @@ def _join(pieces: Sequence[Rollout]) -> Rollout:
         group_B=torch.cat([piece.group_B for piece in pieces]),
         logp_BS=torch.cat([_widened(piece.logp_BS, width) for piece in pieces]),
         mask_BS=torch.cat([_widened(_mask(piece), width) for piece in pieces]) if is_ragged else None,
+        scale_BS=torch.cat([_widened(_scale(piece), width) for piece in pieces]) if is_scaled else None,
         trace=first.trace.join([piece.trace for piece in others]),
         resized=True,
         seconds={},
@@ -286,6 +289,10 @@ def _join(pieces: Sequence[Rollout]) -> Rollout:
 
 def _mask(rollout: Rollout) -> Tensor:
     return torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+
+
+def _scale(piece: Rollout) -> Tensor:
+    return torch.ones_like(piece.logp_BS) if piece.scale_BS is None else piece.scale_BS
 
 
 def _widened(values_BS: Tensor, width: int) -> Tensor:

@@ -125,7 +125,11 @@ class TokenPolicy(ReplayedObjective):
             off_policy=loss.off_policy,
         )
         weight_BS = self._weights(batch).weight_BS[:, found.columns].to(logp_BS.device)
-        policy_BS, log_w_BS = self._corrected(terms.policy_BS, found, counts_BS)
+        scale_BS = batch.rollout.scale_BS
+        # Every policy term is a multiple of the advantage, and no clip asks for more than its sign.
+        unscaled_BS = terms.policy_BS
+        scaled_BS = unscaled_BS if scale_BS is None else unscaled_BS * scale_BS[:, found.columns].to(logp_BS.device)
+        policy_BS, log_w_BS = self._corrected(scaled_BS, found, counts_BS)
         policy = (weight_BS * policy_BS).sum()
         kl = torch.zeros_like(policy) if terms.kl_BS is None else (weight_BS * terms.kl_BS).sum()
         stats = self._stats(batch, terms.ratio_BS, counts_BS, found, log_w_BS)

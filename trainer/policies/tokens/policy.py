@@ -92,7 +92,7 @@ class TokenPolicy:
             for p in dict.fromkeys(p for p, _ in chunk):
                 readings[p] = readings.get(p) or self.model.read(prompts_P[p])
                 self.model.check_length(readings[p], plan.max_new_tokens)
-            answers = self._draw(chunk, readings, seeds_B[first : first + len(chunk)], plan)
+            answers = self.write(chunk, readings, seeds_B[first : first + len(chunk)], plan)
             yield self._rollout(prompts_P, chunk, readings, answers, plan)
             readings = {p: readings[p] for p in {chunk[-1][0]}}  # of a group that goes on in the next micro-batch
 
@@ -101,11 +101,11 @@ class TokenPolicy:
 
     def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
         trace = cast(AnswerTrace, rollout.trace)
-        logp_BS = _widened(self._logp(self.model.network, trace), part.stop)
+        logp_BS = widened(self._logp(self.model.network, trace), part.stop)
         if not reference:
             return Replay(logp_BS)
         with torch.no_grad(), self.reference() as network:
-            return Replay(logp_BS, reference_BS=_widened(self._logp(network, trace), part.stop))
+            return Replay(logp_BS, reference_BS=widened(self._logp(network, trace), part.stop))
 
     def read_conversation(self, conversation: Conversation) -> GivenText:
         """Raises ConfigError, naming the conversation, where it cannot be read."""
@@ -125,10 +125,15 @@ class TokenPolicy:
         with torch.no_grad(), self.reference() as network:
             return self._logp(network, trace, banned_N=_NOTHING)
 
-    def _draw(
+    def write(
         self, chunk: Sequence[tuple[int, int]], readings: Mapping[int, Reading], seeds: Sequence[int], plan: TokenPlan
     ) -> list[Answer]:
-        """The answers of a micro-batch: whole groups together, or a part of one."""
+        """The answers of a micro-batch: whole groups together, or a part of one.
+
+        Args:
+            chunk: of each row the number of its prompt, and which of its group it is.
+            readings: of these prompts.
+        """
         sizes = [len(list(group)) for _, group in itertools.groupby(chunk, key=lambda row: row[0])]
         prompts = list(dict.fromkeys(p for p, _ in chunk))
         if len(set(sizes)) == 1:
@@ -205,6 +210,6 @@ class TokenPolicy:
             yield self.model.network
 
 
-def _widened(logp_BS: Tensor, width: int) -> Tensor:
+def widened(logp_BS: Tensor, width: int) -> Tensor:
     """With columns of 0 up to `width`: rows cut out of a micro-batch may all be shorter than its longest."""
     return functional.pad(logp_BS, (0, width - logp_BS.shape[1]))

@@ -14,9 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.policies.tokens.draw import Reading, TokenPlan
 from trainer.types import Prompt
 
 Score = Literal["guided", "conditional"]
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """A plan in text that is written before an image is drawn.
+
+    Attributes:
+        writing: how it is written; `micro_batch_size` is that of the images.
+        instruction: text behind the prompt that asks for it; None where the model plans by itself.
+        plan_weight, image_weight: what advantages are multiplied by at the tokens of the plan, and at those of the image.
+    """
+
+    writing: TokenPlan
+    instruction: str | None = None
+    plan_weight: float = 1.0
+    image_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,12 +45,14 @@ class ImagePlan:
         guidance_scale: w of u + w (c - u); 1 is the conditional branch alone.
         temperature: 0 always takes the likeliest token.
         score: whose log-probabilities are kept and trained on (`trainer.config.tasks.GenerateConfig`).
+        think: write a plan first; None draws at once.
     """
 
     micro_batch_size: int
     guidance_scale: float = 1.0
     temperature: float = 1.0
     score: Score = "guided"
+    think: Thinking | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +62,12 @@ class Drawing:
     Attributes:
         cond_T: int64 ids of the conditional branch.
         uncond_T: those of the unconditional branch, equally many.
+        shared: how many of the first ids of `cond_T` all images of a group have: those before a plan, or all.
     """
 
     cond_T: Tensor
     uncond_T: Tensor
+    shared: int
 
 
 class ImageModel(Protocol):
@@ -79,6 +100,14 @@ class ImageModel(Protocol):
         """The prompt as the network takes it. Raises ConfigError, naming it, where it is too long."""
         ...
 
+    def read_thinking(self, prompt: Prompt, instruction: str | None) -> Reading:
+        """The prompt as the network takes it, ready for a plan in text. Raises ConfigError as `read_drawing`."""
+        ...
+
+    def drawing_after(self, reading: Reading, plan_S: Tensor) -> Drawing:
+        """What is drawn from: the reading, its plan without the token that ended it, and the tag that begins an image."""
+        ...
+
     def language_model(self, network: nn.Module) -> nn.Module:
         """What turns embeddings into hidden states: called with `inputs_embeds`, `attention_mask`, `position_ids`."""
         ...
@@ -93,6 +122,10 @@ class ImageModel(Protocol):
 
     def image_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
         """Logits (..., C) of the next image token."""
+        ...
+
+    def text_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of the next text token, minus infinity where it can never be drawn."""
         ...
 
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:

@@ -15,7 +15,7 @@ def _policy(model: Any, *, keep_reference: bool) -> UnifiedPolicy:
     """`model` is both a `TokenModel` and an `ImageModel`, and names the `part_of` a parameter."""
     texts = TokenPolicy(model, keep_reference=keep_reference)
     group_of = {name: model.part_of(name) for name, _ in model.network.named_parameters()}
-    return UnifiedPolicy(texts, ImagePolicy(model), group_of)
+    return UnifiedPolicy(texts, ImagePolicy(model, texts), group_of)
 
 
 UNIFIED = Family(

@@ -1,18 +1,22 @@
-"""Images drawn token by token, and how likely they are under the present weights.
+"""Images drawn token by token, after a plan in text where one is asked for, and how likely both are under the present weights.
 
-Axes: P prompts, G group, B = P * G images, N tokens of an image, C codes, M tokens of all images, R rows, a branch of an image each:
-all conditional ones, then all unconditional ones.
+Axes: P prompts, G group, B = P * G images, N tokens of an image, S tokens of a plan and an image, C codes, V vocabulary, M tokens of
+all images, R rows, a branch of an image each: all conditional ones, then all unconditional ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from trainer.policies.tokens.draw import Answer, Reading
 from trainer.policies.tokens.llama.decode import Choose
+from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified.branches import Branch, draw, hidden_states
 from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan
 from trainer.policies.unified.trace import ImageTrace
@@ -29,11 +33,12 @@ class ImagePolicy:
     """Draws and scores the image tokens of any `ImageModel`.
 
     Args:
+        texts: writes the plans; None where none are asked for.
         most_logits: how many logits of a branch are held at a time while tokens are scored.
     """
 
-    def __init__(self, model: ImageModel, *, most_logits: int = _LOGITS) -> None:
-        self.model, self._most_logits = model, most_logits
+    def __init__(self, model: ImageModel, texts: TokenPolicy | None = None, *, most_logits: int = _LOGITS) -> None:
+        self.model, self.texts, self._most_logits = model, texts, most_logits
 
     @torch.no_grad()
     def sample(
@@ -41,42 +46,106 @@ class ImagePolicy:
     ) -> Iterator[Rollout]:
         """As `trainer.policies.base.Samples.sample`."""
         rows = [(p, g) for p in range(len(prompts_P)) for g in range(group_size)]
-        drawings = [self.model.read_drawing(prompt) for prompt in prompts_P]
         for first in range(0, len(rows), plan.micro_batch_size):
             chunk = rows[first : first + plan.micro_batch_size]
-            drawings_B = [drawings[p] for p, _ in chunk]
-            tokens_BN, logp_BN = self._draw(drawings_B, seeds_B[first : first + len(chunk)], plan)
-            images = self.model.decode_images(tokens_BN)
-            samples = [
-                Sample(f"{prompts_P[p].id}#{g}", prompts_P[p].id, prompts_P[p], images=(image,))
-                for (p, g), image in zip(chunk, images, strict=True)
-            ]
-            yield Rollout(
-                samples=samples,
-                group_B=torch.tensor([p for p, _ in chunk]),
-                logp_BS=logp_BN,
-                mask_BS=None,
-                trace=ImageTrace(drawings_B, tokens_BN, plan),
-                resized=True,  # drawn one by one and read at once differ in the last bits
-            )
+            seeds = seeds_B[first : first + len(chunk)]
+            drawings_B, thoughts_B = self._read(prompts_P, chunk, seeds, plan)
+            tokens_BN, logp_BN = self._draw(drawings_B, seeds, plan)
+            trace = ImageTrace(drawings_B, tokens_BN, plan, thoughts_B)
+            yield self._rollout(prompts_P, chunk, trace, logp_BN)
 
     def logp(self, network: nn.Module, trace: ImageTrace) -> Tensor:
-        """(B, N) float32, differentiable: of each drawn token given all before it, by the distribution that `plan.score` names.
+        """(B, S) float32, differentiable: of each drawn token given all before it, by the distribution that `plan.score` names.
+        Those of a row's plan come first, then those of its image; 0 behind its end.
 
         Args:
             network: the model's own, or a copy of it with other weights.
         """
         model, plan, tokens_BN = self.model, trace.plan, trace.tokens_BN
-        guided = plan.guidance_scale != 1 and plan.score == "guided"
-        rows = [Branch(each.cond_T, _NOTHING, tokens) for each, tokens in zip(trace.drawings_B, tokens_BN, strict=True)]
-        if guided:
-            given = zip(trace.drawings_B, tokens_BN, strict=True)
+        count, num = tokens_BN.shape
+        given = list(zip(trace.drawings_B, tokens_BN, strict=True))
+        rows = [Branch(each.cond_T[: each.shared], each.cond_T[each.shared :], tokens_N) for each, tokens_N in given]
+        if plan.guidance_scale != 1 and plan.score == "guided":
             rows += [Branch(each.uncond_T, _NOTHING, tokens_N) for each, tokens_N in given]
         with model.computing():
-            hidden = hidden_states(model, network, rows)
-            cond_Md, uncond_Md = hidden.chunk(2) if guided else (hidden, None)
-            logp_M = self._scored(network, cond_Md, uncond_Md, tokens_BN.flatten().to(model.device), plan)
-        return logp_M.unflatten(0, tokens_BN.shape)
+            hidden = hidden_states(model, network, rows).split([row.predicted for row in rows])
+            cond_Md, *others = (
+                torch.cat([each[-num:] for each in hidden[i : i + count]]) for i in range(0, len(rows), count)
+            )
+            token_M = tokens_BN.flatten().to(model.device)
+            logp_BN = self._scored(network, cond_Md, others[0] if others else None, token_M, plan).unflatten(
+                0, (count, num)
+            )
+            if not trace.thoughts_B:
+                return logp_BN
+            written = self._written(network, hidden[:count], trace)
+        return pad_sequence([torch.cat(each) for each in zip(written, logp_BN, strict=True)], batch_first=True)
+
+    def _written(self, network: nn.Module, hidden: Sequence[Tensor], trace: ImageTrace) -> Sequence[Tensor]:
+        """Log-probabilities of the tokens of each plan, by the distribution that they were drawn from."""
+        assert trace.plan.think is not None, "plans were asked for"
+        tokens = [each.tokens_S for each in trace.thoughts_B]
+        lengths = [len(each) for each in tokens]
+        # The first of the hidden states behind a prompt predict its plan, with its end where it has one.
+        of_plans = torch.cat([each[:length] for each, length in zip(hidden, lengths, strict=True)])
+        logits_MV = self.model.text_logits(network, of_plans) / (trace.plan.think.writing.temperature or 1.0)
+        kept = [each.kept_SV for each in trace.thoughts_B if each.kept_SV is not None]
+        logp_MV = log_probs(logits_MV, torch.cat(kept).to(logits_MV.device) if kept else None)
+        picked = logp_MV.gather(-1, torch.cat(tokens).to(logits_MV.device)[:, None])[:, 0]
+        return picked.split(lengths)
+
+    def _read(
+        self, prompts_P: Sequence[Prompt], chunk: Sequence[tuple[int, int]], seeds: Sequence[int], plan: ImagePlan
+    ) -> tuple[list[Drawing], list[Answer]]:
+        """What each image of a micro-batch is drawn from, and the plans that were written for it."""
+        model, prompts = self.model, dict.fromkeys(p for p, _ in chunk)
+        if plan.think is None:
+            drawings = {p: model.read_drawing(prompts_P[p]) for p in prompts}
+            return [drawings[p] for p, _ in chunk], []
+        assert self.texts is not None, "a policy that writes is there to write plans"
+        readings: Mapping[int, Reading] = {
+            p: model.read_thinking(prompts_P[p], plan.think.instruction) for p in prompts
+        }
+        thoughts = self.texts.write(chunk, readings, seeds, plan.think.writing)
+        plans = [each.tokens_S[:-1] if each.finished else each.tokens_S for each in thoughts]
+        return [model.drawing_after(readings[p], each) for (p, _), each in zip(chunk, plans, strict=True)], thoughts
+
+    def _rollout(
+        self, prompts_P: Sequence[Prompt], chunk: Sequence[tuple[int, int]], trace: ImageTrace, logp_BN: Tensor
+    ) -> Rollout:
+        images, thoughts, think = self.model.decode_images(trace.tokens_BN), trace.thoughts_B, trace.plan.think
+        samples = [
+            Sample(f"{prompts_P[p].id}#{g}", prompts_P[p].id, prompts_P[p], images=(image,))
+            for (p, g), image in zip(chunk, images, strict=True)
+        ]
+        mask_BS = scale_BS = None
+        logp_BS = logp_BN
+        if think is not None:
+            assert self.texts is not None, "it has written"
+            samples = [
+                replace(
+                    sample,
+                    text=self.texts.model.decode(thought.tokens_S),
+                    tokens=tuple(thought.tokens_S.tolist()),
+                    finished=thought.finished,
+                )
+                for sample, thought in zip(samples, thoughts, strict=True)
+            ]
+            rows = [torch.cat([thought.logp_S, logp_N]) for thought, logp_N in zip(thoughts, logp_BN, strict=True)]
+            logp_BS = pad_sequence(rows, batch_first=True)
+            mask_BS = pad_sequence([torch.ones_like(each, dtype=torch.bool) for each in rows], batch_first=True)
+            scale_BS = torch.full_like(logp_BS, think.image_weight)
+            for row, thought in enumerate(thoughts):
+                scale_BS[row, : len(thought.tokens_S)] = think.plan_weight
+        return Rollout(
+            samples=samples,
+            group_B=torch.tensor([p for p, _ in chunk]),
+            logp_BS=logp_BS,
+            mask_BS=mask_BS,
+            trace=trace,
+            resized=True,  # drawn one by one and read at once differ in the last bits
+            scale_BS=scale_BS,
+        )
 
     def _scored(
         self, network: nn.Module, cond_Md: Tensor, uncond_Md: Tensor | None, token_M: Tensor, plan: ImagePlan
@@ -104,7 +173,9 @@ class ImagePolicy:
 
     def _draw(self, drawings_B: Sequence[Drawing], seeds_B: Sequence[int], plan: ImagePlan) -> tuple[Tensor, Tensor]:
         """Tokens (B, N) and their log-probabilities (B, N), both on the CPU; both branches run as one batch."""
-        uniform_BN = uniforms(seeds_B, self.model.num_image_tokens) if plan.temperature else None
+        # A plan is written with a seed's first numbers, and its image drawn with those behind them.
+        used, num = 0 if plan.think is None else plan.think.writing.max_new_tokens, self.model.num_image_tokens
+        uniform_BN = uniforms(seeds_B, used + num)[:, used:] if plan.temperature else None
         prompts = [each.cond_T for each in drawings_B]
         if plan.guidance_scale != 1:
             prompts += [each.uncond_T for each in drawings_B]

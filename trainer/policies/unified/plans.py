@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.config import Config, ConfigError, GenerateConfig, TaskSamplingConfig, UnderstandConfig
 from trainer.policies.registry import HeldOut, PlanNeeds
 from trainer.policies.tokens.draw import TokenPlan
-from trainer.policies.unified.draw import ImagePlan
+from trainer.policies.unified.draw import ImagePlan, Thinking
 from trainer.policies.unified.policy import UnifiedPolicy
 
 _COMPARED_TOKENS = 16
@@ -21,6 +21,7 @@ def training_plan(config: Config, step: int, needs: PlanNeeds, task: str) -> Tok
             guidance_scale=section.guidance_scale,
             temperature=section.temperature,
             score=section.score,
+            think=_thinking(section, section.temperature if section.think is None else section.think.temperature),
         )
     return _text_plan(section, section.micro_batch_size, section.temperature)
 
@@ -29,7 +30,8 @@ def evaluation_plan(config: Config, chosen: HeldOut) -> TokenPlan | ImagePlan:
     """The plan of a held-out set, by its task: its own temperature and guidance, else as in training."""
     tasks, size = _sampling(config).tasks, config.evaluation.batch_size
     if chosen.task == "generate":
-        return ImagePlan(size, chosen.guidance_scale, chosen.temperature)
+        think = None if tasks.generate is None else _thinking(tasks.generate, chosen.temperature)
+        return ImagePlan(size, chosen.guidance_scale, chosen.temperature, think=think)
     if tasks.understand is not None:
         return _text_plan(tasks.understand, size, chosen.temperature)
     return TokenPlan(size, _WRITTEN_TOKENS, chosen.temperature)
@@ -49,6 +51,15 @@ def check_plans(config: Config, policy: UnifiedPolicy) -> None:
             raise ConfigError(
                 f"sampling.tasks.understand.stop_ids has {each}, but the tokenizer has ids from 0 to {known - 1}"
             )
+
+
+def _thinking(section: GenerateConfig, temperature: float) -> Thinking | None:
+    """How plans are written, where images are drawn after one."""
+    think = section.think
+    if think is None:
+        return None
+    writing = TokenPlan(section.micro_batch_size, think.max_new_tokens, temperature, think.top_p, think.top_k)
+    return Thinking(writing, think.instruction, think.plan_weight, think.image_weight)
 
 
 def _text_plan(section: UnderstandConfig, micro_batch_size: int, temperature: float) -> TokenPlan:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError
 from trainer.policies.base import GivenText
-from trainer.policies.tokens.policy import TokenPolicy
+from trainer.policies.tokens.policy import TokenPolicy, widened
 from trainer.policies.unified.draw import ImagePlan
 from trainer.policies.unified.images import ImagePolicy
 from trainer.policies.unified.trace import ImageTrace
@@ -67,11 +67,11 @@ class UnifiedPolicy:
         trace = rollout.trace
         if not isinstance(trace, ImageTrace):
             return self.texts.replay(rollout, part, reference=reference)
-        logp_BS = self.images.logp(self.trainable, trace)
+        logp_BS = widened(self.images.logp(self.trainable, trace), part.stop)
         if not reference:
             return Replay(logp_BS)
         with torch.no_grad(), self.texts.reference() as network:
-            return Replay(logp_BS, reference_BS=self.images.logp(network, trace))
+            return Replay(logp_BS, reference_BS=widened(self.images.logp(network, trace), part.stop))
 
     def read_conversation(self, conversation: Conversation) -> GivenText:
         """Raises ConfigError, naming the conversation, where it cannot be read."""

@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,8 @@ def _spelled(value: Any) -> Any:
     """As JSON holds it; what is not finite is spelled (`nan`, `inf`), since in a crash record that is what matters."""
     if isinstance(value, Mapping):
         return {str(key): _spelled(item) for key, item in value.items()}
+    if is_dataclass(value):
+        return _spelled(vars(value))
     if isinstance(value, list | tuple | range):
         return [_spelled(item) for item in value]
     if value is None or isinstance(value, str | bool | int):

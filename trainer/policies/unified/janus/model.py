@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError, JanusConfig
 from trainer.config.janus import JanusPart
+from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.unified.draw import Drawing
+from trainer.samplers.tokens import allowed_logits
 from trainer.types import Prompt, Turn
 
 _MODULES: dict[str, JanusPart] = {
@@ -45,7 +47,7 @@ class JanusModel(TokenModel):
         settings = _plain(network).config
         self.num_image_tokens = (settings.vision_config.image_size // settings.vision_config.patch_size) ** 2
         self.num_codes = settings.vq_config.num_embeddings
-        self._begin_id = self.tokenizer.convert_tokens_to_ids(processor.image_start_token)
+        self._tag = torch.tensor([self.tokenizer.convert_tokens_to_ids(processor.image_start_token)])
 
     @property
     def recomputes_layers(self) -> bool:
@@ -61,17 +63,33 @@ class JanusModel(TokenModel):
         In the unconditional branch all tokens but the first and the last are the tokenizer's padding, which is attended to, as
         DeepSeek's own sampler does.
         """
+        return self._drawing(self._turn(prompt, prompt.text), len(self._tag))
+
+    def read_thinking(self, prompt: Prompt, instruction: str | None) -> Reading:
+        asked = prompt.text if instruction is None else f"{prompt.text}\n{instruction}"
+        return Reading(self._turn(prompt, asked))
+
+    def drawing_after(self, reading: Reading, plan_S: Tensor) -> Drawing:
+        """The unconditional branch knows nothing of the plan either: padding stands for it, too."""
+        return self._drawing(torch.cat([reading.ids_T, plan_S]), -len(plan_S))
+
+    def _turn(self, prompt: Prompt, text: str) -> Tensor:
+        """Ids of a text in its turn, ready for what the model makes of it. Raises ConfigError, naming the prompt."""
         where = f"prompt {prompt.id!r} of data set {prompt.dataset!r}" + (f" ({prompt.place})" if prompt.place else "")
-        text = self.rendered(where, [Turn("user", prompt.text)], 0, is_asked=True)
-        ids_T = torch.tensor([*self.tokenizer(text)["input_ids"], self._begin_id])
-        if len(ids_T) > self.config.max_prompt_tokens:
+        ids = self.tokenizer(self.rendered(where, [Turn("user", text)], 0, is_asked=True))["input_ids"]
+        if len(ids) + len(self._tag) > self.config.max_prompt_tokens:
             raise ConfigError(
-                f"{where} has {len(ids_T)} tokens, and policy.max_prompt_tokens = {self.config.max_prompt_tokens}; raise it, or "
-                "leave the row out"
+                f"{where} has {len(ids) + len(self._tag)} tokens, and policy.max_prompt_tokens = {self.config.max_prompt_tokens}; "
+                "raise it, or leave the row out"
             )
-        uncond_T = torch.full_like(ids_T, self.pad_id)
-        uncond_T[0], uncond_T[-1] = ids_T[0], ids_T[-1]
-        return Drawing(ids_T, uncond_T)
+        return torch.tensor(ids)
+
+    def _drawing(self, ids_T: Tensor, more: int) -> Drawing:
+        """The tag behind these ids, of which the images of a group share all and `more`."""
+        cond_T = torch.cat([ids_T, self._tag])
+        uncond_T = torch.full_like(cond_T, self.pad_id)
+        uncond_T[0], uncond_T[-1] = cond_T[0], cond_T[-1]
+        return Drawing(cond_T, uncond_T, len(ids_T) + more)
 
     def language_model(self, network: nn.Module) -> nn.Module:
         found: nn.Module = _plain(network).model.language_model
@@ -88,6 +106,9 @@ class JanusModel(TokenModel):
     def image_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
         logits: Tensor = _plain(network).model.generation_head(hidden)
         return logits
+
+    def text_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
+        return allowed_logits(_plain(network).get_output_embeddings()(hidden), self.banned_N)
 
     @torch.no_grad()
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
