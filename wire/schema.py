@@ -117,8 +117,8 @@ class ScoreItem(_Wire):
             if isinstance(value, dict):
                 todo.extend(value.values())
                 todo.extend(value)
-            elif isinstance(value, list):
-                todo.extend(value)
+            elif isinstance(value, list):  # an answer's ids are many, and integers need no look
+                todo.extend(each for each in value if not isinstance(each, int))
         return metadata
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from trainer.config import LoggingConfig
-from trainer.records.progress import Progress, describe, duration, evaluations, pack
+from trainer.records.progress import Progress, Watched, describe, duration, evaluations, pack
 from trainer.records.recorder import Recorder, plain_numbers, read_rows, write_atomic
 
 ROW = {
@@ -395,3 +395,13 @@ def test_what_a_row_lacks_is_left_out() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_takes_long_says_how_far_it_is():
+    stream = io.StringIO()
+    items = Watched("abc", "reading the prompts", shown=True, every_s=0.0, stream=stream)
+    assert list(items) == ["a", "b", "c"] and len(items) == 3 and items[1] == "b"
+    assert stream.getvalue().splitlines() == [f"reading the prompts: {number} of 3" for number in range(3)]
+    assert list(Watched("abc", "reading", shown=False, every_s=0.0, stream=stream)) == ["a", "b", "c"]
+    assert list(Watched("abc", "reading", shown=True, stream=stream)) == ["a", "b", "c"]
+    assert len(stream.getvalue().splitlines()) == 3, "other ranks, and what is done at once, say nothing"

@@ -33,6 +33,7 @@ from trainer.programs.services import connect
 from trainer.programs.session import Session
 from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
+from trainer.records.progress import Watched
 from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start
 from trainer.update.ema import Ema
@@ -118,7 +119,8 @@ def _open_session(
     """All that programs share, but for the saver."""
     torch.manual_seed(config.seed)
     policy = kind.policy(config, ranks.device)
-    policy.check_prompts([*material.checked, *material.heldout])
+    prompts = [*material.checked, *material.heldout]
+    policy.check_prompts(Watched(prompts, "reading the prompts", shown=ranks.is_main))
     entry_of(config.policy).family.check_plans(config, policy)
     last_row = _last_whole_row(checkpoint)
     recorder = stack.enter_context(

@@ -23,6 +23,7 @@ from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.services import start_services
+from trainer.records.progress import Watched
 from trainer.records.recorder import plain_numbers, write_atomic
 from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
 from trainer.rewards.identity import changes_since
@@ -67,7 +68,7 @@ def evaluate_checkpoint(
         torch.manual_seed(config.seed)  # as training does: what has no file starts from random weights
         policy = build_policy(config.policy, group.device, keep_reference=False)
         prompts = [prompt for each in sets for prompt in each.prompts]
-        policy.check_prompts(prompts)
+        policy.check_prompts(Watched(prompts, "reading the prompts", shown=group.is_main))
         if group.is_main:
             for note in prompt_notes(config, prompts):
                 print(f"{note.sentence}: {note.remedy}")

@@ -9,13 +9,41 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO, TypeVar, overload
 
 from tqdm import tqdm
 
 _BAR = "{n_fmt}/{total_fmt} |{bar:12}| {desc}"
 _GAP = "  "
+T = TypeVar("T")
+
+
+class Watched(Sequence[T]):
+    """Items that say on `stream` (standard error by default) every `every_s` seconds how many have been gone through."""
+
+    def __init__(
+        self, items: Sequence[T], what: str, *, shown: bool, every_s: float = 5.0, stream: TextIO | None = None
+    ) -> None:
+        self._items, self._what, self._shown, self._every_s, self._stream = items, what, shown, every_s, stream
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        said = time.monotonic()
+        for number, item in enumerate(self._items):
+            if self._shown and time.monotonic() - said >= self._every_s:
+                said = time.monotonic()
+                print(f"{self._what}: {number} of {len(self)}", file=self._stream or sys.stderr, flush=True)
+            yield item
 
 
 class Progress:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from trainer.config import RewardsConfig
 from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, all_failed
 from trainer.rewards.identity import Scorers, differences
-from trainer.rewards.payload import encode_samples, make_call
+from trainer.rewards.payload import Call, encode_samples, make_call
 from trainer.rewards.transport import AttemptError, Scored, ServiceCaller
 from trainer.types import Sample
 from wire.schema import ScorerInfo
+
+_Asked = tuple[str, tuple[str, ...]]  # encoding and ids of a request
+_Packed = tuple[Call | None, dict[str, Answer]]  # as `make_call` gives it
 
 
 class Moment(NamedTuple):
@@ -70,15 +73,18 @@ class Dispatcher:
         images: dict[str, asyncio.Task[list[list[bytes]]]] = {}
         for encoding in {self._caller(name).config.image_encoding for name in names}:
             images[encoding] = asyncio.ensure_future(asyncio.to_thread(encode_samples, micro.samples, encoding))
-        await asyncio.gather(*(self._score_one(micro, name, images, started_at) for name in names))
+        packed: dict[_Asked, _Packed] = {}
+        await asyncio.gather(*(self._score_one(micro, name, images, packed, started_at) for name in names))
 
     async def _score_one(
         self,
         micro: MicroBatch,
         name: str,
         images: Mapping[str, asyncio.Task[list[list[bytes]]]],
+        packed: dict[_Asked, _Packed],
         started_at: float,
     ) -> None:
+        """Score with one reward. `packed` keeps what was built: rewards that are asked for the same samples send the same."""
         caller = self._caller(name)
         encoding = caller.config.image_encoding
         encoded = dict(zip((s.id for s in micro.samples), await images[encoding], strict=True))
@@ -86,10 +92,13 @@ class Dispatcher:
         before = micro.answers.get(name, {})
         try:
             async with caller.slot():  # requests are built in turn, too: thousands at once would stop the event loop
-                reward = self._config.columns[name].reward
-                call, answers = make_call(asked, [encoded[s.id] for s in asked], encoding, reward)
+                ids = (encoding, tuple(sample.id for sample in asked))
+                if ids not in packed:
+                    packed[ids] = make_call(asked, [encoded[s.id] for s in asked], encoding, None)
+                call, refused = packed[ids]
+                answers = dict(refused)
                 if call is not None:
-                    scored = await caller.score(call)
+                    scored = await caller.score(replace(call, reward=self._config.columns[name].reward))
                     answers |= self._admitted(micro, name, scored)
                     if scored.scorer is not None:
                         if differences(micro.scorers.get(name, scored.scorer), scored.scorer)[0]:

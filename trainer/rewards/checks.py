@@ -39,7 +39,8 @@ def check_response(body: bytes, ids: Sequence[str]) -> tuple[dict[str, Answer], 
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise InvalidResponseError(f"id {twice[0]!r} comes {counts[twice[0]]} times")
-    unknown = [name for name in counts if name not in set(ids)]
+    sent = set(ids)
+    unknown = [name for name in counts if name not in sent]
     if unknown:
         raise InvalidResponseError(f"id {unknown[0]!r} was not in the request ({len(unknown)} such ids)")
     answers = {str(result["id"]): _answer(result, scorer) for result in results}

@@ -15,6 +15,7 @@ import torch
 from tests.support.reward_servers import Reply, good, make_samples
 from trainer.config import RewardsConfig
 from trainer.rewards import RewardClient, RewardServiceError
+from trainer.rewards.payload import make_call
 
 
 def test_scores_come_back_in_the_order_of_submission(scripted: Any, connect: Any) -> None:
@@ -52,6 +53,28 @@ def test_one_request_per_micro_batch_and_reward(scripted: Any, connect: Any) -> 
         ("scripted", 6),
     ]
     assert scores.asked_BR.tolist() == [[True, True]] * 6 + [[True, False]] * 2
+
+
+def test_rewards_of_the_same_samples_send_what_was_built_once(
+    scripted: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+
+    def counted(samples: Any, *others: Any) -> Any:
+        built.append(len(samples))
+        return make_call(samples, *others)
+
+    server = scripted()
+    client = connect(server, columns={"a": {"reward": "scripted"}, "b": {}, "c": {"reward": "scripted"}})
+    monkeypatch.setattr("trainer.rewards.batch.make_call", counted)
+    batch = client.batch()
+    batch.submit(make_samples(4, {"a": 1.0, "b": 1.0}) + make_samples(2, {"c": 1.0}, first=4))
+    assert batch.collect().valid_BR.tolist() == [[True, True, False]] * 4 + [[False, False, True]] * 2
+    assert sorted(built) == [2, 4]
+    asked = sorted((len(r["items"]), r.get("reward") or "-") for r in server.requests)
+    assert asked == [(2, "scripted"), (4, "-"), (4, "scripted")]
+    one, other = [r["items"] for r in server.requests if len(r["items"]) == 4]
+    assert one == other
 
 
 def test_each_sample_goes_only_to_its_prompts_rewards(scripted: Any, connect: Any) -> None:
