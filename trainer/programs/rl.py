@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,10 @@ from trainer.update.old import old_policy
 from trainer.update.updater import Updater
 
 LOOK_S = 0.1  # between two looks at whether all ranks have their scores, or are asked to stop
+OLD_LOGP = {
+    "replay": "old_logp: replay: first ratios are to log-probabilities computed as in training, and exactly 1",
+    "sampled": "old_logp: sampled: first ratios are to log-probabilities of the drawing, and near 1: see ratio/replay_error",
+}
 LATE_S = 5.0  # after a signal, a step whose rewards come within it is finished
 
 
@@ -146,6 +150,8 @@ class RlProgram:
         for name in self.session.scorers.changed:
             for spread in self.spreads.values():
                 spread.forget(list(self.session.config.rewards.columns).index(name))
+        if isinstance(self.session.config.sampling, TaskSamplingConfig) and self.session.world.is_main:
+            self.session.recorder.note(OLD_LOGP[_old_logp(self.session.config)])
         prove_on_prompts(self.session, self.sampler, plan_needs(self.session.config.objective.type))
 
     def end(self) -> None:
@@ -254,7 +260,7 @@ class RlProgram:
         with self.updater.sampling_policy():
             sides_P = [prompt.side(task.name) for prompt in prompts_P]
             for drawn in self.policy.sample(sides_P, task.group_size, seeds, plan):
-                rollout = marked(drawn, again)
+                rollout = replace(marked(drawn, again), sampled_is_old=_old_logp(config) == "sampled")
                 batch.submit(rollout.samples)
                 rollouts.append(rollout)
         sampling_s = time.perf_counter() - started
@@ -342,6 +348,10 @@ def _objective(config: Config, policy: Policy) -> Objective:
     """One instance a task: each remembers the samples that it has taken."""
     section = with_longest(config.objective, config.sampling)
     return build_objective(policy, section, micro_batch_size=config.optim.micro_batch_size, seed=config.seed)
+
+
+def _old_logp(config: Config) -> str:
+    return config.sampling.old_logp if isinstance(config.sampling, TaskSamplingConfig) else "replay"
 
 
 def _check_same_columns(before: list[str], now: list[str]) -> None:
