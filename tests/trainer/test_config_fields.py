@@ -691,7 +691,7 @@ def test_an_address_may_come_from_the_environment(
 UNKNOWN = {
     "sead": "did you mean seed?",
     "lr": "did you mean optim.lr or optim.groups.*.lr?",
-    "group_size": "did you mean sampling.group_size?",
+    "group_size": "did you mean sampling.group_size or sampling.tasks.understand.group_size",
     "micro_batch_size": "did you mean sampling.micro_batch_size or sft.micro_batch_size or optim.micro_batch_size?",
     "zzz": "the keys here are: run_name, output_dir",
     "sampling.groupsize": "did you mean sampling.group_size?",

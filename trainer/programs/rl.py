@@ -35,7 +35,7 @@ from trainer.programs.resampling import exchanged, flat_groups, joined
 from trainer.programs.rollout import Collected, Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
 from trainer.programs.sight import prove_on_prompts
-from trainer.programs.step_row import step_metrics
+from trainer.programs.step_row import loss_shares, step_metrics
 from trainer.records.step_metrics import advantage_metrics
 from trainer.types import Prompt, Scores
 from trainer.update.old import old_policy
@@ -175,6 +175,7 @@ class RlProgram:
 
         fed, spreads, row = self.advantages(collected)
         row |= self.updater.step(fed if all(fed) else fed[""], session.step)
+        row |= loss_shares(config.tasks, row)
         session.ema.update()
         for each in collected:
             row |= each.drawn.version_lag(session.step)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
+from trainer.config import Task
 from trainer.evaluation import rollout_statistics
 from trainer.programs.resampling import joined
 from trainer.programs.rollout import Collected
@@ -42,3 +43,11 @@ def step_metrics(
         row["images_per_s"] = images * world.size / step_s
     scores = reduce(joined, [each.scores for each in collected])
     return row | text_metrics(rollouts, scores, config.rewards, world, step_s)
+
+
+def loss_shares(tasks: Sequence[Task], row: Mapping[str, float]) -> dict[str, float]:
+    """`<task>/loss_share`: how much of what moves the weights is each task's, by the sizes of its policy terms; empty for a
+    policy with one kind of task."""
+    pulls = {task.key("loss_share"): task.loss_weight * row[task.key("loss/pull")] for task in tasks if task.name}
+    together = sum(pulls.values())
+    return {name: pull / together for name, pull in pulls.items()} if together else {}

@@ -133,7 +133,13 @@ class TokenPolicy(ReplayedObjective):
         policy = (weight_BS * policy_BS).sum()
         kl = torch.zeros_like(policy) if terms.kl_BS is None else (weight_BS * terms.kl_BS).sum()
         stats = self._stats(batch, terms.ratio_BS, counts_BS, found, log_w_BS)
-        return [Term("loss/policy", policy, "tokens"), Term("loss/kl", kl, "tokens", coef=loss.kl_beta)], stats
+        # Terms of both signs add up to nearly 0, so the loss does not say how much it moves the weights; their sizes do.
+        pull = (weight_BS * policy_BS.detach()).abs().sum()
+        return [
+            Term("loss/policy", policy, "tokens"),
+            Term("loss/kl", kl, "tokens", coef=loss.kl_beta),
+            Term("loss/pull", pull, "tokens", coef=0.0),
+        ], stats
 
     def _weights(self, batch: RolloutBatch) -> Weights:
         """Of all tokens of the micro-batch, and what it adds to the divisor."""
