@@ -12,6 +12,7 @@ from typing import Any
 from trainer.config import Config, ConfigError, DataConfig, TaskSamplingConfig
 from trainer.config.data import PromptFileConfig, PromptFormat
 from trainer.data.overlap import check_disjoint
+from trainer.data.pairs import read_pairs
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
 from trainer.data.questions import QuestionFile, read_questions
 from trainer.seeds import sample_seed
@@ -103,9 +104,14 @@ def _read(
     split: Split,
     max_images: int,
     hold_out: float | None = None,
+    threshold: float = 0.0,
 ) -> QuestionFile:
     """The prompts of a section, by its format. Text files and tables are read as ever, whoever they are for."""
     own = {"prompt_column": how.prompt_column, "image_dir": how.image_dir}
+    if how.format == "pairs":
+        return read_pairs(
+            how, path=path, field=field, dataset=dataset, split=split, image_dir=how.image_dir, threshold=threshold
+        )
     if how.format == "questions" and Path(path).suffix.lower() not in _LINES:
         return read_questions(
             how,
@@ -133,10 +139,14 @@ def _read(
 
 def load_datasets(config: Config) -> list[Dataset]:
     """The training sets of a run, with what `evaluation.hold_out` keeps of them. Raises DataError."""
-    read = load_train_prompts(config.data, max_images=config.max_images, hold_out=config.evaluation.hold_out)
-    if not isinstance(config.sampling, TaskSamplingConfig):
-        return read
-    return [replace(each, prompts=_of_tasks(each.prompts, config.sampling)) for each in read]
+    sampling = config.sampling if isinstance(config.sampling, TaskSamplingConfig) else None
+    read = load_train_prompts(
+        config.data,
+        max_images=config.max_images,
+        hold_out=config.evaluation.hold_out,
+        threshold=sampling.similarity_threshold if sampling else 0.0,
+    )
+    return [replace(each, prompts=_of_tasks(each.prompts, sampling)) for each in read] if sampling else read
 
 
 def _of_tasks(prompts: Sequence[Prompt], sampling: TaskSamplingConfig) -> tuple[Prompt, ...]:
@@ -154,9 +164,16 @@ def _of_tasks(prompts: Sequence[Prompt], sampling: TaskSamplingConfig) -> tuple[
 
 
 def load_train_prompts(
-    config: DataConfig, *, max_images: int = MAX_SOURCE_IMAGES, hold_out: float | None = None
+    config: DataConfig,
+    *,
+    max_images: int = MAX_SOURCE_IMAGES,
+    hold_out: float | None = None,
+    threshold: float = 0.0,
 ) -> list[Dataset]:
-    """All training sets, with ids that are unique over all of them. Raises DataError.
+    """All training sets, with ids that are unique over all of them. Pairs less similar than `threshold` are left out.
+
+    Raises:
+        DataError: a file cannot be used.
 
     With `sampling_mode: sample_proportional` a set of N prompts weighs N times its `weight`, as in DeepGen-RL.
     """
@@ -170,6 +187,7 @@ def load_train_prompts(
             split="train",
             max_images=max_images,
             hold_out=hold_out,
+            threshold=threshold,
         )
         for i, d in enumerate(config.train)
     ]
