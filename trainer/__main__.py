@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from trainer.config import Config, ConfigError
 from trainer.config.base import UserError, did_you_mean
 from trainer.config.paths import check_policy_files
+from trainer.data.pairs.building.flags import add_pair_flags
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import add_flags
 from trainer.policies.registry import all_formats
@@ -32,6 +33,7 @@ COMMANDS = (
     "migrate-config",
     "from-deepgen",
     "from-nanovlm-lab",
+    "build-pairs",
 )
 
 # Commands check what they are given before they import torch, which takes seconds: a mistake is said at once.
@@ -174,6 +176,13 @@ def _from_nanovlm_lab(args: argparse.Namespace) -> int:
     return 0
 
 
+def _build_pairs(args: argparse.Namespace) -> int:
+    from trainer.data.pairs.building.command import build_pairs
+
+    print(build_pairs(args))
+    return 0
+
+
 def _format(name: str) -> str:
     """A format of some policy; which of them the run's policy has is known once its config.yaml is read."""
     if name not in all_formats():
@@ -245,6 +254,8 @@ def build_parser() -> argparse.ArgumentParser:
     lab = add("from-nanovlm-lab", _from_nanovlm_lab, "Translate a YAML of NanoVLM-Lab into a recipe.")
     lab.add_argument("config", type=Path, help="Its YAML; `train` takes it as it is, too.")
     lab.add_argument("--gpus", type=int, help="Processes in all (default: as WORLD_SIZE, or NNODES and NGPUS say).")
+    pairs = add("build-pairs", _build_pairs, "Pair captioned images with questions about images, by their features.")
+    add_pair_flags(pairs)
     return parser
 
 
