@@ -34,8 +34,8 @@ class PromptFileConfig(RowsConfig):
     format: PromptFormat = Field(
         "auto",
         description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl. questions: what a "
-        "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy. pairs: a question and a prompt to draw "
-        "in each row, for a policy with tasks.",
+        "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy. "
+        "pairs: a question about an image and a prompt to draw in each row, for a policy with tasks (docs/pairs.md).",
     )
     prompt_column: FilePath | None = Field(
         None,
@@ -58,10 +58,14 @@ class PromptFileConfig(RowsConfig):
     @model_validator(mode="after")
     def _rows_are_questions(self) -> PromptFileConfig:
         idle = self.row_fields()
-        if idle and self.format != "questions":
+        if idle and self.format not in ("questions", "pairs"):
             raise ValueError(
-                f"{idle[0]} acts with format: questions, but format is {self.format}; leave {idle[0]} out, or set the format"
+                f"{idle[0]} acts with format: questions and pairs, but format is {self.format}; leave {idle[0]} out, or set the "
+                "format"
             )
+        named = [name for name in ("prompt_column", "delimiter") if getattr(self, name) is not None]
+        if named and self.format == "pairs":
+            raise ValueError(f"{named[0]} acts on files of prompts, but format is pairs; leave {named[0]} out")
         return self
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from trainer.config import Config, ConfigError, DataConfig, TaskSamplingConfig
 from trainer.config.data import PromptFileConfig, PromptFormat
 from trainer.data.overlap import check_disjoint
-from trainer.data.pairs import read_pairs
+from trainer.data.pairs.file import read_pairs, sides_of
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
 from trainer.data.questions import QuestionFile, read_questions
 from trainer.seeds import sample_seed
@@ -28,6 +28,7 @@ __all__ = [
     "load_heldout",
     "load_prompts",
     "load_train_prompts",
+    "sampled",
     "without",
 ]
 
@@ -81,17 +82,30 @@ def load_prompts(
     return list(file.prompts)
 
 
-def load_heldout(how: PromptFileConfig, path: str, *, dataset: str, field: str, max_images: int) -> list[Prompt]:
-    """The prompts of a held-out file, in its order, as members of `dataset`.
+def load_heldout(
+    how: PromptFileConfig, path: str, *, dataset: str, field: str, max_images: int, task: str = ""
+) -> list[Prompt]:
+    """The prompts of a held-out file, in its order, as members of `dataset`; of pairs the sides of one task, each once.
 
     Args:
         field: the section's name, for messages.
         max_images: how many images a question may have.
+        task: what the prompts are for, of a policy with tasks.
 
     Raises:
-        DataError: see `read_prompt_file` and `read_questions`.
+        DataError: see `read_prompt_file`, `read_questions` and `read_pairs`; or pairs for a policy without tasks.
     """
-    return list(_read(how, path, dataset, {}, field=field, split="test", max_images=max_images).train.prompts)
+    if how.format == "pairs" and not task:
+        raise DataError(
+            f"{field}.format = pairs holds prompts for two tasks, and this policy has none; name another file"
+        )
+    prompts = _read(how, path, dataset, {}, field=field, split="test", max_images=max_images).train.prompts
+    return sides_of(prompts, task) if how.format == "pairs" else list(prompts)
+
+
+def sampled(datasets: Sequence[Dataset]) -> list[Prompt]:
+    """What is sampled for: the prompts of all sets, and of a pair its sides that are trained."""
+    return [side for dataset in datasets for prompt in dataset.prompts for side in prompt.sides or (prompt,)]
 
 
 def _read(

@@ -133,11 +133,13 @@ def find_overlaps(
     asked = SameImages(heldout)
     found: list[Overlap] = []
     for prompt in train:
-        keys = _keys(prompt, with_targets=may_share != "targets" and reads_targets(prompt))
-        same = [Overlap(prompt, known[key], *key) for key in keys if key in known]
-        if (other := asked.find(prompt)) is not None:
-            names = [Path(image).name for image in prompt.source_images]
-            same.insert(0, Overlap(prompt, other, "same prompt", " | ".join([normalised(prompt.text), *names])))
+        same = []
+        for side in prompt.sides or (prompt,):  # a pair is left out when either side is held out
+            keys = _keys(side, with_targets=may_share != "targets" and reads_targets(side))
+            if (other := asked.find(side)) is not None:
+                names = [Path(image).name for image in side.source_images]
+                same.append(Overlap(prompt, other, "same prompt", " | ".join([normalised(side.text), *names])))
+            same += [Overlap(prompt, known[key], *key) for key in keys if key in known]
         found += same[:1]
     return found
 
@@ -233,6 +235,6 @@ def _keys(prompt: Prompt, *, with_targets: bool) -> list[tuple[str, str]]:
     # One question or instruction may be given for many images: with images, `SameImages` compares.
     keys = [] if prompt.source_images else [("same prompt", normalised(prompt.text))]
     keys.append(("same id", prompt.id))
-    if prompt.targets and with_targets:
+    if prompt.targets and with_targets and prompt.task != "understand":  # answers come again in other questions
         keys.append(("same targets", " | ".join(sorted(normalised(target) for target in prompt.targets))))
     return keys

@@ -12,7 +12,7 @@ from trainer.config import Config, ConfigError
 from trainer.config.evaluation import JUDGE
 from trainer.config.paths import is_hub_id
 from trainer.data.captions import caption_prompts
-from trainer.data.datasets import DataError, PromptSampler, load_datasets, without
+from trainer.data.datasets import DataError, Dataset, PromptSampler, load_datasets, sampled, without
 from trainer.data.overlap import settle
 from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
@@ -66,7 +66,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
     try:
         train = load_datasets(config)
         rows = [prompt for dataset in train for prompt in dataset.prompts]
-        heldout = [prompt for each in load_sets(config, rows, train) for prompt in each.prompts]
+        heldout = [prompt for each in load_sets(config, sampled(train), train) for prompt in each.prompts]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return None
@@ -75,9 +75,8 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
     for dataset in train:
         drawn = config.max_steps * config.sampling.prompts_per_step * dataset.weight / total
         epochs = f"{drawn / len(dataset.prompts):.1f} epochs"
-        weights = ", ".join(f"{name} {weight:g}" for name, weight in dataset.prompts[0].weights.items())
-        yield Finding("data", "OK", f"{dataset.name}: {len(dataset.prompts)} prompts, {epochs}, rewards {weights}")
-    yield from _check_texts(config, [*rows, *heldout])
+        yield Finding("data", "OK", f"{dataset.name}: {_of(dataset)}, {epochs}, rewards {_rewards(dataset)}")
+    yield from _check_texts(config, [*sampled(train), *heldout])
     if not config.evaluation.active:
         yield Finding(
             "data", "WARN", "no held-out prompts: training rewards alone cannot show overfitting", "set evaluation.path"
@@ -96,6 +95,20 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
         return None
+
+
+def _of(dataset: Dataset) -> str:
+    return f"{len(dataset.prompts)} {'pairs' if dataset.prompts[0].sides else 'prompts'}"
+
+
+def _rewards(dataset: Dataset) -> str:
+    """What a set is trained by; of pairs for each task."""
+    first = dataset.prompts[0]
+    found = []
+    for each in first.sides or (first,):
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in each.weights.items())
+        found.append(f"{each.task}: {weights}" if first.sides else weights)
+    return "; ".join(found)
 
 
 def _notes(notes: Iterable[str]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.config import Config, ConfigError, RewardConfig
-from trainer.data.datasets import DataError, load_datasets
+from trainer.data.datasets import DataError, load_datasets, sampled
 from trainer.doctor.findings import Finding
 from trainer.evaluation import load_sets
 from trainer.types import Prompt
@@ -70,10 +70,10 @@ def _asking(config: Config, reward: str) -> dict[str, list[Prompt]]:
     """Prompts that ask for a reward, by data set; none where a file cannot be read, which is said elsewhere."""
     try:
         train = load_datasets(config)
-        sets = load_sets(config, [prompt for dataset in train for prompt in dataset.prompts], train)
+        sets = load_sets(config, sampled(train), train)
     except (DataError, ConfigError):
         return {}
-    found = {each.name: [p for p in each.prompts if reward in p.weights] for each in train}
+    found = {each.name: [p for p in sampled([each]) if reward in p.weights] for each in train}
     found |= {f"evaluation {each.folder}": list(each.prompts) for each in sets if reward in each.columns(final=True)}
     return {name: prompts for name, prompts in found.items() if prompts}
 

@@ -91,9 +91,9 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
             judge = judge_column(each.rewards, {key: column.reward for key, column in config.rewards.columns.items()})
         dataset = name or Path(each.path).stem
         field = "evaluation" if not name else f"evaluation.sets.{evaluation.sets.index(each)}"
-        read = load_heldout(each, each.path, dataset=dataset, field=field, max_images=config.max_images)
         task = each.task or config.tasks[0].name
-        prompts = [replace(prompt.side(task), task=task) for prompt in _spread(read, each.max_prompts)]
+        read = load_heldout(each, each.path, dataset=dataset, field=field, max_images=config.max_images, task=task)
+        prompts = [replace(prompt, task=task) for prompt in _spread(read, each.max_prompts)]
         if each.scoring is not None:
             _check_points(each.path, prompts, each.scoring)
         sets.append(

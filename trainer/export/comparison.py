@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.config.base import UserError
-from trainer.data.datasets import load_datasets
+from trainer.data.datasets import load_datasets, sampled
 from trainer.policies.lora import merged_state
 from trainer.policies.registry import entry_of
 from trainer.types import Prompt, Sample
@@ -139,7 +139,7 @@ def compare_samples(config: Config, model: Any, reloaded: Any) -> str:
     Raises:
         ExportError: they differ.
     """
-    prompts = [prompt for dataset in load_datasets(config) for prompt in dataset.prompts][:_DRAWN]
+    prompts = sampled(load_datasets(config))[:_DRAWN]
     if not prompts:  # a run on given texts or images
         prompts = [Prompt("export", _ASKED)]
     drawn: list[list[Sample]] = []

@@ -14,7 +14,7 @@ import torch
 
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config import Config, ConfigError
-from trainer.data.datasets import load_datasets
+from trainer.data.datasets import load_datasets, sampled
 from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
 from trainer.export.source import find_checkpoint, none_yet
@@ -52,7 +52,7 @@ def evaluate_checkpoint(
         CheckpointError, DataError, RewardServiceError, StopTrainingError: as in training.
     """
     datasets = load_datasets(config)
-    train_rows = [prompt for dataset in datasets for prompt in dataset.prompts]
+    train_rows = sampled(datasets)
     sets = load_sets(config, train_rows, datasets)
     if not sets:
         raise ConfigError("nothing to evaluate: give evaluation.path, evaluation.sets or evaluation.dataset_config")

@@ -22,7 +22,7 @@ from trainer.config import Config, ConfigError, Task, TaskSamplingConfig
 from trainer.config.advantage import GroupedSection
 from trainer.config.objective_checks import with_longest
 from trainer.data.captions import CaptionData, caption_prompts
-from trainer.data.datasets import Dataset, PromptSampler, load_datasets, without
+from trainer.data.datasets import Dataset, PromptSampler, load_datasets, sampled, without
 from trainer.data.overlap import settle
 from trainer.evaluation import load_sets
 from trainer.objectives import Objective, Scored, build_objective, needs_reference, plan_needs, with_supervised
@@ -63,15 +63,14 @@ class RlMaterial(Material):
 def read_material(config: Config) -> RlMaterial:
     """Read the prompts of a run. Raises DataError, ConfigError."""
     datasets = load_datasets(config)
-    rows = [side for dataset in datasets for prompt in dataset.prompts for side in prompt.sides or (prompt,)]
-    sets = load_sets(config, rows, datasets)
+    rows = [prompt for dataset in datasets for prompt in dataset.prompts]
+    sets = load_sets(config, sampled(datasets), datasets)
     heldout = [prompt for each in sets for prompt in each.prompts]
     if config.sft is not None:
         rows += caption_prompts(config.sft)
     overlap = settle(config, rows, heldout)
     kept = without(datasets, config.data, overlap.ids())
-    prompts = [side for dataset in kept for prompt in dataset.prompts for side in prompt.sides or (prompt,)]
-    return RlMaterial(prompts, sets, overlap, len(rows), kept)
+    return RlMaterial(sampled(kept), sets, overlap, len(rows), kept)
 
 
 def deal(config: Config, material: RlMaterial, world: World) -> PromptSampler:

@@ -23,7 +23,6 @@ def read(path: Path, *, image_dir: str | None = None, threshold: float = 0.0, **
         path=str(path),
         field="data.train.0",
         dataset="ug",
-        rewards={"understand": {"accuracy": 1.0}, "generate": {"hps": 0.5}},
         image_dir=image_dir,
         threshold=threshold,
     )
@@ -40,17 +39,8 @@ def test_the_published_row_is_a_prompt_with_two_sides(tmp_path: Path) -> None:
     assert (drawn.text, drawn.source_images, drawn.targets) == ("a green ring", (), None)
     assert asked.metadata == {"answer": "A", "tag": "made", "caption": "a red disc"}
     assert drawn.metadata["tag"] == "geneval_train"
-    assert (asked.weights, drawn.weights) == ({"accuracy": 1.0}, {"hps": 0.5})
     assert (asked.task, drawn.task, asked.dataset, asked.place) == ("understand", "generate", "ug", f"{path}:1")
     assert "data.train.0: 1 pairs, 0 aligned, 1 retrieved with similarities from 0.88 to 0.88" in file.notes[0]
-
-
-def test_a_task_that_is_not_trained_is_left_out(tmp_path: Path) -> None:
-    path = write_pairs(tmp_path, pair())
-    read_one = read_pairs(rows_section(), path=str(path), field="f", dataset="ug", rewards={"generate": {"hps": 1.0}})
-    (found,) = read_one.train.prompts
-    assert [each.task for each in found.sides] == ["generate"]
-    assert found.id == read(path).train.prompts[0].id, "the pair keeps its name"
 
 
 @pytest.mark.parametrize("similarity", [1, 1.0])

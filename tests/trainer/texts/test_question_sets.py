@@ -64,7 +64,7 @@ def test_a_policy_that_writes_is_asked_questions_without_a_word_in_the_recipe(tm
         tmp_path, {"path": str(lines), "format": "jsonl", "image_cache": None}, {}, policy={"type": "tiny"}
     )
     assert image_policy.data.train[0].format == "jsonl"
-    with pytest.raises(ValueError, match="split acts with format: questions, but format is jsonl"):
+    with pytest.raises(ValueError, match="split acts with format: questions and pairs, but format is jsonl"):
         config(
             tmp_path,
             {"path": str(lines), "format": "jsonl", "image_cache": None, "split": "train"},

@@ -24,8 +24,6 @@ TASKS: Final = ("understand", "generate")
 _SIDES: Final = {"understand": "understand_ann", "generate": "generate_ann"}
 _OWN: Final = ("similarity", *_SIDES.values())
 
-Rewards = Mapping[str, Mapping[str, float]]  # by task, the weights of its rewards
-
 
 def read_pairs(
     config: RowsConfig,
@@ -33,7 +31,6 @@ def read_pairs(
     path: str,
     field: str,
     dataset: str,
-    rewards: Rewards | None = None,
     split: str = "train",
     image_dir: str | None = None,
     threshold: float = 0.0,
@@ -43,7 +40,6 @@ def read_pairs(
 
     Args:
         field: the section's name, for messages.
-        rewards: the tasks that are trained, with the weights of their rewards; None: both, without weights.
         split: what is read where the section names none.
         image_dir: where relative paths of images count from; None: the file's folder, `images` in it, or the working directory.
         threshold: pairs of a smaller similarity are left out.
@@ -53,7 +49,7 @@ def read_pairs(
             that is similar enough.
     """
     table = open_table(config, field=field, path=path, split=split, image_dir=image_dir)
-    reader = _Reader(table, dataset, rewards or {task: {} for task in TASKS}, here=image_dir is None)
+    reader = _Reader(table, dataset, here=image_dir is None)
     made, skipped = table.make(field, reader.pair)
     kept = [(number, pair) for number, _, pair in made if pair.similarity >= threshold]
     if not kept:
@@ -80,8 +76,8 @@ class _Reader:
         here: whether images may count from the working directory, as PairUni's do.
     """
 
-    def __init__(self, table: Table, dataset: str, rewards: Rewards, *, here: bool) -> None:
-        self._table, self._dataset, self._rewards, self._here = table, dataset, rewards, here
+    def __init__(self, table: Table, dataset: str, *, here: bool) -> None:
+        self._table, self._dataset, self._here = table, dataset, here
         self._seen: dict[str, str] = {}
         self._unchecked: list[str] = []
         self._made_equal: list[str] = []
@@ -103,21 +99,21 @@ class _Reader:
             self._made_equal.append(where)
             similarity = 1.0
         self._seen[name] = where
-        trained = tuple(
+        named = tuple(
             Prompt(
                 f"{name}/{task}",
                 side.text,
                 self._dataset,
-                self._rewards[task],
-                side.targets,
-                side.metadata,
-                side.source_images if task == "understand" else (),  # a drawing starts from its prompt alone
+                targets=side.targets,
+                metadata=side.metadata,
+                source_images=side.source_images
+                if task == "understand"
+                else (),  # a drawing starts from its prompt alone
                 place=where,
                 task=task,
                 similarity=similarity,
             )
             for task, side in sides.items()
-            if task in self._rewards
         )
         others = {key: value for key, value in row.items() if key not in _OWN}
         return Prompt(
@@ -126,7 +122,7 @@ class _Reader:
             self._dataset,
             metadata=check_metadata(f"{where}: row", others),
             place=where,
-            sides=trained,
+            sides=named,
             similarity=similarity,
         )
 
