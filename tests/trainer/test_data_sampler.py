@@ -12,7 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import ConfigError
-from trainer.data.datasets import DataError, Dataset, PromptSampler, fingerprint
+from trainer.data.datasets import DataError, Dataset, PromptSampler
+from trainer.data.fingerprints import fingerprint
 from trainer.types import Prompt
 
 

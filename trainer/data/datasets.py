@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from trainer.config import Config, ConfigError, DataConfig, TaskSamplingConfig
 from trainer.config.data import PromptFileConfig, PromptFormat
+from trainer.data.fingerprints import fingerprint
 from trainer.data.overlap import check_disjoint
 from trainer.data.pairs.file import read_pairs, sides_of
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
@@ -23,7 +22,6 @@ __all__ = [
     "Dataset",
     "PromptSampler",
     "check_disjoint",
-    "fingerprint",
     "load_datasets",
     "load_heldout",
     "load_prompts",
@@ -391,16 +389,3 @@ def _shares(datasets: Sequence[Dataset], prompts_per_step: int) -> list[float]:
                 "lower one of the two or add prompts"
             )
     return shares
-
-
-def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of ids, texts, negative prompts, targets, metadata, names of source images, and of pairs both sides and how near
-    they are; the order of the prompts does not matter."""
-    rows = [_said(p) for p in sorted(prompts, key=lambda p: p.id)]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _said(p: Prompt) -> list[Any]:
-    negative = [] if p.negative_prompt is None else [{"negative_prompt": p.negative_prompt}]
-    sides = [{"similarity": p.similarity, "sides": [_said(side) for side in p.sides]}] if p.sides else []
-    return [p.id, p.text, p.targets, p.metadata, *(Path(i).name for i in p.source_images), *negative, *sides]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.pair_rows import QUESTION, pair, rows_section, side, write_pairs
 from tests.support.text_rows import png, write_parquet
-from trainer.data.datasets import fingerprint
+from trainer.data.fingerprints import fingerprint
 from trainer.data.pairs.file import read_pairs, sides_of
 from trainer.data.prompts import DataError
 from trainer.data.questions import QuestionFile

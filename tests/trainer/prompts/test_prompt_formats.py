@@ -14,7 +14,8 @@ from PIL import Image
 
 from services.eval.prompts import read_prompts
 from trainer.config.data import PromptFormat
-from trainer.data.datasets import check_disjoint, fingerprint
+from trainer.data.datasets import check_disjoint
+from trainer.data.fingerprints import fingerprint
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, PromptFile, read_prompt_file
 from trainer.types import Prompt
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from trainer.config import Config
-from trainer.data.datasets import fingerprint, load_train_prompts
+from trainer.data.datasets import load_train_prompts
+from trainer.data.fingerprints import fingerprint
 from trainer.data.prompts import DataError, PromptFile, read_prompt_file
 from trainer.data.prompts.lines import Split
 from trainer.evaluation import load_sets
