@@ -30,6 +30,25 @@ class TokenPlan:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """What parts of a network that are not trained made of a prompt, so that they need not do it again.
+
+    Attributes:
+        inputs: of the reading that it was made of.
+        places_I: which of its tokens stand for images.
+        features_Id: what the first layer takes in their places.
+        positions: of its tokens (T,), or (3, T) where time, height and width have their own.
+        added: what is added to the hidden states behind each of the first layers, each (T, d).
+    """
+
+    inputs: Mapping[str, Tensor]
+    places_I: Tensor
+    features_Id: Tensor
+    positions: Tensor
+    added: Sequence[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Reading:
     """A prompt as the network takes it.
 
@@ -38,12 +57,14 @@ class Reading:
         inputs: what else the processor made of it, such as pixels, each with the axes that it has for one text alone.
         text: the prompt in the frame of its turns, with one placeholder an image, as the processor was given it.
         images: the files of its images, in order.
+        seen: what was made of the inputs; it means nothing where it was made of others.
     """
 
     ids_T: Tensor
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     text: str = ""
     images: tuple[str, ...] = ()
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, eq=False)

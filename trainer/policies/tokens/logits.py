@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.policies.tokens.llama.inputs import prefix_of
 from trainer.policies.tokens.llama.layout import supports, text_model
 from trainer.policies.tokens.llama.replay import shared_logits
 from trainer.policies.tokens.model import TokenModel
@@ -27,7 +28,8 @@ def answer_logits(model: TokenModel, network: nn.Module, trace: AnswerTrace) -> 
     readings = list({id(reading): reading for reading in trace.readings_B}.values())
     number = {id(reading): place for place, reading in enumerate(readings)}
     prompt_B = [number[id(reading)] for reading in trace.readings_B]
-    return shared_logits(text_model(network), model.collate(readings), prompt_B, trace.tokens_B)
+    text = text_model(network)
+    return shared_logits(text, prefix_of(model, text, readings), prompt_B, trace.tokens_B)
 
 
 def plain_logits(model: TokenModel, network: Any, trace: AnswerTrace) -> Tensor:

@@ -22,7 +22,8 @@ from trainer.policies.tokens.conversations import given_text
 from trainer.policies.tokens.draw import Answer, Drawer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.llama.drawer import LlamaDrawer
-from trainer.policies.tokens.llama.layout import supports
+from trainer.policies.tokens.llama.inputs import see
+from trainer.policies.tokens.llama.layout import supports, text_model
 from trainer.policies.tokens.logits import answer_logits
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.parts import part_of
@@ -92,6 +93,7 @@ class TokenPolicy:
             for p in dict.fromkeys(p for p, _ in chunk):
                 readings[p] = readings.get(p) or self.model.read(prompts_P[p])
                 self.model.check_length(readings[p], plan.max_new_tokens)
+            readings = self._seen(readings)
             answers = self.write(chunk, readings, seeds_B[first : first + len(chunk)], plan)
             yield self._rollout(prompts_P, chunk, readings, answers, plan)
             readings = {p: readings[p] for p in {chunk[-1][0]}}  # of a group that goes on in the next micro-batch
@@ -124,6 +126,17 @@ class TokenPolicy:
             return self._logp(self.model.network, trace, banned_N=_NOTHING)
         with torch.no_grad(), self.reference() as network:
             return self._logp(network, trace, banned_N=_NOTHING)
+
+    def _seen(self, readings: Mapping[int, Reading]) -> dict[int, Reading]:
+        """The readings of a micro-batch, with what is made of their images where that stays as it is: the updates of its step and
+        the reference then need not make it again. It is kept no longer: in another batch it may differ in the last bits, and a run
+        that was resumed would then differ from one that was not."""
+        new = {p: reading for p, reading in readings.items() if reading.seen is None}
+        if not new or not isinstance(self.drawer, LlamaDrawer):
+            return dict(readings)
+        with self.model.computing():
+            found = see(self.model, text_model(self.model.network), list(new.values()))
+        return {**readings, **dict(zip(new, found, strict=True))}
 
     def write(
         self, chunk: Sequence[tuple[int, int]], readings: Mapping[int, Reading], seeds: Sequence[int], plan: TokenPlan

@@ -12,6 +12,8 @@ import torch
 from tests.support.tiny_families import FAMILIES
 from trainer.config import ConfigError, VlmConfig
 from trainer.policies.tokens.draw import TokenPlan
+from trainer.policies.tokens.llama.inputs import prefix_of, read_prefix, see
+from trainer.policies.tokens.llama.layout import text_model
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.vlm import build
 from trainer.types import Prompt
@@ -72,6 +74,31 @@ def test_a_row_alone_is_the_row_in_its_batch(policy: TokenPolicy, prompts: list[
         alone_S = policy.replay(alone, policy.parts(alone)[0]).logp_BS[0].detach()
         for found_S in (together.logp_BS[row, :length], replay_BS[row, :length], alone.logp_BS[0]):
             torch.testing.assert_close(found_S, alone_S, atol=1e-4, rtol=0)
+
+
+def test_what_frozen_parts_have_seen_is_what_they_see(policy: TokenPolicy, prompts: list[Prompt]) -> None:
+    """To the bit: embeddings, rotary positions, what is added to layers. LLaVA-OneVision ends the rows of an image with a parameter
+    that is in no part but the language's: while it is trained, nothing is kept."""
+    model, text = policy.model, text_model(policy.model.network)
+    language = {id(parameter) for part in (text.text, text.head) for parameter in part.parameters()}
+    others = {name: p for name, p in policy.trainable.named_parameters() if id(p) not in language}
+    beside = [name for name in others if policy.group_of[name] == "language"]
+    assert beside == (["model.image_newline"] if "image_newline" in str(list(others)) else [])
+    read = [model.read(prompt) for prompt in prompts]
+    try:
+        for name in sorted(others, key=lambda name: name in beside):
+            assert all(reading.seen is None for reading in see(model, text, read)), f"{name} is trained"
+            others[name].requires_grad_(False)
+        readings = see(model, text, read)
+        assert all(reading.seen is not None for reading in readings)
+        found, expected = prefix_of(model, text, readings), read_prefix(text, model.collate(readings))
+    finally:
+        for parameter in others.values():
+            parameter.requires_grad_(True)
+    assert list(found.lengths) == list(expected.lengths) and len(found.added) == len(expected.added)
+    names = ("x_Nd", "cos_ND", "sin_ND", "next_P")
+    pairs = [(getattr(found, name), getattr(expected, name)) for name in names]
+    assert all(torch.equal(one, other) for one, other in [*pairs, *zip(found.added, expected.added, strict=True)])
 
 
 @pytest.mark.parametrize("fields", [{"lora": {"rank": 2}}, {"freeze": ["vision"]}])

@@ -70,7 +70,8 @@ def test_answers_that_share_a_prompt_have_the_logits_of_the_plain_forward(name: 
     generator = torch.Generator().manual_seed(3)
     prompt_B = [0, 0, 2, 1, 3, 3, 3]
     answers = [torch.randint(8, VOCABULARY, (n,), generator=generator) for n in (4, 1, 7, 2, 1, 5, 3)]
-    shared_NV = shared_logits(text_model(network), batch, prompt_B, answers)
+    model = text_model(network)
+    shared_NV = shared_logits(model, read_prefix(model, batch), prompt_B, answers)
     start = 0
     for prompt, tokens_S in zip(prompt_B, answers, strict=True):
         plain_SV = alone(network, batch, prompt, tokens_S)

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.llama.decode import Drawn, decode
-from trainer.policies.tokens.llama.inputs import read_prefix
+from trainer.policies.tokens.llama.inputs import prefix_of
 from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import text_model
 from trainer.policies.tokens.model import TokenModel
@@ -48,7 +48,7 @@ class LlamaDrawer:
 
         prompt_B = torch.arange(len(readings_P), device=model.device).repeat_interleave(group_size)
         with model.computing():
-            prefix, embed = read_prefix(text, model.collate(readings_P)), text.text.embed_tokens
+            prefix, embed = prefix_of(model, text, readings_P), text.text.embed_tokens
             drawn = decode(text, fused_layers(text), prefix, prompt_B, choose, embed, ends, plan.max_new_tokens)
         return answers_of(drawn, len(prompt_B), ends)
 

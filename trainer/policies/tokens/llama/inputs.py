@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.policies.tokens.draw import Reading, Seen
 from trainer.policies.tokens.llama.layout import TextModel
+from trainer.policies.tokens.model import TokenModel
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,72 @@ class Prefix:
     added: Sequence[Tensor] = ()
 
 
+def prefix_of(model: TokenModel, text: TextModel, readings: Sequence[Reading]) -> Prefix:
+    """Prompts from what was seen of them already, where that is known of all; else the model makes it of their inputs."""
+    seen = [each.seen for each in readings if each.seen is not None and each.seen.inputs is each.inputs]
+    if len(seen) < len(readings):
+        return read_prefix(text, model.collate(readings))
+    ids_N = torch.cat([each.ids_T for each in readings]).to(model.device)
+    lengths = [len(each.ids_T) for each in readings]
+    starts = accumulate(lengths, initial=0)
+    places = torch.cat([each.places_I + start for each, start in zip(seen, starts, strict=False)])
+    x_Nd = text.text.embed_tokens(ids_N)
+    features = torch.cat([each.features_Id for each in seen]).to(x_Nd.dtype)
+    added = [torch.cat(layer) for layer in zip(*(each.added for each in seen), strict=True)]
+    positions = torch.cat([each.positions for each in seen], -1)
+    return _prefix(text, _Embedded(x_Nd.index_copy(0, places, features), positions, lengths, added))
+
+
+@torch.no_grad()
+def see(model: TokenModel, text: TextModel, readings: Sequence[Reading]) -> list[Reading]:
+    """The readings with what the network makes of their images, so that a step's updates need not see them again.
+
+    They are given back as they are where a part beside the language model is trained, or where the first layer takes something
+    else for a token of text than its embedding.
+    """
+    trained_here = {id(each) for part in (text.text, text.head) for each in part.parameters()}
+    if any(each.requires_grad and id(each) not in trained_here for each in model.network.parameters()):
+        return list(readings)
+    made = _embedded(text, model.collate(readings))
+    ids_N = torch.cat([each.ids_T for each in readings]).to(model.device)
+    is_image_N = torch.isin(ids_N, torch.tensor(model.image_ids, device=model.device))
+    if not torch.equal(made.x_Nd[~is_image_N], text.text.embed_tokens(ids_N)[~is_image_N]):
+        return list(readings)
+    found, lengths = [], list(made.lengths)
+    rows = zip(
+        readings,
+        is_image_N.split(lengths),
+        made.x_Nd.split(lengths),
+        made.positions.split(lengths, -1),
+        zip(*(added.split(lengths) for added in made.added), strict=True) if made.added else [()] * len(lengths),
+        strict=True,
+    )
+    for reading, is_image_T, x_Td, positions, added in rows:
+        places_I = is_image_T.nonzero()[:, 0]
+        found.append(replace(reading, seen=Seen(reading.inputs, places_I, x_Td[places_I], positions, added)))
+    return found
+
+
 def read_prefix(model: TextModel, batch: Mapping[str, Any]) -> Prefix:
     """What `model` makes of a padded batch of prompts, left or right.
 
     Args:
         batch: the arguments of the model's forward: `input_ids` (P, T), `attention_mask` (P, T), images.
     """
+    return _prefix(model, _embedded(model, batch))
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """Prompts as the first layer takes them, with the rotary positions (N,) or (3, N); the others as of a `Prefix`."""
+
+    x_Nd: Tensor
+    positions: Tensor
+    lengths: Sequence[int]
+    added: Sequence[Tensor]
+
+
+def _embedded(model: TextModel, batch: Mapping[str, Any]) -> _Embedded:
     with _layers_taken_out(model.text) as caught:
         model.inner(**batch, use_cache=False)
     given = caught[0]
@@ -50,19 +113,19 @@ def read_prefix(model: TextModel, batch: Mapping[str, Any]) -> Prefix:
     if x_PTd is None:
         x_PTd = model.text.embed_tokens(given["input_ids"])
     mask_PT = batch["attention_mask"].bool()
-    positions = _positions(given.get("position_ids"), mask_PT)
-    cos_PTD, sin_PTD = model.text.rotary_emb(x_PTd, positions)
     where_N = mask_PT.flatten().nonzero()[:, 0]
-    lengths_P = mask_PT.sum(1)
-    last_P = positions.masked_fill(~mask_PT, -1).amax(-1)
-    return Prefix(
+    return _Embedded(
         x_PTd.flatten(0, 1).index_select(0, where_N),
-        cos_PTD.flatten(0, 1).index_select(0, where_N),
-        sin_PTD.flatten(0, 1).index_select(0, where_N),
-        lengths_P.tolist(),
-        (last_P if last_P.dim() == 1 else last_P.amax(0)) + 1,
+        _positions(given.get("position_ids"), mask_PT).flatten(-2).index_select(-1, where_N),
+        mask_PT.sum(1).tolist(),
         [_spread(added, given["visual_pos_masks"], where_N) for added in given.get("deepstack_visual_embeds") or ()],
     )
+
+
+def _prefix(model: TextModel, made: _Embedded) -> Prefix:
+    cos_1ND, sin_1ND = model.text.rotary_emb(made.x_Nd[None], made.positions[..., None, :])
+    last_P = [positions.max() for positions in made.positions.split(list(made.lengths), -1)]
+    return Prefix(made.x_Nd, cos_1ND[0], sin_1ND[0], made.lengths, torch.stack(last_P) + 1, made.added)
 
 
 def embedded_prefix(model: TextModel, prompts: Sequence[Tensor]) -> Prefix:

@@ -6,30 +6,26 @@ Axes: P prompts, B rows (answers, or branches of an image), N tokens of all rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.policies.tokens.llama.forward import Continuations, run_layers
-from trainer.policies.tokens.llama.inputs import Prefix, read_prefix
+from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import module_layers
 from trainer.policies.tokens.llama.layout import TextModel
 
 
-def shared_logits(
-    model: TextModel, batch: Mapping[str, Any], prompt_B: Sequence[int], answers: Sequence[Tensor]
-) -> Tensor:
+def shared_logits(model: TextModel, prefix: Prefix, prompt_B: Sequence[int], answers: Sequence[Tensor]) -> Tensor:
     """Logits (N, V) of each token of the answers, given the prompt and the tokens before it.
 
     Args:
-        batch: the arguments of the model's forward for the P prompts, padded left or right.
+        prefix: the P prompts, each computed once.
         prompt_B: which of them each answer is to.
         answers: int64 ids, at least one each.
     """
-    prefix = read_prefix(model, batch)
     # A policy that is nearly sure of what to say, says the same several times: equal answers to a prompt are one row.
     said = list(zip(prompt_B, (tuple(each.tolist()) for each in answers), strict=True))
     rows = sorted(set(said), key=lambda row: (len(row[1]), row))
