@@ -45,8 +45,7 @@ def make_janus(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
     import torch
     from transformers import JanusForConditionalGeneration
 
-    tokenizer = word_tokenizer()
-    tokenizer.save_pretrained(folder)
+    tokenizer = write_processor(folder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = JanusForConditionalGeneration(janus_config(tokenizer))
@@ -55,19 +54,26 @@ def make_janus(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, spread)
     model.save_pretrained(folder)
+    return folder
+
+
+def write_processor(folder: Path, side: int = SIDE, grid: int = GRID) -> Any:
+    """Write a processor for images of `side` pixels, which are `grid` ** 2 tokens; gives its tokenizer."""
+    tokenizer = word_tokenizer()
+    tokenizer.save_pretrained(folder)
     settings = {
         "image_processor_type": "JanusImageProcessor",
-        "size": {"height": SIDE, "width": SIDE},
+        "size": {"height": side, "width": side},
         "min_size": 8,
         "do_resize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    processor = {"processor_class": "JanusProcessor", "num_image_tokens": GRID**2}
+    processor = {"processor_class": "JanusProcessor", "num_image_tokens": grid**2}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return folder
+    return tokenizer
 
 
 def janus_config(tokenizer: Any) -> Any:

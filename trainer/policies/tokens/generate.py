@@ -6,7 +6,6 @@ What is drawn, is drawn here: a logits processor chooses each row's token by tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,10 +32,9 @@ class GenerateDrawer:
         readings_B = [reading for reading in readings_P for _ in range(group_size)]
         batch = model.collate(readings_B)
         chooser = _Chooser(model, seeds_B, plan)
-        network: Any = model.network
         ends = [*model.ends, *plan.stop_ids]
         with model.computing():
-            written_BW: Tensor = network.generate(
+            written_BW: Tensor = model.generate(
                 **batch,
                 do_sample=False,
                 num_beams=1,
@@ -46,7 +44,7 @@ class GenerateDrawer:
                 pad_token_id=model.pad_id,
                 logits_processor=LogitsProcessorList([chooser]),
                 # Where weights are gathered in every forward pass, all ranks make equally many.
-                synced_gpus=is_cut(network),
+                synced_gpus=is_cut(model.network),
             )
         tokens_BS = written_BW[:, batch["input_ids"].shape[1] :].cpu()
         return [chooser.answer(row, tokens_S, ends) for row, tokens_S in enumerate(tokens_BS)]

@@ -6,7 +6,7 @@ Axes: B rows, P prompts, T tokens of a prompt, S tokens of an answer, W = T + S 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -57,6 +57,13 @@ class TokenModel:
     def computing(self) -> AbstractContextManager[None]:
         """The context that the network is called in: its type, and blocks computed twice where the configuration says so."""
         return computing(self.network, self.config, self.device)
+
+    @property
+    def generate(self) -> Callable[..., Tensor]:
+        """transformers' own `generate` of the network."""
+        network: Any = self.network
+        found: Callable[..., Tensor] = network.generate
+        return found
 
     def read(self, prompt: Prompt) -> Reading:
         """The prompt as the network takes it, ready for an answer. What was read is kept, as far as there is room: processors

@@ -96,6 +96,15 @@ def test_the_likeliest_image_is_that_of_transformers(janus: JanusModel) -> None:
         assert told[0].tolist() == tokens_N.tolist()
 
 
+def test_images_are_those_of_transformers_own_decoder(janus: JanusModel) -> None:
+    network: Any = janus.network
+    rollout = drawn(janus, PLAN, PROMPTS[:1])
+    with torch.no_grad():
+        told = network.decode_image_tokens(trace_of(rollout).tokens_BN)
+    for sample, pixels_HWC in zip(rollout.samples, told, strict=True):
+        assert np.array_equal(sample.images[0], ((pixels_HWC + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).numpy())
+
+
 def test_a_row_depends_on_its_prompt_and_seed_alone(janus: JanusModel) -> None:
     policy, together = ImagePolicy(janus), drawn(janus, PLAN)
     alone = list(policy.sample(PROMPTS, GROUP, list(SEEDS), replace(PLAN, micro_batch_size=1)))

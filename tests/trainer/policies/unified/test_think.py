@@ -15,6 +15,7 @@ from trainer.objectives.tokens.policy import TokenLoss
 from trainer.objectives.tokens.policy import TokenPolicy as TokenObjective
 from trainer.policies.base import regroup
 from trainer.policies.tokens.draw import TokenPlan
+from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified import branches
 from trainer.policies.unified.draw import ImagePlan, Thinking
@@ -143,6 +144,16 @@ def test_plan_and_image_have_numbers_of_their_own(policy: UnifiedPolicy, plan: I
     assert all(other.samples[row].tokens == rollout.samples[row].tokens for row in ended)
     some, others = trace_of(rollout).tokens_BN[ended], trace_of(other).tokens_BN[ended]
     assert not torch.equal(some, others)
+
+
+def test_plans_are_the_same_by_transformers_own_generate(
+    policy: UnifiedPolicy, plan: ImagePlan, rollout: Rollout, monkeypatch: pytest.MonkeyPatch, janus: JanusModel
+) -> None:
+    """Janus overrides it, and then hears of nothing that is to be drawn; what cut weights are drawn by must not be that one."""
+    monkeypatch.setattr(policy.texts, "_given_drawer", GenerateDrawer(janus))
+    (slow,) = policy.sample(PROMPTS, GROUP, SEEDS, plan)
+    assert [sample.tokens for sample in slow.samples] == [sample.tokens for sample in rollout.samples]
+    torch.testing.assert_close(slow.logp_BS, rollout.logp_BS, atol=3e-5, rtol=0)
 
 
 def test_greedy_plans_and_images(policy: UnifiedPolicy, plan: ImagePlan) -> None:

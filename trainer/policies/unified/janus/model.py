@@ -5,12 +5,14 @@ Axes: B images, N tokens of an image, T tokens of a prompt, C codes, d hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.config import ConfigError, JanusConfig
 from trainer.config.janus import JanusPart
@@ -52,6 +54,14 @@ class JanusModel(TokenModel):
     @property
     def recomputes_layers(self) -> bool:
         return self.config.gradient_checkpointing
+
+    @property
+    def generate(self) -> Callable[..., Tensor]:
+        """That of all models of transformers: Janus's own forgets the logits processors of a text."""
+        from transformers import GenerationMixin
+
+        found: Callable[..., Any] = partial(GenerationMixin.generate, _plain(self.network))
+        return found
 
     def part_of(self, name: str) -> str:
         """The part of the model that a parameter belongs to."""
@@ -112,7 +122,12 @@ class JanusModel(TokenModel):
 
     @torch.no_grad()
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
-        pixels_BHWC: Tensor = _plain(self.network).decode_image_tokens(tokens_BN.to(self.device)).float()
+        vq = _plain(self.network).model.vqmodel
+        # Module by module, as transformers' own `decode` does it; that one reads a size off the codebook, which is not there where
+        # ZeRO-3 has cut the weights.
+        codes_BND = functional.normalize(vq.quantize.embedding(tokens_BN.to(self.device)), dim=-1)
+        codes_BDHW = codes_BND.unflatten(1, vq.quantize.quant_state_dims).permute(0, 3, 1, 2).contiguous()
+        pixels_BHWC: Tensor = vq.decoder(vq.post_quant_conv(codes_BDHW)).permute(0, 2, 3, 1).float()
         # The decoder gives -1 to 1; what lies beyond is cut, and what lies between two values goes down, as published.
         return list(((pixels_BHWC + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy())
 
