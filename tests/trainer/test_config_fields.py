@@ -97,6 +97,14 @@ _UNDERSTAND = {
 _GENERATE = {
     "guidance_scale": ("0.5", "greater than or equal to 1"),
     "score": ("both", "'guided' or 'conditional'"),
+    "think": ("3", "must be a mapping of fields"),
+    "think.instruction": ("''", "at least 1 character"),
+    "think.max_new_tokens": ("0", "greater than or equal to 1"),
+    "think.temperature": ("0", "greater than 0"),
+    "think.top_p": ("0", "greater than 0"),
+    "think.top_k": ("-1", "greater than or equal to 0"),
+    "think.plan_weight": ("-1", "greater than or equal to 0"),
+    "think.image_weight": ("-1", "greater than or equal to 0"),
 }
 
 TEXT, WHOLE, NUMBER, FLAG = "must be a text", "must be a whole number", "must be a number", "must be true or false"

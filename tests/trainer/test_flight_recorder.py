@@ -29,6 +29,7 @@ from trainer.config.file import load_config
 from trainer.loop import train
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.tokens.draw import TokenPlan
 from trainer.processes.distributed import World
 from trainer.processes.failure import OtherRankError
 from trainer.records.flight.recorder import KEPT_STEPS, MAX_PICTURES, FlightRecorder
@@ -71,12 +72,14 @@ def written(count: int) -> list[Sample]:
 def test_a_crash_leaves_the_last_prompts_and_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With their scores and advantages, from the best to the worst; of older steps the numbers alone."""
     flight = FlightRecorder(tmp_path, World(0, 1, torch.device("cpu")), print)
-    plan = {"micro_batch_size": 4, "max_new_tokens": 16, "temperature": 1.0, "stop_ids": ()}
+    writing = TokenPlan(micro_batch_size=4, max_new_tokens=9)  # a plan within the plan is spelled as well
+    plan = {"micro_batch_size": 4, "max_new_tokens": 16, "temperature": 1.0, "stop_ids": (), "think": writing}
     for step in (1, 2):
         flight.add(step, written(24), list(range(24)), plan, scored(24))
         flight.add_advantages(torch.linspace(-1, 1, 24), torch.ones(24), {"text/length": 4.5, "text/entropy": 0.25})
     flight.write(RuntimeError("boom"))
     [first, last] = json.loads((tmp_path / "flight" / "step_000002.json").read_text())["steps"]
+    assert last["plan"]["think"]["max_new_tokens"] == 9
     assert "text" not in first["samples"][0] and last["samples"][2]["text"] == "<think> number 2 </think>\nred"
     capsys.readouterr()
     print_flight(tmp_path)
