@@ -96,13 +96,17 @@ def test_the_likeliest_image_is_that_of_transformers(janus: JanusModel) -> None:
         assert told[0].tolist() == tokens_N.tolist()
 
 
-def test_images_are_those_of_transformers_own_decoder(janus: JanusModel) -> None:
+def test_images_are_those_of_transformers_own_decoder(janus: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
     network: Any = janus.network
+    monkeypatch.setattr("trainer.policies.unified.janus.model._DECODED", 2)  # three images in two parts
     rollout = drawn(janus, PLAN, PROMPTS[:1])
     with torch.no_grad():
         told = network.decode_image_tokens(trace_of(rollout).tokens_BN)
     for sample, pixels_HWC in zip(rollout.samples, told, strict=True):
-        assert np.array_equal(sample.images[0], ((pixels_HWC + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).numpy())
+        whole = ((pixels_HWC + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).numpy()
+        # A convolution of fewer images may round otherwise, and a value that lies at the edge then falls to the other side.
+        assert np.abs(sample.images[0].astype(int) - whole).max() <= 1
+        assert (sample.images[0] != whole).mean() < 0.01
 
 
 def test_a_row_depends_on_its_prompt_and_seed_alone(janus: JanusModel) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from trainer.config import ConfigError
 from trainer.objectives.base import Scored
 from trainer.objectives.tokens.policy import TokenLoss
 from trainer.objectives.tokens.policy import TokenPolicy as TokenObjective
@@ -154,6 +155,17 @@ def test_plans_are_the_same_by_transformers_own_generate(
     (slow,) = policy.sample(PROMPTS, GROUP, SEEDS, plan)
     assert [sample.tokens for sample in slow.samples] == [sample.tokens for sample in rollout.samples]
     torch.testing.assert_close(slow.logp_BS, rollout.logp_BS, atol=3e-5, rtol=0)
+
+
+def test_an_instruction_is_no_part_of_a_prompts_length(janus: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are checked before the run, without it: none is refused for it in the middle of one."""
+    prompt = PROMPTS[0]
+    length = len(janus.read_drawing(prompt).cond_T)
+    monkeypatch.setattr(janus, "config", janus.config.model_copy(update={"max_prompt_tokens": length}))
+    assert len(janus.read_thinking(prompt, "what is it ?").ids_T) > length
+    monkeypatch.setattr(janus, "config", janus.config.model_copy(update={"max_prompt_tokens": length - 1}))
+    with pytest.raises(ConfigError, match=f"prompt 'p0' of data set 'default' has {length} tokens"):
+        janus.read_thinking(prompt, "what is it ?")
 
 
 def test_greedy_plans_and_images(policy: UnifiedPolicy, plan: ImagePlan) -> None:

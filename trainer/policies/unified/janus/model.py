@@ -22,6 +22,8 @@ from trainer.policies.unified.draw import Drawing
 from trainer.samplers.tokens import allowed_logits
 from trainer.types import Prompt, Turn
 
+# Images decoded together: the widest features of one of 384 x 384 pixels are 128 channels, 75 MB in float32, and a block holds several.
+_DECODED = 16
 _MODULES: dict[str, JanusPart] = {
     "vision_model": "vision",
     "aligner": "aligner",
@@ -76,8 +78,10 @@ class JanusModel(TokenModel):
         return self._drawing(self._turn(prompt, prompt.text), len(self._tag))
 
     def read_thinking(self, prompt: Prompt, instruction: str | None) -> Reading:
-        asked = prompt.text if instruction is None else f"{prompt.text}\n{instruction}"
-        return Reading(self._turn(prompt, asked))
+        ids_T = self._turn(prompt, prompt.text)
+        if instruction is None:
+            return Reading(ids_T)
+        return Reading(torch.tensor(self._ids(prompt, f"{prompt.text}\n{instruction}")))
 
     def drawing_after(self, reading: Reading, plan_S: Tensor) -> Drawing:
         """The unconditional branch knows nothing of the plan either: padding stands for it, too."""
@@ -85,14 +89,18 @@ class JanusModel(TokenModel):
 
     def _turn(self, prompt: Prompt, text: str) -> Tensor:
         """Ids of a text in its turn, ready for what the model makes of it. Raises ConfigError, naming the prompt."""
-        where = f"prompt {prompt.id!r} of data set {prompt.dataset!r}" + (f" ({prompt.place})" if prompt.place else "")
-        ids = self.tokenizer(self.rendered(where, [Turn("user", text)], 0, is_asked=True))["input_ids"]
+        ids = self._ids(prompt, text)
         if len(ids) + len(self._tag) > self.config.max_prompt_tokens:
             raise ConfigError(
-                f"{where} has {len(ids) + len(self._tag)} tokens, and policy.max_prompt_tokens = {self.config.max_prompt_tokens}; "
+                f"{_named(prompt)} has {len(ids) + len(self._tag)} tokens, and policy.max_prompt_tokens = {self.config.max_prompt_tokens}; "
                 "raise it, or leave the row out"
             )
         return torch.tensor(ids)
+
+    def _ids(self, prompt: Prompt, text: str) -> list[int]:
+        rendered = self.rendered(_named(prompt), [Turn("user", text)], 0, is_asked=True)
+        ids: list[int] = self.tokenizer(rendered)["input_ids"]
+        return ids
 
     def _drawing(self, ids_T: Tensor, more: int) -> Drawing:
         """The tag behind these ids, of which the images of a group share all and `more`."""
@@ -122,6 +130,9 @@ class JanusModel(TokenModel):
 
     @torch.no_grad()
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
+        return [image for part in tokens_BN.split(_DECODED) for image in self._decode(part)]
+
+    def _decode(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
         vq = _plain(self.network).model.vqmodel
         # Module by module, as transformers' own `decode` does it; that one reads a size off the codebook, which is not there where
         # ZeRO-3 has cut the weights.
@@ -130,6 +141,10 @@ class JanusModel(TokenModel):
         pixels_BHWC: Tensor = vq.decoder(vq.post_quant_conv(codes_BDHW)).permute(0, 2, 3, 1).float()
         # The decoder gives -1 to 1; what lies beyond is cut, and what lies between two values goes down, as published.
         return list(((pixels_BHWC + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).cpu().numpy())
+
+
+def _named(prompt: Prompt) -> str:
+    return f"prompt {prompt.id!r} of data set {prompt.dataset!r}" + (f" ({prompt.place})" if prompt.place else "")
 
 
 def _plain(network: Any) -> Any:
