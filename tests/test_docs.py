@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 
 from services.kit.scorer import Item, Score
 from services.rules.scorer import RulesScorer
-from trainer.__main__ import build_parser
+from trainer.__main__ import VERBATIM, build_parser
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.rewards.answers import ClientCode
@@ -80,7 +80,7 @@ def test_named_paths_modules_and_targets_exist(page: str) -> None:
 def test_trainer_commands_are_understood(page: Path) -> None:
     for command in lines_of(page, "python -m trainer "):
         verb, *rest = shlex.split(command)
-        if verb != "from-deepgen":  # whose flags are DeepGen-RL's, and tested with them
+        if verb not in ("from-deepgen", *VERBATIM):  # whose flags are other programs', and tested with them
             assert build_parser().parse_args([verb, *rest]).command == verb
 
 

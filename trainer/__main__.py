@@ -18,6 +18,7 @@ from trainer.config.paths import check_policy_files
 from trainer.data.pairs.building.flags import add_pair_flags
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import add_flags
+from trainer.migration.janus_grpo.command import flags_help, from_command_line
 from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
@@ -33,6 +34,8 @@ COMMANDS = (
     "migrate-config",
     "from-deepgen",
     "from-nanovlm-lab",
+    "from-pairuni",
+    "from-t2i-r1",
     "build-pairs",
 )
 
@@ -176,11 +179,25 @@ def _from_nanovlm_lab(args: argparse.Namespace) -> int:
     return 0
 
 
+def _from_pairuni(args: argparse.Namespace) -> int:
+    print(from_command_line("pairuni", args.arguments), end="")
+    return 0
+
+
+def _from_t2i_r1(args: argparse.Namespace) -> int:
+    print(from_command_line("t2i-r1", args.arguments), end="")
+    return 0
+
+
 def _build_pairs(args: argparse.Namespace) -> int:
     from trainer.data.pairs.building.command import build_pairs
 
     print(build_pairs(args))
     return 0
+
+
+# Commands whose words are another program's, and are not looked at here.
+VERBATIM = {"from-pairuni": _from_pairuni, "from-t2i-r1": _from_t2i_r1}
 
 
 def _format(name: str) -> str:
@@ -254,6 +271,13 @@ def build_parser() -> argparse.ArgumentParser:
     lab = add("from-nanovlm-lab", _from_nanovlm_lab, "Translate a YAML of NanoVLM-Lab into a recipe.")
     lab.add_argument("config", type=Path, help="Its YAML; `train` takes it as it is, too.")
     lab.add_argument("--gpus", type=int, help="Processes in all (default: as WORLD_SIZE, or NNODES and NGPUS say).")
+    for (program, run), name in zip(VERBATIM.items(), ("PairUni", "T2I-R1"), strict=True):
+        verbatim = add(program, run, f"Translate a command line of {name} into a recipe.")
+        verbatim.formatter_class = argparse.RawDescriptionHelpFormatter
+        verbatim.epilog = flags_help("pairuni" if program == "from-pairuni" else "t2i-r1")
+        verbatim.add_argument(
+            "arguments", nargs="+", metavar="WORD", help="The command line as it was typed, or the path of its script."
+        )
     pairs = add("build-pairs", _build_pairs, "Pair captioned images with questions about images, by their features.")
     add_pair_flags(pairs)
     return parser
@@ -270,10 +294,16 @@ def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None
     parser.error(f"no command {argv[0]!r} (there are {', '.join(COMMANDS)}){remedy}")
 
 
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    if argv and argv[0] in VERBATIM and not {"-h", "--help"} & set(argv) and len(argv) > 1:
+        return argparse.Namespace(command=argv[0], run=VERBATIM[argv[0]], arguments=list(argv[1:]))
+    return parser.parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     _check_command(parser, sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv)
+    args = _parsed(parser, sys.argv[1:] if argv is None else argv)
     try:
         with Watch() as watch:
             try:

@@ -205,7 +205,7 @@ def _own_sets(config: Config) -> tuple[set[str], set[str]]:
 
 
 def _is_own(how: PromptFileConfig, path: str, split: Split) -> bool:
-    return how.format != "questions" and is_own(
+    return how.format not in ("questions", "pairs") and is_own(
         path, split, format=how.format, prompt_column=how.prompt_column, delimiter=how.delimiter
     )
 

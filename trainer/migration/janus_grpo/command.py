@@ -1,0 +1,39 @@
+"""`python -m trainer from-pairuni` and `from-t2i-r1`: a command line, or the script that has it, as a recipe of ours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from trainer.migration.janus_grpo.command_line import read_command_line
+from trainer.migration.janus_grpo.flags import Program, flags_of
+from trainer.migration.janus_grpo.translation import translate
+from trainer.migration.recipe_text import render
+
+_NAMES: dict[Program, str] = {"pairuni": "PairUni", "t2i-r1": "T2I-R1"}
+
+
+def from_command_line(program: Program, arguments: Sequence[str]) -> str:
+    """The recipe, as YAML with comments. What was given and does not act is said there and on stderr.
+
+    Args:
+        arguments: the flags, with or without torchrun before them; or the path of the script alone.
+
+    Raises:
+        ConfigError: a flag that is not known, a value that we have nothing for, or a file that is not here.
+    """
+    lines, said = translate(read_command_line(program, arguments))
+    for sentence in said:
+        print(f"from-{program}: {sentence}", file=sys.stderr)
+    said = [*said, "Nothing is held out there: name held-out prompts under evaluation.sets, each with its task."]
+    head = f"Translated from a command line of {_NAMES[program]}. A comment says what differs; docs/migration_pairuni.md why."
+    return render(lines, said, head=head, of="command line")
+
+
+def flags_help(program: Program) -> str:
+    """Every flag, for --help."""
+    lines = [f"Flags of {_NAMES[program]}, after torchrun or without it, or the path of the script that has them:"]
+    for name, flag in flags_of(program).items():
+        ours = ", ".join(flag.fields) or "nothing"
+        lines.append(f"  --{name}: becomes {ours}{f'; {flag.remark}' if flag.remark else ''}")
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Reads a command line as it is typed, or the one in a shell script. Nothing is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.config.base import ConfigError, nearest
+from trainer.migration.janus_grpo.flags import Flag, Kind, Program, flags_of
+
+_SET = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)$")
+_USED = re.compile(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))")
+_ENDS = re.compile(r"^(\||\|\||&&|;|&|\d?>{1,2}(&\d|.+)?|2>&1)$")  # what ends a command in a shell
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed.
+
+    Attributes:
+        values: by flag, defaults included.
+        given: names of the flags that were typed.
+        folders: where its relative paths are looked for, the first first.
+    """
+
+    program: Program
+    values: Mapping[str, Any]
+    given: frozenset[str]
+    folders: Sequence[Path] = field(default_factory=lambda: (Path.cwd(),))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def find(self, name: str) -> Path | None:
+        """The file or folder of this name; None where there is none."""
+        path = self.home(name) / name
+        return path.resolve() if path.exists() else None
+
+    def home(self, name: str) -> Path:
+        """The folder that a path counts from: the first where something lies, else the last, which the program runs in."""
+        return next((folder for folder in self.folders if (folder / name).exists()), self.folders[-1])
+
+    def path(self, name: str) -> str:
+        """Absolute, whether or not something lies there."""
+        return os.path.abspath(self.home(name) / name)
+
+
+def read_command_line(program: Program, arguments: Sequence[str]) -> CommandLine:
+    """The flags of a command, whether or not it begins with torchrun; or those in a script, where its path alone is given.
+
+    Raises:
+        ConfigError: a flag that is not known, with the nearest one, a value of another kind, or a script without the command.
+    """
+    folders: list[Path] = [Path.cwd()]
+    if len(arguments) == 1 and not arguments[0].startswith("-"):
+        arguments, more = _of_script(Path(arguments[0]))
+        folders += more
+    flags = flags_of(program)
+    values, problems = {name: flag.default for name, flag in flags.items()}, []
+    given: set[str] = set()
+    for name, words in _split(arguments):
+        if name not in flags:
+            problems.append(f"--{name} is no flag of {program}: {nearest(name, flags)}")
+            continue
+        values[name], problem = _value(flags[name], words)
+        problems += [f"--{name} {problem}"] if problem else []
+        given.add(name)
+    if problems:
+        raise ConfigError("\n  ".join([f"the command line of {program} cannot be used:", *problems]))
+    return CommandLine(program, values, frozenset(given), tuple(folders))
+
+
+def _split(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag with the words behind it, but the name of the program that torchrun starts."""
+    name, words = "", list[str]()
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            if name:
+                yield name, words
+            name, equals, value = word[2:].partition("=")
+            name, words = name.replace("-", "_"), [value] if equals else []
+        elif name and not word.endswith(".py") and word != "-m":
+            words.append(word)
+    if name:
+        yield name, words
+
+
+def _value(flag: Flag, words: Sequence[str]) -> tuple[Any, str]:
+    """The value, and what is wrong with it; empty where nothing is."""
+    if flag.kind == "texts":
+        return list(words), "" if words else "takes at least one value"
+    if flag.kind == "flag":
+        if len(words) > 1 or (words and words[0].lower() not in (*_TRUE, *_FALSE)):
+            return None, f"{' '.join(words)!r} is neither true nor false"
+        return not words or words[0].lower() in _TRUE, ""
+    if len(words) != 1:
+        return None, f"takes one value, not {len(words)}{': ' if words else ''}{' '.join(words)}"
+    return (words[0], "") if flag.kind == "text" else _number(flag.kind, words[0])
+
+
+def _number(kind: Kind, word: str) -> tuple[Any, str]:
+    try:
+        return (int(word) if kind == "whole" else float(word)), ""
+    except ValueError:
+        return None, f"{word!r} is no {'whole number' if kind == 'whole' else 'number'}"
+
+
+def _of_script(path: Path) -> tuple[list[str], list[Path]]:
+    """The words of the command that starts grpo.py, its variables filled in; and the folders that the script is in or goes to."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give the script, or the command line itself") from error
+    known: dict[str, str] = {}
+    folders = [path.resolve().parent]
+    # A comment between the lines of a command would end it, as in a shell.
+    for line in map(str.strip, re.sub(r"\\\n", " ", text).split("\n")):
+        if not line or line.startswith("#"):
+            continue
+        if "grpo.py" in line:
+            return list(_words(path, line, known)), folders
+        if match := _SET.match(line):
+            known[match[1]] = " ".join(shlex.split(_filled(path, match[2], known), comments=True))
+        elif line.startswith("cd "):
+            folders.append((folders[0] / _filled(path, line[3:], known).strip("\"' ")).resolve())
+    raise ConfigError(f"{path} has no line that starts grpo.py; give the command line itself")
+
+
+def _words(path: Path, line: str, known: Mapping[str, str]) -> Iterator[str]:
+    """The command's words from the first flag on, to where the command ends."""
+    words = shlex.split(line)
+    first = next((n for n, word in enumerate(words) if word.startswith("--")), len(words))
+    for word in words[first:]:
+        if _ENDS.match(word):
+            return
+        filled = _filled(path, word, known)
+        yield from [filled] if filled == word or " " in word else shlex.split(filled)
+
+
+def _filled(path: Path, line: str, known: Mapping[str, str]) -> str:
+    """A line with the variables that the script has set, or the environment has."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[3]
+        found = known.get(name, os.environ.get(name, match[2]))
+        if found is None:
+            raise ConfigError(f"{path} uses ${name}, which it does not set; set it in the environment")
+        return found
+
+    return _USED.sub(value, re.sub(r"\$\([^)]*\)", ".", line))
