@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from trainer.migration.janus_grpo.command_line import read_command_line
 from trainer.migration.janus_grpo.flags import Program, flags_of
-from trainer.migration.janus_grpo.translation import translate
 from trainer.migration.recipe_text import render
 
 _NAMES: dict[Program, str] = {"pairuni": "PairUni", "t2i-r1": "T2I-R1"}
@@ -22,6 +21,8 @@ def from_command_line(program: Program, arguments: Sequence[str]) -> str:
     Raises:
         ConfigError: a flag that is not known, a value that we have nothing for, or a file that is not here.
     """
+    from trainer.migration.janus_grpo.translation import translate  # which counts rows, and needs numpy for it
+
     lines, said = translate(read_command_line(program, arguments))
     for sentence in said:
         print(f"from-{program}: {sentence}", file=sys.stderr)
