@@ -53,7 +53,8 @@ class _Server(ThreadingHTTPServer):
 
 
 class ScriptedServer:
-    """A wire-v1 server in a thread that answers scoring requests as `behave` says and keeps all it was sent."""
+    """A wire-v1 server in a thread that answers scoring requests as `behave` says and keeps all it was sent. `behave` gets a
+    request with the bytes of its images under `parts`."""
 
     def __init__(self, behave: Behave = good) -> None:
         self.behave = behave
@@ -103,7 +104,7 @@ class ScriptedServer:
                     server.requests.append(request)
                     server.parts.append(parts)
                     server.headers.append({name.lower(): value for name, value in self.headers.items()})
-                self._send(server.behave(request))
+                self._send(server.behave({**request, "parts": parts}))
 
             def _send(self, reply: Reply) -> None:
                 time.sleep(reply.delay_s)

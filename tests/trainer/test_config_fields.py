@@ -465,6 +465,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.alarms": ("true", FIELDS),
     "evaluation.alarms.action": ("shout", "'note' or 'stop'"),
     "evaluation.alarms.heldout_z": ("0", "greater than 0"),
+    "evaluation.alarms.other_half": ("perhaps", FLAG),
     "evaluation.alarms.saturation_z": ("0", "greater than 0"),
     "evaluation.alarms.edge_density_z": ("0", "greater than 0"),
     "evaluation.alarms.diversity_z": ("0", "greater than 0"),

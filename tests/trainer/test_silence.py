@@ -96,3 +96,20 @@ def test_answers_that_are_mostly_cut_off_are_said() -> None:
     told = said([texts(step, cut=0.6) for step in (1, 2, 3)])
     assert list(told) == [3] and "more than half of the answers were cut off in the 3 steps from 1 to 3" in told[3][0]
     assert said([texts(step, cut=0.5) for step in range(1, 9)]) == {}
+
+
+def test_a_reward_of_a_task_is_named_with_it() -> None:
+    flat = {"understand/adv/r/zero_group_share": 1.0, "generate/adv/r/zero_group_share": 0.0, "reward/r/std": 0.1}
+    told = said([{"step": step, "grad_norm": 1.0, **flat} for step in (1, 2, 3)])
+    assert told[3][0].startswith("the reward r of understand told no two samples of a group apart")
+    assert len(told[3]) == 1
+
+
+def test_images_that_are_all_alike_are_said() -> None:
+    rows = [{"step": step, "image/entropy": 2.0 if step < 4 else 0.1, "text/entropy": 1.0} for step in range(1, 7)]
+    told = said(rows)
+    assert list(told) == [6]
+    assert told[6][0].startswith(
+        "the entropy of the images was below a tenth of the first steps' 2 in the 3 steps from 4 to 6"
+    )
+    assert "nearly the same image every time" in told[6][0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from tests.support.bigram import END, Bigram, Tokens
 from trainer.config import RewardsConfig
 from trainer.policies.base import SamplingPlan
 from trainer.processes.distributed import World
-from trainer.records.text_metrics import text_metrics
+from trainer.records.text_metrics import image_entropy, text_metrics
 from trainer.types import Prompt, Rollout, Sample, Scores
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -139,3 +140,23 @@ def test_the_entropy_is_that_of_the_distribution_drawn_from() -> None:
     assert found["text/entropy"] == pytest.approx(entropy, abs=0.02)
     cut = sum(sample.tokens[-1] != END for sample in rollouts[0].samples) / 4000
     assert found["text/truncated_share"] == pytest.approx(cut) and cut > 0
+
+
+def test_images_drawn_by_tokens_have_an_entropy_of_their_own() -> None:
+    """Two images of 4 tokens at p = 1/2, of which the second was planned in 2 words at p = 1/8: 8 ln 2 over 8 tokens, and
+    2 ln 8 over 2."""
+    logp_BS = torch.full((2, 6), -math.log(2))
+    logp_BS[1, :2] = -math.log(8)
+    logp_BS[0, 4:] = math.nan
+    mask_BS = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    samples = [
+        Sample("a", "g", Prompt("p", "p"), images=(pixels,)),
+        Sample("b", "g", Prompt("p", "p"), images=(pixels,), text="a disc", tokens=(1, 2), finished=False),
+    ]
+    nothing = torch.zeros(2, 6, dtype=torch.int64)
+    drawn = [Rollout(samples, torch.zeros(2), logp_BS, mask_BS, Tokens(nothing, nothing))]
+    assert image_entropy(drawn, ALONE) == {"image/entropy": pytest.approx(math.log(2))}
+    plans = text_metrics(drawn, scored({"a": (1.0, 0.0)}), rewards("a"), ALONE, 2.0)
+    assert (plans["text/length"], plans["text/truncated_share"], plans["tokens_per_s"]) == (2.0, 1.0, 1.0)
+    assert plans["text/entropy"] == pytest.approx(math.log(8))

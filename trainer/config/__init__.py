@@ -295,6 +295,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _tasks_have_data(self) -> Config:
         check_training_sets(self.data.train, self.sampling)
+        self.evaluation.check_tasks([task.name for task in self.tasks])
         return self
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ class EvaluationSetConfig(PromptFileConfig):
 
 
 class AlarmsConfig(Section):
-    """When an evaluation says that a reward is being hacked."""
+    """When an evaluation says that a reward is being hacked, or that one half of a model pays for the other."""
 
     action: Literal["note", "stop"] = Field(
         "note", description="note: say it, mark it and go on; stop: save a checkpoint and end the run."
@@ -60,6 +60,11 @@ class AlarmsConfig(Section):
         0.3,
         description="A reward that is not trained on falls by so many standard deviations over the first images, and by "
         "more than its interval, while a trained one rises; null is off.",
+    )
+    other_half: bool = Field(
+        True,
+        description="Of a policy with tasks: a reward of one task falls by more than its interval while one of the other task "
+        "surely rises, whether the first is trained or not; false is off.",
     )
     saturation_z: Positive | None = Field(
         4.0, description="Drift of the mean saturation, in standard deviations over the first images; null is off."
@@ -156,6 +161,35 @@ class EvaluationConfig(Section):
         """Every prompt file that is named here, with its field."""
         plain = [] if self.path is None else [("evaluation.path", self.path)]
         return plain + [(f"evaluation.sets.{i}.path", each.path) for i, each in enumerate(self.sets)]
+
+    def check_tasks(self, trained: Sequence[str]) -> None:
+        """Whether each set is of a task and has rewards for it, with the tasks that are trained ("" alone: the policy has none).
+        Raises ValueError."""
+        for i, each in enumerate(self.sets):
+            if each.task is not None and "" in trained:
+                raise ValueError(
+                    f"evaluation.sets.{i}.task = {each.task} is read for a policy with tasks, and this one has a single kind of "
+                    "sample; leave it out"
+                )
+            if each.task is None and len(trained) > 1:
+                raise ValueError(f"evaluation.sets.{i} names no task, and sampling.tasks has {' and '.join(trained)}")
+            if each.task is not None and each.task not in trained and not (each.rewards or self.rewards):
+                raise ValueError(
+                    f"evaluation.sets.{i} is of the task {each.task}, which is not trained, so nothing says what its samples are "
+                    f"scored by; name it in evaluation.sets.{i}.rewards"
+                )
+        if self.path is not None and len(trained) > 1:
+            raise ValueError(
+                f"evaluation.path = {self.path} is a set of one task, and sampling.tasks has {' and '.join(trained)}; make it one "
+                "of evaluation.sets and give it a task"
+            )
+        tasks = {each.task or trained[0] for each in self.sets} | ({trained[0]} if self.path is not None else set())
+        for name in ("rewards", "final_rewards"):
+            if len(tasks) > 1 and getattr(self, name):
+                raise ValueError(
+                    f"evaluation.{name} is asked for of every set, and there are sets of {' and '.join(sorted(tasks))}: what "
+                    "scores texts scores no images; name rewards in evaluation.sets.<n>.rewards"
+                )
 
     def check_family(self, family: str) -> None:
         """Raises ValueError when a field says how images are drawn and the policy writes texts, or the other way round."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.config import Config, RewardConfig, ServiceConfig, Task, TaskSamplingConfig
+from trainer.config import Config, RewardConfig, ServiceConfig
 from trainer.doctor.findings import Finding
+from trainer.rewards.asked import texts_of, trained_by
 from trainer.rewards.canary import probes
 from trainer.rewards.payload import encode_samples, make_call
 from trainer.rewards.transport import AttemptError, ServiceCaller
@@ -52,13 +53,14 @@ async def check_load(
 
     It is reckoned as one that works on one thing after the other; one with workers or batches is faster.
     """
-    asked = [name for name in scorers if any(name in dataset.rewards for dataset in config.data.train)]
+    trained, texts = {name for _, name in config.train_rewards}, texts_of(config)
+    asked = [name for name in scorers if name in trained]
     work: list[Work] = []
     unknown: list[str] = []
     for name in asked:
         column = config.rewards.columns[name]
         if config.rewards.canary and column.canary != "none":
-            seconds = await _measure(caller, column, texts=config.policy.family == "tokens")
+            seconds = await _measure(caller, column, texts=name in texts)
             if seconds is None:
                 unknown.append(name)
             else:
@@ -141,18 +143,14 @@ def _marked(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def _work(config: Config, name: str, pair_s: float, *, compares: bool) -> Work:
-    groups, task = config.sampling.prompts_per_step, _task_of(config, name)
-    size = task.group_size
-    items = groups * size
+    """What a step asks of a reward, of all tasks together that are scored by it."""
+    groups, items, requests, comparisons = config.sampling.prompts_per_step, 0, 0, 0
+    for task in config.tasks:
+        if name in trained_by(config, task.name):
+            size = task.group_size
+            items += groups * size
+            requests += groups if compares else -(-groups * size // task.micro_batch_size)
+            comparisons += groups * size * (size - 1) // 2
     if compares:
-        return Work(name, items, groups, pair_s, groups * size * (size - 1) // 2, compares=True)
-    requests = -(-items // task.micro_batch_size)
+        return Work(name, items, requests, pair_s, comparisons, compares=True)
     return Work(name, items, requests, pair_s / 2, items, compares=False)
-
-
-def _task_of(config: Config, column: str) -> Task:
-    """The first task that asks for a reward."""
-    if isinstance(config.sampling, TaskSamplingConfig):
-        asking = [name for name, each in config.sampling.tasks.given().items() if column in each.rewards]
-        return next(task for task in config.tasks if task.name in asking)
-    return config.tasks[0]

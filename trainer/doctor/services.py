@@ -16,8 +16,9 @@ from trainer.doctor.load import check_load
 from trainer.doctor.texts import check_texts
 from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
 from trainer.rewards.answers import RewardEvent
+from trainer.rewards.asked import Requests
 from trainer.rewards.identity import Scorers, describe_change
-from trainer.rewards.startup import Requests, check_service, read_info
+from trainer.rewards.startup import check_service, read_info
 from trainer.rewards.tape import TapePlayer
 from trainer.rewards.transport import ServiceCaller
 from wire.schema import ScorerInfo

@@ -7,6 +7,7 @@ was seen, with both numbers; REMEDY says what to do.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from trainer.config import AlarmsConfig, RewardsConfig
 from trainer.evaluation.artefacts.image_statistics import mean_statistics
@@ -30,14 +31,18 @@ def find_alarms(
     trained: Collection[str],
     config: AlarmsConfig,
     rewards: RewardsConfig,
+    tasks: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Alarm]:
     """What the evaluation `now`, with its `row` entries, shows against the one at the `start`.
 
     Args:
         trained: rewards with a weight in training; the others are held out.
         rewards: which columns say that a text has the right form, and that it is right.
+        tasks: the task of each set by its name, of a policy with tasks.
     """
     alarms = [] if config.heldout_z is None else _falling(row, start, now, trained, config.heldout_z)
+    if config.other_half:
+        alarms += _other_half(row, now, tasks)
     for set_name in dict.fromkeys(outcome.set for outcome in now):
         before, after = (
             mean_statistics([outcome.statistics for outcome in each if outcome.set == set_name])
@@ -60,12 +65,7 @@ def _falling(
 
     In a large set the interval of a harmless change is below 0, too; so the fall must also be `limit` times the spread.
     """
-    names = dict.fromkeys((outcome.set, reward) for outcome in now for reward in outcome.scores)
-    gains = {
-        (set_name, reward): (row[f"{key}/gain"], row[f"{key}/gain_low"], row[f"{key}/gain_high"])
-        for set_name, reward in names
-        if f"{(key := f'eval/{metric_name(set_name, reward)}')}/gain_low" in row
-    }
+    gains = _gains(row, now)
     rising = [(gain, metric_name(*name)) for name, (gain, low, _) in gains.items() if name[1] in trained and low > 0]
     if not rising:
         return []
@@ -79,6 +79,42 @@ def _falling(
         for name, (gain, low, high) in gains.items()
         if name[1] not in trained and high < 0 and -gain > limit * _spread(start, *name)
     ]
+
+
+def _other_half(row: Mapping[str, float], now: Sequence[Outcome], tasks: Mapping[str, str]) -> list[Alarm]:
+    """Rewards of one task whose whole interval of the paired gain is below 0 while one of another task is surely above: what the
+    policy gains in one half it pays for in the other. One alarm a set and reward that falls, with the other half's largest rise.
+    """
+    gains = _gains(row, now)
+    found = []
+    for name, (gain, low, high) in gains.items():
+        task = tasks.get(name[0], "")
+        others = [
+            (rise, metric_name(*other), tasks[other[0]])
+            for other, (rise, rise_low, _) in gains.items()
+            if rise_low > 0 and task and tasks.get(other[0], task) != task
+        ]
+        if high < 0 and others:
+            rise, best, half = max(others)
+            found.append(
+                Alarm(
+                    f"other_half/{metric_name(*name)}",
+                    f"{metric_name(*name)} ({task}) fell by {-gain:.3g} since the start (95 % interval {-high:.3g} to {-low:.3g}) "
+                    f"while {best} ({half}) rose by {rise:.3g}: what {half} gains, {task} pays for. Train both tasks, raise "
+                    f"sampling.tasks.{task}.loss_weight, lower optim.lr, or raise objective.kl_beta.",
+                )
+            )
+    return found
+
+
+def _gains(row: Mapping[str, float], now: Sequence[Outcome]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Per (set, reward) the paired gain since the start with the ends of its interval, where there is one."""
+    names = dict.fromkeys((outcome.set, reward) for outcome in now for reward in outcome.scores)
+    return {
+        (set_name, reward): (row[f"{key}/gain"], row[f"{key}/gain_low"], row[f"{key}/gain_high"])
+        for set_name, reward in names
+        if f"{(key := f'eval/{metric_name(set_name, reward)}')}/gain_low" in row
+    }
 
 
 def _spread(start: Sequence[Outcome], set_name: str, reward: str) -> float:

@@ -30,7 +30,7 @@ AT_ONCE = 1024  # samples of a rank under way while everything waits for them; b
 class Scored:
     """What a rank knows of its samples, before all ranks put theirs together.
 
-    `shown` are the first samples of the first set, as `Recorder.save_samples` takes them; on the main rank only.
+    `shown` are the first samples of the first set of each task, as `Recorder.save_samples` takes them; on the main rank only.
     """
 
     outcomes: list[Outcome]
@@ -126,7 +126,8 @@ class Rounds:
         if start:
             limits, rewards = self._config.evaluation.alarms, self._config.rewards
             before, now = (watched(self.sets, each) for each in (start, outcomes))
-            results.add_alarms(find_alarms(results.row, before, now, self._trained, limits, rewards))
+            tasks = {each.name: each.task for each in self.sets}
+            results.add_alarms(find_alarms(results.row, before, now, self._trained, limits, rewards, tasks))
         if self._world.is_main:
             write_outcomes(folder, outcomes)
             write_results(folder, results)
@@ -147,7 +148,8 @@ class Rounds:
         batches: int,
         executor: Executor | None = None,
     ) -> Scorer:
-        kept = self._config.evaluation.num_pictures if chosen is self.sets[0] and self._world.is_main else 0
+        shown = chosen.name in shown_sets(self.sets) and self._world.is_main
+        kept = self._config.evaluation.num_pictures if shown else 0
         return Scorer(
             self._client,
             chosen,
@@ -165,6 +167,11 @@ class Rounds:
         rewards = self._config.rewards
         asked = Counter(rewards.columns[name].service for name in chosen.columns(final=final))
         return max(1, min(BATCHES, *(rewards.services[name].max_in_flight // (2 * n) for name, n in asked.items())))
+
+
+def shown_sets(sets: Sequence[EvaluationSet]) -> set[str]:
+    """The names of the sets whose first samples are kept for the report: the first of each task."""
+    return {next(each.name for each in sets if each.task == task) for task in {each.task for each in sets}}
 
 
 def watched(sets: Sequence[EvaluationSet], outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -178,10 +178,20 @@ def _shown(placed: Placed, outcome: Outcome, details: Mapping[str, Mapping[str, 
         "prompt_id": sample.prompt.id,
         "prompt": sample.prompt.text,
         **whole.shown(sample),
+        **_of_task(sample.prompt),
         "scores": dict(outcome.scores),
         "targets": list(sample.prompt.targets) if sample.prompt.targets else None,
         "read": _read(details),
     }
+
+
+def _of_task(prompt: Prompt) -> dict[str, str]:
+    """Of a policy with tasks: which `task` the sample is of, and the `pair` that the prompt is a side of, known by the same name in
+    every set that was read from its file; empty where it is of no pair."""
+    if not prompt.task:
+        return {}
+    pair, _, side = prompt.id.removeprefix(f"{prompt.dataset}-").rpartition("/")
+    return {"task": prompt.task, "pair": pair if side == prompt.task else ""}
 
 
 def _read(details: Mapping[str, Mapping[str, Any]]) -> str | None:

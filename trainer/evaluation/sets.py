@@ -6,7 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.config import Config, EvaluationSetConfig, FlowSamplingConfig, TaskSamplingConfig, TokenSamplingConfig
+from trainer.config import (
+    Config,
+    EvaluationSetConfig,
+    FlowSamplingConfig,
+    GenerateConfig,
+    TaskSamplingConfig,
+    TokenSamplingConfig,
+)
 from trainer.config.evaluation import judge_column
 from trainer.data.datasets import DataError, Dataset, load_heldout
 from trainer.types import Prompt
@@ -71,18 +78,8 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
     evaluation = config.evaluation
     # A program that trains on no reward is evaluated by all that the configuration has.
     asked = {name for prompt in train_rows for name in prompt.weights} or set(config.rewards.columns)
-    sampling = config.sampling
-    own_scale = sampling.guidance_scale if isinstance(sampling, FlowSamplingConfig) else 1.0
-    if isinstance(sampling, TaskSamplingConfig) and sampling.tasks.generate is not None:
-        own_scale = sampling.tasks.generate.guidance_scale
-    own_temperature = sampling.temperature if isinstance(sampling, TokenSamplingConfig) else 1.0
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
-    format = "questions" if config.policy.family == "tokens" else "auto"
-    plain = (
-        []
-        if evaluation.path is None
-        else [EvaluationSetConfig.model_validate({"name": PLAIN, "path": evaluation.path, "format": format})]
-    )
+    plain = [] if evaluation.path is None else [_plain(config, evaluation.path)]
     sets = []
     for each in [*plain, *evaluation.sets]:
         name = "" if each.name == PLAIN else each.name
@@ -92,6 +89,8 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
         dataset = name or Path(each.path).stem
         field = "evaluation" if not name else f"evaluation.sets.{evaluation.sets.index(each)}"
         task = each.task or config.tasks[0].name
+        own_scale, own_temperature = _as_trained(config, task)
+        own_rewards = _of_task(config, task, rewards)
         read = load_heldout(each, each.path, dataset=dataset, field=field, max_images=config.max_images, task=task)
         prompts = [replace(prompt, task=task) for prompt in _spread(read, each.max_prompts)]
         if each.scoring is not None:
@@ -103,7 +102,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
                 duplicates=each.duplicates,
                 num_inference_steps=each.num_inference_steps or evaluation.num_inference_steps,
                 guidance_scale=each.guidance_scale or evaluation.guidance_scale or own_scale,
-                rewards=tuple(dict.fromkeys([*(each.rewards or rewards), *([judge] if judge else [])])),
+                rewards=tuple(dict.fromkeys([*(each.rewards or own_rewards), *([judge] if judge else [])])),
                 final_rewards=evaluation.final_rewards,
                 judge=judge,
                 alarms=each.alarms,
@@ -113,6 +112,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
                 ),
             )
         )
+    _, own_temperature = _as_trained(config, config.tasks[0].name)
     for kept in datasets:
         if kept.held_out:
             sets.append(
@@ -128,6 +128,37 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
                 )
             )
     return sets
+
+
+def _plain(config: Config, path: str) -> EvaluationSetConfig:
+    """The set without a name: of a policy that writes it is a file of questions, of one with tasks it is read as what it trains on."""
+    format = "questions" if config.policy.family == "tokens" else "auto"
+    if isinstance(config.sampling, TaskSamplingConfig) and config.data.train:
+        format = config.data.train[0].format
+    return EvaluationSetConfig.model_validate({"name": PLAIN, "path": path, "format": format})
+
+
+def _as_trained(config: Config, task: str) -> tuple[float, float]:
+    """Guidance and temperature of a held-out set that names none: those of training, by the task; of a task that is not trained
+    those that its section would have."""
+    sampling = config.sampling
+    if not isinstance(sampling, TaskSamplingConfig):
+        scale = sampling.guidance_scale if isinstance(sampling, FlowSamplingConfig) else 1.0
+        return scale, sampling.temperature if isinstance(sampling, TokenSamplingConfig) else 1.0
+    if task == "understand":
+        written = sampling.tasks.understand
+        return 1.0, 1.0 if written is None else written.temperature
+    drawn = sampling.tasks.generate
+    scale = GenerateConfig.model_fields["guidance_scale"].default
+    return (scale, 1.0) if drawn is None else (drawn.guidance_scale, drawn.temperature)
+
+
+def _of_task(config: Config, task: str, rewards: tuple[str, ...]) -> tuple[str, ...]:
+    """What a held-out set is scored by where nothing says it: what its task trains on."""
+    if config.evaluation.rewards or not isinstance(config.sampling, TaskSamplingConfig):
+        return rewards
+    trained = {str(name): each.rewards for name, each in config.sampling.tasks.given().items()}
+    return tuple(name for name in rewards if name in trained.get(task, {}))
 
 
 def _check_points(path: str, prompts: Sequence[Prompt], scoring: str) -> None:

@@ -210,9 +210,8 @@ class RlProgram:
         """Keep the step for the flight recorder, and stop where a reward says so on any rank."""
         session = self.session
         for each in collected:
-            session.flight.add(
-                session.step + 1, each.drawn.samples, each.drawn.seeds_B, vars(each.drawn.plan), each.scores
-            )
+            plan, task = vars(each.drawn.plan), each.drawn.task.name
+            session.flight.add(session.step + 1, each.drawn.samples, each.drawn.seeds_B, plan, each.scores, task)
         for each in collected:
             session.stop_together(each.scores.stop_reason)
 
@@ -296,9 +295,10 @@ class RlProgram:
             task, seen = each.drawn.task, each.seen
             spread = self.spreads[task.name].after(seen.scores_BR, seen.valid_BR, reduce=session.world.sum)
             adv_B, weight_B, found = task_advantages(task, each.scores, spread, each.drawn.group_B, session.world)
-            session.flight.add_advantages(adv_B, weight_B, row)
+            adv_B = adv_B * self.pair_weight_B(each.drawn)
+            session.flight.add_advantages(adv_B, weight_B, row, task.name)
             row |= {task.key(name): value for name, value in found.items()}
-            fed[task.name] = Scored(each.drawn.rollouts, adv_B * self.pair_weight_B(each.drawn), weight_B)
+            fed[task.name] = Scored(each.drawn.rollouts, adv_B, weight_B)
             spreads[task.name] = spread
         return fed, spreads, row
 

@@ -11,7 +11,7 @@ from trainer.config import Config, RewardsConfig
 from trainer.processes.distributed import World
 from trainer.records.recorder import Recorder
 from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_urls
-from trainer.rewards.startup import Requests
+from trainer.rewards.asked import Requests
 
 
 def connect(

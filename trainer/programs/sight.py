@@ -1,4 +1,5 @@
-"""A run of a policy that reads images proves on its first batch that it sees them (`trainer.policies.tokens.sight`), before step 1."""
+"""A run of a policy that reads images proves on its first batch that it sees them (`trainer.policies.tokens.sight`), and one that
+draws by tokens that it draws by its prompts (`trainer.policies.unified.sight`), before step 1."""
 
 from __future__ import annotations
 
@@ -18,6 +19,9 @@ from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.sight import Case, Sight, look
 from trainer.policies.tokens.trace import AnswerTrace
+from trainer.policies.unified.draw import ImagePlan
+from trainer.policies.unified.policy import UnifiedPolicy
+from trainer.policies.unified.sight import look_at_drawings
 from trainer.processes.distributed import World
 from trainer.programs.session import Session
 from trainer.records.recorder import write_atomic
@@ -31,22 +35,45 @@ _LONGEST = 32  # tokens of an answer that is drawn for it
 
 def is_asked_for(config: Config, policy: Policy) -> bool:
     """Whether the recipe wants it, of a policy that it can be shown of."""
-    return isinstance(policy, TokenPolicy) and getattr(config.policy, "check_sight", False)
+    return isinstance(policy, TokenPolicy | UnifiedPolicy) and getattr(config.policy, "check_sight", False)
 
 
 def prove_on_prompts(session: Session, sampler: PromptSampler, needs: Any) -> None:
-    """Draw answers to prompts of the first step and look; the sampler stays where it is. Raises ConfigError: a check failed."""
+    """Draw answers and images to prompts of the first step and look; the sampler stays where it is. Raises ConfigError: a check
+    failed."""
     config, policy = session.config, session.policy
     if session.step or not is_asked_for(config, policy):
         return
     position = sampler.state_dict()
     prompts = sampler.draw()
     sampler.load_state_dict(position)
-    plan = entry_of(config.policy).family.training_plan(config, 0, needs, config.tasks[0].name)
-    assert isinstance(policy, TokenPolicy) and isinstance(plan, TokenPlan)
-    with_images = sorted(prompts, key=lambda prompt: not prompt.source_images)
-    cases, rollouts = drawn_cases(config, policy, with_images[: _common(session.world, len(prompts))], plan)
-    _tell(session, look(policy, cases, rollouts))
+    assert isinstance(policy, TokenPolicy | UnifiedPolicy)
+    _tell(session, look_by_task(config, policy, prompts, needs, _common(session.world, len(prompts))))
+
+
+def look_by_task(
+    config: Config, policy: TokenPolicy | UnifiedPolicy, prompts: Sequence[Prompt], needs: Any, rows: int
+) -> list[Sight]:
+    """What is found of every task that is trained, by the plan of its rollouts: whether images move the answers, and prompts the
+    images; that no row depends on its neighbours; and that what is drawn is what is trained on.
+
+    Args:
+        prompts: of a step, or pairs; of each task the first `rows` are looked at, of questions first those with images.
+    """
+    found = []
+    for task in config.tasks:
+        plan = entry_of(config.policy).family.training_plan(config, 0, needs, task.name)
+        sides = [prompt.side(task.name) for prompt in prompts]
+        if isinstance(plan, TokenPlan):
+            texts = policy.texts if isinstance(policy, UnifiedPolicy) else policy
+            with_images = sorted(sides, key=lambda prompt: not prompt.source_images)
+            found += look(texts, *drawn_cases(config, texts, with_images[:rows], plan))
+        else:
+            assert isinstance(policy, UnifiedPolicy) and isinstance(plan, ImagePlan)
+            seeds = [sample_seed(config.seed, "sight", number) for number in range(rows)]
+            plan = replace(plan, micro_batch_size=rows)
+            found += look_at_drawings(policy, list(policy.sample(sides[:rows], 1, seeds, plan)))
+    return found
 
 
 def prove_on_texts(session: Session, batches: Sequence[Any]) -> None:
@@ -54,9 +81,9 @@ def prove_on_texts(session: Session, batches: Sequence[Any]) -> None:
     policy = session.policy
     if session.step or not is_asked_for(session.config, policy):
         return
-    assert isinstance(policy, TokenPolicy)
-    found = given_cases(batches)
-    _tell(session, look(policy, found[: _common(session.world, len(found))]))
+    assert isinstance(policy, TokenPolicy | UnifiedPolicy)
+    texts, found = policy.texts if isinstance(policy, UnifiedPolicy) else policy, given_cases(batches)
+    _tell(session, look(texts, found[: _common(session.world, len(found))]))
 
 
 def drawn_cases(

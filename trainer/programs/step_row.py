@@ -11,7 +11,10 @@ from trainer.programs.resampling import joined
 from trainer.programs.rollout import Collected
 from trainer.programs.session import Session
 from trainer.records.step_metrics import reward_metrics, wait_metrics
-from trainer.records.text_metrics import text_metrics
+from trainer.records.text_metrics import image_entropy, text_metrics
+
+DRAWS = "generate"  # the task whose samples are images
+PLANS = ("length", "length_max", "truncated_share", "entropy")  # what is shown of what is written before an image
 
 
 def step_metrics(
@@ -41,8 +44,15 @@ def step_metrics(
     images = sum(bool(sample.images) for sample in samples)
     if images:
         row["images_per_s"] = images * world.size / step_s
-    scores = reduce(joined, [each.scores for each in collected])
-    return row | text_metrics(rollouts, scores, config.rewards, world, step_s)
+    for each in collected:
+        # A task that draws may plan its images in words: these are no answers, and their lengths are not mixed with those of answers.
+        texts = text_metrics(each.drawn.rollouts, each.scores, config.rewards, world, step_s)
+        if each.drawn.task.name == DRAWS:
+            row |= {f"plan/{name}": texts[f"text/{name}"] for name in PLANS if texts}
+            row |= image_entropy(each.drawn.rollouts, world)
+        else:
+            row |= texts
+    return row
 
 
 def loss_shares(tasks: Sequence[Task], row: Mapping[str, float]) -> dict[str, float]:

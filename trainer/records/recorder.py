@@ -96,7 +96,8 @@ class Recorder:
 
         A record has `id`, `prompt_id`, `prompt`, `images` (uint8 RGB each), `text` (or None), `scores` (reward to number,
         None where it failed) and `read` (what an OCR read, or None). One with a text also has its `length` in tokens, whether
-        it is `finished`, and `sources`: the images of its prompt, small, None where one cannot be shown. In the list, paths
+        it is `finished`, and `sources`: the images of its prompt, small, None where one cannot be shown. Of a policy with tasks it
+        has its `task`, and the `pair` that its prompt is a side of, empty where it is of none. In the list, paths
         in the run folder stand for the images: `image` is that of the first (None without one), `more_images` has the others
         where there are any; those of `sources` are `<n>.source<k>.png`.
         """
@@ -116,7 +117,7 @@ class Recorder:
                 entry["sources"] = self._write_images(folder, f"{number}.source", "", record["sources"])
             written.append(plain_numbers(entry | {"image": names[0] if names else None} | more))
         write_atomic(listing, json.dumps(written, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
-        shown = [Picture(pixels_HWC, _caption(record)) for record in records for pixels_HWC in record["images"]]
+        shown = [picture for record in records for picture in _pictures(record, records)]
         if shown:
             self._reporters.pictures(step, shown)
         texts = [_answer(record) for record in records if record.get("text") is not None]
@@ -232,6 +233,25 @@ def plain_numbers(value: Any) -> Any:
 def without_credentials(text: str) -> str:
     """A configuration's text without the user names and passwords in addresses."""
     return _CREDENTIALS.sub(r"\1", text)
+
+
+def _pictures(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """A sample's images as reporters show them. What was drawn for a pair has the image beside it that the pair's question is
+    about, and in its caption the question and the answer."""
+    asked = next((each for each in records if _is_asked(each, record)), None)
+    source = None if asked is None else next((image for image in asked["sources"] if image is not None), None)
+    if asked is None or source is None:
+        return [Picture(pixels_HWC, _caption(record)) for pixels_HWC in record["images"]]
+    from trainer.records.pictures import contact_sheet  # with NumPy, which commands that only read a run do without
+
+    caption = f"{_caption(record)} || {_caption(asked)} | {asked['text']}"
+    return [Picture(contact_sheet([source, pixels_HWC]), caption) for pixels_HWC in record["images"]]
+
+
+def _is_asked(record: Mapping[str, Any], drawn: Mapping[str, Any]) -> bool:
+    """Whether a record is the answered side of the pair that another one was drawn for."""
+    same = bool(drawn.get("pair")) and record.get("pair") == drawn["pair"]
+    return same and record.get("task") != drawn.get("task") and bool(record.get("sources"))
 
 
 def _caption(record: Mapping[str, Any]) -> str:

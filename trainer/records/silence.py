@@ -3,12 +3,15 @@ or mostly cut off."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 COLLAPSED = 0.1  # of the entropy of the first steps; below that a policy of texts explores no more
 MOSTLY = 0.5  # share of a step's answers
+_ENTROPIES = {"entropy": "text/entropy", "image entropy": "image/entropy"}  # subjects, with what is looked at
+_FLAT = re.compile(r"^(?:(\w+)/)?adv/([^/]+)/zero_group_share$")  # of a task, where the policy has several
 
 
 @dataclass
@@ -16,7 +19,7 @@ class Silence:
     """Consecutive steps in which something said nothing.
 
     Attributes:
-        subject: a reward's name, `gradient`, `entropy`, `truncation`, or `eval/<reward>`.
+        subject: a reward's name (`<reward> of <task>` where there are tasks), `gradient`, `entropy`, `image entropy`, `truncation`, or `eval/<reward>`.
         first, last: the steps.
         value: the one score that all samples of all these steps have; None where they differ between groups.
         sentence: for a person.
@@ -45,18 +48,19 @@ class SilenceWatch:
         self._after = after_steps
         self._running: dict[str, Silence] = {}
         self._varied: set[str] = set()  # held-out rewards whose last evaluation had different scores
-        self._entropies: list[float] = []  # of the first steps
+        self._entropies: dict[str, list[float]] = {}  # of the first steps
         self.found: list[Silence] = []  # all that were worth a sentence, those that ended, too
 
     def add(self, row: Mapping[str, Any]) -> list[str]:
         """Take in a row. Returns what is to be said now."""
         said = self._held_out(row)
         step = int(row["step"])
-        quiet = [key.split("/")[1] for key in row if key.startswith("adv/") and key.endswith("/zero_group_share")]
-        for name in quiet:
-            constant = row.get(f"reward/{name}/std") == 0
-            value = row.get(f"reward/{name}/mean") if constant else None
-            said += self._count(name, step, row[f"adv/{name}/zero_group_share"] == 1, value)
+        for key in row:
+            if match := _FLAT.match(key):
+                task, name = match.groups()
+                constant = row.get(f"reward/{name}/std") == 0
+                value = row.get(f"reward/{name}/mean") if constant else None
+                said += self._count(f"{name} of {task}" if task else name, step, row[key] == 1, value)
         if "grad_norm" in row:
             said += self._count("gradient", step, row["grad_norm"] == 0, None)
         return said + self._texts(step, row)
@@ -64,11 +68,13 @@ class SilenceWatch:
     def _texts(self, step: int, row: Mapping[str, Any]) -> list[str]:
         """Answers that are all alike, by the entropy of the first steps, and answers that are mostly cut off."""
         said = []
-        if (entropy := row.get("text/entropy")) is not None:
-            if len(self._entropies) < self._after:
-                self._entropies.append(entropy)
-            first = sum(self._entropies) / len(self._entropies)
-            said += self._count("entropy", step, entropy < COLLAPSED * first, first)
+        for subject, key in _ENTROPIES.items():
+            if (entropy := row.get(key)) is not None:
+                kept = self._entropies.setdefault(subject, [])
+                if len(kept) < self._after:
+                    kept.append(entropy)
+                first = sum(kept) / len(kept)
+                said += self._count(subject, step, entropy < COLLAPSED * first, first)
         if (cut := row.get("text/truncated_share")) is not None:
             said += self._count("truncation", step, cut > MOSTLY, None)
         return said
@@ -111,10 +117,11 @@ def _sentence(silence: Silence) -> str:
     steps = f"in the {silence.steps} steps from {silence.first} to {silence.last}"
     if silence.subject == "gradient":
         return f"the gradient was 0 {steps}: nothing is learned. Look at adv/<reward>/zero_group_share and adv/trained_share"
-    if silence.subject == "entropy":
+    if silence.subject in _ENTROPIES:
+        drawn, one = ("images", "image") if silence.subject == "image entropy" else ("answers", "answer")
         return (
-            f"the entropy of the answers was below a tenth of the first steps' {silence.value or 0.0:.3g} {steps}: the policy gives "
-            "nearly the same answer every time and explores no more. If it is not yet good, lower optim.lr, raise "
+            f"the entropy of the {drawn} was below a tenth of the first steps' {silence.value or 0.0:.3g} {steps}: the policy gives "
+            f"nearly the same {one} every time and explores no more. If it is not yet good, lower optim.lr, raise "
             "objective.kl_beta or the upper end of objective.clip_range"
         )
     if silence.subject == "truncation":

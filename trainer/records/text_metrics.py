@@ -1,5 +1,5 @@
-"""Metrics of a step's texts, over all ranks: how long they are, how many were cut off, how sure the policy was of them, and how
-often the right form holds the right answer."""
+"""Metrics of what a step's tokens are, over all ranks. Of texts: how long they are, how many were cut off, how sure the policy was
+of them, and how often the right form holds the right answer. Of images that are drawn by tokens: how sure it was of them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,12 @@ def text_metrics(
     """
     lengths, cut, surprise = [], 0, 0.0
     for rollout in rollouts:
-        written = [sample.text is not None for sample in rollout.samples]
-        rows = torch.tensor(written)
-        mask_BS = torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
-        mask_BS = mask_BS & rows.to(mask_BS.device)[:, None]
-        lengths += mask_BS.sum(1)[rows.to(mask_BS.device)].tolist()
+        inside_BS = _inside(rollout) & _written(rollout)
+        rows_B = torch.tensor([sample.text is not None for sample in rollout.samples], device=inside_BS.device)
+        lengths += inside_BS.sum(1)[rows_B].tolist()
         cut += sum(not sample.finished for sample in rollout.samples if sample.text is not None)
         # What stands behind an end means nothing, NaN included, so it is taken out before it is added up.
-        surprise -= torch.where(mask_BS, rollout.logp_BS, 0.0).double().sum().item()
+        surprise -= torch.where(inside_BS, rollout.logp_BS, 0.0).double().sum().item()
     count, tokens, truncated, total = world.sum(
         torch.tensor([len(lengths), sum(lengths), cut, surprise], dtype=torch.float64)
     ).tolist()
@@ -54,6 +52,33 @@ def text_metrics(
     if tokens:
         row["text/entropy"] = total / tokens
     return row | ({} if given is None else {"text/accuracy_given_format": given})
+
+
+def image_entropy(rollouts: Sequence[Rollout], world: World) -> dict[str, float]:
+    """`image/entropy` of images that are drawn by tokens: as `text/entropy`, over their tokens, after temperature and guidance.
+
+    Args:
+        rollouts: of one task, which draws images; all ranks together.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)
+    for rollout in rollouts:
+        inside_BS = _inside(rollout) & ~_written(rollout)
+        surprise = -torch.where(inside_BS, rollout.logp_BS, 0.0).double().sum()
+        sums += torch.stack([inside_BS.sum().double(), surprise]).cpu()
+    tokens, total = world.sum(sums).tolist()
+    return {"image/entropy": total / tokens} if tokens else {}
+
+
+def _inside(rollout: Rollout) -> Tensor:
+    """Bool (B, S): what was drawn."""
+    return torch.ones_like(rollout.logp_BS, dtype=torch.bool) if rollout.mask_BS is None else rollout.mask_BS
+
+
+def _written(rollout: Rollout) -> Tensor:
+    """Bool (B, S): the columns of texts. Where an image follows, the text's own tokens come first."""
+    width, device = rollout.logp_BS.shape[1], rollout.logp_BS.device
+    counts = [0 if s.text is None else len(s.tokens) if s.images else width for s in rollout.samples]
+    return torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
 
 
 def _given_format(scores: Scores, rewards: RewardsConfig, world: World) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.report.images import Score, bounded_rewards, data_uri, label_of, match_of, score_table
+from trainer.report.images import Score, bounded_rewards, data_uri, label_of, match_of, pair_of, score_table
 from trainer.report.run_folder import RunFolder, number
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
@@ -42,13 +42,14 @@ class Reply:
 @dataclass(frozen=True)
 class AnswerCard:
     """A prompt with its images (data URI, width, height; None where one cannot be shown), its right answers, and what was
-    answered, with a score of each reward for each answer."""
+    answered, with a score of each reward for each answer. `pair` names the pair that the prompt is a side of."""
 
     prompt: str
     images: tuple[tuple[str, int, int] | None, ...]
     targets: str
     replies: tuple[Reply, ...]
     scores: tuple[tuple[str, tuple[Score, ...]], ...]
+    pair: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Answers:
 
 def build_answers(run: RunFolder, problems: list[str]) -> Answers | None:
     """The first and the last step that kept texts; None when none did. `problems` takes what could not be read."""
-    kept = {step: [r for r in records if isinstance(r.get("text"), str)] for step, records in run.samples.items()}
+    kept = {step: [r for r in records if _is_answer(r)] for step, records in run.samples.items()}
     kept = {step: records for step, records in kept.items() if records}
     if not kept:
         return None
@@ -85,6 +86,11 @@ def take_apart(text: str) -> Said:
     return Said(thought, answer, bool(thought and answer) and not _words(answer) <= _words(thought or ""))
 
 
+def _is_answer(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of a text; what a policy wrote before it drew an image is no answer, and stands with the image."""
+    return isinstance(record.get("text"), str) and record.get("image") is None
+
+
 def _card(
     run: RunFolder,
     first: Mapping[str, Any],
@@ -103,6 +109,7 @@ def _card(
         targets=", ".join(map(str, targets)) if isinstance(targets, list) else "",
         replies=tuple(Reply(label, take_apart(str(record["text"])), _note(record)) for label, record in records),
         scores=tuple(score_table([record for _, record in records], bounded)),
+        pair=pair_of(first),
     )
 
 

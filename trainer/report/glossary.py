@@ -32,9 +32,19 @@ GLOSSARY: dict[str, str] = {
     "text/entropy": "Mean of -log p over all tokens that were drawn, in nats: an estimate of the entropy of the distribution drawn "
     "from (after temperature, top-k and top-p), averaged over the places that answers visit. Near 0 all answers to a prompt are "
     "alike, and nothing can be learned from comparing them.",
+    "image/entropy": "The same of images that are drawn by tokens: mean of -log p over their tokens, in nats, after guidance and "
+    "temperature.",
+    "plan/length": "Of what is written before an image is drawn, where sampling.tasks.generate.think asks for it: mean length in tokens. "
+    "plan/length_max, plan/truncated_share and plan/entropy are as those of answers.",
+    "understand/<key>": "The same of the understand task alone, answers to questions about images: understand/adv/mean, "
+    "understand/ratio/mean, understand/loss/policy and so on. generate/<key> is of the task that draws images.",
+    "understand/loss_share": "How much of what moves the weights is this task's, from 0 to 1, by the size of the tasks' policy terms times "
+    "their loss_weight; generate/loss_share is the rest. loss/pull is the size: the mean of |advantage times ratio| of what counts.",
     "text/accuracy_given_format": "Mean of the accuracy reward over the step's answers whose format reward is at least 0.5. Which "
     "columns these are, rewards.roles says; else those of the names accuracy and format.",
     "alarm/drift": "1 where answers drawn by a rollout server are further from what the policy reads than sampling.vllm.drift_alarm.",
+    "alarm/other_half/<set>/<reward>": "1 where a reward of one task fell by more than its interval since the start while one of the other "
+    "task surely rose.",
     "alarm/<name>": "1 where an evaluation showed a sign of reward hacking; the sentence is in eval/step_*/alarms.json.",
     "reward/<reward>/mean": "Mean score of the step's training rollouts; other prompts each step, and noise is injected, "
     "so it jumps about.",

@@ -36,7 +36,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Shot:
-    """One image of a card. `right` is None where nothing was read or nothing was asked to be written."""
+    """One image of a card. `right` is None where nothing was read or nothing was asked to be written; `plan` is what the policy
+    wrote before it drew, None where it wrote nothing."""
 
     label: str
     uri: str | None
@@ -45,6 +46,7 @@ class Shot:
     height: int
     read: str | None
     right: bool | None
+    plan: str | None = None
 
     @property
     def pixelated(self) -> bool:
@@ -53,11 +55,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
-    """A prompt's images, and per reward a score for each of them."""
+    """A prompt's images, and per reward a score for each of them. `pair` names the pair that the prompt is a side of."""
 
     prompt: str
     shots: tuple[Shot, ...]
     scores: tuple[tuple[str, tuple[Score, ...]], ...]
+    pair: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def build_gallery(run: RunFolder, problems: list[str]) -> Gallery | None:
     for key, first in columns[0].items():
         records = [column[key] for column in columns if key in column]
         shots = [_shot(run.path, label, record, problems) for label, record in zip(labels, records, strict=False)]
-        cards.append(Card(str(first.get("prompt", "")), tuple(shots), tuple(score_table(records, bounded))))
+        scores = tuple(score_table(records, bounded))
+        cards.append(Card(str(first.get("prompt", "")), tuple(shots), scores, pair_of(first)))
     judged = [card for card in cards if len(card.shots) == len(labels) and all(s.right is not None for s in card.shots)]
     right = tuple(sum(bool(card.shots[n].right) for card in judged) for n in range(len(labels)))
     return Gallery(tuple(cards), labels, right, len(judged))
@@ -102,6 +106,12 @@ def _folded(text: str) -> str:
 def _is_image(record: Mapping[str, Any]) -> bool:
     """Whether a record is of an image, or of one that is missing; texts without an image have cards of their own."""
     return record.get("image") is not None or not isinstance(record.get("text"), str)
+
+
+def pair_of(record: Mapping[str, Any]) -> str:
+    """The pair that a record's prompt is a side of; empty without one."""
+    pair = record.get("pair")
+    return pair if isinstance(pair, str) else ""
 
 
 def label_of(run: RunFolder, step: int) -> str:
@@ -129,6 +139,7 @@ def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[s
         height=height,
         read=read if isinstance(read, str) else None,
         right=read_correctly(str(read), [str(target) for target in targets]) if known else None,
+        plan=record["text"] if isinstance(record.get("text"), str) else None,
     )
 
 

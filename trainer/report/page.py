@@ -19,6 +19,7 @@ from trainer.report.answers import build_answers
 from trainer.report.evaluation import evaluation_part
 from trainer.report.glossary import GLOSSARY
 from trainer.report.images import Gallery, build_gallery
+from trainer.report.pairs import match_pairs, without_pairs
 from trainer.report.plots import (
     PHASES,
     advantage_plots,
@@ -96,6 +97,8 @@ def render(run: RunFolder, now: datetime) -> str:
     """The page of a run as HTML."""
     problems = list(run.problems)
     gallery, answers = build_gallery(run, problems), build_answers(run, problems)
+    pairs, right, labels = match_pairs(answers, gallery), read_right(gallery), gallery.labels if gallery else ()
+    answers, gallery = without_pairs(answers, gallery, pairs)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -114,11 +117,13 @@ def render(run: RunFolder, now: datetime) -> str:
         control=bool(run.setting("rewards", "shuffle_control", default=False)),
         about_base=about_base(run),
         sight=[{name: str(each.get(name, "")) for name in ("check", "status", "sentence")} for each in run.sight],
+        pairs=pairs,
+        pair_labels=labels,
         gallery=gallery,
         answers=answers,
         writes=run.writes,
         shown_cards=SHOWN_CARDS,
-        read_right=read_right(gallery),
+        read_right=right,
         percent=percent,
         sections=[
             ("Rewards", _rewards_note(run), reward_plots(run)),
@@ -175,7 +180,7 @@ def headlines(run: RunFolder) -> list[Headline]:
                 after=None if math.isnan(after) else _figure(after),
                 change=change,
                 verdict=verdict,
-                tag="trained on" if name in trained_on else "never trained on" if trained_on else "",
+                tag="trained on" if run.is_trained_on(name) else "never trained on" if trained_on else "",
                 warning=f"In an evaluation only {percent(min(shares))} of the samples got a score." if shares else "",
             )
         )

@@ -38,7 +38,7 @@ def reward_plots(run: RunFolder) -> list[Plot]:
         training, heldout = run.points(f"reward/{name}/mean"), run.points(f"eval/{name}")
         if not _numbers(training) and not _numbers(heldout):
             continue
-        note = "" if name in trained_on or not trained_on else "Never used in training."
+        note = "" if run.is_trained_on(name) or not trained_on else "Never used in training."
         words = [_ends(label, points) for label, points in (("training", training), ("held-out", heldout)) if points[0]]
         with drawing(name, plots, alt=f"{name} over steps. {' '.join(words)}", note=note) as axes:
             if _numbers(training):
@@ -65,7 +65,8 @@ def reward_plots(run: RunFolder) -> list[Plot]:
 def text_plots(run: RunFolder) -> list[Plot]:
     """Of texts: the reward split into form, accuracy, and accuracy where the form holds; length; what is cut off; entropy.
     None for a run without texts."""
-    if "text/length" not in run.series and not any(_is_of_texts(key) for key in run.series):
+    of_texts = [key for key in run.series if _is_of_texts(key) or key in ("text/length", "image/entropy")]
+    if not of_texts:
         return []
     plots = []
     roles = [run.setting("rewards", "roles", role) or role for role in ("format", "accuracy")]
@@ -75,13 +76,16 @@ def text_plots(run: RunFolder) -> list[Plot]:
     ):
         lines = [*(Line(means.format(role), role) for role in roles), Line(given, "accuracy given format")]
         plots += _chart(run, title, lines, unit=True, note=_GIVEN)
-    lengths = [Line("text/length", "mean"), Line("text/length_max", "longest"), *_heldout_lines(run, "length")]
+    lengths = [Line("text/length", "mean"), Line("text/length_max", "longest"), Line("plan/length", "plans")]
+    lengths += _heldout_lines(run, "length")
     plots += _chart(run, "length, tokens", lengths, zero=True)
     cut = [Line("text/truncated_share", "training"), *_heldout_lines(run, "truncated")]
     plots += _chart(run, "share of answers cut off", cut, unit=True)
-    return plots + _chart(run, "entropy, nats a token", [Line("text/entropy", "entropy")], zero=True, note=_ENTROPY)
+    entropies = [Line("text/entropy", "answers"), Line("image/entropy", "images"), Line("plan/entropy", "plans")]
+    return plots + _chart(run, "entropy, nats a token", entropies, zero=True, note=_ENTROPY)
 
 
+_SHARE = "Of what moves the weights, by the sizes of the tasks' policy terms. Far from even, one task hardly trains."
 _GIVEN = "Accuracy given format: of the answers whose form holds, how many are right. Where only the form is learned, it stays flat."
 _ENTROPY = "Of the distribution drawn from, estimated from the tokens that were drawn. Near 0 all answers are alike."
 
@@ -110,17 +114,24 @@ def _heldout_lines(run: RunFolder, statistic: str) -> list[Line]:
 
 
 def advantage_plots(run: RunFolder) -> list[Plot]:
-    """How strongly each reward speaks, and how many of its groups say nothing."""
-    plots = _per_reward(run, "mean |advantage| per reward", "adv/{}/abs_mean", zero=True)
-    plots += _per_reward(run, "groups without signal", "adv/{}/zero_group_share", unit=True, note=_FLAT_GROUPS)
-    lines = [Line("adv/abs_mean", "mean |adv|"), Line("adv/std", "std"), Line("adv/clip_share", "clipped share")]
-    return plots + _chart(run, "advantage, all rewards together", lines, zero=True)
+    """How strongly each reward speaks, and how many of its groups say nothing; of each task by itself, where there are tasks."""
+    plots: list[Plot] = []
+    for task in run.tasks or [""]:
+        own, told = (f"{task}/", f", {task}") if task else ("", "")
+        plots += _per_reward(run, f"mean |advantage| per reward{told}", f"{own}adv/{{}}/abs_mean", zero=True)
+        flat = f"{own}adv/{{}}/zero_group_share"
+        plots += _per_reward(run, f"groups without signal{told}", flat, unit=True, note=_FLAT_GROUPS)
+        lines = [Line("adv/abs_mean", "mean |adv|"), Line("adv/std", "std"), Line("adv/clip_share", "clipped share")]
+        lines = [Line(f"{own}{line.key}", line.label) for line in lines]
+        plots += _chart(run, f"advantage, all rewards together{told}", lines, zero=True)
+    shares = [Line(f"{task}/loss_share", task) for task in run.tasks]
+    return plots + (_chart(run, "share of the pull", shares, unit=True, note=_SHARE) if len(shares) > 1 else [])
 
 
 def update_plots(run: RunFolder) -> list[Plot]:
     """Ratio, clipping, KL, gradient norm, learning rate, loss."""
-    plots = _ratio_plot(run)
-    for title, lines in (
+    plots = [plot for task in run.tasks or [""] for plot in _ratio_plot(run, task)]
+    for title, plain in (
         ("clip share", [Line("clip_share", "clip share")]),
         ("KL to the starting weights", [Line("kl", "KL")]),
         ("gradient norm", [Line("grad_norm", "before clipping")]),
@@ -135,9 +146,19 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("learning rate", [Line("lr", "lr")]),
         ("policy loss", [Line("loss/policy", "loss")]),
     ):
+        lines = _by_task(run, plain)
         if any(value for line in lines for value in run.points(line.key)[1] if not math.isnan(value)):
             plots += _chart(run, title, lines, zero=title != "policy loss")
     return plots
+
+
+def _by_task(run: RunFolder, lines: Sequence[Line]) -> list[Line]:
+    """The lines as they are, and those of each task."""
+    labels = {line: line.label for line in lines} if len(lines) > 1 else dict.fromkeys(lines, "")
+    of_tasks = [
+        Line(f"{task}/{line.key}", f"{task} {label}".strip()) for line, label in labels.items() for task in run.tasks
+    ]
+    return [*lines, *of_tasks]
 
 
 def time_plots(run: RunFolder) -> list[Plot]:
@@ -255,19 +276,20 @@ def _per_reward(
     return plots
 
 
-def _ratio_plot(run: RunFolder) -> list[Plot]:
-    """Ratios lie within 1e-4 of 1, so what is drawn is the distance from 1."""
+def _ratio_plot(run: RunFolder, task: str) -> list[Plot]:
+    """Ratios lie within 1e-4 of 1, so what is drawn is the distance from 1; of a task, where there are tasks."""
     plots: list[Plot] = []
-    steps, middle = run.points("ratio/mean")
+    own, told = (f"{task}/", f", {task}") if task else ("", "")
+    steps, middle = run.points(f"{own}ratio/mean")
     if not _numbers((steps, middle)):
         return plots
-    low, high = run.points("ratio/min", _least)[1], run.points("ratio/max", _largest)[1]
+    low, high = run.points(f"{own}ratio/min", _least)[1], run.points(f"{own}ratio/max", _largest)[1]
     clip = run.setting("objective", "clip_range")
-    alt = f"Probability ratio minus 1 over steps. {_ends('mean ratio', (steps, middle))}"
+    alt = f"Probability ratio minus 1{told} over steps. {_ends('mean ratio', (steps, middle))}"
     note = f"Clipped beyond ±{clip:g}. " if isinstance(clip, int | float) else ""
     if run.setting("optim", "updates_per_rollout") == 1:
         note += "With one update per set of rollouts it is exactly 1, or something is broken. "
-    errors = list(_present(run.points("ratio/replay_error", _largest)[1]))
+    errors = list(_present(run.points(f"{own}ratio/replay_error", _largest)[1]))
     if errors:
         same = (
             "are exactly the sampled ones"
@@ -275,7 +297,7 @@ def _ratio_plot(run: RunFolder) -> list[Plot]:
             else f"differ from the sampled by up to {max(errors):.2g}"
         )
         note += f"Before an update, replayed log-probabilities {same}."
-    with drawing("ratio − 1", plots, alt=alt, note=note) as axes:
+    with drawing(f"ratio − 1{told}", plots, alt=alt, note=note) as axes:
         if len(low) == len(high) == len(steps):
             band = ([value - 1 for value in low], [value - 1 for value in high])
             axes.fill_between(steps, *band, color=SERIES[0], alpha=0.25, linewidth=0, label="min to max")

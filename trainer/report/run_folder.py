@@ -74,7 +74,14 @@ class RunFolder:
     @property
     def writes(self) -> bool:
         """Whether the policy writes texts."""
-        return self.setting("sampling", "type") == "tokens" or "text/length" in self.series
+        kinds = ("tokens", "tasks")
+        return self.setting("sampling", "type") in kinds or "text/length" in self.series
+
+    @property
+    def tasks(self) -> list[str]:
+        """What the policy is trained on, where it has tasks: the first part of the keys that each task has of its own."""
+        sections = self.setting("sampling", "tasks")
+        return [str(name) for name, each in sections.items() if each] if isinstance(sections, Mapping) else []
 
     def setting(self, *keys: str, default: Any = None) -> Any:
         """A configuration value by its path of keys."""
@@ -136,15 +143,21 @@ class RunFolder:
         return found
 
     def trained_on(self) -> dict[str, float]:
-        """Weights of the rewards that some training set uses (those of the first set that names it)."""
+        """Weights of the rewards that some training set or task uses (those of the first that names it)."""
         weights: dict[str, float] = {}
         datasets = self.setting("data", "train")
-        for dataset in datasets if isinstance(datasets, list) else []:
-            rewards = dataset.get("rewards") if isinstance(dataset, Mapping) else None
+        sections = [*(datasets if isinstance(datasets, list) else [])]
+        sections += [self.setting("sampling", "tasks", task) for task in self.tasks]
+        for section in sections:
+            rewards = section.get("rewards") if isinstance(section, Mapping) else None
             for name, weight in (rewards if isinstance(rewards, Mapping) else {}).items():
                 if number(weight):
                     weights.setdefault(str(name), number(weight))
         return weights
+
+    def is_trained_on(self, name: str) -> bool:
+        """Whether training uses a reward, or for `<set>/<reward>` that reward."""
+        return name in self.trained_on() or name.rpartition("/")[2] in self.trained_on()
 
     def points(self, key: str, merge: Callable[[Sequence[float]], float] | None = None) -> Points:
         """Steps and values of a key, NaN where null was written; at most MAX_POINTS, merged by mean or `merge`."""

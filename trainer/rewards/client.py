@@ -25,11 +25,12 @@ import numpy as np
 
 from trainer.config import RewardsConfig
 from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
+from trainer.rewards.asked import Requests
 from trainer.rewards.batch import Dispatcher, MicroBatch, Moment, keep_one_scorer
 from trainer.rewards.identity import ScorerChange, Scorers
 from trainer.rewards.mixture import mix
 from trainer.rewards.pause import FailureGuard
-from trainer.rewards.startup import Requests, check_service, raise_together
+from trainer.rewards.startup import check_service, raise_together
 from trainer.rewards.tape import TapePlayer, TapeRecorder
 from trainer.rewards.transport import ServiceCaller
 from trainer.types import Sample, Scores
@@ -195,7 +196,7 @@ class RewardClient:
         for name, service in self.config.services.items():
             self._callers[name] = ServiceCaller(name, service, self._urls[name], self._emit)
         self._dispatcher = Dispatcher(self.config, self._callers, self.scorers, self._emit)
-        texts = self._requests is not None and self._requests.texts
+        texts = () if self._requests is None else self._requests.texts
         self._guard = FailureGuard(self.config, self._callers, self._dispatcher, self.scorers, self._emit, texts=texts)
         checks = []
         for name, caller in self._callers.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from trainer.config import RewardsConfig
 from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, RewardServiceError
@@ -32,9 +32,9 @@ class FailureGuard:
         scorers: Scorers,
         on_event: OnEvent,
         *,
-        texts: bool = False,
+        texts: Collection[str] = (),
     ) -> None:
-        """`texts`: whether the run's samples are texts, so that the probes are, too."""
+        """`texts`: the rewards whose samples are texts, so that their probes are, too."""
         self._texts = texts
         self._config = config
         self._callers = callers
@@ -132,7 +132,8 @@ class FailureGuard:
                 try:
                     await wait_ready(caller, endpoint.url, max(POLL_S, min(remaining, 4 * POLL_S)))
                     if column.canary != "none":
-                        await check_canary(caller, endpoint, name, column, canary_by, self._on_event, texts=self._texts)
+                        texts = name in self._texts
+                        await check_canary(caller, endpoint, name, column, canary_by, self._on_event, texts=texts)
                 except RewardServiceError as error:
                     problems.append(str(error))
                 else:

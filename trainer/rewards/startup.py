@@ -6,14 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import httpx
 from pydantic import ValidationError
 
-from trainer.config import Config, RewardConfig
+from trainer.config import RewardConfig
 from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError, readable
+from trainer.rewards.asked import Asked, Requests
 from trainer.rewards.canary import canary_call, judge
 from trainer.rewards.certificates import is_untrusted
 from trainer.rewards.endpoint import Endpoint
@@ -26,30 +25,6 @@ _PROBE_TIMEOUT_S = 5.0
 _LEAST_CANARY_S = 1.0
 _FIRST_LINE_S = 5.0
 _NEXT_LINE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Requests:
-    """How many samples training sends at a time, to be compared with what a service takes.
-
-    Attributes:
-        columns: the rewards that are trained on.
-        group_size: samples of a group, which a reward that compares gets in one request.
-        micro_batch_size: samples of a request to any other reward.
-        texts: whether the samples are texts, so that the probes are, too; else they are images.
-    """
-
-    columns: frozenset[str]
-    group_size: int
-    micro_batch_size: int
-    texts: bool = False
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        columns = frozenset(name for _, name in config.train_rewards)
-        texts = config.policy.family == "tokens"
-        largest = max(task.group_size for task in config.tasks)
-        return cls(columns, largest, config.sampling.largest_micro_batch, texts)
 
 
 class WaitingLine:
@@ -187,12 +162,12 @@ async def _check_url(
             )
         scorers[name] = known[wanted]
         _check_range(scorers[name], f"reward {name} (service {caller.name} at {url})")
-        if requests is not None and name in requests.columns:
-            _check_room(info, scorers[name], requests, f"reward {name} (service {caller.name} at {url})")
+        for asked in () if requests is None else requests.columns.get(name, ()):
+            _check_room(info, scorers[name], asked, f"reward {name} (service {caller.name} at {url})")
     if canary:
-        texts = requests is not None and requests.texts
         for name, column in columns.items():
             if column.canary != "none":
+                texts = requests is not None and name in requests.texts
                 scorer = await check_canary(caller, endpoint, name, column, deadline, on_event, texts=texts)
                 if change := describe_change(scorers[name], scorer):
                     raise RewardServiceError(
@@ -214,18 +189,18 @@ def _say_what_is_not_served(info: ServiceInfo, service: str, on_event: OnEvent) 
         on_event(RewardEvent("hint", service, text))
 
 
-def _check_room(info: ServiceInfo, scorer: ScorerInfo, requests: Requests, where: str) -> None:
+def _check_room(info: ServiceInfo, scorer: ScorerInfo, asked: Asked, where: str) -> None:
     """Raises RewardServiceError when every request of training would be refused as too large."""
-    field, count, limits = "micro_batch_size", requests.micro_batch_size, ["max_items"]
+    field, count, limits = "micro_batch_size", asked.micro_batch_size, ["max_items"]
     if scorer.grouped:
-        field, count, limits = "group_size", requests.group_size, ["max_group_items", "max_items"]
+        field, count, limits = "group_size", asked.group_size, ["max_group_items", "max_items"]
     for name in limits:
         most = info.limits.get(name)
         if most is not None and count > most:
             what = "items of one group" if name == "max_group_items" else "items in one request"
             raise RewardServiceError(
-                f"{where}: sampling.{field} is {count}, and the service takes at most {most:g} {what} ({name}): lower "
-                f"sampling.{field} to {most:g}, or start the service with --{name.replace('_', '-')} {count}"
+                f"{where}: {asked.section}.{field} is {count}, and the service takes at most {most:g} {what} ({name}): lower "
+                f"{asked.section}.{field} to {most:g}, or start the service with --{name.replace('_', '-')} {count}"
             )
 
 

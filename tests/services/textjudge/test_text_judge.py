@@ -24,7 +24,7 @@ from tests.support.redis_services import until
 from tests.support.service_process import ready_service
 from trainer.config import RewardsConfig
 from trainer.rewards import RewardClient, RewardServiceError
-from trainer.rewards.startup import Requests
+from trainer.rewards.asked import Asked, Requests
 from trainer.types import Prompt, Sample
 
 pytestmark = pytest.mark.anyio
@@ -255,7 +255,7 @@ def url() -> Iterator[str]:
 def connected(url: str, reward: str = "text_quality", **column: Any) -> RewardClient:
     columns = {"judged": {"service": "textjudge", "reward": reward, "max_failure_rate": 1.0, **column}}
     tree = {"services": {"textjudge": {"urls": [url], "timeout_s": 30.0}}, "columns": columns}
-    requests = Requests(frozenset({"judged"}), group_size=4, micro_batch_size=4, texts=True)
+    requests = Requests({"judged": (Asked(4, 4),)}, frozenset({"judged"}))
     return RewardClient(RewardsConfig.model_validate(tree), urls={"textjudge": [url]}, requests=requests)
 
 

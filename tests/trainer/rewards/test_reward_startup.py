@@ -11,8 +11,8 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.reward_servers import SCORER, Reply, good
 from trainer.rewards import RewardServiceError
+from trainer.rewards.asked import Asked, Requests
 from trainer.rewards.canary import probes
-from trainer.rewards.startup import Requests
 
 CANARY = {"r": {"canary": "differ"}}
 
@@ -131,7 +131,7 @@ def test_a_service_that_takes_less_than_training_sends_is_found(
     server = scripted()
     server.info.body |= {"limits": limits, "rewards": [{**SCORER, "grouped": grouped}]}
     client = connect(server, start=False)
-    client._requests = Requests(frozenset({"r"}), group_size=24, micro_batch_size=48)
+    client._requests = Requests({"r": (Asked(24, 48),)})
     if told is None:
         client.start()
         return
@@ -145,7 +145,7 @@ def test_what_is_not_trained_on_has_no_groups_to_compare(scripted: Any, connect:
     server = scripted()
     server.info.body |= {"limits": {"max_items": 4}, "rewards": [SCORER]}
     client = connect(server, start=False)
-    client._requests = Requests(frozenset({"other"}), group_size=24, micro_batch_size=48)
+    client._requests = Requests({"other": (Asked(24, 48),)})
     client.start()
     assert "scripted" in client.said("ready")[0]
 

@@ -21,8 +21,8 @@ from trainer.config.service_names import REWARDS
 from trainer.doctor.load import _measure, _unseen
 from trainer.rewards import LocalServices, RewardClient, RewardServiceError, TapeRecorder, resolve_urls
 from trainer.rewards.answers import Answer
+from trainer.rewards.asked import Asked, Requests
 from trainer.rewards.canary import canary_call, judge, probes
-from trainer.rewards.startup import Requests
 from trainer.rewards.transport import ServiceCaller
 from trainer.types import Prompt, Sample, Scores
 from wire.schema import ScoreRequest
@@ -67,7 +67,7 @@ TEXTS = [
     "x" * 5000,
     "\u0664 red disc",
 ]
-OF_TEXTS = Requests(frozenset(COLUMNS), group_size=4, micro_batch_size=4, texts=True)
+OF_TEXTS = Requests(dict.fromkeys(COLUMNS, (Asked(4, 4),)), frozenset(COLUMNS))
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_the_probes_of_texts_are_pairs_of_three_questions() -> None:
 
 def started(connect: Any, server: Any, canary: str = "differ") -> Any:
     client = connect(server, columns={"r": {"canary": canary}}, start=False)
-    client._requests = Requests(frozenset({"r"}), group_size=4, micro_batch_size=4, texts=True)
+    client._requests = Requests({"r": (Asked(4, 4),)}, frozenset({"r"}))
     client.start()
     return client
 

@@ -17,11 +17,13 @@ from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.types import Rollout
 
-Check = Literal["image", "rows", "replay", "placeholders"]
+Check = Literal[
+    "image", "rows", "replay", "placeholders", "prompt", "images", "drawing"
+]  # the last three are of drawn images
 # What rounding explains of a difference in log-probability, by the type of computations: in float32 of any token; in bfloat16, where
 # a logit of 20 is rounded by up to 0.06 and an unlikely token may be off by several such steps, of an answer's tokens on average.
 BOUNDS: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 0.25}
-_STILL = 1e-6  # less is no movement, also where computing twice gives the same bits
+STILL = 1e-6  # less is no movement, also where computing twice gives the same bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class Sight:
 
 @torch.no_grad()
 def look(policy: TokenPolicy, cases: Sequence[Case], rollouts: Sequence[Rollout] = ()) -> list[Sight]:
-    """Every check, in the order of `Check`.
+    """Every check of answers, in the order of `Check`.
 
     The number of forward passes depends on the numbers of cases and rollouts alone, so that ranks with sharded weights, which
     have equally many of both, can do it together.
@@ -79,7 +81,7 @@ def _image(policy: TokenPolicy, cases: Sequence[Case], together_BS: Tensor) -> S
     shown = [row for row, case in enumerate(cases) if _pixels(case.reading)]
     if not shown:
         return Sight("image", "NOT CHECKED", f"none of the first {len(cases)} rows has an image")
-    least = max(_STILL, 10 * _furthest(again_BS, together_BS)[shown].max().item())
+    least = max(STILL, 10 * _furthest(again_BS, together_BS)[shown].max().item())
     blank_B, swap_B = _furthest(blank_BS, together_BS)[shown], _furthest(swapped_BS, together_BS)[shown]
     blind = [
         row for row, moved in zip(shown, torch.maximum(blank_B, swap_B).tolist(), strict=True) if not moved > least

@@ -1,6 +1,6 @@
 """The last steps of a run, whole, kept in memory and written when the run crashes.
 
-`flight/step_NNNNNN.json` says per step its row, plan and state of the random numbers, and per sample its prompt, seed,
+`flight/step_NNNNNN.json` says per step its row, plan (of each task, where there are several) and state of the random numbers, and per sample its prompt, seed,
 scores with error codes, advantage and loss weight. Of the last step there is also what was drawn: its texts in the record,
 its images, small, in `flight/step_NNNNNN.png`.
 SIGTERM is no crash. `python -m trainer flight RUN_DIR` prints what matters of it.
@@ -41,9 +41,11 @@ MAX_TEXTS, MAX_CHARACTERS = 1024, 20_000  # of the last step, and of each: a rec
 
 @dataclass
 class _Step:
-    """What is kept of a step: references to small tensors; no image. The last three come after its advantages."""
+    """What is kept of a step, of a task where there are several: references to small tensors; no image. The last three come after
+    its advantages."""
 
     number: int
+    task: str
     plan: Mapping[str, Any]
     prompts: Mapping[str, str]
     seeds_B: Sequence[int]
@@ -67,21 +69,32 @@ class FlightRecorder:
 
     def __init__(self, run_dir: Path, world: World, note: Callable[[str], None]) -> None:
         self._run_dir, self._world, self._note = run_dir, world, note
-        self._steps: deque[_Step] = deque(maxlen=KEPT_STEPS)
+        self._steps: deque[_Step] = deque()
         self._thumbnails: list[np.ndarray] = []
         self._answers: tuple[int, list[dict[str, Any]]] = 0, []  # the last step, and what its samples say
         self._writing = threading.Lock()  # this rank's failure and another's may come at once
 
     def add(
-        self, step: int, samples: Sequence[Sample], seeds_B: Sequence[int], plan: Mapping[str, Any], scores: Scores
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        seeds_B: Sequence[int],
+        plan: Mapping[str, Any],
+        scores: Scores,
+        task: str = "",
     ) -> None:
-        """Keep step `step` as soon as it has its scores, good or bad; `plan` says how its samples were made."""
-        images = [image_HWC for sample in samples for image_HWC in sample.images][:MAX_PICTURES]
-        self._thumbnails = [thumbnail(image, PICTURE_SIDE) for image in images]
-        self._answers = step, [_answer(sample) for sample in samples[:MAX_TEXTS]]
+        """Keep step `step` as soon as it has its scores, good or bad, each of its tasks by itself; `plan` says how its samples were
+        made."""
+        thumbnails, answers = ([], []) if not task or step != self._answers[0] else (self._thumbnails, self._answers[1])
+        images = [image_HWC for sample in samples for image_HWC in sample.images][: MAX_PICTURES - len(thumbnails)]
+        self._thumbnails = [*thumbnails, *(thumbnail(image, PICTURE_SIDE) for image in images)]
+        kept = len(samples) if len(answers) + len(samples) <= MAX_TEXTS else MAX_TEXTS - len(answers)
+        self._answers = step, [*answers, *map(_answer, samples[:kept])]
+        self._make_room(step)
         self._steps.append(
             _Step(
                 number=step,
+                task=task,
                 plan=plan,
                 seeds_B=seeds_B,
                 prompts={sample.prompt.id: sample.prompt.text for sample in samples},
@@ -99,9 +112,11 @@ class FlightRecorder:
 
     def add_given(self, step: int, plan: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """Keep a step that samples nothing, before its update, whose numbers will be in `row`: the dict itself is kept."""
+        self._make_room(step)
         self._steps.append(
             _Step(
                 number=step,
+                task="",
                 plan=plan,
                 seeds_B=(),
                 prompts={},
@@ -114,10 +129,15 @@ class FlightRecorder:
             )
         )
 
-    def add_advantages(self, adv_B: Tensor, weight_B: Tensor, row: Mapping[str, Any]) -> None:
+    def add_advantages(self, adv_B: Tensor, weight_B: Tensor, row: Mapping[str, Any], task: str = "") -> None:
         """Complete the step before its update, whose numbers will be in `row`: the dict itself is kept, not a copy."""
-        step = self._steps[-1]
+        step = next(each for each in reversed(self._steps) if each.task == task)
         step.adv_B, step.weight_B, step.row = adv_B, weight_B, row
+
+    def _make_room(self, step: int) -> None:
+        """Let go of what lies KEPT_STEPS steps before `step`."""
+        while self._steps and self._steps[0].number <= step - KEPT_STEPS:
+            self._steps.popleft()
 
     @contextmanager
     def on_crash(self) -> Iterator[None]:
@@ -165,9 +185,17 @@ class FlightRecorder:
 
     def _whole_steps(self) -> list[dict[str, Any]]:
         """The kept steps, what was drawn in the last of them included."""
-        steps = [_whole(step) for step in list(self._steps)]  # the main thread may go on meanwhile
-        step, answers = self._answers
-        if steps and steps[-1]["step"] == step:
+        steps: list[dict[str, Any]] = []
+        for step in list(self._steps):  # the main thread may go on meanwhile
+            whole = _whole(step)
+            if step.task and steps and steps[-1]["step"] == step.number:
+                steps[-1]["prompts"] |= whole["prompts"]
+                steps[-1]["plan"] |= whole["plan"]
+                steps[-1]["samples"] += whole["samples"]
+            else:
+                steps.append(whole)
+        number, answers = self._answers
+        if steps and steps[-1]["step"] == number:
             for sample, answer in zip(steps[-1]["samples"], answers, strict=False):
                 sample.update(answer)
         return steps
@@ -187,13 +215,14 @@ def _whole(step: _Step) -> dict[str, Any]:
             "weight": weight,
             "scores": {name: score[b] if valid[b] else None for name, (score, valid) in scores.items()},
             "errors": step.errors.get(b, {}),
+            **({"task": step.task} if step.task else {}),
         }
         for b, (sample_id, prompt_id, seed, adv, weight) in enumerate(zip(*columns, strict=True))
     ]
     return {
         "step": step.number,
         "row": _spelled(step.row),
-        "plan": _spelled(step.plan),
+        "plan": _spelled({step.task: step.plan} if step.task else step.plan),
         "rng": step.rng,
         "prompts": dict(step.prompts),
         "samples": _spelled(samples),
@@ -201,7 +230,7 @@ def _whole(step: _Step) -> dict[str, Any]:
 
 
 def _answer(sample: Sample) -> dict[str, Any]:
-    """What a text policy drew: the text, its tokens, whether it came to its end, and what its prompt has; nothing of others."""
+    """What a policy wrote: the text, its tokens, whether it came to its end, and what its prompt has; nothing of others."""
     if sample.text is None:
         return {}
     return {

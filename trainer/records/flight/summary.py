@@ -31,6 +31,7 @@ _OF_SOME = {  # shown where a step has them
     "text/length": "tokens",
     "text/truncated_share": "cut off",
     "text/entropy": "entropy",
+    "image/entropy": "image entropy",
 }
 
 
@@ -110,8 +111,7 @@ def summary(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Steps by columns; a dash where a step did not get that far."""
     rewards = dict.fromkeys(key for row in rows for key in row if key.startswith("reward/") and key.endswith("/mean"))
-    others = {key: name for key, name in _OF_SOME.items() if any(key in row for row in rows)}
-    names = {"step": "step", **_COLUMNS, **others, **{key: key.split("/")[1] for key in rewards}}
+    names = {"step": "step", **_columns(rows), **{key: key.split("/")[1] for key in rewards}}
     cells = [list(names.values()), *([cell(row.get(key)) for key in names] for row in rows)]
     cells[0].append("failed")
     for row, line in zip(rows, cells[1:], strict=True):
@@ -119,6 +119,19 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     for line in cells:
         yield "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The keys that are shown, with their headings: what every step has, and what some have; of each task, where there are several."""
+    found: dict[str, str] = {}
+    for key, name in {**_COLUMNS, **_OF_SOME}.items():
+        by_task = [each for each in dict.fromkeys(k for row in rows for k in row) if each.endswith(f"/{key}")]
+        if (key in _COLUMNS and not by_task) or any(key in row for row in rows):
+            found[key] = name
+        found |= {
+            each: f"{each.partition('/')[0]} {name}" for each in by_task if each.removesuffix(key).count("/") == 1
+        }
+    return found
 
 
 def _last_step(step: Mapping[str, Any]) -> Iterator[str]:
@@ -149,7 +162,9 @@ def _last_step(step: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _how(plan: Mapping[str, Any]) -> str:
-    """How the samples of a step were drawn."""
+    """How the samples of a step were drawn; of each task, where there are several."""
+    if plan and all(isinstance(each, Mapping) for each in plan.values()):
+        return "; ".join(f"{task}: {_how(each)}" for task, each in plan.items())
     if "num_inference_steps" not in plan:  # of a policy of texts
         return ", ".join(f"{name} {value:g}" for name, value in plan.items() if isinstance(value, int | float))
     return (

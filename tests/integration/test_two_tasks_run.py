@@ -1,0 +1,82 @@
+"""Whole runs of a policy with two tasks that is no Janus: both halves are trained, evaluated, compared and shown by the same
+machinery, and nothing in it asks which policy it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import reward_servers, two_tasks
+from tests.support.reward_servers import ScriptedServer, good
+from tests.support.trainer_runs import read_metrics
+from tests.support.two_tasks import score, write_pairs
+from trainer.config import Config
+from trainer.config.file import load_config
+from trainer.loop import train
+
+scripted = reward_servers.scripted  # the fixtures
+policy = two_tasks.two_tasks
+
+TEXTS, IMAGES = {"rewards": {"letter": 1.0}}, {"rewards": {"colour": 1.0}}
+
+
+@pytest.fixture
+def run(
+    recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], policy: dict[str, Any], tmp_path: Path
+) -> Callable[..., Path]:
+    """Trains on pairs, with the tasks that are given, and gives the run's folder."""
+    url = scripted(lambda request: good(request, lambda item: score(request, item))).url
+
+    def started(tasks: dict[str, Any], **changes: Any) -> Path:
+        train_pairs = write_pairs(tmp_path / "pairs", "train", range(8))
+        heldout = str(write_pairs(tmp_path / "held", "heldout", range(100, 112)))
+        sets = [
+            {"name": "answers", "path": heldout, "format": "pairs", "task": "understand", "rewards": ["letter"]},
+            {"name": "images", "path": heldout, "format": "pairs", "task": "generate", "rewards": ["colour"]},
+        ]
+        each = {"group_size": 4, "micro_batch_size": 8}
+        more = {"understand": {"max_new_tokens": 3}, "generate": {"guidance_scale": 2.0}}
+        sections = {
+            "policy": policy,
+            "sampling": {
+                "prompts_per_step": 4,
+                "tasks": {t: {**each, **more[t], **given} for t, given in tasks.items()},
+            },
+            "rewards": {
+                "services": {"scripted": {"urls": [url]}},
+                "columns": {
+                    "letter": {"service": "scripted", "canary": "none"},
+                    "colour": {"service": "scripted", "canary": "none"},
+                },
+            },
+            "data": {"train": [{"path": str(train_pairs), "format": "pairs"}]},
+            "evaluation": {"sets": sets, "every": 2, "batch_size": 8, "num_pictures": 4},
+            "max_steps": 2,
+            "optim": {"lr": 0.05},
+        }
+        config = load_config(recipe("run", **{**sections, **changes}), Config)
+        assert train(config) == 0
+        return config.run_dir
+
+    return started
+
+
+def test_both_halves_are_trained_evaluated_and_shown(run: Callable[..., Path]) -> None:
+    folder = run({"understand": TEXTS, "generate": IMAGES})
+    rows = read_metrics(folder)
+    first, last = rows[0], rows[-1]
+    assert {"eval/answers/letter", "eval/images/colour"} <= set(first)
+    assert {"eval/answers/letter/gain_low", "eval/images/colour/gain_high"} <= set(last)
+    assert "eval/images/letter" not in last and "eval/answers/colour" not in last
+    for task in ("understand", "generate"):
+        assert last[f"{task}/ratio/mean"] == pytest.approx(1.0, abs=1e-6)
+        assert last[f"{task}/adv/trained_share"] == 1.0
+    print(json.dumps(last, indent=1))
+    records = json.loads((folder / "samples" / "step_000002.json").read_text(encoding="utf-8"))
+    assert [record["task"] for record in records] == ["understand"] * 4 + ["generate"] * 4
+    assert [record["pair"] for record in records[:4]] == [record["pair"] for record in records[4:]]
+    assert (folder / "report.html").is_file()
