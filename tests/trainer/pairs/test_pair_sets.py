@@ -160,3 +160,8 @@ def test_the_doctor_says_what_pairs_there_are(tmp_path: Path) -> None:
     assert any(
         "4 pairs, 0 aligned, 4 retrieved with similarities from 0.6 to 0.9 (median 0.75)" in line for line in said
     )
+
+
+def test_pairs_that_are_read_as_prompts_say_which_format_reads_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: similarity: unknown field; .* `format: pairs` reads"):
+        load_sets(config(tmp_path, four(tmp_path), heldout(four(tmp_path / "held"), "generate")), [])

@@ -16,6 +16,7 @@ from wire.quotes import quoted_texts
 FIELDS = ("prompt", "id", "targets", "metadata", "source_images", "negative_prompt")
 _FOREIGN_SHAPES = ({"caption"}, {"key"}, {"tag", "include"})  # fields of others that are no slip in ours
 _OTHER_TEXTS = ("Prompt", "PROMPT", *TEXTS[0][1:], *TEXTS[1])
+_PAIR = {"generate_ann", "understand_ann"}
 _LIKE = '{"prompt": "..."}'
 
 Split = Literal["train", "test"]
@@ -74,14 +75,19 @@ def read_jsonl(path: Path) -> Rows:
         row = _parse_object(f"{path}:{number}", line)
         for key in row:
             if key not in FIELDS:
-                near = difflib.get_close_matches(key, FIELDS, n=1)
-                hint = (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else "anything for the rewards goes into `metadata`, and `format: rows` reads other projects' files"
+                raise DataError(
+                    f"{path}:{number}: {key}: unknown field; a row has {', '.join(FIELDS)}; {_hint(key, row)}"
                 )
-                raise DataError(f"{path}:{number}: {key}: unknown field; a row has {', '.join(FIELDS)}; {hint}")
         yield number, row
+
+
+def _hint(key: str, row: Mapping[str, Any]) -> str:
+    """The remedy for a field that is none of ours."""
+    if row.keys() & _PAIR:
+        return "this is a pair, which `format: pairs` reads, in data.train or evaluation.sets"
+    if near := difflib.get_close_matches(key, FIELDS, n=1):
+        return f"did you mean {near[0]!r}?"
+    return "anything for the rewards goes into `metadata`, and `format: rows` reads other projects' files"
 
 
 def read_rows(path: Path, prompt_column: str | None = None) -> Rows:
