@@ -6,12 +6,15 @@ Axes: B images, S tokens of a plan and an image, N tokens of an image.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from trainer.config import ConfigError
-from trainer.objectives.base import Scored
+from trainer.config import Config, ConfigError
+from trainer.objectives.base import PlanNeeds, Scored
 from trainer.objectives.tokens.policy import TokenLoss
 from trainer.objectives.tokens.policy import TokenPolicy as TokenObjective
 from trainer.policies.base import regroup
@@ -22,6 +25,7 @@ from trainer.policies.unified import branches
 from trainer.policies.unified.draw import ImagePlan, Thinking
 from trainer.policies.unified.images import ImagePolicy
 from trainer.policies.unified.janus.model import JanusModel
+from trainer.policies.unified.plans import evaluation_plan, training_plan
 from trainer.policies.unified.policy import UnifiedPolicy
 from trainer.policies.unified.trace import ImageTrace
 from trainer.samplers.tokens import allowed_logits, log_probs
@@ -57,6 +61,45 @@ def plan(writing: TokenPlan) -> ImagePlan:
 def rollout(policy: UnifiedPolicy, plan: ImagePlan) -> Rollout:
     (found,) = policy.sample(PROMPTS, GROUP, SEEDS, plan)
     return found
+
+
+def configured(think: Any) -> Config:
+    generate = {"guidance_scale": 2.0, "temperature": 0.7, "rewards": {"r": 1.0}, "think": think}
+    return Config.model_validate(
+        {
+            "run_name": "think",
+            "max_steps": 1,
+            "policy": {"type": "janus", "pretrained": "somewhere"},
+            "sampling": {"tasks": {"generate": generate}},
+            "rewards": {"services": {"s": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"r": {"service": "s"}}},
+            "data": {"train": [{"path": "train.jsonl"}]},
+        }
+    )
+
+
+def test_plans_of_the_configuration() -> None:
+    """In training a plan has a temperature of its own; in an evaluation it has that of its image, so 0 is greedy in both."""
+    config = configured(
+        {"instruction": "plan it", "max_new_tokens": 9, "temperature": 1.3, "top_k": 5, "plan_weight": 0.5}
+    )
+    found = training_plan(config, 0, PlanNeeds(), "generate")
+    assert isinstance(found, ImagePlan) and found.temperature == 0.7
+    assert found.think == Thinking(TokenPlan(64, 9, 1.3, 1.0, 5), "plan it", 0.5, 1.0)
+    held_out = SimpleNamespace(task="generate", guidance_scale=3.0, temperature=0.0, num_inference_steps=0)
+    asked = evaluation_plan(config, held_out)
+    assert isinstance(asked, ImagePlan) and asked.think is not None
+    assert (asked.temperature, asked.think.writing.temperature, asked.guidance_scale) == (0.0, 0.0, 3.0)
+
+
+@pytest.mark.parametrize(("given", "thinks"), [(True, True), ({}, True), (False, False), (None, False)])
+def test_think_is_switched_on_by_true(given: Any, thinks: bool) -> None:
+    found = training_plan(configured(given), 0, PlanNeeds(), "generate")
+    assert isinstance(found, ImagePlan) and (found.think is not None) == thinks
+
+
+def test_weights_that_train_nothing_are_refused() -> None:
+    with pytest.raises(ValidationError, match="plan_weight and image_weight are both 0, which trains nothing"):
+        configured({"plan_weight": 0, "image_weight": 0})
 
 
 def trace_of(rollout: Rollout) -> ImageTrace:
