@@ -333,3 +333,26 @@ def test_features_come_from_a_vision_model_of_a_folder_and_are_kept(
     Path("captions.npy").unlink()
     assert main(["build-pairs", *flags, *more, "--output", "no.jsonl"]) != 0
     assert "--vision-model model: no config.json there" in capsys.readouterr().err
+
+
+def test_a_model_of_images_and_texts_gives_its_features_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import CLIPModel
+
+    from tests.support.tiny_clip import MEAN, STD, write_clip
+    from trainer.data.pairs.building.vision import compute_features
+
+    write_clip(tmp_path / "clip", 0)
+    path = tmp_path / image(tmp_path, "x")
+    found = compute_features(tmp_path / "clip", [str(path)] * 3, device="cpu", batch_size=2, title="x")
+    with torch.inference_mode():
+        pixels = (torch.tensor([sum(map(ord, "x")) / 255, 0, 0]) - torch.tensor(MEAN)) / torch.tensor(STD)
+        whole = pixels[:, None, None].expand(1, 3, 32, 32)
+        model = CLIPModel.from_pretrained(tmp_path / "clip").eval()
+        wanted = model.visual_projection(model.vision_model(whole).pooler_output)[0]
+    assert found.shape == (3, len(wanted)) and found[2] == pytest.approx(wanted.numpy(), abs=1e-5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DataError, match="--device cuda: there is no CUDA device here"):
+        compute_features(tmp_path / "clip", [str(path)], device="cuda", batch_size=1, title="x")

@@ -105,6 +105,7 @@ MALFORMED = [
     (pair(float("inf")), "similarity = inf must be from 0 to 1"),
     (pair(1.01), "similarity = 1.01 must be from 0 to 1"),
     (pair(-0.2), "similarity = -0.2 must be from 0 to 1"),
+    (pair(10**400), "similarity = 1000000"),
     (pair(understand_ann=None), "understand_ann: missing; a pair has understand_ann and generate_ann, and the row has similarity, generate_ann"),
     (pair(generate_ann=None), "generate_ann: missing"),
     (pair(generate_ann="a ring"), "generate_ann: 'a ring' is a str, not an object with image_path"),

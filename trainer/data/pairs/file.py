@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -193,8 +192,10 @@ def _similarity(where: str, row: Mapping[str, Any]) -> float:
         raise DataError(f"{where}: similarity: missing; give a number from 0 to 1, 1 for two sides about one image")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: similarity: {shown(value)} is a {type(value).__name__}, not a number from 0 to 1")
-    if not math.isfinite(value) or not 0 <= value <= 1:
-        raise DataError(f"{where}: similarity = {value} must be from 0 to 1; negative cosines are left out of pairs")
+    if not 0 <= value <= 1:  # which NaN is not, either
+        raise DataError(
+            f"{where}: similarity = {shown(value)} must be from 0 to 1; pairs of a negative cosine are left out"
+        )
     return float(value)
 
 

@@ -29,6 +29,8 @@ def compute_features(folder: Path, images: Sequence[str], *, device: str, batch_
     """
     import torch
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError(f"--device {device}: there is no CUDA device here; leave the flag out to compute on the CPU")
     model, processor = _load(folder, device)
     found = []
     with tqdm(total=len(images), desc=title, unit="image", disable=None) as bar, torch.inference_mode():
