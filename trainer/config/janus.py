@@ -17,13 +17,19 @@ class JanusConfig(PolicySection):
     """Janus and Janus-Pro: one language model that answers questions about images and draws images."""
 
     family: ClassVar[str] = "unified"
-    formats: ClassVar[tuple[str, ...]] = ("hf", "lora")
+    formats: ClassVar[tuple[str, ...]] = ("hf", "lora", "deepseek")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
     from_hub: ClassVar[tuple[str, ...]] = ("pretrained",)
 
     type: Literal["janus"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath = Field(
-        description="A model folder in transformers' layout (model_type janus), or an id of the Hugging Face hub."
+        description="A model folder in transformers' layout (model_type janus) or in DeepSeek's (multi_modality, as "
+        "deepseek-ai/Janus-Pro-1B), or an id of the Hugging Face hub."
+    )
+    converted: FilePath | None = Field(
+        None,
+        description="Folder that a model in DeepSeek's layout is converted into at the first start, as safetensors in "
+        "transformers' layout; null is `transformers` inside the model's own folder.",
     )
     lora: LoraConfig | None = Field(None, description="Adapters to train; null trains the parts that are not frozen.")
     freeze: tuple[JanusPart, ...] = Field(
@@ -37,7 +43,9 @@ class JanusConfig(PolicySection):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
     system_prompt: str | None = Field(
-        None, description="Text of a system turn before every question; null is none. Prompts to draw have none."
+        None,
+        description="Text of a system turn before every question, in place of the processor's own sentence; null leaves that. "
+        "Prompts to draw have none.",
     )
     max_prompt_tokens: int = Field(
         2048, ge=1, description="A prompt with more tokens, those of its images included, is refused by name."

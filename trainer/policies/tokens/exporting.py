@@ -28,8 +28,12 @@ _WRITTEN_ANEW = ("config.json", "generation_config.json", "README.md")
 _COPIED = (".json", ".jinja", ".txt", ".model")
 
 
-def write_hf(model: TokenModel, folder: Path, dtype: torch.dtype) -> None:
-    """The model, its processor and its tokenizer, as transformers loads them."""
+def write_hf(model: TokenModel, folder: Path, dtype: torch.dtype, base: Path | None = None) -> None:
+    """The model, its processor and its tokenizer, as transformers loads them.
+
+    Args:
+        base: the folder whose processor and tokenizer are copied; None is the one that `pretrained` names.
+    """
     network: Any = model.network
     # Not network.to(dtype): it would round buffers, such as rotary frequencies, that no file holds.
     state = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
@@ -48,21 +52,24 @@ def write_hf(model: TokenModel, folder: Path, dtype: torch.dtype) -> None:
                 file=sys.stderr,
             )
         return
-    base = _base(model.config)
-    for path in sorted(base.iterdir()):
+    for path in sorted((base or _base(model.config)).iterdir()):
         # The base's own files: a processor that was put together here lacks what it is not asked for, as of videos.
         if path.suffix in _COPIED and path.name not in _WRITTEN_ANEW and "safetensors" not in path.name:
             shutil.copyfile(path, folder / path.name)
 
 
-def write_adapters(model: TokenModel, folder: Path, dtype: torch.dtype) -> None:
-    """Adapters as PEFT loads them. Those of a nanoVLM model have nanoVLM's own names, as NanoVLM-Lab's have."""
+def write_adapters(model: TokenModel, folder: Path, dtype: torch.dtype, base: Path | None = None) -> None:
+    """Adapters as PEFT loads them. Those of a nanoVLM model have nanoVLM's own names, as NanoVLM-Lab's have.
+
+    Args:
+        base: the folder that adapters name as their base; None is the one that `pretrained` names.
+    """
     from peft import get_peft_model_state_dict
 
     network: Any = model.network
     tensors: dict[str, Tensor] = get_peft_model_state_dict(network)
     settings = network.peft_config["default"]
-    settings.base_model_name_or_path = model.config.pretrained
+    settings.base_model_name_or_path = model.config.pretrained if base is None else str(base)
     settings.inference_mode = True
     settings.save_pretrained(folder)
     if isinstance(model.processor, NanoVlmProcessor):

@@ -19,6 +19,7 @@ from trainer.config.janus import JanusPart
 from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.unified.draw import Drawing
+from trainer.policies.unified.janus.processing import PAD_TAG
 from trainer.samplers.tokens import allowed_logits
 from trainer.types import Prompt, Turn
 
@@ -44,6 +45,8 @@ def part_of(name: str) -> JanusPart | None:
 class JanusModel(TokenModel):
     """Implements `ImageModel` beside what it reads and writes as any model of texts."""
 
+    config: JanusConfig
+
     def __init__(
         self, network: nn.Module, processor: Any, config: JanusConfig, device: torch.device, *, about: str
     ) -> None:
@@ -52,6 +55,11 @@ class JanusModel(TokenModel):
         self.num_image_tokens = (settings.vision_config.image_size // settings.vision_config.patch_size) ** 2
         self.num_codes = settings.vq_config.num_embeddings
         self._tag = torch.tensor([self.tokenizer.convert_tokens_to_ids(processor.image_start_token)])
+        # What the unconditional branch is filled with has an id of its own in each size of Janus; other tokenizers of the
+        # same family pad with the token that ends a text, which the network has never seen there.
+        self.pad_id = self.tokenizer.get_vocab().get(PAD_TAG, self.pad_id)
+        if config.system_prompt is not None:
+            processor.use_default_system_prompt = False
 
     @property
     def recomputes_layers(self) -> bool:
