@@ -93,12 +93,11 @@ def tiny_fields(vocab_size: int) -> dict[str, Any]:
     return fields
 
 
-def make_deepseek(folder: Path, seed: int = 0, *, shards: int = 0, pooling: bool = True) -> dict[str, Tensor]:
+def make_deepseek(folder: Path, seed: int = 0, *, shards: int = 0) -> dict[str, Tensor]:
     """Write a folder as DeepSeek publishes one, with a pickle of weights; gives the weights.
 
     Args:
         shards: as many files with an index in place of one.
-        pooling: with the tower's pooling, which nothing reads.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = write_tokenizer(folder)
@@ -110,8 +109,6 @@ def make_deepseek(folder: Path, seed: int = 0, *, shards: int = 0, pooling: bool
     own = {"processor_class": "VLChatProcessor", "image_tag": TAGS[0], "num_image_tokens": (SIDE // PATCH) ** 2}
     (folder / "processor_config.json").write_text(json.dumps({**own, "sft_format": "deepseek"}))
     weights = random_weights(fields, seed)
-    if not pooling:
-        weights = {name: each for name, each in weights.items() if "attn_pool" not in name}
     if not shards:
         torch.save(weights, folder / "pytorch_model.bin")
         return weights
@@ -123,11 +120,11 @@ def make_deepseek(folder: Path, seed: int = 0, *, shards: int = 0, pooling: bool
     return weights
 
 
-def random_weights(fields: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+def random_weights(fields: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """Every tensor of DeepSeek's file, in no matrix so small that a wrong one would go unseen."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in shapes(fields).items():
+    for name, shape in shapes(fields, pooling=True).items():
         if name.endswith("codebook_used"):
             weights[name] = torch.zeros(shape)
         elif len(shape) == 1:  # norms around 1, biases too: no two alike
@@ -137,8 +134,12 @@ def random_weights(fields: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor
     return weights
 
 
-def shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """DeepSeek's names and shapes, written out."""
+def shapes(fields: Mapping[str, Any], *, pooling: bool = False) -> dict[str, tuple[int, ...]]:
+    """DeepSeek's names and shapes, written out.
+
+    Args:
+        pooling: some of the tower's pooling, too, which nothing reads.
+    """
     found: dict[str, tuple[int, ...]] = {}
     vision, vq = fields["vision_config"]["params"], fields["gen_vision_config"]["params"]
     width, tower = vision.get("width", 1024), "vision_model.vision_tower"
@@ -159,7 +160,7 @@ def shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         both(f"{block}.mlp.fc1", inner, width)
         both(f"{block}.mlp.fc2", width, inner)
     both(f"{tower}.norm", width)
-    if "width" in vision:  # the published files have been cut down to what is read
+    if pooling:
         found[f"{tower}.attn_pool.latent"] = (1, 1, width)
         both(f"{tower}.attn_pool.q", width, width)
         both(f"{tower}.attn_pool.kv", 2 * width, width)
