@@ -50,8 +50,12 @@ def test_fields_of_the_tables_are_ours() -> None:
     assert named - ours == set()
 
 
-def test_the_recipe_of_the_page_is_one(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAIRS, re.DOTALL)
-    config = checked(tmp_path / "recipe.yaml", Config, yaml.safe_load(text))
+def test_the_recipes_of_the_page_are_ours(tmp_path: Path) -> None:
+    whole, part = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAIRS, re.DOTALL))
+    config = checked(tmp_path / "recipe.yaml", Config, whole)
     assert isinstance(config.sampling, TaskSamplingConfig) and config.sampling.similarity_threshold == 0.6
     assert {each.task for each in config.evaluation.sets} == {"understand", "generate"}
+    tasks = {**whole["sampling"]["tasks"], "generate": part["generate"]}
+    thinking = checked(tmp_path / "recipe.yaml", Config, {**whole, "sampling": {**whole["sampling"], "tasks": tasks}})
+    assert isinstance(thinking.sampling, TaskSamplingConfig) and thinking.sampling.tasks.generate is not None
+    assert thinking.sampling.tasks.generate.think is not None

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from services.kit.scorer import Item, Score
+from services.rules.answers import option_letter
 from tests.support.pair_rows import QUESTION, pair, rows_section, side, write_pairs
 from tests.support.text_rows import png, write_parquet
 from trainer.data.fingerprints import fingerprint
@@ -208,3 +210,13 @@ def test_columns_beside_a_pair_are_kept_and_must_be_json(tmp_path: Path) -> None
     path.write_text(json.dumps(pair(cluster=float("nan"))) + "\n")
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: .*nan is not a finite number"):
         read(path)
+
+
+@pytest.mark.parametrize("written", ["A", "(a)", "A.", "A. a red disc", "a red disc"])
+def test_what_is_read_is_what_the_letter_reward_compares(tmp_path: Path, written: str) -> None:
+    path = write_pairs(tmp_path, pair(understand_ann=side("a.png", answer=written)))
+    asked = read(path).train.prompts[0].side("understand")
+    for said, right in (("<answer>A</answer>", 1.0), ("(A) a red disc", 1.0), ("B", 0.0), ("a red disc", 0.0)):
+        item = Item(id="i", prompt=asked.text, images=(), completion=said, targets=asked.targets)
+        found = option_letter(item)
+        assert isinstance(found, Score) and found.value == right, (said, found)
