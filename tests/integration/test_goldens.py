@@ -8,7 +8,6 @@ whose tape knows images by their digest, is skipped.
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,10 @@ from typing import Any
 import pytest
 
 from tests.support import goldens
-from tests.support.trainer_runs import trainer_environment
+from tests.support.trainer_runs import run_trainer
 
+QUICKSTART = goldens.ROOT / "configs" / "quickstart.yaml"
 SHOWN_FAST = ("flow_grpo", "diffusion_nft")
-
-
-def _run(config: Path, *overrides: str, ranks: int = 1) -> None:
-    done = subprocess.run(
-        goldens.command(config, *overrides, ranks=ranks),
-        cwd=goldens.ROOT,
-        env=trainer_environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def _compare(now: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
@@ -51,8 +38,10 @@ def _compare(now: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name", [name if name in SHOWN_FAST else pytest.param(name, marks=pytest.mark.slow) for name in goldens.RUNS]
 )
-def test_a_small_run_is_what_it_was(name: str, tmp_path: Path) -> None:
-    _run(goldens.small_config(name, tmp_path), ranks=2 if name in ("two_ranks", "zero") else 1)
+def test_a_small_run_is_what_it_was(name: str, tmp_path: Path, rules_url: str) -> None:
+    """Its rewards come from a service that runs already, which gives the scores of the one that the recipe starts."""
+    running = ["rewards.launch=none", f"rewards.services.rules={{urls: ['{rules_url}']}}"]
+    run_trainer(goldens.small_config(name, tmp_path), *running, ranks=2 if name in ("two_ranks", "zero") else 1)
     _compare(goldens.outcome(tmp_path / name), goldens.read(name))
 
 
@@ -68,5 +57,5 @@ def test_the_quickstart_is_what_it_was(name: str, tmp_path: Path) -> None:
     kept = goldens.read(name)
     if kept["machine"] != goldens.machine():
         pytest.skip(f"recorded on {kept['machine']}, this is {goldens.machine()}: images differ in their last bits")
-    _run(goldens.ROOT / "configs" / "quickstart.yaml", *goldens.replay_overrides(name, tmp_path))
+    run_trainer(QUICKSTART, *goldens.replay_overrides(name, tmp_path), output=tmp_path / "output")
     _compare(goldens.outcome(tmp_path / name), kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +19,10 @@ from typing import Any
 import pytest
 
 from tests.support import reward_servers
+from tests.support.forked import ForkedTrainer
 from tests.support.ports import free_port
 from tests.support.reward_servers import Reply, ScriptedServer, good
-from tests.support.trainer_runs import ROOT, read_metrics, run_trainer, trainer_command, trainer_environment
+from tests.support.trainer_runs import ROOT, read_metrics, run_trainer, start_trainer, trainer_environment
 from trainer.checkpoint import Checkpoint
 
 scripted = reward_servers.scripted  # the fixture
@@ -38,7 +37,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def until(reached: Callable[[], Any], process: subprocess.Popen[Any]) -> None:
+def until(reached: Callable[[], Any], process: subprocess.Popen[Any] | ForkedTrainer) -> None:
     deadline = time.monotonic() + BOUND_S
     while not reached():
         assert time.monotonic() < deadline and process.poll() is None
@@ -82,17 +81,7 @@ def test_a_terminal_that_closes_saves_the_run(recipe: Callable[..., Path], tmp_p
     """As when the ssh connection breaks: the system sends SIGHUP, and whatever is written to the terminal is an error."""
     config, run_dir = recipe("run", max_steps=1000), tmp_path / "outputs" / "run"
     master, slave = pty.openpty()
-    with subprocess.Popen(
-        trainer_command(config),
-        cwd=ROOT,
-        env=trainer_environment(),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (one thread of this test's)
-    ) as process:
-        os.close(slave)
+    with start_trainer(config, terminal=os.ttyname(slave)) as process:
 
         def first_row() -> bool:
             while select.select([master], [], [], 0.02)[0]:
@@ -100,6 +89,7 @@ def test_a_terminal_that_closes_saves_the_run(recipe: Callable[..., Path], tmp_p
             return '"step": 1,' in text_of(run_dir / "metrics.jsonl")
 
         until(first_row, process)
+        os.close(slave)
         os.close(master)
         assert process.wait(BOUND_S) == 0
     last = read_metrics(run_dir)[-1]["step"]
@@ -117,20 +107,12 @@ def test_a_signal_while_services_are_waited_for_ends_the_start(
     """Nothing was trained, so there is nothing to save; the exit code is that of a run that was asked to stop."""
     server = scripted()
     server.ready = Reply({"status": "loading"}, status=503)
-    with subprocess.Popen(
-        trainer_command(scored_by(recipe, server)),
-        cwd=ROOT,
-        env=trainer_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start_trainer(scored_by(recipe, server)) as process:
         until(lambda: "/ready" in server.gets, process)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=BOUND_S)
-    assert process.returncode == 0, errors
-    assert f"{signal.Signals(number).name}: stopped before training began" in errors
-    assert "Traceback" not in output + errors
+        assert process.wait(BOUND_S) == 0, process.stderr
+    assert f"{signal.Signals(number).name}: stopped before training began" in process.stderr
+    assert "Traceback" not in process.stdout + process.stderr
 
 
 @pytest.mark.slow

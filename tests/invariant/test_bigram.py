@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,8 @@ import torch
 
 from tests.support.bigram import Bigram, Tokens
 from tests.support.bigram_ranks import ADV, GIVEN, LOSSES, draw, gradient, make_updater, row_of, weights
+from tests.support.forked import run_ranks
 from tests.support.tiny_updates import drawn_again
-from tests.support.trainer_runs import ROOT, trainer_environment
 from trainer.losses import policy_loss
 from trainer.objectives import Scored, total
 from trainer.objectives.tokens.policy import TokenPolicy
@@ -253,17 +251,7 @@ def test_an_objective_of_flows_trains_it_too() -> None:
 
 def launch(out: Path, *cases: str) -> dict[str, Any]:
     """What two ranks find; a case is a loss and an engine, such as `dapo-none`."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.support.bigram_ranks"]
-    done = subprocess.run(
-        [sys.executable, *command, str(out), *cases],
-        cwd=ROOT,
-        env=trainer_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks("tests.support.bigram_ranks", str(out), *cases, ranks=2, output=out / "ranks")
     found: dict[str, Any] = json.loads((out / "rows.json").read_text())
     return found
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.support.forked import run_ranks
 from tests.support.objective_ranks import cases, one_step
 from tests.support.tiny_updates import WORLD
-from tests.support.trainer_runs import ROOT, trainer_environment
 
 pytestmark = pytest.mark.slow  # whole runs in processes of their own
 
@@ -34,17 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.support.objective_ranks", str(out), str(pictures)],
-        cwd=ROOT,
-        env=trainer_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks("tests.support.objective_ranks", str(out), str(pictures), ranks=2, output=out / "ranks")
     return out
 
 

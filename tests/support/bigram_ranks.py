@@ -1,12 +1,8 @@
-"""Steps of the bigram policy on this rank's share of the answers; run under torchrun, or called with a world of one.
-
-python -m torch.distributed.run --standalone --nproc-per-node=2 -m tests.support.bigram_ranks OUT CASE ...
-"""
+"""Steps of the bigram policy on this rank's share of the answers; `main` is run on two ranks, the rest with a world of one."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +125,9 @@ def given_row_of(name: str, group: World = WORLD, deepspeed: str | None = None) 
     }
 
 
-def main(out: Path, cases: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """`argv`: the folder of `rows.json`, and cases, each a loss and an engine."""
+    out, cases = Path(argv[0]), argv[1:]
     torch.set_num_threads(1)
     found = {}
     with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
@@ -142,7 +140,4 @@ def main(out: Path, cases: list[str]) -> None:
             found[case] = row_of(loss, group, path)
     if group.is_main:
         (out / "rows.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    return 0

@@ -1,5 +1,7 @@
 """Trainers as processes of their own that need not import torch first: each is forked from one process that has.
 
+So are ranks that tests run without a trainer (`run_ranks`).
+
 A start of `python -m trainer train` imports torch and diffusers for some eight seconds of processor time, runs a
 small recipe for two and draws its report for three. Whole runs that are about what is trained, saved and taken up again
 start here, and leave the page's drawings out; those that are about the command itself start it as a person does.
@@ -21,27 +23,41 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAINER = "trainer.__main__"
 _POLL_S = 0.01
+_RANKS_S = 300.0  # against a hang; nothing is timed
 _LAST_S = 60.0  # for the ranks that are left when one has failed
 
 
 class ForkedTrainer:
     """A running trainer, with what tests use of subprocess.Popen."""
 
-    def __init__(self, argv: Sequence[str], output: Path, environment: dict[str, str], ranks: int = 1) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        output: Path,
+        environment: dict[str, str],
+        ranks: int = 1,
+        module: str = TRAINER,
+        terminal: str | None = None,
+    ) -> None:
+        """`module`: what is run, a module with a `main(argv)` that returns the exit code. `terminal`: the path of the terminal
+        that the process belongs to and writes to, instead of files."""
         self.args = list(argv)
         self.returncode: int | None = None
         self._output = output
         request = {"argv": self.args, "environment": environment, "output": str(output), "ranks": ranks}
+        request |= {"module": module, "terminal": terminal}
         self.pid = int(_ask({"start": request}))
 
     def poll(self) -> int | None:
@@ -78,6 +94,17 @@ class ForkedTrainer:
     def __exit__(self, *_: object) -> None:
         self.send_signal(signal.SIGKILL)
         self.wait(_LAST_S)
+
+
+def run_ranks(module: str, *argv: str, ranks: int, output: Path) -> None:
+    """Run a module's `main(argv)` on each of `ranks` processes, as torchrun starts them, and check that none failed.
+
+    `output`: where what they print is kept, without an ending.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with ForkedTrainer(argv, output, environment, ranks, module) as processes:
+        code = processes.wait(_RANKS_S)
+    assert code == 0, processes.stderr[-4000:]
 
 
 @cache
@@ -139,7 +166,27 @@ def _serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _become_trainer(argv: list[str], environment: dict[str, str], output: str, ranks: int) -> NoReturn:
+def _become_trainer(
+    argv: list[str], environment: dict[str, str], output: str, ranks: int, module: str, terminal: str | None
+) -> NoReturn:
+    _take_streams(output, terminal)
+    _end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
+    main: Callable[[list[str]], int] = import_module(module).main
+    if ranks > 1:
+        _become_ranks(main, argv, ranks)
+    sys.exit(main(argv))
+
+
+def _take_streams(output: str, terminal: str | None) -> None:
+    if terminal is not None:
+        os.setsid()  # the first terminal that a session's leader opens is the one it belongs to
+        number = os.open(terminal, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(number, stream)
+        os.close(number)
+        return
     with (
         open(os.devnull, "rb") as nothing,
         open(f"{output}.out", "wb", 0) as out,
@@ -147,14 +194,6 @@ def _become_trainer(argv: list[str], environment: dict[str, str], output: str, r
     ):
         for file, number in ((nothing, 0), (out, 1), (errors, 2)):
             os.dup2(file.fileno(), number)
-    _end_with_parent()
-    os.environ.clear()
-    os.environ.update(environment)
-    if ranks > 1:
-        _become_ranks(argv, ranks)
-    from trainer.__main__ import main
-
-    sys.exit(main(argv))
 
 
 def _end_with_parent() -> None:
@@ -163,10 +202,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _become_ranks(argv: list[str], ranks: int) -> NoReturn:
+def _become_ranks(main: Callable[[list[str]], int], argv: list[str], ranks: int) -> NoReturn:
     """Fork one process a rank, with torchrun's variables, and serve their store."""
-    from trainer.__main__ import main
-
     port = free_port()
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forked", "TORCHELASTIC_RESTART_COUNT": 0}

@@ -1,12 +1,8 @@
-"""One step of every objective on this rank's share of the prompts; run under torchrun, or called with a world of one.
-
-python -m torch.distributed.run --standalone --nproc-per-node=2 -m tests.support.objective_ranks OUT PICTURES
-"""
+"""One step of every objective on this rank's share of the prompts; `main` is run on two ranks, the rest with a world of one."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,14 +50,13 @@ def one_step(name: str, fields: dict[str, Any], group: World) -> tuple[Tensor, d
     return gradient(policy), row
 
 
-def main(out: Path, pictures: Path) -> None:
+def main(argv: list[str]) -> int:
+    """`argv`: the folder of what is found, and the file of pictures."""
+    out, pictures = map(Path, argv)
     torch.set_num_threads(1)
     with world(DistributedConfig(device="cpu")) as group:
         results = {name: one_step(name, fields, group) for name, fields in cases(pictures).items()}
     if group.is_main:
         save_file({name: grad.contiguous() for name, (grad, _) in results.items()}, str(out / "gradients.safetensors"))
         (out / "rows.json").write_text(json.dumps({name: row for name, (_, row) in results.items()}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    return 0

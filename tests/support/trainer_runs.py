@@ -108,13 +108,17 @@ def trainer_environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start_trainer(config: Path, *overrides: str, ranks: int = 1, output: Path | None = None) -> ForkedTrainer:
+def start_trainer(
+    config: Path, *overrides: str, ranks: int = 1, output: Path | None = None, terminal: str | None = None
+) -> ForkedTrainer:
     """A run that goes on in a process of its own. Use as a context manager.
 
-    `output`: where what it prints is kept, without an ending; None: beside the config.
+    `output`: where what it prints is kept, without an ending; None: beside the config. `terminal`: the path of a terminal that
+    it is started from, which then has what it prints.
     """
     output = output or config.with_name(f"{config.stem}-{next(_STARTS)}")
-    return ForkedTrainer(["train", str(config), *overrides], output, trainer_environment(), ranks)
+    argv = ["train", str(config), *overrides]
+    return ForkedTrainer(argv, output, trainer_environment(), ranks, terminal=terminal)
 
 
 def run_trainer(

@@ -1,12 +1,8 @@
-"""What each rank of test_engines.py runs: the same few steps under every ZeRO stage. Rank 0 writes what it saw as JSON.
-
-torchrun engine_ranks.py OUTPUT STAGE ...
-"""
+"""What each rank of test_engines.py runs: the same few steps under every ZeRO stage. Rank 0 writes what it saw as JSON."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,14 +157,13 @@ def one_stage(name: str, group: World, folder: Path) -> dict[str, Any]:
     return found
 
 
-def main(output: Path, stages: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """`argv`: the file to write, and stages."""
+    output, stages = Path(argv[0]), argv[1:]
     torch.optim.AdamW = Counting  # type: ignore[misc]
     output.parent.mkdir(parents=True, exist_ok=True)
     with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
         found = {name: one_stage(name, group, output.parent) for name in stages}
         if group.is_main:
             output.write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    return 0

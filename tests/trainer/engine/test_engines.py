@@ -6,9 +6,6 @@ One start of two ranks, and one of a single process, run all stages (engine_rank
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.forked import run_ranks
 from tests.trainer.engine.engine_ranks import GROUPED, STAGES
 
-ROOT = Path(__file__).resolve().parents[3]
 Found = dict[str, dict[str, Any]]
 ALONE = ("none", "none+groups", "zero2", "zero3_offload")  # a single process may want DeepSpeed for its offload
 TWO = (*STAGES, *(f"{stage}+groups" for stage in GROUPED))
@@ -26,19 +23,7 @@ CASES = [(1, stage) for stage in ALONE] + [(2, stage) for stage in TWO]
 
 
 def run(output: Path, ranks: int, stages: Iterable[str]) -> Found:
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).with_name("engine_ranks.py")), str(output), *stages],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks("tests.trainer.engine.engine_ranks", str(output), *stages, ranks=ranks, output=output)
     found: Found = json.loads(output.read_text(encoding="utf-8"))
     return found
 
