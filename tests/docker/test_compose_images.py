@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -49,6 +49,7 @@ def listed(name: str) -> set[str]:
     return found
 
 
+@cache
 def named_modules(path: Path) -> set[str]:
     """What a file imports, wherever in it; of `from a import b` both a and a.b, which may be a module."""
     names: set[str] = set()
@@ -60,6 +61,7 @@ def named_modules(path: Path) -> set[str]:
     return names
 
 
+@cache
 def reached(service: str) -> set[Path]:
     """The files of a service, and those of wire and of the kit that they import, directly or through others: what of the kit
     needs torch counts only for services that use it."""
@@ -77,9 +79,14 @@ def reached(service: str) -> set[Path]:
     return found
 
 
+@cache
+def owners_of_modules() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def imported(service: str) -> set[str]:
     """The installed packages that the modules of a service's image import."""
-    owners = packages_distributions()
+    owners = owners_of_modules()
     tops = {name.partition(".")[0] for path in reached(service) for name in named_modules(path)}
     tops -= {*sys.stdlib_module_names, *OURS, *OPTIONAL}
     return {normal(owner) for top in tops for owner in owners[top]}

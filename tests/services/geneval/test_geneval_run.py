@@ -137,6 +137,7 @@ def test_an_unreadable_image_is_counted_not_judged(prompts: Path, images: Path, 
     assert "1 bad_input" in errors
 
 
+@pytest.mark.slow
 def test_the_process_serves_boxes_and_reasons(images: Path) -> None:
     image, _ = draw(3, ["square"])
     with ready_service("geneval", "--device", "cpu", "--threads", "1", "--detector", DETECTOR) as url:

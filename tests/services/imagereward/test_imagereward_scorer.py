@@ -162,6 +162,7 @@ def test_another_vocabulary_is_refused(published: Path, tmp_path: Path) -> None:
         scorer.load()
 
 
+@pytest.mark.slow  # tests/services/kit/test_whole_services.py serves it in every run
 def test_the_command_converts_and_serves(published: Path, vocabulary: Path, state: State, tmp_path: Path) -> None:
     out = tmp_path / "imagereward.safetensors"
     command = [sys.executable, "-m", "services.imagereward", "convert", str(published), str(out)]

@@ -231,6 +231,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         read_recipe("hpsv4")
 
 
+@pytest.mark.slow
 def test_the_process_serves_a_recipe(
     backbone: Path, weights: Path, template: Path, state: State, tmp_path: Path
 ) -> None:
