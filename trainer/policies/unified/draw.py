@@ -76,10 +76,12 @@ class ImageModel(Protocol):
     Attributes:
         num_image_tokens: N, of every image.
         num_codes: C, of which each token is one.
+        num_words: V, how wide logits of text tokens are.
     """
 
     num_image_tokens: int
     num_codes: int
+    num_words: int
 
     @property
     def network(self) -> nn.Module: ...

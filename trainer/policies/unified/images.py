@@ -6,7 +6,7 @@ all images, R rows, a branch of an image each: all conditional ones, then all un
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.policies.tokens.draw import Answer, Reading
 from trainer.policies.tokens.llama.decode import Choose
+from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified.branches import Branch, draw, hidden_states
 from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan
@@ -69,13 +70,9 @@ class ImagePolicy:
             rows += [Branch(each.uncond_T, _NOTHING, tokens_N) for each, tokens_N in given]
         with model.computing():
             hidden = hidden_states(model, network, rows).split([row.predicted for row in rows])
-            cond_Md, *others = (
-                torch.cat([each[-num:] for each in hidden[i : i + count]]) for i in range(0, len(rows), count)
-            )
+            branches = [torch.cat([each[-num:] for each in hidden[i : i + count]]) for i in range(0, len(rows), count)]
             token_M = tokens_BN.flatten().to(model.device)
-            logp_BN = self._scored(network, cond_Md, others[0] if others else None, token_M, plan).unflatten(
-                0, (count, num)
-            )
+            logp_BN = self._scored(network, branches, token_M, plan).unflatten(0, (count, num))
             if not trace.thoughts_B:
                 return logp_BN
             written = self._written(network, hidden[:count], trace)
@@ -88,11 +85,15 @@ class ImagePolicy:
         lengths = [len(each) for each in tokens]
         # The first of the hidden states behind a prompt predict its plan, with its end where it has one.
         of_plans = torch.cat([each[:length] for each, length in zip(hidden, lengths, strict=True)])
-        logits_MV = self.model.text_logits(network, of_plans) / (trace.plan.think.writing.temperature or 1.0)
+        temperature = trace.plan.think.writing.temperature or 1.0
         kept = [each.kept_SV for each in trace.thoughts_B if each.kept_SV is not None]
-        logp_MV = log_probs(logits_MV, torch.cat(kept).to(logits_MV.device) if kept else None)
-        picked = logp_MV.gather(-1, torch.cat(tokens).to(logits_MV.device)[:, None])[:, 0]
-        return picked.split(lengths)
+
+        def scored(hidden_Md: Tensor, token_M: Tensor, *kept_MV: Tensor) -> Tensor:
+            logits_MV = self.model.text_logits(network, hidden_Md) / temperature
+            return _picked(log_probs(logits_MV, kept_MV[0] if kept_MV else None), token_M)
+
+        given = [torch.cat(each).to(of_plans.device) for each in (tokens, kept) if each]
+        return self._in_parts(network, scored, self.model.num_words, of_plans, *given).split(lengths)
 
     def _read(
         self, prompts_P: Sequence[Prompt], chunk: Sequence[tuple[int, int]], seeds: Sequence[int], plan: ImagePlan
@@ -147,28 +148,28 @@ class ImagePolicy:
             scale_BS=scale_BS,
         )
 
-    def _scored(
-        self, network: nn.Module, cond_Md: Tensor, uncond_Md: Tensor | None, token_M: Tensor, plan: ImagePlan
-    ) -> Tensor:
-        """Log-probabilities (M,) float32 of tokens, so many of them at a time that their logits are few enough.
+    def _scored(self, network: nn.Module, branches: Sequence[Tensor], token_M: Tensor, plan: ImagePlan) -> Tensor:
+        """Log-probabilities (M,) float32 of image tokens, of the hidden states (M, d) of one branch or of both."""
+
+        def scored(*given: Tensor) -> Tensor:
+            *branches, tokens = given
+            logits = [self.model.image_logits(network, hidden) for hidden in branches]
+            guided = guided_logits(logits[0], logits[1], plan.guidance_scale) if len(logits) == 2 else logits[0].float()
+            return _picked(log_probs(guided / (plan.temperature or 1.0), None), tokens)
+
+        return self._in_parts(network, scored, self.model.num_codes, *branches, token_M)
+
+    def _in_parts(self, network: nn.Module, scored: Callable[..., Tensor], width: int, *given: Tensor) -> Tensor:
+        """`scored` of so many tokens at a time that their logits, `width` a token, are few enough.
 
         The backward pass computes the logits of each part again: kept, those of eight images of 576 tokens among 16,384 codes would
         be some 2 GB.
         """
-
-        def scored(cond: Tensor, uncond: Tensor | None, tokens: Tensor) -> Tensor:
-            logits = self.model.image_logits(network, cond).float()
-            if uncond is not None:
-                logits = guided_logits(logits, self.model.image_logits(network, uncond), plan.guidance_scale)
-            picked: Tensor = log_probs(logits / (plan.temperature or 1.0), None).gather(-1, tokens[:, None])[:, 0]
-            return picked
-
-        size = max(self._most_logits // self.model.num_codes, 1)
-        if len(token_M) <= size:
-            return scored(cond_Md, uncond_Md, token_M)
-        conds, tokens = cond_Md.split(size), token_M.split(size)
-        unconds = [None] * len(tokens) if uncond_Md is None else uncond_Md.split(size)
-        parts = zip(conds, unconds, tokens, strict=True)
+        size = max(self._most_logits // width, 1)
+        # Where every call gathers weights from all ranks (ZeRO-3), these must make equally many, and may have other numbers of tokens.
+        if len(given[0]) <= size or is_cut(network):
+            return scored(*given)
+        parts = zip(*(each.split(size) for each in given), strict=True)
         return torch.cat([checkpoint(scored, *each, use_reentrant=False) for each in parts])
 
     def _draw(self, drawings_B: Sequence[Drawing], seeds_B: Sequence[int], plan: ImagePlan) -> tuple[Tensor, Tensor]:
@@ -201,9 +202,12 @@ class ImagePolicy:
                 top_k=0,
             )
             if guided and plan.score == "conditional":
-                own_BC = log_probs(cond_BC / (plan.temperature or 1.0), None)
-                logp_B = own_BC.gather(-1, token_B[:, None])[:, 0]
+                logp_B = _picked(log_probs(cond_BC / (plan.temperature or 1.0), None), token_B)
             branches = len(rows_R) // count
             return token_B.repeat(branches), logp_B.repeat(branches), None
 
         return choose
+
+
+def _picked(logp_MC: Tensor, token_M: Tensor) -> Tensor:
+    return logp_MC.gather(-1, token_M[:, None])[:, 0]

@@ -29,7 +29,7 @@ WORDS, CODES, TAG, PAD = 12, 6, 10, 11
 class OneVocabulary:
     """Implements `ImageModel`: ids below WORDS are words, the CODES above them are colours of a 2 x 2 image."""
 
-    num_image_tokens, num_codes, recomputes_layers = 4, CODES, False
+    num_image_tokens, num_codes, num_words, recomputes_layers = 4, CODES, WORDS, False
 
     def __init__(self) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM

@@ -166,6 +166,28 @@ def test_few_logits_are_kept_and_none_changes(janus: JanusModel) -> None:
     assert kept_logits(janus, whole, trace) >= trace.tokens_BN.numel() * janus.num_codes
 
 
+def test_ranks_with_cut_weights_call_the_head_equally_often(janus: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeRO-3 gathers weights in every call, from all ranks: how many calls there are must not follow from a rank's own number of
+    tokens."""
+    trace, policy, calls = (
+        trace_of(drawn(janus, PLAN)),
+        ImagePolicy(janus, most_logits=10 * janus.num_codes),
+        list[int](),
+    )
+    network: Any = janus.network
+    hook = network.model.generation_head.register_forward_hook(lambda *given: calls.append(1))
+    try:
+        policy.logp(network, trace)
+        assert len(calls) > 2
+        monkeypatch.setattr("trainer.policies.unified.images.is_cut", lambda network: True)
+        for rows in (slice(0, 12), slice(0, 1)):
+            calls.clear()
+            policy.logp(network, trace.rows(rows))
+            assert len(calls) == 2, "once for each branch"
+    finally:
+        hook.remove()
+
+
 def kept_logits(model: JanusModel, policy: ImagePolicy, trace: ImageTrace) -> int:
     """Elements of tensors as wide as the codebook that are kept for the backward pass; weights of that width are square."""
     kept = [0]

@@ -163,6 +163,19 @@ def test_log_probabilities_by_hand(policy: UnifiedPolicy, rollout: Rollout, janu
         torch.testing.assert_close(rollout.logp_BS[row, count : count + len(tokens_N)], guided, atol=3e-5, rtol=0)
 
 
+def test_few_logits_of_plans_are_held_and_none_changes(
+    policy: UnifiedPolicy, rollout: Rollout, plan: ImagePlan, janus: JanusModel
+) -> None:
+    cut = ImagePolicy(janus, policy.texts, most_logits=3 * janus.num_words)
+    for found in (rollout, _top_k(policy, plan)):
+        whole_BS = policy.images.logp(janus.network, trace_of(found))
+        cut_BS = cut.logp(janus.network, trace_of(found))
+        torch.testing.assert_close(cut_BS, whole_BS, atol=1e-5, rtol=0)
+    head = next(each for name, each in policy.trainable.named_parameters() if name.endswith("lm_head.weight"))
+    told, got = (torch.autograd.grad(each.sum(), head)[0] for each in (whole_BS, cut_BS))
+    torch.testing.assert_close(got, told, atol=1e-4, rtol=1e-4)
+
+
 def test_a_row_alone_is_what_it_is_among_others(policy: UnifiedPolicy, plan: ImagePlan, rollout: Rollout) -> None:
     alone = list(policy.sample(PROMPTS, GROUP, SEEDS, replace(plan, micro_batch_size=1)))
     assert [each.samples[0].tokens for each in alone] == [sample.tokens for sample in rollout.samples]
@@ -224,11 +237,16 @@ def test_greedy_plans_and_images(policy: UnifiedPolicy, plan: ImagePlan) -> None
 
 
 def test_top_k_of_a_plan_is_scored(policy: UnifiedPolicy, plan: ImagePlan) -> None:
+    rollout = _top_k(policy, plan)
+    (part,) = policy.parts(rollout)
+    torch.testing.assert_close(policy.replay(rollout, part).logp_BS.detach(), rollout.logp_BS, atol=3e-5, rtol=0)
+
+
+def _top_k(policy: UnifiedPolicy, plan: ImagePlan) -> Rollout:
     assert plan.think is not None
     narrow = replace(plan, think=replace(plan.think, writing=replace(plan.think.writing, top_k=3)))
     (rollout,) = policy.sample(PROMPTS, GROUP, SEEDS, narrow)
-    (part,) = policy.parts(rollout)
-    torch.testing.assert_close(policy.replay(rollout, part).logp_BS.detach(), rollout.logp_BS, atol=3e-5, rtol=0)
+    return rollout
 
 
 @pytest.mark.parametrize(("plan_weight", "image_weight"), [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0), (1.0, 0.0)])

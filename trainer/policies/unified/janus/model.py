@@ -17,6 +17,7 @@ from torch.nn import functional
 from trainer.config import ConfigError, JanusConfig
 from trainer.config.janus import JanusPart
 from trainer.policies.tokens.draw import Reading
+from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.unified.draw import Drawing
 from trainer.policies.unified.janus.processing import PAD_TAG
@@ -53,7 +54,7 @@ class JanusModel(TokenModel):
         super().__init__(network, processor, config, device, about=about)
         settings = _plain(network).config
         self.num_image_tokens = (settings.vision_config.image_size // settings.vision_config.patch_size) ** 2
-        self.num_codes = settings.vq_config.num_embeddings
+        self.num_codes, self.num_words = settings.vq_config.num_embeddings, settings.text_config.vocab_size
         self._tag = torch.tensor([self.tokenizer.convert_tokens_to_ids(processor.image_start_token)])
         # What the unconditional branch is filled with has an id of its own in each size of Janus; other tokenizers of the
         # same family pad with the token that ends a text, which the network has never seen there.
@@ -138,7 +139,9 @@ class JanusModel(TokenModel):
 
     @torch.no_grad()
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
-        return [image for part in tokens_BN.split(_DECODED) for image in self._decode(part)]
+        # Where every call gathers weights from all ranks (ZeRO-3), these must make equally many, whatever they have to decode.
+        size = len(tokens_BN) if is_cut(self.network) else _DECODED
+        return [image for part in tokens_BN.split(size) for image in self._decode(part)]
 
     def _decode(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
         vq = _plain(self.network).model.vqmodel
