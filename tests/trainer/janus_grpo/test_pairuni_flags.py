@@ -158,9 +158,10 @@ def test_t2i_r1_is_one_task_whose_scorers_are_services(tmp_path: Path) -> None:
         "gdino": "gdino",
         "orm": "vqa_yes_ratio",
     }
+    assert {name for name, column in config.rewards.columns.items() if column.canary == "none"} == {"git"}
     services = {name: service.module for name, service in config.rewards.services.items()}
     assert services == {"hps": "hps", "geneval": "geneval", "vqa": "vqa", "git": None}
-    assert config.rewards.services["git"].urls == ("http://127.0.0.1:18101",) and config.rewards.launch == "local"
+    assert config.rewards.services["git"].urls == ("http://127.0.0.1:18095",) and config.rewards.launch == "local"
     assert config.data.train[0].format == "json"
 
 

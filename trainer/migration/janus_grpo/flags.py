@@ -123,11 +123,11 @@ T2I_R1: dict[str, Flag] = {
     "reward_funcs": Flag(
         ["hps", "git", "gdino", "orm"],
         ("rewards.columns",),
-        "each of weight 1; hps, gdino and orm are services here, git is one that you add",
+        "each of weight 1; hps, gdino and orm are services here, git is a file of your own (docs/rewards.md)",
         "texts",
     ),
     "new_generations_image": Flag(1, (), "one image a plan, always; another number is refused", "whole"),
-    "git_ckpt_path": Flag(None, (), "for the service that you add"),
+    "git_ckpt_path": Flag(None, (), "GIT_MODEL of the service that you start names the folder"),
     "gdino_ckpt_path": Flag(None, (), "services.geneval reads a folder of Grounding DINO as transformers has it"),
     "gdino_config_path": Flag(None, (), "the folder has its own"),
     "orm_ckpt_path": Flag(None, ("rewards.services.vqa.args",), "its name; vLLM serves it to services.vqa"),

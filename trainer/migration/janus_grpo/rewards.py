@@ -11,7 +11,7 @@ from trainer.migration.recipe_text import Line
 REWARDS = ("hps", "git", "gdino", "orm")  # T2I-R1's scorers
 _HPS_FILE = "reward_weight/HPS_v2.1_compressed.pt"
 _DETECTOR = "models/grounding-dino-tiny"
-_GIT = "http://127.0.0.1:18101"
+_GIT = "http://127.0.0.1:18095"
 _JUDGE = "http://127.0.0.1:8001"
 
 
@@ -63,7 +63,8 @@ def reward_lines(line: CommandLine) -> dict[str, Line]:
         }
     if "git" in asked:
         lines |= {
-            "rewards.services.git.urls": Line([_GIT], "a service that you add: docs/migration_pairuni.md"),
+            "rewards.services.git.urls": Line([_GIT], "a file of your own, served as docs/rewards.md shows"),
             "rewards.columns.git.service": Line("git"),
+            "rewards.columns.git.canary": Line("none", "probes name no nouns"),
         }
     return lines
