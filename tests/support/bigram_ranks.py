@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ LOSSES: dict[str, dict[str, Any]] = {
 GIVEN: dict[str, tuple[Any, Any]] = {
     "supervised": (supervised, conversations),
     "preference": (preference, answer_pairs),
+    "aot": (partial(preference, dpo={"kind": "aot"}), answer_pairs),
+    "aot_unpaired": (partial(preference, dpo={"kind": "aot_unpaired"}), answer_pairs),
+    "bco_pair": (partial(preference, dpo={"kind": "bco_pair"}), answer_pairs),
 }
 ZERO: dict[str, dict[str, Any]] = {
     "zero0": {"stage": 0},

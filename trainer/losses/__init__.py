@@ -9,19 +9,31 @@ term counts, and what the sum is divided by), ratios of probabilities (`ratios`)
 
 from trainer.losses.forward import diffuse, dpo_loss, matching_error, matching_logp, nft_loss, velocity_distance
 from trainer.losses.policy import PolicyKind, PolicyTerms, policy_loss, policy_terms
-from trainer.losses.preference import PreferenceKind, answer_log_ratios, preference_loss, preference_terms
+from trainer.losses.preference import (
+    OF_STEP,
+    PairRatios,
+    PreferenceKind,
+    chosen_nll,
+    others_of,
+    pair_ratios,
+    pair_terms,
+    preference_loss,
+    preference_terms,
+)
 from trainer.losses.surrogate import clipped_surrogate, guarded_surrogate, kl_penalty
 from trainer.losses.terms import Stats, highest
 from trainer.losses.weights import Reduction, Weights, reduced, weigh
 
 __all__ = [
+    "OF_STEP",
+    "PairRatios",
     "PolicyKind",
     "PolicyTerms",
     "PreferenceKind",
     "Reduction",
     "Stats",
     "Weights",
-    "answer_log_ratios",
+    "chosen_nll",
     "clipped_surrogate",
     "diffuse",
     "dpo_loss",
@@ -31,6 +43,9 @@ __all__ = [
     "matching_error",
     "matching_logp",
     "nft_loss",
+    "others_of",
+    "pair_ratios",
+    "pair_terms",
     "policy_loss",
     "policy_terms",
     "preference_loss",

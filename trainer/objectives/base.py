@@ -7,9 +7,9 @@ changes a step. Axes: B samples, S columns (denoising steps or tokens).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from weakref import ref
 
 import torch
@@ -173,6 +173,20 @@ class Objective(Protocol):
 
         The first call keeps in the batch what the objective needs of the policy that drew the samples, so it is made under
         that policy's weights.
+        """
+        ...
+
+
+@runtime_checkable
+class LooksFirst(Protocol):
+    """An objective whose terms depend on more than their own micro-batch, such as on an order among all samples of a step."""
+
+    def look(self, batches: Sequence[Any], gather: Callable[[Any], list[Any]]) -> None:
+        """See this rank's micro-batches of an update before `terms` is asked about any of them; without gradient. All ranks call it
+        together, with equally many micro-batches.
+
+        Args:
+            gather: gives every rank's value (anything JSON holds), by rank.
         """
         ...
 

@@ -12,7 +12,7 @@ import torch
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError
 from trainer.data.given_texts import GivenTexts
-from trainer.objectives.base import Objective
+from trainer.objectives.base import LooksFirst, Objective
 from trainer.objectives.tokens.given import GivenRows
 from trainer.policies.base import Policy, ReadsTokens
 from trainer.processes.distributed import World, even_share
@@ -138,8 +138,10 @@ def held_out_metrics(objective: OnGivenRows, rows: Sequence[Any], world: World) 
     batches += [filler.weightless()] * (most - own)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for each in batches:
-        batch = each.to(world.device)
+    batches = [each.to(world.device) for each in batches]
+    if isinstance(objective, LooksFirst):
+        objective.look(batches, world.gather)
+    for batch in batches:
         terms, stats = objective.terms(batch, 0)
         found = {"loss": terms[0].sum} | dict(stats.sums)
         for name, value in found.items():

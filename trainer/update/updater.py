@@ -15,6 +15,7 @@ import torch
 from trainer.config import OptimConfig
 from trainer.engine import Engine
 from trainer.objectives import Objective, total
+from trainer.objectives.base import LooksFirst
 from trainer.processes.distributed import World
 from trainer.types import StopTrainingError
 from trainer.update.old import OldPolicy
@@ -75,6 +76,8 @@ class Updater:
         for number in range(self.updates):
             self.engine.zero_grad()
             counts = work.counts_U[number]
+            if isinstance(self.objective, LooksFirst):
+                self.objective.look([item.batch for item in work.of_update(number)], self.world.gather)
             self._backward(work.of_update(number), counts, tally)
             # Weight decay and momentum would move the weights even where there is nothing to train on.
             leads = any(counts[name] for name in self.objective.leads)

@@ -15,12 +15,22 @@ import torch
 from torch import Tensor
 
 from trainer.advantages import ESTIMATORS
-from trainer.losses import policy_loss, policy_terms, preference_loss, preference_terms, reduced, weigh
+from trainer.losses import (
+    PairRatios,
+    others_of,
+    pair_ratios,
+    pair_terms,
+    policy_loss,
+    policy_terms,
+    preference_loss,
+    preference_terms,
+    reduced,
+    weigh,
+)
 from trainer.losses.policy import REDUCTIONS, PolicyKind
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_text_losses.json").read_text())
 KINDS: tuple[PolicyKind, ...] = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
-PREFERENCE_KINDS = ("sigmoid", "hinge", "ipo", "robust")
 
 
 def fixture(name: str) -> dict[str, Tensor]:
@@ -230,27 +240,35 @@ def test_weights_by_hand() -> None:
         assert reduced(torch.ones(4, 3), weights).item() == pytest.approx((weights.weight_BS.sum() / count).item())
 
 
-@pytest.mark.parametrize(
-    "case",
-    [c for c in GOLDEN["dpo"] if c["loss_type"] in PREFERENCE_KINDS and not {"f_div", "ld_alpha"} & c.keys()],
-    ids=case_name,
-)
+@pytest.mark.parametrize("case", GOLDEN["dpo"], ids=case_name)
 def test_preference_losses_and_gradients(case: dict[str, Any]) -> None:
     given = fixture(case["fixture"])
     logp, ref = (torch.where(given["mask"] != 0, given[key], math.nan) for key in ("logp", "ref"))
     logp.requires_grad_()
-    loss = preference_loss(
-        logp,
-        ref,
-        given["mask"],
-        kind=case["loss_type"],
-        beta=case.get("beta", 0.1),
-        smoothing=case.get("smoothing", 0.0),
-    )
+    if (
+        case["loss_type"] == "bco_pair"
+    ):  # computed with 0 for the mean reward, which the trainer behind the values had not seen yet
+        pairs = pair_ratios(logp, ref, given["mask"] != 0, "bco_pair")
+        loss = pair_terms(pairs, kind="bco_pair", others_2N=torch.zeros(2, 2)).mean()
+    else:
+        loss = golden_preference_loss(case, logp, ref, given["mask"])
     value, gradient = differentiated(loss, logp)
     assert value == pytest.approx(case["loss"], abs=1e-5)
     for row, expected in zip(gradient, case["grad_logp"], strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
+
+
+def golden_preference_loss(case: dict[str, Any], logp_BS: Tensor, ref_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    return preference_loss(
+        logp_BS,
+        ref_BS,
+        mask_BS,
+        kind=case["loss_type"],
+        beta=case.get("beta", 0.1),
+        smoothing=case.get("smoothing", 0.0),
+        divergence=case.get("f_div", "reverse_kl"),
+        ld_alpha=case.get("ld_alpha", 1.0),
+    )
 
 
 def test_preference_losses_that_trl_does_not_have() -> None:
@@ -264,11 +282,59 @@ def test_preference_losses_that_trl_does_not_have() -> None:
 
 
 def test_preference_losses_at_the_first_step() -> None:
-    """Where the policy is the reference: ln 2, ln 2, 1 and 1 / (4 beta^2)."""
-    given = fixture("pairs_first_step")
-    for kind, expected in (("sigmoid", math.log(2)), ("robust", math.log(2)), ("hinge", 1.0), ("ipo", 25.0)):
+    """Where the policy is the reference: ln 2, ln 2, 1 and 1 / (4 beta^2); of whole answers 2 ln 2 and 2 / (4 beta^2); and so on."""
+    given, ln2 = fixture("pairs_first_step"), math.log(2)
+    expected = {"sigmoid": ln2, "sigmoid_norm": ln2, "robust": ln2, "aot": ln2, "aot_unpaired": ln2, "hinge": 1.0, "ipo": 25.0,
+                "nca_pair": 2 * ln2, "bco_pair": 2 * ln2, "sppo_hard": 50.0, "apo_zero": 1.0, "apo_down": 1.0,
+                "discopop": ln2 / 2 + 0.5}  # fmt: skip
+    for kind, value in expected.items():
         loss = preference_loss(given["logp"], given["ref"], given["mask"], kind=kind)  # type: ignore[arg-type]
-        assert loss.item() == pytest.approx(expected)
+        assert loss.item() == pytest.approx(value), kind
+
+
+def pairs_of(chosen: list[float], rejected: list[float], ref_margin: list[float] | None = None) -> PairRatios:
+    numbers = (chosen, rejected, ref_margin or [0.0] * len(chosen))
+    chosen_N, rejected_N, ref_margin_N = (torch.tensor(each, dtype=torch.float64) for each in numbers)
+    return PairRatios(chosen_N.requires_grad_(), rejected_N.requires_grad_(), ref_margin_N)
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def test_losses_of_whole_answers_by_hand() -> None:
+    """The golden file has no sppo_hard, apo_zero and discopop: c = 2, r = -1 at beta .5, so 1 / (2 beta) = 1 and z = 1.5."""
+    pairs = pairs_of([2.0], [-1.0])
+    for kind, expected in {
+        "sppo_hard": 1.0 + 0.0,
+        "apo_zero": 1 - sigmoid(1.0) + sigmoid(-0.5),
+        "discopop": (1 - sigmoid(30)) * -math.log(sigmoid(1.5)) + sigmoid(30) * math.exp(-1.5),
+    }.items():
+        assert pair_terms(pairs, kind=kind, beta=0.5).item() == pytest.approx(expected, abs=1e-12)  # type: ignore[arg-type]
+    far = preference_terms(torch.tensor([-1000.0, 1000.0]), kind="discopop", beta=1.0)
+    assert far.tolist() == [1000.0, 0.0], "no infinity times 0"
+
+
+@pytest.mark.parametrize("kind", ["aot", "aot_unpaired", "bco_pair"])
+def test_losses_that_compare_pairs_are_of_the_whole_step(kind: Any) -> None:
+    """What one pair takes from the others is a constant in its own term, and yet value and gradient are those of the definition:
+    lists sorted with gradient, as the papers write them. The pairs are in different orders in both lists."""
+    numbers = ([0.4, -0.7, 0.1], [0.3, 0.5, -0.2], [0.3, 0.9, -0.5])
+    pairs = pairs_of(*numbers)
+    loss = pair_terms(pairs, kind=kind, beta=0.5, others_2N=others_of(pairs, kind, 0.5)).sum()
+    found = torch.autograd.grad(loss, (pairs.chosen_N, pairs.rejected_N))
+    plain = pairs_of(*numbers)
+    c, r, ref = plain.chosen_N, plain.rejected_N, plain.ref_margin_N
+    if kind == "bco_pair":
+        mean = (0.5 * torch.cat([c, r]).mean()).detach()
+        expected = -(0.5 * c - mean).sigmoid().log().sum() - (mean - 0.5 * r).sigmoid().log().sum()
+    else:
+        one, two = (c - r + ref, ref) if kind == "aot" else (c, r)
+        expected = -(0.5 * (one.sort().values - two.sort().values)).sigmoid().log().sum()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (c, r)), rtol=1e-12, atol=1e-12)
+    if kind != "bco_pair":
+        assert loss.item() != pytest.approx(preference_terms(pairs.margin_N, beta=0.5).sum().item(), abs=1e-3)
 
 
 def test_what_cannot_act_or_does_not_fit_is_refused() -> None:
@@ -293,5 +359,11 @@ def test_what_cannot_act_or_does_not_fit_is_refused() -> None:
         preference_loss(rows, rows[:, :2], rows)
     with pytest.raises(ValueError, match=r"smoothing = 0\.1 with kind 'hinge'"):
         preference_terms(adv, kind="hinge", smoothing=0.1)
+    with pytest.raises(ValueError, match="exo_pair needs it above 0"):
+        preference_terms(adv, kind="exo_pair")
+    with pytest.raises(ValueError, match="divergence = forward_kl with kind 'hinge': acts in sigmoid alone"):
+        preference_loss(rows, rows, rows, kind="hinge", divergence="forward_kl")
+    with pytest.raises(ValueError, match="kind 'aot' compares a pair with the others of its step: give others_2N"):
+        pair_terms(pairs_of([0.0], [0.0]), kind="aot")
     with pytest.raises(ValueError, match="kind = 'best'"):
         preference_terms(adv, kind="best")  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.config.given_texts import AnswersConfig
 from trainer.config.preference_objective import DpoConfig
-from trainer.losses import Stats, answer_log_ratios, preference_terms
+from trainer.losses import OF_STEP, PairRatios, Stats, chosen_nll, others_of, pair_ratios, pair_terms
 from trainer.losses.ratios import k3, log_ratios, row_mean
 from trainer.losses.terms import total
 from trainer.objectives.base import Term
@@ -41,11 +41,14 @@ class PairBatch:
         pairs: of like length.
         skipped: rows of the step that could not be read, told with its first micro-batch.
         weight: of every pair.
+        others: (2, N), what the losses of these pairs take from the other pairs of the step; none before the objective has looked
+            at them, and for kinds that take nothing.
     """
 
     pairs: Sequence[PairTexts]
     skipped: int = 0
     weight: float = 1.0
+    others: list[Tensor] = field(default_factory=list)
     kind: ClassVar[str] = "pairs"
     update: ClassVar[None] = None
 
@@ -58,14 +61,16 @@ class PairBatch:
         return self  # the policy moves what it reads
 
     def weightless(self) -> Self:
-        return replace(self, weight=0.0, skipped=0)
+        return replace(self, weight=0.0, skipped=0, others=[])
 
 
 Reference = Callable[[PairBatch], Tensor]  # logp_BS of the reference, from a table
 
 
 class TokenDpo:
-    """DPO (arXiv 2305.18290) and its relatives (`trainer.losses.preference_terms`) on given answers.
+    """DPO (arXiv 2305.18290) and its relatives (`trainer.losses.pair_terms`) on given answers.
+
+    Kinds that compare a pair with the other pairs of its step cost one forward pass more, without gradient (`look`).
 
     Args:
         share: (r, n): this is rank r of n.
@@ -92,6 +97,7 @@ class TokenDpo:
     ) -> None:
         self.policy, self.config, self.limits = policy, config, given
         self.reference: Reference | None = None
+        self._rank = share[0]
         self.given = GivenRows(rows, self.read, given.batch_size, share)
         self.given.check_first()
 
@@ -119,32 +125,81 @@ class TokenDpo:
         return [PairBatch(cut, 0 if number else skipped) for number, cut in enumerate(cuts)]
 
     def counts(self, batch: PairBatch) -> dict[str, float]:
-        return {"pairs": batch.weight * len(batch.pairs)}
+        tokens = sum(sum(pair.chosen.learnt) for pair in batch.pairs) if self.config.kind == "sft" else 0
+        return {"pairs": batch.weight * len(batch.pairs), "tokens": batch.weight * tokens}
 
     def num_parts(self, batch: PairBatch) -> int:
         return 1
 
+    @torch.no_grad()
+    def look(self, batches: Sequence[PairBatch], gather: Callable[[Any], list[Any]]) -> None:
+        """Tell each pair what its loss takes from the other pairs of the step, on all ranks (`trainer.losses.others_of`)."""
+        kind = self.config.kind
+        if kind not in OF_STEP:
+            return
+        own: list[list[float]] = []
+        for batch in batches:
+            pairs = self._ratios(batch, *self._both(batch))
+            if batch.weight:
+                own += torch.stack([pairs.chosen_N, pairs.rejected_N, pairs.ref_margin_N], dim=1).tolist()
+        told = gather(own)
+        columns_3M = torch.tensor([row for rows in told for row in rows]).reshape(-1, 3).T
+        others_2M = others_of(PairRatios(*columns_3M), kind, self.config.beta)
+        first = sum(len(rows) for rows in told[: self._rank])
+        for batch in batches:
+            if batch.weight:
+                batch.others[:] = [others_2M[:, first : first + len(batch.pairs)]]
+                first += len(batch.pairs)
+
     def terms(self, batch: PairBatch, part: int) -> tuple[list[Term], Stats]:
-        config, logp_BS = self.config, self.logp(batch)
-        ref_BS = self.logp(batch, reference=True) if self.reference is None else self.reference(batch)
-        mask_BS = learnt_mask(batch.texts_B).to(logp_BS.device)
-        log_ratio_BS = log_ratios(logp_BS, ref_BS.to(logp_BS.device), mask_BS & (batch.weight != 0))
-        chosen_N, rejected_N = answer_log_ratios(log_ratio_BS, mask_BS, config.kind).chunk(2)
-        margin_N = chosen_N - rejected_N
-        loss_N = preference_terms(margin_N, kind=config.kind, beta=config.beta, smoothing=config.smoothing)
-        counts_N = torch.full_like(margin_N, batch.weight) != 0
-        chosen_kl_N, rejected_kl_N = row_mean(k3(log_ratio_BS.detach()), mask_BS)[:, 0].chunk(2)
+        """Raises ValueError where the kind compares the pairs of a step and `look` has not seen this batch."""
+        config, (logp_BS, ref_BS) = self.config, self._both(batch)
+        counts_BS = self._counts(batch, logp_BS.device)
+        pairs = self._ratios(batch, logp_BS, ref_BS)
+        if config.kind == "sft":
+            term = Term("loss/policy", chosen_nll(logp_BS, counts_BS), "tokens")
+        else:
+            term = Term("loss/policy", batch.weight * self._losses(batch, pairs).sum(), "pairs")
+        counts_N = torch.full_like(pairs.chosen_N, batch.weight) != 0
+        kl_BS = k3(log_ratios(logp_BS.detach(), ref_BS, counts_BS))
+        chosen_kl_N, rejected_kl_N = row_mean(kl_BS, counts_BS)[:, 0].chunk(2)
         skipped = torch.tensor(float(batch.skipped), device=logp_BS.device)
         sums = {
-            "dpo/margin": total(margin_N, counts_N),
-            "dpo/reward_margin": total(config.beta * margin_N, counts_N),
-            "dpo/accuracy": total(margin_N > 0, counts_N),
-            "dpo/chosen": total(chosen_N, counts_N),
-            "dpo/rejected": total(rejected_N, counts_N),
+            "dpo/margin": total(pairs.margin_N, counts_N),
+            "dpo/reward_margin": total(config.beta * pairs.margin_N, counts_N),
+            "dpo/accuracy": total(pairs.margin_N > 0, counts_N),
+            "dpo/chosen": total(pairs.chosen_N, counts_N),
+            "dpo/rejected": total(pairs.rejected_N, counts_N),
             "dpo/kl": total((chosen_kl_N + rejected_kl_N) / 2, counts_N),
         }
-        stats = Stats(counts_N.sum().float(), sums, totals={"preferences/skipped": skipped})
-        return [Term("loss/policy", batch.weight * loss_N.sum(), "pairs")], stats
+        return [term], Stats(counts_N.sum().float(), sums, totals={"preferences/skipped": skipped})
+
+    def _losses(self, batch: PairBatch, pairs: PairRatios) -> Tensor:
+        config = self.config
+        others_2N = batch.others[0].to(pairs.chosen_N.device) if batch.others else None
+        if others_2N is None and not batch.weight:
+            others_2N = torch.zeros(2, len(batch.pairs), device=pairs.chosen_N.device)
+        return pair_terms(
+            pairs,
+            kind=config.kind,
+            beta=config.beta,
+            smoothing=config.smoothing,
+            divergence=config.divergence,
+            others_2N=others_2N,
+        )
+
+    def _ratios(self, batch: PairBatch, logp_BS: Tensor, ref_BS: Tensor) -> PairRatios:
+        counts_BS = self._counts(batch, logp_BS.device)
+        return pair_ratios(logp_BS, ref_BS, counts_BS, self.config.kind, ld_alpha=self.config.ld_alpha)
+
+    def _counts(self, batch: PairBatch, device: torch.device) -> Tensor:
+        return learnt_mask(batch.texts_B).to(device) & (batch.weight != 0)
+
+    def _both(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """logp_BS of the policy and of the reference."""
+        logp_BS = self.logp(batch)
+        ref_BS = self.logp(batch, reference=True) if self.reference is None else self.reference(batch)
+        return logp_BS, ref_BS.to(logp_BS.device)
 
     def logp(self, batch: PairBatch, *, reference: bool = False) -> Tensor:
         """logp_BS (2N, S) of the answers' tokens."""
