@@ -154,16 +154,18 @@ class GivenText:
     """A conversation as a policy reads it: how it begins, and S tokens after that, of which some are learnt.
 
     Attributes:
-        reading: how it begins, with all its images; nobody but the policy that made it looks inside.
+        reading: how it begins, with the pixels of all its images; nobody but the policy that made it looks inside.
         tokens: the S tokens that follow, up to the end of the last answer.
         learnt: which of them the assistant says, the tokens that end its turns included.
         length: tokens of it all, the places of images included.
+        needed: of the S tokens, how many must stay when a text is cut: those up to its last image.
     """
 
     reading: Any
     tokens: tuple[int, ...]
     learnt: tuple[bool, ...]
     length: int
+    needed: int = 0
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -119,12 +120,13 @@ def shortened(text: GivenText, longest: int | None, name: str) -> GivenText:
         kept = text
     else:
         stays = longest - (text.length - len(text.tokens))
-        if stays <= 0:
+        if stays <= 0 or stays < text.needed:
+            where = "its question, where its images are" if stays <= 0 else "the images of a later turn"
             raise ConfigError(
-                f"{name} has {text.length} tokens, and to cut it to max_tokens = {longest} would cut through its question, where "
-                "its images are; raise max_tokens, shorten it, or give fewer images"
+                f"{name} has {text.length} tokens, and to cut it to max_tokens = {longest} would cut through {where}; raise "
+                "max_tokens, shorten it, or give fewer images"
             )
-        kept = GivenText(text.reading, text.tokens[:stays], text.learnt[:stays], longest)
+        kept = replace(text, tokens=text.tokens[:stays], learnt=text.learnt[:stays], length=longest)
     if not any(kept.learnt):
         raise ConfigError(
             f"{name} has no token of an assistant to learn"

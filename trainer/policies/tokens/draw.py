@@ -58,6 +58,8 @@ class Reading:
         text: the prompt in the frame of its turns, with one placeholder an image, as the processor was given it.
         images: the files of its images, in order.
         seen: what was made of the inputs; it means nothing where it was made of others.
+        later: whether some of them are shown by the tokens that follow it, as in a conversation with images in a later turn. Then
+            what `inputs` say of each token goes on behind `ids_T`, over all tokens up to the last image.
     """
 
     ids_T: Tensor
@@ -65,6 +67,7 @@ class Reading:
     text: str = ""
     images: tuple[str, ...] = ()
     seen: Seen | None = None
+    later: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,8 @@ def answer_logits(model: TokenModel, network: nn.Module, trace: AnswerTrace) -> 
     Args:
         network: the model's own, or a copy of it with other weights.
     """
-    if model.config.gradient_checkpointing or supports(network) is not None:
+    shows_later = any(reading.later for reading in trace.readings_B)  # a prompt read apart would miss them
+    if model.config.gradient_checkpointing or shows_later or supports(network) is not None:
         return plain_logits(model, network, trace)
     readings = list({id(reading): reading for reading in trace.readings_B}.values())
     number = {id(reading): place for place, reading in enumerate(readings)}

@@ -108,7 +108,7 @@ class TokenModel:
             ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
             kept = [torch.arange(ids.shape[1]) < len(row) for row in rows]
         batch = {"input_ids": ids, "attention_mask": torch.stack(kept).long(), **joined_inputs(readings)}
-        if "mm_token_type_ids" in batch:  # of prompts alone; an answer is text, and so is what pads
+        if "mm_token_type_ids" in batch:  # up to the last image; an answer is text, and so is what pads
             batch["mm_token_type_ids"] = _beside(readings, ids.shape[1], left=answers is None)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
@@ -120,14 +120,7 @@ class TokenModel:
                 "row out"
             )
         text = self.rendered(where, turns, len(paths), is_asked=True)
-        images = [open_image(where, path) for path in paths]
-        given = {"images": [images]} if images else {}
-        try:
-            made = dict(self.processor(text=[text], return_tensors="pt", **given))
-        except ValueError as error:
-            raise ConfigError(f"{where} cannot be read by the model's processor: {error}") from error
-        ids_T = made.pop("input_ids")[0]
-        made.pop("attention_mask")
+        ids_T, made = self.processed(where, text, paths)
         if len(ids_T) > self.config.max_prompt_tokens:
             of_images = int(torch.isin(ids_T, torch.tensor(_image_ids(self.network))).sum())
             raise ConfigError(
@@ -135,6 +128,17 @@ class TokenModel:
                 f"{self.config.max_prompt_tokens}: nothing is cut, because an image cannot be; raise it, or leave the row out"
             )
         return Reading(ids_T, made, text, tuple(paths))
+
+    def processed(self, where: str, text: str, paths: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """A text with its images as the processor makes it: ids (T,), and what else it makes. Raises ConfigError naming `where`."""
+        images = [open_image(where, path) for path in paths]
+        given = {"images": [images]} if images else {}
+        try:
+            made = dict(self.processor(text=[text], return_tensors="pt", **given))
+        except ValueError as error:
+            raise ConfigError(f"{where} cannot be read by the model's processor: {error}") from error
+        made.pop("attention_mask")
+        return made.pop("input_ids")[0], made
 
     def rendered(self, where: str, turns: Sequence[Turn], num_images: int, *, is_asked: bool) -> str:
         """Turns as the chat template writes them, an image as its mark.
@@ -225,7 +229,7 @@ def _beside(readings: Sequence[Reading], width: int, *, left: bool) -> Tensor:
     rows = torch.zeros(len(readings), width, dtype=torch.int64)
     for row, each in enumerate(readings):
         if "mm_token_type_ids" in each.inputs:
-            length = len(each.ids_T)
+            length = each.inputs["mm_token_type_ids"].shape[1]  # that of ids_T, but where images come later
             place = slice(width - length, width) if left else slice(0, length)
             rows[row, place] = each.inputs["mm_token_type_ids"][0]
     return rows

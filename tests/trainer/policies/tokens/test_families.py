@@ -16,7 +16,7 @@ from trainer.policies.tokens.llama.inputs import prefix_of, read_prefix, see
 from trainer.policies.tokens.llama.layout import text_model
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.vlm import build
-from trainer.types import Prompt
+from trainer.types import Conversation, Prompt, Turn
 
 PLAN = TokenPlan(micro_batch_size=5, max_new_tokens=6)
 SLOW = ("llava_onevision", "qwen2_vl", "internvl")
@@ -99,6 +99,37 @@ def test_what_frozen_parts_have_seen_is_what_they_see(policy: TokenPolicy, promp
     names = ("x_Nd", "cos_ND", "sin_ND", "next_P")
     pairs = [(getattr(found, name), getattr(expected, name)) for name in names]
     assert all(torch.equal(one, other) for one, other in [*pairs, *zip(found.added, expected.added, strict=True)])
+
+
+def test_a_conversation_with_images_in_a_later_turn(policy: TokenPolicy, pictures: list[str]) -> None:
+    """The later image moves the answer behind it, a row alone is the row in its batch; where a family writes an image otherwise
+    beside others, the row is refused by name."""
+    turns = [
+        Turn("user", "<image>what?"),
+        Turn("assistant", "a b"),
+        Turn("user", "<image>how?"),
+        Turn("assistant", "c"),
+    ]
+    try:
+        texts = [
+            policy.read_conversation(Conversation(f"row {n}", tuple(turns[:length]), images))
+            for n, (length, images) in enumerate(
+                [(4, tuple(pictures[:2])), (4, (pictures[0], pictures[3])), (2, (pictures[2],))]
+            )
+        ]
+    except ConfigError as error:
+        assert family(policy) == "llava_onevision" and "writes an image otherwise where others stand beside it" in str(
+            error
+        )
+        return
+    together = policy.logp([text.reading for text in texts], [text.tokens for text in texts]).detach()
+    for row, text in enumerate(texts):
+        alone_S = policy.logp([text.reading], [text.tokens])[0].detach()
+        torch.testing.assert_close(together[row, : len(text.tokens)], alone_S, atol=1e-4, rtol=0)
+    before = sum(texts[0].learnt[: texts[0].needed])
+    of_both = [together[n, : len(texts[n].tokens)][torch.tensor(texts[n].learnt)] for n in range(2)]
+    torch.testing.assert_close(of_both[0][:before], of_both[1][:before], atol=1e-4, rtol=0)
+    assert (of_both[0][before:] - of_both[1][before:]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("fields", [{"lora": {"rank": 2}}, {"freeze": ["vision"]}])

@@ -9,6 +9,7 @@ import torch
 
 from tests.support.tiny_vlm import CHAT_TEMPLATE
 from trainer.config import ConfigError, VlmConfig
+from trainer.objectives.tokens.given import shortened
 from trainer.policies.base import GivenText, ReadsTokens
 from trainer.policies.tokens.conversations import given_text
 from trainer.policies.tokens.policy import TokenPolicy
@@ -107,6 +108,66 @@ def test_a_row_alone_is_the_row_in_its_batch(policy: TokenPolicy, pictures: list
     assert together.std() > 0.1
 
 
+LATER = (
+    ("user", "<image> what color ?"),
+    ("assistant", "red"),
+    ("user", "and <image> <image> ?"),
+    ("assistant", "two ."),
+)
+
+
+def test_images_of_a_later_turn_are_seen_where_they_stand(policy: TokenPolicy, pictures: list[str]) -> None:
+    """Against the whole text read at once by the model; another image moves the answers behind it, and none before it."""
+    text = policy.read_conversation(talk(*LATER, images=tuple(pictures[:3])))
+    whole, inputs = policy.model.processed("here", text_of(policy, text), pictures[:3])
+    ids = torch.cat([text.reading.ids_T, torch.tensor(text.tokens)])
+    assert ids.tolist() == whole.tolist() and learnt(policy, text) == [
+        *("red", "<end_of_utterance>", "two", ".", "<end_of_utterance>")
+    ]
+    with torch.no_grad():
+        logits = policy.model.network(
+            input_ids=whole[None], attention_mask=torch.ones_like(whole)[None], **inputs
+        ).logits
+    expected = logits[0].float().log_softmax(-1)[:-1].gather(-1, whole[1:, None])[-len(text.tokens) :, 0]
+    found = policy.logp([text.reading], [text.tokens])[0].detach()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    other = policy.read_conversation(talk(*LATER, images=(*pictures[:2], pictures[3])))
+    moved = (policy.logp([other.reading], [other.tokens])[0].detach() - found).abs()
+    assert moved[:2].max() == 0 and moved[-3:].max() > 1e-5
+    image_id = policy.model.image_ids[0]
+    assert text.tokens[text.needed - 1] == image_id and image_id not in text.tokens[text.needed :]
+    assert shortened(text, text.length - 2, "row").tokens == text.tokens[:-2]
+    with pytest.raises(ConfigError, match="would cut through the images of a later turn; raise max_tokens"):
+        shortened(text, len(text.reading.ids_T) + text.needed - 1, "row")
+
+
+def text_of(policy: TokenPolicy, text: GivenText) -> str:
+    turns = [Turn(role, said) for role, said in LATER]  # type: ignore[arg-type]
+    return policy.model.rendered("here", turns, 3, is_asked=False)
+
+
+def test_a_row_with_later_images_alone_is_the_row_in_its_batch(policy: TokenPolicy, pictures: list[str]) -> None:
+    """Beside rows without images, with images before the first answer alone, and with none before it."""
+    rows = [
+        talk(*LATER, images=tuple(pictures[:3])),
+        talk(("user", "which ?"), ("assistant", "a")),
+        talk(
+            ("user", "which ?"),
+            ("assistant", "red blue"),
+            ("user", "<image> ?"),
+            ("assistant", "b"),
+            images=(pictures[3],),
+        ),
+        talk(("user", "which one ?"), ("assistant", "b disc"), images=(pictures[1], pictures[2])),
+    ]
+    texts = [policy.read_conversation(row) for row in rows]
+    together = policy.logp([text.reading for text in texts], [text.tokens for text in texts]).detach()
+    for row, text in enumerate(texts):
+        alone = policy.logp([text.reading], [text.tokens]).detach()
+        torch.testing.assert_close(together[row, : len(text.tokens)], alone[0], atol=1e-4, rtol=0)
+    assert [text.reading.later for text in texts] == [True, False, True, False]
+
+
 def test_a_space_that_the_template_writes_before_an_answer_is_learnt_as_it_would_be_drawn(policy: TokenPolicy) -> None:
     """SmolVLM's template asks with `Assistant:` and answers with a space first."""
     policy.model.processor.chat_template = CHAT_TEMPLATE.replace(
@@ -128,8 +189,8 @@ def test_a_template_without_an_end_still_teaches_to_end(policy: TokenPolicy) -> 
         ((("user", "which ?"),), "has no answer of an assistant to a user"),
         ((("assistant", "a"), ("user", "which ?")), "has no answer of an assistant to a user"),
         (
-            (("user", "<image> which ?"), ("assistant", "a"), ("user", "<image> and ?"), ("assistant", "b")),
-            "shows an image after its first answer",
+            (("user", "<image> which ?"), ("assistant", "a <image>")),
+            "shows an image in an answer, which this policy cannot write",
         ),
     ],
 )
