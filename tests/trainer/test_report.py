@@ -26,10 +26,10 @@ from safetensors.numpy import save_file
 from tests.support.chromium import look_at
 from trainer.__main__ import main
 from trainer.config import ConfigError, LoggingConfig
+from trainer.records.keys import SENTENCES
 from trainer.records.recorder import Recorder
 from trainer.records.starts import keep_start
 from trainer.report import build_report
-from trainer.report.glossary import GLOSSARY
 from trainer.report.images import build_gallery, read_correctly
 from trainer.report.page import MAX_TABLE_ROWS, evaluations, failures, headlines, render, state
 from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
@@ -351,7 +351,7 @@ def test_no_failures_are_said_to_be_none(tmp_path: Path) -> None:
 def test_every_recorded_key_is_in_the_glossary(finished: Path, built: Page) -> None:
     rewards = "|".join(load_run(finished).rewards())
     generic = {re.sub(rf"/({rewards})(?=/|$)", "/<reward>", key) for row in load_run(finished).rows for key in row}
-    told = " ".join([*GLOSSARY, *GLOSSARY.values()])
+    told = " ".join([*SENTENCES, *SENTENCES.values()])
     for key in generic - {"latency_ms/<reward>/p95", "latency_ms/<reward>/max", "failed/<reward>/timeout"}:
         assert key in told, key
     assert "exactly 1 before a step's first update" in built.words()
@@ -362,7 +362,7 @@ KEY = re.compile(r"(?:adv|dpo|importance|loss|memory|nft|perf|ratio|rollout|sft|
 
 def test_every_key_that_is_written_out_in_the_code_is_in_the_glossary() -> None:
     """A row's keys are literals, but for names; `ratio/square` becomes `ratio/std`, `importance/square` a share, and `loss/flow` is of `sft`."""
-    told, found = " ".join([*GLOSSARY, *GLOSSARY.values()]), set()
+    told, found = " ".join([*SENTENCES, *SENTENCES.values()]), set()
     for path in (Path(__file__).parents[2] / "trainer").rglob("*.py"):
         if "report" not in path.parts:
             constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))

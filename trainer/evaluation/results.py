@@ -19,7 +19,7 @@ class Results:
     """What the weights after `step` steps did.
 
     Attributes:
-        row: entries of metrics.jsonl, see the report's glossary.
+        row: entries of metrics.jsonl, see trainer.records.keys.
         tables: UniGenBench's table by the set's folder.
         alarms: what was noticed.
     """

@@ -20,6 +20,7 @@ from trainer.processes.distributed import World
 from trainer.processes.stopping import StopSignals
 from trainer.programs.closing import closing_lines
 from trainer.programs.scorer_records import ScorerRecords
+from trainer.records import keys
 from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
 from trainer.records.recorder import Recorder
@@ -50,8 +51,8 @@ class Totals:
         self.train_s += row["time/total"] or 0.0
         self.reward_wait_s += row.get("time/reward_wait") or 0.0
         for key, count in row.items():
-            if key.startswith("failed/") and count:
-                _, name, code = key.split("/", 2)
+            if (read := keys.failed_of(key)) is not None and count:
+                name, code = read
                 codes = self.failed.setdefault(name, {})
                 codes[code] = codes.get(code, 0) + int(count)
 

@@ -14,6 +14,8 @@ from typing import Any, TextIO, TypeVar, overload
 
 from tqdm import tqdm
 
+from trainer.records import keys
+
 _BAR = "{n_fmt}/{total_fmt} |{bar:12}| {desc}"
 _GAP = "  "
 T = TypeVar("T")
@@ -154,9 +156,7 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
     """The numbers that matter, each with its name; what a row does not have is left out."""
     parts = [] if seconds_left is None else [f"ETA {duration(seconds_left)}"]
     rewards = {
-        key.split("/")[1]: value
-        for key, value in row.items()
-        if key.startswith("reward/") and key.endswith("/mean") and value is not None
+        name: value for key, value in row.items() if (name := keys.reward_of(key)) is not None and value is not None
     }
     if rewards:
         parts.append("reward " + " ".join(f"{name} {value:.3g}" for name, value in rewards.items()))
@@ -172,7 +172,7 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
     ):
         if row.get(key) is not None:
             parts.append(form.format(row[key]))
-    failed = sum(value for key, value in row.items() if key.startswith("failed/") and value)
+    failed = sum(value for key, value in row.items() if keys.failed_of(key) and value)
     if failed:
         parts.append(f"failed {failed:.0f}")
     return parts

@@ -3,15 +3,15 @@ or mostly cut off."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.records import keys
+
 COLLAPSED = 0.1  # of the entropy of the first steps; below that a policy of texts explores no more
 MOSTLY = 0.5  # share of a step's answers
 _ENTROPIES = {"entropy": "text/entropy", "image entropy": "image/entropy"}  # subjects, with what is looked at
-_FLAT = re.compile(r"^(?:(\w+)/)?adv/([^/]+)/zero_group_share$")  # of a task, where the policy has several
 
 
 @dataclass
@@ -56,10 +56,10 @@ class SilenceWatch:
         said = self._held_out(row)
         step = int(row["step"])
         for key in row:
-            if match := _FLAT.match(key):
-                task, name = match.groups()
-                constant = row.get(f"reward/{name}/std") == 0
-                value = row.get(f"reward/{name}/mean") if constant else None
+            if (flat := keys.signal_of(key)) is not None:
+                task, name = flat
+                constant = row.get(keys.reward(name, "std")) == 0
+                value = row.get(keys.reward(name, "mean")) if constant else None
                 said += self._count(f"{name} of {task}" if task else name, step, row[key] == 1, value)
         if "grad_norm" in row:
             said += self._count("gradient", step, row["grad_norm"] == 0, None)

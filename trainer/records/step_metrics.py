@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer.advantages import signal_sums, standardize
 from trainer.config import AdvantageConfig
 from trainer.processes.distributed import World
+from trainer.records import keys
 from trainer.types import Scores
 
 
@@ -27,11 +28,11 @@ def reward_metrics(scores: Scores, world: World) -> dict[str, float]:
     for r, name in enumerate(scores.names):
         count, total, squares, asked = sums[:, r].tolist()
         if asked:
-            row[f"reward/{name}/valid_share"] = count / asked
+            row[keys.reward(name, "valid_share")] = count / asked
         if count:
             mean = total / count
-            row[f"reward/{name}/mean"] = mean
-            row[f"reward/{name}/std"] = math.sqrt(max(squares / count - mean**2, 0.0) * count / max(count - 1, 1))
+            row[keys.reward(name, "mean")] = mean
+            row[keys.reward(name, "std")] = math.sqrt(max(squares / count - mean**2, 0.0) * count / max(count - 1, 1))
     reports = world.gather(
         [
             _plain(scores.failures),
@@ -44,18 +45,15 @@ def reward_metrics(scores: Scores, world: World) -> dict[str, float]:
         failures: Counter[str] = Counter()
         for report in reports:
             failures.update(report[0].get(name, {}))
-        row |= {f"failed/{name}/{code}": float(count) for code, count in sorted(failures.items())}
+        row |= {keys.failed(name, code): float(count) for code, count in sorted(failures.items())}
         latencies = [ms for report in reports for ms in report[1].get(name, [])]
         if latencies:
             p50, p95 = np.percentile(latencies, [50, 95])
-            row |= {
-                f"latency_ms/{name}/p50": p50,
-                f"latency_ms/{name}/p95": p95,
-                f"latency_ms/{name}/max": max(latencies),
-            }
+            for quantile, ms in (("p50", p50), ("p95", p95), ("max", max(latencies))):
+                row[keys.latency(name, quantile)] = ms
         cached = sum(report[2].get(name, 0) for report in reports)
         if cached:
-            row[f"cached/{name}"] = float(cached)
+            row[keys.cached(name)] = float(cached)
     return row | _dataset_means([report[3] for report in reports])
 
 
@@ -104,8 +102,8 @@ def advantage_metrics(
     }
     for name, (abs_z, samples, groups, flat) in zip(scores.names, world.sum(signal).T.tolist(), strict=True):
         if samples:
-            row[f"adv/{name}/abs_mean"] = abs_z / samples
-            row[f"adv/{name}/zero_group_share"] = flat / groups
+            row[keys.signal(name, "abs_mean")] = abs_z / samples
+            row[keys.signal(name, "zero_group_share")] = flat / groups
     return row
 
 
@@ -139,7 +137,7 @@ def _dataset_means(reports: Sequence[Mapping[str, Mapping[str, Sequence[float]]]
     for dataset in datasets:
         for name in dict.fromkeys(name for report in reports for name in report.get(dataset, {})):
             parts = [report[dataset][name] for report in reports if name in report.get(dataset, {})]
-            row[f"dataset/{dataset}/{name}/mean"] = sum(t for t, _ in parts) / sum(n for _, n in parts)
+            row[keys.dataset_mean(dataset, name)] = sum(t for t, _ in parts) / sum(n for _, n in parts)
     return row
 
 

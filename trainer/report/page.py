@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.config import ConfigError
 from trainer.config.policy import sections
+from trainer.records import keys
 from trainer.records.progress import duration
 from trainer.records.recorder import write_atomic
 from trainer.report.answers import build_answers
 from trainer.report.evaluation import evaluation_part
-from trainer.report.glossary import GLOSSARY
 from trainer.report.images import Gallery, build_gallery
 from trainer.report.pairs import match_pairs, without_pairs
 from trainer.report.plots import (
@@ -143,7 +143,7 @@ def render(run: RunFolder, now: datetime) -> str:
         merged_steps=run.merged_steps,
         config_text=run.config_text,
         config_changes=[(step, change) for step, changes in run.config_changes for change in changes],
-        glossary=GLOSSARY,
+        glossary=keys.SENTENCES,
         files=[(name, text) for name, text in _FILES.items() if (run.path / name).exists()],
         problems=problems,
         built=now.strftime("%Y-%m-%d %H:%M UTC"),
@@ -309,7 +309,7 @@ def phases(run: RunFolder) -> list[tuple[str, str, float]]:
 def failures(run: RunFolder) -> list[tuple[str, list[tuple[str, int]]]]:
     """Per reward the failed scores of training by code."""
     return [
-        (name, [(code, int(run.total(f"failed/{name}/{code}"))) for code in codes])
+        (name, [(code, int(run.total(keys.failed(name, code)))) for code in codes])
         for name, codes in run.failures().items()
     ]
 
@@ -318,7 +318,7 @@ def services(run: RunFolder) -> list[dict[str, str]]:
     """Per reward: what serves it, its latency over the whole run, cached scores."""
     table = []
     for name in run.rewards():
-        p50, p95, worst = (run.series.get(f"latency_ms/{name}/{q}", ([], []))[1] for q in ("p50", "p95", "max"))
+        p50, p95, worst = (run.series.get(keys.latency(name, q), ([], []))[1] for q in ("p50", "p95", "max"))
         table.append(
             {
                 "name": name,

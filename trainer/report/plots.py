@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trainer.records import keys
 from trainer.report.run_folder import Points, RunFolder, percent
 from trainer.report.svg import DASHES, INK, MARKERS, SERIES, Plot, drawing, values_in_unit_range
 
@@ -35,7 +36,7 @@ def reward_plots(run: RunFolder) -> list[Plot]:
     plots: list[Plot] = []
     trained_on = run.trained_on()
     for name in run.rewards():
-        training, heldout = run.points(f"reward/{name}/mean"), run.points(f"eval/{name}")
+        training, heldout = run.points(keys.reward(name, "mean")), run.points(f"eval/{name}")
         if not _numbers(training) and not _numbers(heldout):
             continue
         note = "" if run.is_trained_on(name) or not trained_on else "Never used in training."
@@ -43,7 +44,7 @@ def reward_plots(run: RunFolder) -> list[Plot]:
         with drawing(name, plots, alt=f"{name} over steps. {' '.join(words)}", note=note) as axes:
             if _numbers(training):
                 axes.plot(*training, color=SERIES[1], linewidth=1, alpha=0.85, label="training")
-                _shade(axes, run.points, f"reward/{name}/mean", SERIES[1])
+                _shade(axes, run.points, keys.reward(name, "mean"), SERIES[1])
             intervals = run.points(f"eval/{name}/low"), run.points(f"eval/{name}/high")
             if _numbers(intervals[0]) and intervals[0][0] == intervals[1][0]:
                 axes.fill_between(*intervals[0], intervals[1][1], color=SERIES[0], alpha=0.2, linewidth=0)
@@ -56,7 +57,7 @@ def reward_plots(run: RunFolder) -> list[Plot]:
             for step, _ in run.config_changes:
                 axes.axvline(step, color=INK, linewidth=0.8, linestyle=":")
         plots += _dataset_plots(run, name)
-    shares = [value for name in run.rewards() for value in run.points(f"reward/{name}/valid_share", _least)[1]]
+    shares = [value for name in run.rewards() for value in run.points(keys.reward(name, "valid_share"), _least)[1]]
     if any(value < 1 for value in shares):
         plots += _per_reward(run, "share of valid scores", "reward/{}/valid_share", unit=True, note=_VALID)
     return plots
@@ -72,7 +73,7 @@ def text_plots(run: RunFolder) -> list[Plot]:
     roles = [run.setting("rewards", "roles", role) or role for role in ("format", "accuracy")]
     for title, means, given in (
         ("form and content, training", "reward/{}/mean", "text/accuracy_given_format"),
-        *((f"form and content, {name or 'held-out'}", *keys) for name, keys in _heldout_keys(run).items()),
+        *((f"form and content, {name or 'held-out'}", *told) for name, told in _heldout_keys(run).items()),
     ):
         lines = [*(Line(means.format(role), role) for role in roles), Line(given, "accuracy given format")]
         plots += _chart(run, title, lines, unit=True, note=_GIVEN)
@@ -198,7 +199,7 @@ def failure_plots(run: RunFolder) -> list[Plot]:
     """Per reward its failed scores by code, in a step."""
     plots: list[Plot] = []
     for name, codes in run.failures().items():
-        lines = [Line(f"failed/{name}/{code}", code) for code in codes]
+        lines = [Line(keys.failed(name, code), code) for code in codes]
         for start in range(0, len(lines), _PER_PLOT):
             part = lines[start : start + _PER_PLOT]
             codes_shown = ", ".join(line.label for line in part)
@@ -210,8 +211,8 @@ def latency_plots(run: RunFolder) -> list[Plot]:
     """Per reward p50 and p95 of the time from submitting a micro-batch to its answer."""
     plots: list[Plot] = []
     for name in run.rewards():
-        keys = [Line(f"latency_ms/{name}/p50", "p50"), Line(f"latency_ms/{name}/p95", "p95")]
-        plots += _chart(run, f"{name}: latency, ms", keys, zero=True)
+        lines = [Line(keys.latency(name, quantile), quantile) for quantile in ("p50", "p95")]
+        plots += _chart(run, f"{name}: latency, ms", lines, zero=True)
     return plots
 
 
@@ -221,7 +222,7 @@ _FLAT_GROUPS = "Share of groups whose valid scores are all equal: such a group t
 
 def _dataset_plots(run: RunFolder, name: str) -> list[Plot]:
     """A reward's training means by data set, where a step has several."""
-    lines = [Line(f"dataset/{dataset}/{name}/mean", dataset) for dataset in run.datasets()]
+    lines = [Line(keys.dataset_mean(dataset, name), dataset) for dataset in run.datasets()]
     parts = [lines[start : start + _PER_PLOT] for start in range(0, len(lines), _PER_PLOT)]
     return [plot for part in parts for plot in _chart(run, f"{name} by data set", part, unit=True)]
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.config import ConfigError
 from trainer.config.old_keys import with_new_keys
+from trainer.records import keys
 from trainer.records.recorder import read_rows, without_credentials
 from trainer.records.starts import Change, course
 
@@ -137,9 +138,9 @@ class RunFolder:
     def failures(self) -> dict[str, list[str]]:
         """Reward to the codes of its failed training scores."""
         found: dict[str, list[str]] = {}
-        for parts in sorted(key.split("/", 2) for key in self.series if key.startswith("failed/")):
-            if len(parts) == 3 and self.total("/".join(parts)) > 0:
-                found.setdefault(parts[1], []).append(parts[2])
+        for name, code in sorted(read for key in self.series if (read := keys.failed_of(key)) is not None):
+            if self.total(keys.failed(name, code)) > 0:
+                found.setdefault(name, []).append(code)
         return found
 
     def trained_on(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.processes.failure import OtherRankError
+from trainer.records import keys
 from trainer.records.flight.answers import answers, cell, scores_of
 
 _SHOWN_STEPS, _SHOWN_SAMPLES = 12, 10
@@ -110,12 +111,12 @@ def summary(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Steps by columns; a dash where a step did not get that far."""
-    rewards = dict.fromkeys(key for row in rows for key in row if key.startswith("reward/") and key.endswith("/mean"))
-    names = {"step": "step", **_columns(rows), **{key: key.split("/")[1] for key in rewards}}
+    rewards = {key: name for row in rows for key in row if (name := keys.reward_of(key)) is not None}
+    names = {"step": "step", **_columns(rows), **rewards}
     cells = [list(names.values()), *([cell(row.get(key)) for key in names] for row in rows)]
     cells[0].append("failed")
     for row, line in zip(rows, cells[1:], strict=True):
-        line.append(f"{sum(value for key, value in row.items() if key.startswith('failed/')):.0f}")
+        line.append(f"{sum(value for key, value in row.items() if keys.failed_of(key)):.0f}")
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     for line in cells:
         yield "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))

@@ -1,8 +1,17 @@
-"""What each key of metrics.jsonl means, in a sentence."""
+"""Every key of a row of metrics.jsonl: how those with a name in them are built and read, and what each means, in a sentence.
+
+`<reward>` and the like stand for a name.
+"""
 
 from __future__ import annotations
 
-GLOSSARY: dict[str, str] = {
+import re
+from functools import lru_cache
+
+_FLAT = re.compile(r"^(?:(\w+)/)?adv/([^/]+)/zero_group_share$")
+_MENTIONED = re.compile(r"[a-z_]+(?:/(?:<[a-z ]+>|[a-z_0-9]+))*")
+
+SENTENCES: dict[str, str] = {
     "step": "Finished training steps; row 0 is the evaluation before training.",
     "eval/<reward>": "Mean score on held-out prompts: the same prompts and the same starting noise every time, "
     "deterministic sampling, averaged weights. This is the number to compare.",
@@ -124,9 +133,78 @@ GLOSSARY: dict[str, str] = {
     "images_per_s": "Training images sampled, scored and learned from per second.",
     "tokens_per_s": "Training tokens drawn, scored and learned from per second; those of prompts do not count.",
     "texts_per_s": "Given conversations or pairs learned from per second.",
-    "latency_ms/<reward>/p50": "Half of the step's micro-batches were answered faster, from submit to answer; p95: "
-    "nineteen of twenty; max: all.",
+    "latency_ms/<reward>/p50": "Half of the step's micro-batches were answered faster, from submit to answer; "
+    "latency_ms/<reward>/p95: nineteen of twenty; latency_ms/<reward>/max: all.",
     "failed/<reward>/<code>": "Scores of this step that failed, by code (timeout, overloaded, upstream, internal, "
     "parse_error, non_finite, out_of_range, client_queue, changed_scorer, ...). They are masked, never replaced by a number.",
     "cached/<reward>": "Scores of this step that came from the service's cache.",
 }
+
+
+def reward(name: str, what: str) -> str:
+    """The key of a reward's training scores; `what` is mean, std or valid_share."""
+    return f"reward/{name}/{what}"
+
+
+def dataset_mean(dataset: str, name: str) -> str:
+    """The key of a reward's mean over the rollouts of one data set."""
+    return f"dataset/{dataset}/{name}/mean"
+
+
+def signal(name: str, what: str) -> str:
+    """The key of how much a reward tells the answers of a group apart; `what` is abs_mean or zero_group_share."""
+    return f"adv/{name}/{what}"
+
+
+def failed(name: str, code: str) -> str:
+    """The key of a reward's failed scores, by code."""
+    return f"failed/{name}/{code}"
+
+
+def latency(name: str, quantile: str) -> str:
+    """The key of how long a reward's micro-batches took; `quantile` is p50, p95 or max."""
+    return f"latency_ms/{name}/{quantile}"
+
+
+def cached(name: str) -> str:
+    """The key of a reward's scores that came from the service's cache."""
+    return f"cached/{name}"
+
+
+def reward_of(key: str) -> str | None:
+    """The name in `reward/<name>/mean`; None for every other key."""
+    return _between(key, "reward/", "/mean")
+
+
+def signal_of(key: str) -> tuple[str | None, str] | None:
+    """Task (None where the policy has one) and name in `<task>/adv/<name>/zero_group_share`; None for every other key."""
+    found = _FLAT.match(key)
+    return None if found is None else (found[1], found[2])
+
+
+def failed_of(key: str) -> tuple[str, str] | None:
+    """Name and code in `failed/<name>/<code>`; None for every other key."""
+    parts = key.split("/", 2)
+    return (parts[1], parts[2]) if parts[0] == "failed" and len(parts) == 3 else None
+
+
+def sentence_of(key: str) -> str | None:
+    """What a key means; None where nobody has said it."""
+    if (said := next((sentence for pattern, sentence in _patterns() if pattern.fullmatch(key)), None)) is not None:
+        return said
+    first, _, rest = key.partition("/")
+    told = {"heldout": "heldout/loss", "understand": "understand/<key>", "generate": "understand/<key>"}
+    return SENTENCES[told[first]] if first in told and rest and sentence_of(rest) is not None else None
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> list[tuple[re.Pattern[str], str]]:
+    """Each key with its sentence, then the keys that a sentence tells of beside its own."""
+    own = list(SENTENCES.items())
+    beside = [(found, text) for text in SENTENCES.values() for found in _MENTIONED.findall(text) if "/" in found]
+    return [(re.compile(re.sub(r"<[a-z ]+>", "[^/]+", key)), text) for key, text in [*own, *beside]]
+
+
+def _between(key: str, start: str, end: str) -> str | None:
+    name = key.removeprefix(start).removesuffix(end)
+    return name if name and key == f"{start}{name}{end}" else None
