@@ -69,7 +69,8 @@ def geometry(tokenizer: Any) -> Any:
 
     small = janus_config(tokenizer)
     width = TEXT["hidden_size"]
-    heads = {"num_key_value_heads": TEXT["num_attention_heads"], "max_position_embeddings": 16384}
+    heads = {"num_key_value_heads": TEXT["num_attention_heads"], "head_dim": width // TEXT["num_attention_heads"]}
+    heads |= {"max_position_embeddings": 16384}
     text = small.text_config.to_dict() | TEXT | heads | {"vocab_size": VOCABULARY}
     vision = VISION | {"mlp_ratio": 4.0, "projection_dim": width, "num_image_tokens": SHOWN}
     vq = VQ | {"projection_dim": width, "image_token_embed_dim": width, "num_patches": 24}
