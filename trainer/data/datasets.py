@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from trainer.data.overlap import check_disjoint
 from trainer.data.pairs.file import read_pairs, sides_of
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
 from trainer.data.questions import QuestionFile, read_questions
+from trainer.data.rows.table import left_out
 from trainer.seeds import sample_seed
 from trainer.types import Prompt
 
@@ -30,6 +32,8 @@ __all__ = [
     "without",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 _LINES = (".txt", ".csv", ".tsv")  # files of prompts alone, read as ever
 
@@ -97,8 +101,11 @@ def load_heldout(
         raise DataError(
             f"{field}.format = pairs holds prompts for two tasks, and this policy has none; name another file"
         )
-    prompts = _read(how, path, dataset, {}, field=field, split="test", max_images=max_images).train.prompts
-    return sides_of(prompts, task) if how.format == "pairs" else list(prompts)
+    read = _read(how, path, dataset, {}, field=field, split="test", max_images=max_images)
+    skipped = read.train.skipped if read.notes else ()  # a table's were said when it was read
+    for note in left_out(field, len(read.train.prompts) + len(skipped), skipped):
+        logger.warning("%s", note)
+    return sides_of(read.train.prompts, task) if how.format == "pairs" else list(read.train.prompts)
 
 
 def sampled(datasets: Sequence[Dataset]) -> list[Prompt]:

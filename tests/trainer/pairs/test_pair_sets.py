@@ -165,3 +165,12 @@ def test_the_doctor_says_what_pairs_there_are(tmp_path: Path) -> None:
 def test_pairs_that_are_read_as_prompts_say_which_format_reads_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: similarity: unknown field; .* `format: pairs` reads"):
         load_sets(config(tmp_path, four(tmp_path), heldout(four(tmp_path / "held"), "generate")), [])
+
+
+def test_held_out_rows_that_are_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held = four(tmp_path / "held")
+    held.write_text(held.read_text() + "{}\n")
+    made = config(tmp_path, four(tmp_path), heldout(held, "generate", format="pairs", bad_rows="leave_out"))
+    (found,) = load_sets(made, [])
+    assert len(found.prompts) == 4
+    assert f"evaluation.sets.0: 1 of 5 rows are left out: {held}:5: similarity: missing" in caplog.text
