@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_janus(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
+def make_janus(folder: Path, seed: int = 0, *, spread: float = 0.2, text: Mapping[str, int] | None = None) -> Path:
     """Write model, processor and tokenizer as a published checkpoint has them; gives `folder`.
 
     Args:
         spread: standard deviation of the matrices; larger makes the model surer of what it says and draws.
+        text: sizes of the language model in place of the tiny ones.
     """
     import torch
     from transformers import JanusForConditionalGeneration
@@ -48,7 +50,7 @@ def make_janus(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
     tokenizer = write_processor(folder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = JanusForConditionalGeneration(janus_config(tokenizer))
+        model = JanusForConditionalGeneration(janus_config(tokenizer, text or {}))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
@@ -76,8 +78,10 @@ def write_processor(folder: Path, side: int = SIDE, grid: int = GRID) -> Any:
     return tokenizer
 
 
-def janus_config(tokenizer: Any) -> Any:
+def janus_config(tokenizer: Any, text: Mapping[str, int]) -> Any:
     from transformers import JanusConfig
+
+    width = text.get("hidden_size", 64)
 
     return JanusConfig(
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -90,7 +94,7 @@ def janus_config(tokenizer: Any) -> Any:
             "image_size": SIDE,
             "patch_size": PATCH,
             "mlp_ratio": 2.0,
-            "projection_dim": 64,
+            "projection_dim": width,
             "num_image_tokens": GRID**2,
         },
         vq_config={
@@ -100,8 +104,8 @@ def janus_config(tokenizer: Any) -> Any:
             "base_channels": 32,
             "channel_multiplier": [1, 1, 1, 1],  # three times twice as large: 4 x 4 codes to 32 x 32 pixels
             "num_res_blocks": 1,
-            "projection_dim": 64,
-            "image_token_embed_dim": 64,
+            "projection_dim": width,
+            "image_token_embed_dim": width,
         },
         text_config={
             "model_type": "llama",
@@ -116,6 +120,7 @@ def janus_config(tokenizer: Any) -> Any:
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "tie_word_embeddings": False,
+            **text,
         },
     )
 

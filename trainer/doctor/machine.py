@@ -14,7 +14,7 @@ from machine.gpus import GpuError, check_processes, shown, without_driver
 from trainer.config import Config, ConfigError
 from trainer.config.deepspeed import read_deepspeed
 from trainer.doctor.findings import Finding
-from trainer.doctor.weights import held_bytes, is_count, is_large, planned_ranks, process_count, sizes
+from trainer.doctor.weights import held_bytes, is_count, is_large, planned_ranks, process_count, sizes, working
 from trainer.processes.distributed import pick_device
 
 GIB = 1 << 30
@@ -117,7 +117,7 @@ def check_memory(config: Config) -> Iterator[Finding]:
         if device.type == "cuda":
             yield _device_memory(config, held.device, torch.cuda.mem_get_info(device)[1])
         else:
-            needed += here * sum(held.device.values())
+            needed += here * (sum(held.device.values()) + max(working(config).values(), default=0.0))
             if is_large(config):  # what a small one holds is lost among the programs around it
                 yield Finding("memory", "WARN", _held(config, held.device), _SMALLER)
     if config.rewards.launch == "local":
@@ -143,12 +143,16 @@ def _machine_memory(needed: float) -> Finding:
 
 
 def _device_memory(config: Config, held: Mapping[str, float], total: int) -> Finding:
-    message, share = f"{_held(config, held)}, of {total / GIB:.1f} GiB", sum(held.values()) / total
+    most = max(working(config).values(), default=0.0)
+    message, share = f"{_held(config, held)}, of {total / GIB:.1f} GiB", (sum(held.values()) + most) / total
     if share > 1:
         return Finding("memory", "FAIL", message, _SMALLER)
     if share > _CROWDED:
         return Finding(
-            "memory", "WARN", f"{message}: little is left for activations", f"if it does not fit, {_SMALLER}"
+            "memory",
+            "WARN",
+            f"{message}: little is left{'' if most else ' for activations'}",
+            f"if it does not fit, {_SMALLER}",
         )
     return Finding("memory", "OK", message)
 
@@ -158,7 +162,9 @@ def _held(config: Config, held: Mapping[str, float]) -> str:
     ranks, settings = planned_ranks(), config.distributed.deepspeed
     processes = f"{ranks} processes" if ranks > 1 else "1 process"
     by = f" by {Path(settings).name}" if settings else ""
-    return f"before activations each of {processes}{by} holds {sum(held.values()) / GIB:.1f} GiB ({parts})"
+    told = f"before activations each of {processes}{by} holds {sum(held.values()) / GIB:.1f} GiB ({parts})"
+    more = ", ".join(f"{name} {size / GIB:.1f}" for name, size in working(config).items())
+    return f"{told}, and at most one of these comes on top: {more}" if more else told
 
 
 def check_ports(config: Config) -> Iterator[Finding]:

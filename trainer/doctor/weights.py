@@ -44,6 +44,15 @@ def sizes(config: Config) -> Sizes | None:
         return None
 
 
+def working(config: Config) -> dict[str, float]:
+    """Bytes of the device that each part of a step takes beside what is held; empty where the policy does not say."""
+    count = entry_of(config.policy).working
+    try:
+        return {} if count is None else dict(count(config))
+    except (OSError, ValueError):
+        return {}  # as of `sizes`
+
+
 def is_large(config: Config) -> bool:
     """Whether the policy has more than _LARGE parameters; one of unknown size counts as large."""
     found = sizes(config)

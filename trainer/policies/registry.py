@@ -139,6 +139,8 @@ class Entry:
         sizes: (section): how large it is, from the headers of its files. May raise what reading them raises.
         text_limits: (section): the encoders that cut long prompts off, the narrowest first; none where the policy reads any
             prompt whole or refuses longer ones. Raises ConfigError where a tokenizer cannot be loaded.
+        working: (config): bytes of the device that each part of a step takes at its peak beside what is held, by its name; the
+            largest decides. None where nobody has counted them. May raise what reading the files raises.
         may_be_random: training may start from random weights, with no file named.
         how_made: how to get files that are missing, for the end of an error's sentence.
     """
@@ -148,6 +150,7 @@ class Entry:
     exporters: Mapping[str, Exporter]
     sizes: Callable[[Any], Sizes]
     text_limits: Callable[[Any], list[TextLimit]] = _reads_everything
+    working: Callable[[Config], Mapping[str, float]] | None = None
     may_be_random: bool = False
     how_made: str = ""
 

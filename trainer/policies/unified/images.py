@@ -27,7 +27,7 @@ from trainer.types import Prompt, Rollout, Sample
 
 _NOTHING = torch.empty(0, dtype=torch.int64)
 # So many logits of a branch are held at a time: 128 MiB in float32. Of a real codebook's 16,384 codes that is 2,048 tokens.
-_LOGITS = 2**25
+MOST_LOGITS = 2**25
 
 
 class ImagePolicy:
@@ -38,7 +38,7 @@ class ImagePolicy:
         most_logits: how many logits of a branch are held at a time while tokens are scored.
     """
 
-    def __init__(self, model: ImageModel, texts: TokenPolicy | None = None, *, most_logits: int = _LOGITS) -> None:
+    def __init__(self, model: ImageModel, texts: TokenPolicy | None = None, *, most_logits: int = MOST_LOGITS) -> None:
         self.model, self.texts, self._most_logits = model, texts, most_logits
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from trainer.policies.tokens.preparing import prepare
 from trainer.policies.unified.family import UNIFIED
 from trainer.policies.unified.janus.exporting import EXPORTERS
 from trainer.policies.unified.janus.loading import load
+from trainer.policies.unified.janus.memory import working_bytes
 from trainer.policies.unified.janus.model import JanusModel, part_of
 from trainer.policies.unified.janus.sizes import sizes
 
@@ -21,4 +22,4 @@ def build(config: JanusConfig, device: torch.device) -> JanusModel:
     return JanusModel(prepared, processor, config, device, about=about)
 
 
-ENTRY = Entry(family=UNIFIED, build=build, exporters=EXPORTERS, sizes=sizes)
+ENTRY = Entry(family=UNIFIED, build=build, exporters=EXPORTERS, sizes=sizes, working=working_bytes)
