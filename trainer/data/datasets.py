@@ -103,7 +103,7 @@ def load_heldout(
         )
     read = _read(how, path, dataset, {}, field=field, split="test", max_images=max_images)
     skipped = read.train.skipped if read.notes else ()  # a table's were said when it was read
-    for note in left_out(field, len(read.train.prompts) + len(skipped), skipped):
+    for note in left_out(field, len(read.train.prompts) + read.train.repeated + len(skipped), skipped):
         logger.warning("%s", note)
     return sides_of(read.train.prompts, task) if how.format == "pairs" else list(read.train.prompts)
 
