@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from trainer.policies.tokens.server.drawer import ServerDrawer, Surroundings
 from trainer.policies.tokens.server.pool import ATTEMPTS, Pool
 from trainer.policies.tokens.server.publisher import Publisher
 from trainer.policies.tokens.server.versions import Adapters, Transfer, WholeWeights
+from trainer.programs.rollout import Drawn
 from trainer.types import Prompt, StopTrainingError
 
 PLAN = TokenPlan(micro_batch_size=64, max_new_tokens=6)
@@ -172,6 +173,36 @@ def test_a_dead_server_is_named_and_its_share_drawn_by_the_others(rig: Callable[
     made.servers[1].kill()
     assert words(made.draw()) == right
     assert sum(made.servers[1].url in note and "others draw its share" in note for note in made.notes) == 1
+
+
+def test_one_step_off_two_servers_draw_a_step_ahead_and_the_lag_is_known(
+    rig: Callable[..., Rig], policy: TokenPolicy, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the pipeline goes: step 2 is drawn before the update of step 1, step 3 before that of step 2, with a server that was killed
+    in between and comes back with its first weights."""
+    made = rig(2)
+    monkeypatch.setattr(policy, "_given_drawer", made.drawer)
+    texts = ["what color ?", "which ?", "how many red ?", "say nothing"]
+    prompts = [Prompt(text, text, source_images=tuple(pictures[:n])) for n, text in enumerate(texts)]
+
+    def ahead() -> Drawn:
+        return Drawn(
+            cast(Any, None), list(policy.sample(prompts, 4, SEEDS, PLAN)), cast(Any, None), {}, SEEDS, PLAN, 0.0, 0.0
+        )  # type: ignore[arg-type]
+
+    first, second = ahead(), ahead()
+    made.drawer.weights_changed(1)
+    made.servers[0].kill()
+    made.servers[0].start()
+    third = ahead()
+    made.drawer.weights_changed(2)
+    assert [each.version_lag(step) for step, each in enumerate((first, second.stale(), third.stale()))] == [
+        {"rollout/weight_version_lag": lag} for lag in (0.0, 1.0, 1.0)
+    ]
+    with pytest.raises(StopTrainingError, match="1 updates old, and 0"):
+        second.version_lag(1)  # had nobody said that it is a step behind
+    drawn = [sum("seed" in body.get("sampling_params", {}) for _, body in server.asked) for server in made.servers]
+    assert sum(drawn) >= 3 * len(SEEDS) and min(drawn) > 0, "both take their share"
 
 
 def test_a_server_that_was_started_again_gets_the_weights_before_it_draws(rig: Callable[..., Rig]) -> None:
