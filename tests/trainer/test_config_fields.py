@@ -16,6 +16,7 @@ from trainer.config import (
     ConfigError,
     DeepGenConfig,
     FluxConfig,
+    JanusConfig,
     PreferencesConfig,
     Sd3Config,
     TinyConfig,
@@ -49,8 +50,9 @@ POLICIES: list[dict[str, Any]] = [
     {"type": "flux", "pretrained": "flux"},
     {"type": "deepgen"},
     {"type": "vlm", "initialize": {}},
+    {"type": "janus", "pretrained": "janus"},
 ]
-MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig, "vlm": VlmConfig}
+MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig, "vlm": VlmConfig, "janus": JanusConfig}
 # Sections that BASE lacks because its program is rl.
 OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
     "conversations": {"path": "talks.json"},
@@ -186,6 +188,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.image_size": ("500", "multiple of 32"),
     "policy.distilled_guidance": ("-1", "greater than or equal to 0"),
     "policy.freeze": ("ears", "must be a list"),
+    "policy.converted": ("7", TEXT),
     "policy.system_prompt": ("7", TEXT),
     "policy.max_prompt_tokens": ("0", "greater than or equal to 1"),
     "policy.initialize": ("7", FIELDS),

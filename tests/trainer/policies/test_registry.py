@@ -19,7 +19,8 @@ def test_every_section_has_an_entry_that_fits_it(name: str) -> None:
 
 
 def test_formats_of_all_policies() -> None:
-    assert all_formats() == ("deepgen", "deepgen_pt", "diffusers", "hf", "lora", "nanovlm", "safetensors")
+    known = ("deepgen", "deepgen_pt", "deepseek", "diffusers", "hf", "lora", "nanovlm", "safetensors")
+    assert all_formats() == known
 
 
 def test_a_format_that_another_policy_has_is_refused_before_the_policy_is_imported() -> None:
