@@ -517,7 +517,8 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base
     outer = name.partition(".")[0]
-    return base | {"policy": next(p for p in POLICIES if outer in MEMBERS[p["type"]].model_fields)}
+    policy = next(p for p in POLICIES if outer in MEMBERS[p["type"]].model_fields)
+    return base | {"policy": policy} | ({"sampling": TASKS} if policy["type"] == "janus" else {})
 
 
 def concrete(path: str) -> str:
