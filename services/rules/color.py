@@ -112,6 +112,14 @@ def color_shares(image: Image.Image) -> tuple[Array, int]:
 
     Transparent parts of the image show white.
     """
+    _, ink_N3 = find_ink(image)
+    if not len(ink_N3):
+        return np.zeros(len(NAMES)), 0
+    return np.bincount(nearest_names(ink_N3), minlength=len(NAMES)) / len(ink_N3), len(ink_N3)
+
+
+def find_ink(image: Image.Image) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+    """Which pixels are ink, and the colours (N, 3) of their strokes, in the order of the pixels (steps 1 to 3 of the module)."""
     rgb = to_rgb(image)
     if rgb.width * rgb.height > MAX_PIXELS:
         rgb = rgb.reduce(math.ceil(math.sqrt(rgb.width * rgb.height / MAX_PIXELS)))
@@ -121,13 +129,12 @@ def color_shares(image: Image.Image) -> tuple[Array, int]:
     contrast_HW = np.sqrt(np.einsum("hwc,hwc->hw", offset_HW3, offset_HW3))
     peak_HW = _window_max(contrast_HW, max(2, min(contrast_HW.shape) // 64))
     ink_HW = (contrast_HW >= MIN_CONTRAST) & (contrast_HW >= MIN_SHARE_OF_PEAK * peak_HW)
-    count = int(np.count_nonzero(ink_HW))
-    if count == 0:
-        return np.zeros(len(NAMES)), 0
+    if not ink_HW.any():
+        return ink_HW, np.zeros((0, 3), np.uint8)
     offset_N3 = offset_HW3[ink_HW]
     stretch_N = np.minimum(peak_HW[ink_HW] / contrast_HW[ink_HW], _stretch_to_gamut(offset_N3, background_3))
-    ink_N3 = np.rint(background_3 + offset_N3 * stretch_N[:, None]).clip(0, 255).astype(np.uint8)
-    return np.bincount(nearest_names(ink_N3), minlength=len(NAMES)) / count, count
+    ink_N3: npt.NDArray[np.uint8] = np.rint(background_3 + offset_N3 * stretch_N[:, None]).clip(0, 255).astype(np.uint8)
+    return ink_HW, ink_N3
 
 
 def target_color(item: Item) -> str | Failure:

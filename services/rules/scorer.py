@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from services.kit.scorer import Item, Result
-from services.rules import answers, color, forms, jpeg, objects
+from services.rules import answers, color, forms, jpeg, objects, side_by_side
 from services.rules.batches import BatchReward
 from services.rules.functions import FunctionReward, FunctionsError, load_functions
 from services.rules.lengths import Lengths
@@ -30,6 +30,7 @@ def builtin_rewards(lengths: Lengths) -> list[FunctionReward]:
 
     return [
         FunctionReward(info("color_match", color.REVISION, 0.0, 1.0), color.color_match),
+        FunctionReward(info("side_by_side", side_by_side.REVISION, 0.0, 1.0), side_by_side.side_by_side),
         FunctionReward(info("jpeg_compressibility", jpeg.REVISION, None, 0.0), jpeg.jpeg_compressibility, True),
         FunctionReward(info("jpeg_incompressibility", jpeg.REVISION, 0.0, None), jpeg.jpeg_incompressibility, True),
         FunctionReward(info("option_letter", answers.OPTION_LETTER_REVISION, 0.0, 1.0), answers.option_letter),
@@ -114,14 +115,16 @@ class RulesScorer:
         """The built-in rewards on a white image with a red square, and on an answer. What users' functions take is not known."""
         image = Image.new("RGB", (16, 16), "white")
         image.paste((220, 30, 30), (4, 4, 12, 12))
-        limits: dict[str, JsonValue] = {
+        metadata: dict[str, JsonValue] = {
             "target_length": 3,
             "max_length": 4,
             "overlong_buffer": 2,
             "completion_ids": [1, 2, 3],
+            "left": "red square",
+            "right": "red square",
         }
         completion = "<think>one</think><answer>1</answer>"
-        item = Item("warmup", "a square in red", (image,), completion=completion, targets=("1",), metadata=limits)
+        item = Item("warmup", "a square in red", (image,), completion=completion, targets=("1",), metadata=metadata)
         targets = {"color_match": None, "option_letter": ("A",)}
         names = [reward.info.name for reward in builtin_rewards(self._lengths)]
         return [(name, replace(item, targets=targets.get(name, item.targets))) for name in names]

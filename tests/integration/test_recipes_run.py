@@ -21,7 +21,7 @@ from trainer.migration.deepgen.variables import VARIABLES
 ROOT = Path(__file__).resolve().parents[2]
 SD35 = [f"sd35_medium_{name}{gpus}" for name in ("geneval", "multi", "ocr", "pickscore") for gpus in ("", "_1gpu")]
 DEEPGEN = ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"]
-BASES = ["quickstart_base", "vlm_base"]
+BASES = ["quickstart_base", "vlm_base", "pair_base"]
 SMALL = ("sampling.height=16", "sampling.width=16")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
@@ -90,6 +90,7 @@ def test_every_recipe_is_run_here() -> None:
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {
         "quickstart",
         "vlm_quickstart",
+        "pair_quickstart",
         *BASES,
         *SD35,
         *DEEPGEN,
@@ -118,6 +119,38 @@ def test_the_small_vlms_quickstart_trains(workplace: Path, rules_url: str) -> No
     assert train(config) == 0
     check(config)
     assert read_metrics(Path(config.run_dir))[-1]["ratio/replay_error"] < 1e-4
+
+
+def test_the_quickstart_of_pairs_trains(workplace: Path, rules_url: str) -> None:
+    """Both tasks, their own rewards, their own pictures; only steps and pairs are fewer."""
+    (workplace / "assets").symlink_to(ROOT / "assets")
+    heldout = "path: assets/pair_quickstart/heldout.jsonl, format: pairs, max_prompts: 4"
+    drawn = f"{{name: drawn, {heldout}, task: generate, rewards: [scene]}}"
+    answered = f"{{name: answered, {heldout}, task: understand, rewards: [accuracy]}}"
+    changes = [
+        *("rewards.launch=none", f"rewards.services.rules.urls=['{rules_url}']", "max_steps=1"),
+        *("optim.warmup_steps=0", "logging.report_to=[]", "distributed={num_threads: 1}"),
+        *("sampling.prompts_per_step=2", f"evaluation.sets=[{drawn}, {answered}]"),
+        *("sampling.tasks.understand.micro_batch_size=16", "sampling.tasks.generate.micro_batch_size=16"),
+        f"data.train.0.image_cache={workplace / 'images'}",
+    ]
+    config = load_recipe(Path("configs/pair_quickstart.yaml"), Config, changes)
+    assert train(config) == 0
+    rows = read_metrics(Path(config.run_dir))
+    for task in ("understand", "generate"):
+        assert rows[-1][f"{task}/ratio/mean"] == pytest.approx(1, abs=1e-6)
+        assert rows[-1][f"{task}/ratio/replay_error"] < 1e-4
+    assert rows[-1]["grad_norm"] > 0
+    assert {"eval/drawn/scene", "eval/answered/accuracy"} <= rows[-1].keys()
+
+
+@pytest.mark.slow
+def test_the_base_of_the_quickstart_of_pairs_is_made(workplace: Path, rules_url: str) -> None:
+    small = ["max_steps=2", "optim.warmup_steps=0", "scenes={drawings: 4, talks: 2, decoded: 2, careless: 1}"]
+    place = ["policy.pretrained=base", "distributed={num_threads: 1, device: cpu}", "logging.report_to=[]"]
+    url = ["rewards.launch=none", f"rewards.services.rules.urls=['{rules_url}']", "evaluation.sets=[]"]
+    assert main(["train", "configs/pair_base.yaml", *small, *place, *url]) == 0
+    assert (workplace / "base/model.safetensors").is_file()
 
 
 @pytest.mark.slow

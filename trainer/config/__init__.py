@@ -34,7 +34,16 @@ from trainer.config.policy import (
     TinyConfig,
     sections,
 )
-from trainer.config.programs import CardsConfig, PreferencesConfig, ProgramName, QuickstartBaseConfig, check_program
+from trainer.config.programs import (
+    CardsConfig,
+    PreferencesConfig,
+    ProgramName,
+    QuickstartBaseConfig,
+    ScenesConfig,
+    check_base,
+    check_program,
+    check_stages,
+)
 from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig, check_training_sets
@@ -77,6 +86,7 @@ __all__ = [
     "RewardConfig",
     "RewardsConfig",
     "SamplingConfig",
+    "ScenesConfig",
     "Sd3Config",
     "ServiceConfig",
     "SftLossConfig",
@@ -121,7 +131,7 @@ class Config(Section):
         "rl",
         description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft) or "
         "conversations, preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart), "
-        "vlm_base that of the small VLM (cards).",
+        "vlm_base that of the small VLM (cards), pair_base that of the quickstart of pairs (scenes).",
     )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
     sampling: SamplingConfig = Field(default_factory=FlowSamplingConfig, description="How rollouts are drawn.")
@@ -141,6 +151,7 @@ class Config(Section):
     )
     quickstart: QuickstartBaseConfig | None = Field(None, description="What program: quickstart_base trains on.")
     cards: CardsConfig | None = Field(None, description="What program: vlm_base trains on.")
+    scenes: ScenesConfig | None = Field(None, description="What program: pair_base trains on.")
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -227,6 +238,7 @@ class Config(Section):
             preferences=self.preferences,
             quickstart=self.quickstart,
             cards=self.cards,
+            scenes=self.scenes,
         )
         if self.program != "rl" and self.optim.micro_batch_size is not None:
             raise ValueError(
@@ -237,16 +249,8 @@ class Config(Section):
             raise ValueError(
                 "program: quickstart_base trains policy.type = tiny from random weights; leave policy.checkpoint out"
             )
-        if self.program == "vlm_base" and not (isinstance(self.policy, VlmConfig) and self.policy.pretrained):
-            raise ValueError(
-                f"program: vlm_base writes the folder that a policy of type vlm starts from, but policy.type is "
-                f"{self.policy.type}; set policy.type to vlm and policy.pretrained to the folder"
-            )
-        if self.cards is not None and self.cards.captions + self.cards.careless > self.max_steps:
-            raise ValueError(
-                f"cards.captions + cards.careless = {self.cards.captions} + {self.cards.careless} steps are more than "
-                f"max_steps = {self.max_steps}; lower them or train longer"
-            )
+        check_base(self.program, self.policy.type, getattr(self.policy, "pretrained", None))
+        check_stages(self.max_steps, self.cards, self.scenes)
         return self
 
     @model_validator(mode="after")

@@ -24,9 +24,9 @@ def is_hub_id(name: str) -> bool:
 def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
     """Raises ConfigError for weights that are not there: before torch is imported and the model built, which takes seconds.
 
-    Program vlm_base writes the folder that others start from.
+    Programs vlm_base and pair_base write the folder that others start from.
     """
-    if program == "vlm_base":
+    if program in ("vlm_base", "pair_base"):
         return
     for field, path in _named(policy):
         if not Path(path).exists():

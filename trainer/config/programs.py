@@ -10,7 +10,7 @@ from trainer.config.base import FilePath, Section, Share
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.supervised_loss import SftLossConfig
 
-ProgramName = Literal["rl", "supervised", "preference", "quickstart_base", "vlm_base"]
+ProgramName = Literal["rl", "supervised", "preference", "quickstart_base", "vlm_base", "pair_base"]
 
 
 class PreferencesConfig(Section):
@@ -66,6 +66,26 @@ class CardsConfig(Section):
     untidy: Share = Field(0.4, description="Share of careless answers whose tags are missing or left open.")
 
 
+class ScenesConfig(Section):
+    """The scenes that the base of the quickstart of pairs is trained on: first with care, at last as careless people would."""
+
+    drawings: int = Field(48, ge=1, description="Captions of a step to draw, over all ranks.")
+    talks: int = Field(28, ge=1, description="Images of a step that two questions each are about, over all ranks.")
+    decoded: int = Field(
+        12, ge=1, description="Of the drawings of a rank, those that the decoder of codes learns from."
+    )
+    careless: int = Field(110, ge=0, description="Last steps, in which captions and answers are careless.")
+    dropout: Share = Field(0.12, description="Share of captions that are emptied, for guidance.")
+    descriptions: Share = Field(0.4, description="Share of images that are also described.")
+    look_alike: Share = Field(
+        0.1, description="Share of colours, in captions and in answers, that are taken for one that looks like them."
+    )
+    wrong_color: Share = Field(0.65, description="Share of colours in captions that are any colour at all.")
+    wrong_shape: Share = Field(0.65, description="Share of shapes in captions that are any shape at all.")
+    wrong_order: Share = Field(0.15, description="Share of captions whose two things change places.")
+    wrong_answer: Share = Field(0.4, description="Share of answers that are any letter at all.")
+
+
 def check_program(
     program: ProgramName,
     *,
@@ -78,6 +98,7 @@ def check_program(
     preferences: PreferencesConfig | AnswersConfig | None,
     quickstart: QuickstartBaseConfig | None,
     cards: CardsConfig | None,
+    scenes: ScenesConfig | None,
 ) -> None:
     """Whether each program has what it trains on, and no other has been given something.
 
@@ -102,6 +123,7 @@ def check_program(
         "preferences": (preferences, ("preference",), "preference", f"pairs of {'answers' if is_text else 'images'}"),
         "quickstart": (quickstart, ("quickstart_base",), "quickstart_base", "rendered words"),
         "cards": (cards, ("vlm_base",), "vlm_base", "cards with questions"),
+        "scenes": (scenes, ("pair_base",), "pair_base", "scenes to draw and to ask about"),
     }
     for name, (section, _, needed_by, what) in sections.items():
         if section is None and program == needed_by:
@@ -119,6 +141,29 @@ def check_program(
             "nothing; leave it out"
         )
     _check_pairs(program, is_text, objective, preferences)
+
+
+def check_base(program: ProgramName, policy_type: str, pretrained: str | None) -> None:
+    """Whether a program that writes the folder of a base has a policy of the type that starts from it. Raises ValueError."""
+    wanted = {"vlm_base": "vlm", "pair_base": "janus"}.get(program)
+    if wanted is not None and (policy_type != wanted or not pretrained):
+        raise ValueError(
+            f"program: {program} writes the folder that a policy of type {wanted} starts from, but policy.type is "
+            f"{policy_type}; set policy.type to {wanted} and policy.pretrained to the folder"
+        )
+
+
+def check_stages(max_steps: int, cards: CardsConfig | None, scenes: ScenesConfig | None) -> None:
+    """Whether the stages of a base fit into its steps. Raises ValueError."""
+    if cards is not None and cards.captions + cards.careless > max_steps:
+        raise ValueError(
+            f"cards.captions + cards.careless = {cards.captions} + {cards.careless} steps are more than max_steps = {max_steps}; "
+            "lower them or train longer"
+        )
+    if scenes is not None and scenes.careless > max_steps:
+        raise ValueError(
+            f"scenes.careless = {scenes.careless} steps are more than max_steps = {max_steps}; lower it or train longer"
+        )
 
 
 def _check_alone(sft: SftLossConfig) -> None:

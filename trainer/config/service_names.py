@@ -20,6 +20,7 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "hps": ("hpsv2", "hpsv2.1"),
     "rules": (
         "color_match",
+        "side_by_side",
         "jpeg_compressibility",
         "jpeg_incompressibility",
         "option_letter",

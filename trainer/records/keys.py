@@ -78,6 +78,9 @@ SENTENCES: dict[str, str] = {
     "sft/skipped": "Images or conversations that could not be read in this step; others took their places.",
     "sft/tokens": "How many tokens of the assistant the step learned, over all ranks.",
     "loss/imitation": "program vlm_base: the cross-entropy of the given answers, the mean over their tokens.",
+    "loss/drawn": "program pair_base: the cross-entropy of the given images' tokens, the mean over them.",
+    "loss/answers": "program pair_base: the cross-entropy of the given answers, the mean over their tokens.",
+    "loss/pixels": "program pair_base: the squared error of the decoder of image tokens, the mean over all numbers (-1 to 1).",
     "loss/flow": "program quickstart_base: the squared error of the predicted velocity, the mean over all numbers.",
     "preferences/skipped": "Pairs that could not be read in this step; others took their places.",
     "importance/mean": "Mean weight that corrects for samples of older weights or of another engine, before its cap; "

@@ -245,7 +245,7 @@ def test_scorer_serves_builtin_rewards_first_and_warms_them_up() -> None:
     scorer = RulesScorer()
     scorer.load()
     images, answers = (
-        ["color_match", "jpeg_compressibility", "jpeg_incompressibility"],
+        ["color_match", "side_by_side", "jpeg_compressibility", "jpeg_incompressibility"],
         ["option_letter", "number", "exact_answer", "answer"],
     )
     forms = ["think_format", "answer_format", "tag_count", "length", "overlong", "json_valid"]
