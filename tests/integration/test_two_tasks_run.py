@@ -4,6 +4,7 @@ machinery, and nothing in it asks which policy it is."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def run(
         ]
         each = {"group_size": 4, "micro_batch_size": 8}
         more = {"understand": {"max_new_tokens": 3}, "generate": {"guidance_scale": 2.0}}
-        sections = {
+        sections: dict[str, Any] = {
             "policy": policy,
             "sampling": {
                 "prompts_per_step": 4,
@@ -58,7 +59,10 @@ def run(
             "max_steps": 2,
             "optim": {"lr": 0.05},
         }
-        config = load_config(recipe("run", **{**sections, **changes}), Config)
+        for key, value in changes.items():
+            section, _, field = key.partition("__")
+            sections[section] = {**sections[section], field: value} if field else value
+        config = load_config(recipe("run", **sections), Config)
         assert train(config) == 0
         return config.run_dir
 
@@ -75,8 +79,36 @@ def test_both_halves_are_trained_evaluated_and_shown(run: Callable[..., Path]) -
     for task in ("understand", "generate"):
         assert last[f"{task}/ratio/mean"] == pytest.approx(1.0, abs=1e-6)
         assert last[f"{task}/adv/trained_share"] == 1.0
-    print(json.dumps(last, indent=1))
+    # What is of one kind of sample is of its own task: four tokens an image at most ln 4 nats each, texts of at most three letters.
+    assert 0 < last["image/entropy"] < math.log(4) and 0 < last["text/entropy"] < math.log(4)
+    assert 1 <= last["text/length"] <= 3 and last["text/length_max"] <= 3 and "plan/length" not in last
+    assert last["understand/loss_share"] + last["generate/loss_share"] == pytest.approx(1.0)
+    assert last["understand/adv/letter/zero_group_share"] < 1 and "generate/adv/letter/zero_group_share" not in last
+    assert (
+        last["images_per_s"] > 0
+        and last["tokens_per_s"] > 0
+        and not [key for key in last if key.startswith("understand/reward")]
+    )
     records = json.loads((folder / "samples" / "step_000002.json").read_text(encoding="utf-8"))
     assert [record["task"] for record in records] == ["understand"] * 4 + ["generate"] * 4
     assert [record["pair"] for record in records[:4]] == [record["pair"] for record in records[4:]]
-    assert (folder / "report.html").is_file()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="both"') == 4 and "4 answers and 4 images a step" in page
+
+
+def test_the_half_that_is_not_trained_is_evaluated_all_the_same_also_beside_training(run: Callable[..., Path]) -> None:
+    """Images alone are trained; held-out answers are drawn, scored and compared, from files, while training goes on."""
+    folder = run({"generate": IMAGES}, evaluation__wait=False, evaluation__every=1, max_steps=3)
+    rows = read_metrics(folder)
+    evaluated = [row for row in rows if "eval/answers/letter" in row]
+    assert len(evaluated) >= 2 and all("eval/images/colour" in row for row in evaluated)
+    assert {"eval/answers/letter/gain_low", "eval/images/colour/gain_low", "generate/ratio/mean"} <= set(evaluated[-1])
+    assert not [key for key in evaluated[-1] if key.startswith(("understand/", "reward/letter", "text/"))]
+    assert evaluated[-1]["stats/answers/length"] >= 1 and evaluated[-1]["stats/images/saturation"] > 0
+
+
+def test_a_reward_that_both_tasks_ask_for_has_a_mean_of_each(run: Callable[..., Path]) -> None:
+    folder = run({"understand": TEXTS, "generate": TEXTS}, max_steps=1)
+    last = read_metrics(folder)[-1]
+    both = [last[f"{task}/reward/letter/mean"] for task in ("understand", "generate")]
+    assert last["reward/letter/mean"] == pytest.approx(sum(both) / 2) and both[0] != both[1]

@@ -16,7 +16,7 @@ from trainer.records.reporters import Picture
 from trainer.report import build_report
 from trainer.report.answers import build_answers
 from trainer.report.images import build_gallery
-from trainer.report.page import headlines
+from trainer.report.page import headlines, how_evaluated, sentence
 from trainer.report.pairs import match_pairs, without_pairs
 from trainer.report.plots import advantage_plots, text_plots, update_plots
 from trainer.report.run_folder import load_run
@@ -28,7 +28,10 @@ CONFIG: dict[str, Any] = {
     "sampling": {
         "type": "tasks",
         "prompts_per_step": 8,
-        "tasks": {"understand": {"rewards": {"letter": 1.0}}, "generate": {"rewards": {"hps": 1.0}}},
+        "tasks": {
+            "understand": {"group_size": 8, "rewards": {"letter": 1.0}},
+            "generate": {"group_size": 4, "rewards": {"hps": 1.0}},
+        },
     },
     "rewards": {"columns": {"letter": {"service": "rules"}, "hps": {"service": "hps"}}},
     "data": {"train": [{"path": "train.jsonl", "format": "pairs", "rewards": {}}]},
@@ -138,6 +141,15 @@ def test_curves_are_of_each_task(folder: Path) -> None:
         ("answers/letter", "trained on"),
         ("images/hps", "trained on"),
     ]
+
+
+def test_the_page_says_what_was_trained_and_how_it_was_evaluated(folder: Path) -> None:
+    run = load_run(folder)
+    assert (
+        "8 prompts × 8 answers and 4 images a step, on the rewards letter (weight 1) and hps (weight 1)."
+        in sentence(run)
+    )
+    assert "of either task, drawn with the same random numbers each time" in how_evaluated(run)
 
 
 def test_reporters_show_what_was_drawn_beside_the_image_that_was_asked_about(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
-from trainer.config import Task
+from trainer.config import Config, Task
 from trainer.evaluation import rollout_statistics
 from trainer.programs.resampling import joined
 from trainer.programs.rollout import Collected
 from trainer.programs.session import Session
 from trainer.records.step_metrics import reward_metrics, wait_metrics
 from trainer.records.text_metrics import image_entropy, text_metrics
+from trainer.rewards.asked import trained_by
 
 DRAWS = "generate"  # the task whose samples are images
 PLANS = ("length", "length_max", "truncated_share", "entropy")  # what is shown of what is written before an image
@@ -30,6 +32,9 @@ def step_metrics(
     seen = reduce(joined, [each.seen for each in collected])
     samples = [sample for each in drawn for sample in each.samples]
     row = reward_metrics(seen, world) | wait_metrics(seen, step_s, world)
+    for each in collected if (shared := _shared(config)) else ():
+        found = reward_metrics(each.seen, world)
+        row |= {each.drawn.task.key(key): value for key, value in found.items() if key.startswith(shared)}
     if config.sampling.max_resamples:
         row["resampled"] = len(seen.ids) / len(samples) - 1
     rollouts = [rollout for each in drawn for rollout in each.rollouts]
@@ -53,6 +58,13 @@ def step_metrics(
         else:
             row |= texts
     return row
+
+
+def _shared(config: Config) -> tuple[str, ...]:
+    """What the keys of rewards begin with that several tasks ask for: a mean over answers and images together says nothing of
+    either, so that each task has its own beside it."""
+    asked = Counter(name for task in config.tasks for name in trained_by(config, task.name))
+    return tuple(f"reward/{name}/" for name, count in asked.items() if count > 1)
 
 
 def loss_shares(tasks: Sequence[Task], row: Mapping[str, float]) -> dict[str, float]:

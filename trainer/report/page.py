@@ -220,6 +220,12 @@ def sentence(run: RunFolder) -> str:
     text = f"The policy “{policy}” was post-trained by RL ({str(estimator).upper()})"
     if all(per_step):
         text += f", {per_step[0]} prompts × {per_step[1]} {kind} a step"
+    elif run.tasks:
+        sizes = {"understand": "answers", "generate": "images"}
+        groups = [
+            f"{run.setting('sampling', 'tasks', t, 'group_size', default='?')} {sizes.get(t, t)}" for t in run.tasks
+        ]
+        text += f", {per_step[0]} prompts × {' and '.join(groups)} a step"
     weights = [f"{name} (weight {weight:g})" for name, weight in run.trained_on().items()]
     return f"{text}, on the reward{'s' if len(weights) > 1 else ''} {' and '.join(weights) or 'of no data set'}."
 
@@ -251,12 +257,14 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
 def how_evaluated(run: RunFolder) -> str:
     """What the big numbers stand on."""
     evaluation = run.setting("evaluation", default={})
-    if not isinstance(evaluation, Mapping) or not evaluation.get("path"):
+    if not isinstance(evaluation, Mapping) or not (evaluation.get("path") or run.tasks):
         return ""
     count = run.fact("eval_prompts")
     prompts = f"{count} held-out prompts" if isinstance(count, int) else "held-out prompts"
     steps, seed = evaluation.get("num_inference_steps", "?"), evaluation.get("seed", "?")
-    if run.writes:
+    if run.tasks:
+        how = f"of either task, drawn with the same random numbers each time (seed {seed})"
+    elif run.writes:
         how = f"{_temperature(run)}, with the same random numbers each time (seed {seed})"
     else:
         how = f"sampled by the deterministic ODE in {steps} steps from the same noise each time (seed {seed})"

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.task_configs import task_config
+from tests.support.task_configs import GENERATE, task_config, task_tree
 from trainer.config import Config
+from trainer.doctor.sight import check_sight
 from trainer.policies.registry import build_policy
 from trainer.policies.tokens.sight import Sight
 from trainer.policies.unified.draw import ImagePlan
@@ -56,6 +57,39 @@ def test_a_sound_policy_passes_for_both_tasks(policy: UnifiedPolicy, janus_folde
     assert {name: found[name] for name in ("image", "rows", "replay", "prompt", "images", "drawing")} == dict.fromkeys(
         ("image", "rows", "replay", "prompt", "images", "drawing"), "OK"
     )
+
+
+class Dealt:
+    """A sampler of the same prompts again and again, which must stay where it is."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts, self.position = prompts, 0
+
+    def draw(self) -> Sequence[Prompt]:
+        self.position += 1
+        return self.prompts
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def test_the_doctor_looks_at_the_task_that_is_trained(janus_folder: Path) -> None:
+    tree = task_tree(
+        {"generate": GENERATE}, policy={"type": "janus", "pretrained": str(janus_folder), "dtype": "float32"}
+    )
+    sampler = Dealt(
+        [Prompt(f"p{n}", f"draw a {color} disc", task="generate") for n, color in enumerate(("red", "blue"))]
+    )
+    found = list(check_sight(Config.model_validate(tree), sampler))  # type: ignore[arg-type]
+    assert sampler.position == 0
+    assert [(each.status, each.message.partition(":")[0]) for each in found] == [
+        ("OK", "prompt"),
+        ("OK", "images"),
+        ("OK", "drawing"),
+    ]
 
 
 def test_alike_prompts_and_a_single_one_are_not_checked(policy: UnifiedPolicy) -> None:
