@@ -146,7 +146,7 @@ def test_curves_are_of_each_task(folder: Path) -> None:
 def test_the_page_says_what_was_trained_and_how_it_was_evaluated(folder: Path) -> None:
     run = load_run(folder)
     assert (
-        "8 prompts × 8 answers and 4 images a step, on the rewards letter (weight 1) and hps (weight 1)."
+        "8 prompts × 4 images and 8 answers a step, on the rewards hps (weight 1) and letter (weight 1)."
         in sentence(run)
     )
     assert "of either task, drawn with the same random numbers each time" in how_evaluated(run)
