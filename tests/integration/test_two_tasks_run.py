@@ -87,11 +87,7 @@ def test_both_halves_are_trained_evaluated_and_shown(run: Callable[..., Path]) -
     assert 1 <= last["text/length"] <= 3 and last["text/length_max"] <= 3 and "plan/length" not in last
     assert last["understand/loss_share"] + last["generate/loss_share"] == pytest.approx(1.0)
     assert last["understand/adv/letter/zero_group_share"] < 1 and "generate/adv/letter/zero_group_share" not in last
-    assert (
-        last["images_per_s"] > 0
-        and last["tokens_per_s"] > 0
-        and not [key for key in last if key.startswith("understand/reward")]
-    )
+    assert not [key for key in last if key.startswith("understand/reward")]
     records = json.loads((folder / "samples" / "step_000002.json").read_text(encoding="utf-8"))
     assert [record["task"] for record in records] == ["understand"] * 4 + ["generate"] * 4
     assert [record["pair"] for record in records[:4]] == [record["pair"] for record in records[4:]]
