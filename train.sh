@@ -56,8 +56,8 @@ resolve_config() { # path
 PATH_VARIABLES=(SD3_5_MODEL_NAME_OR_PATH QWEN2_5_VL_MODEL_NAME_OR_PATH CHECKPOINT DATASET_CONFIG EVAL_DATASET_CONFIG
     DATA_ROOT OUTPUT_DIR HPS_CHECKPOINT HPS_VOCABULARY OCR_DET_MODEL_DIR OCR_REC_MODEL_DIR RULES_FUNCTIONS
     EVAL_TEMPLATE_EN EVAL_TEMPLATE_ZH EVAL_DEFINITIONS SSL_CERT_FILE)
-PATH_FIELDS=(path checkpoint lmm_checkpoint pretrained sd3_path qwen_path dataset_config deepspeed token_file image_folder
-    image_dir image_cache preprocessing executable weights_dir embedding_cache ca_file resume output output_dir functions
+PATH_FIELDS=(path checkpoint lmm_checkpoint pretrained converted sd3_path qwen_path dataset_config deepspeed token_file
+    image_folder image_dir image_cache preprocessing executable weights_dir embedding_cache ca_file resume output output_dir functions
     det_model_dir rec_model_dir vocabulary)
 
 # This script goes to the repository before it starts, where relative paths of recipes count from. What is typed, in

@@ -50,7 +50,7 @@ def make_janus(folder: Path, seed: int = 0, *, spread: float = 0.2, text: Mappin
     tokenizer = write_processor(folder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = JanusForConditionalGeneration(janus_config(tokenizer, text or {}))
+        model = JanusForConditionalGeneration(janus_config(tokenizer, text))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
@@ -78,9 +78,10 @@ def write_processor(folder: Path, side: int = SIDE, grid: int = GRID) -> Any:
     return tokenizer
 
 
-def janus_config(tokenizer: Any, text: Mapping[str, int]) -> Any:
+def janus_config(tokenizer: Any, text: Mapping[str, int] | None = None) -> Any:
     from transformers import JanusConfig
 
+    text = text or {}
     width = text.get("hidden_size", 64)
 
     return JanusConfig(
