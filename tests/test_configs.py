@@ -69,7 +69,8 @@ def test_a_recipes_prompts_are_good_and_its_held_out_ones_new(path: Path) -> Non
     train = load_train_prompts(config.data)
     for each in load_sets(config, ()):
         check_disjoint([p for d in train for p in d.prompts], each.prompts, may_share=config.evaluation.may_share)
-    assert sum(len(d.prompts) for d in train) >= config.sampling.prompts_per_step
+    if config.program == "rl":  # others make what they train on
+        assert sum(len(d.prompts) for d in train) >= config.sampling.prompts_per_step
 
 
 def test_the_data_set_files_of_deepgen_are_in_its_format(tmp_path: Path) -> None:
