@@ -53,8 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_pixels(request: dict[str, Any]) -> Reply:
-    """A reward that nearly every image has another one of."""
-    return good(request, lambda item: (sum(str(item["images"][0]).encode()) % 17) / 17)
+    """A reward that nearly every image has another one of: by the bytes of its file."""
+    return good(request, lambda item: (sum(request["parts"][item["images"][0]["part"]]) % 17) / 17)
 
 
 def by_letters(request: dict[str, Any]) -> Reply:

@@ -27,7 +27,7 @@ from trainer.objectives import Term
 from trainer.policies.base import Policy
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.preparing import prepare
-from trainer.policies.unified.images import ImagePolicy
+from trainer.policies.unified.images import ImagePolicy, Planner
 from trainer.policies.unified.janus.model import JanusModel, part_of
 from trainer.policies.unified.policy import UnifiedPolicy
 from trainer.processes.distributed import World
@@ -314,7 +314,7 @@ def _policy(config: Config, device: torch.device) -> UnifiedPolicy:
     model = JanusModel(network, made, section, device, about="Started from random weights, to be trained on scenes.")
     texts = TokenPolicy(model, keep_reference=False)
     group_of = {name: _group_of(name) for name, each in network.named_parameters() if each.requires_grad}
-    return UnifiedPolicy(texts, ImagePolicy(model, texts), group_of)
+    return UnifiedPolicy(texts, ImagePolicy(model, Planner(texts, model)), group_of)
 
 
 def _build(session: Session, material: Material, scenes: Scenes) -> PairBase:

@@ -76,12 +76,10 @@ class ImageModel(Protocol):
     Attributes:
         num_image_tokens: N, of every image.
         num_codes: C, of which each token is one.
-        num_words: V, how wide logits of text tokens are.
     """
 
     num_image_tokens: int
     num_codes: int
-    num_words: int
 
     @property
     def network(self) -> nn.Module: ...
@@ -102,14 +100,6 @@ class ImageModel(Protocol):
         """The prompt as the network takes it. Raises ConfigError, naming it, where it is too long."""
         ...
 
-    def read_thinking(self, prompt: Prompt, instruction: str | None) -> Reading:
-        """The prompt as the network takes it, ready for a plan in text. Raises ConfigError as `read_drawing`."""
-        ...
-
-    def drawing_after(self, reading: Reading, plan_S: Tensor) -> Drawing:
-        """What is drawn from: the reading, its plan without the token that ended it, and the tag that begins an image."""
-        ...
-
     def language_model(self, network: nn.Module) -> nn.Module:
         """What turns embeddings into hidden states: called with `inputs_embeds`, `attention_mask`, `position_ids`."""
         ...
@@ -126,10 +116,28 @@ class ImageModel(Protocol):
         """Logits (..., C) of the next image token."""
         ...
 
-    def text_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of the next text token, minus infinity where it can never be drawn."""
-        ...
-
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
         """An image, uint8 (H, W, 3), of each row of tokens."""
+        ...
+
+
+class PlanModel(Protocol):
+    """A network that can be asked to write what it is going to draw, and then draws it.
+
+    Attributes:
+        num_words: V, how wide logits of text tokens are.
+    """
+
+    num_words: int
+
+    def read_thinking(self, prompt: Prompt, instruction: str | None) -> Reading:
+        """The prompt as the network takes it, ready for a plan in text. Raises ConfigError, naming it, where it is too long."""
+        ...
+
+    def drawing_after(self, reading: Reading, plan_S: Tensor) -> Drawing:
+        """What is drawn from: the reading, its plan without the token that ended it, and the tag that begins an image."""
+        ...
+
+    def text_logits(self, network: nn.Module, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of the next text token, minus infinity where it can never be drawn."""
         ...

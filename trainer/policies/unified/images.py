@@ -7,7 +7,7 @@ all images, R rows, a branch of an image each: all conditional ones, then all un
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from trainer.policies.tokens.llama.decode import Choose
 from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified.branches import Branch, draw, hidden_states
-from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan
+from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan, PlanModel
 from trainer.policies.unified.trace import ImageTrace
 from trainer.samplers.guidance import guided_logits
 from trainer.samplers.tokens import draw_tokens, log_probs, uniforms
@@ -30,16 +30,31 @@ _NOTHING = torch.empty(0, dtype=torch.int64)
 MOST_LOGITS = 2**25
 
 
+@dataclass(frozen=True)
+class Planner:
+    """Who writes a plan in text before an image is drawn: `texts` writes it, `model` reads the prompt for it and goes on from it."""
+
+    texts: TokenPolicy
+    model: PlanModel
+
+
 class ImagePolicy:
     """Draws and scores the image tokens of any `ImageModel`.
 
     Args:
-        texts: writes the plans; None where none are asked for.
+        planner: writes the plans; None for a model that draws at once, always.
         most_logits: how many logits of a branch are held at a time while tokens are scored.
     """
 
-    def __init__(self, model: ImageModel, texts: TokenPolicy | None = None, *, most_logits: int = MOST_LOGITS) -> None:
-        self.model, self.texts, self._most_logits = model, texts, most_logits
+    def __init__(self, model: ImageModel, planner: Planner | None = None, *, most_logits: int = MOST_LOGITS) -> None:
+        self.model, self._given_planner, self._most_logits = model, planner, most_logits
+
+    @property
+    def planner(self) -> Planner:
+        """Raises ValueError where the model writes no plans."""
+        if self._given_planner is None:
+            raise ValueError(f"{type(self.model).__name__} writes no plans; leave think out of the plan of its images")
+        return self._given_planner
 
     @torch.no_grad()
     def sample(
@@ -89,11 +104,11 @@ class ImagePolicy:
         kept = [each.kept_SV for each in trace.thoughts_B if each.kept_SV is not None]
 
         def scored(hidden_Md: Tensor, token_M: Tensor, *kept_MV: Tensor) -> Tensor:
-            logits_MV = self.model.text_logits(network, hidden_Md) / temperature
+            logits_MV = self.planner.model.text_logits(network, hidden_Md) / temperature
             return _picked(log_probs(logits_MV, kept_MV[0] if kept_MV else None), token_M)
 
         given = [torch.cat(each).to(of_plans.device) for each in (tokens, kept) if each]
-        return self._in_parts(network, scored, self.model.num_words, of_plans, *given).split(lengths)
+        return self._in_parts(network, scored, self.planner.model.num_words, of_plans, *given).split(lengths)
 
     def _read(
         self, prompts_P: Sequence[Prompt], chunk: Sequence[tuple[int, int]], seeds: Sequence[int], plan: ImagePlan
@@ -103,13 +118,15 @@ class ImagePolicy:
         if plan.think is None:
             drawings = {p: model.read_drawing(prompts_P[p]) for p in prompts}
             return [drawings[p] for p, _ in chunk], []
-        assert self.texts is not None, "a policy that writes is there to write plans"
+        planner = self.planner
         readings: Mapping[int, Reading] = {
-            p: model.read_thinking(prompts_P[p], plan.think.instruction) for p in prompts
+            p: planner.model.read_thinking(prompts_P[p], plan.think.instruction) for p in prompts
         }
-        thoughts = self.texts.write(chunk, readings, seeds, plan.think.writing)
+        thoughts = planner.texts.write(chunk, readings, seeds, plan.think.writing)
         plans = [each.tokens_S[:-1] if each.finished else each.tokens_S for each in thoughts]
-        return [model.drawing_after(readings[p], each) for (p, _), each in zip(chunk, plans, strict=True)], thoughts
+        return [
+            planner.model.drawing_after(readings[p], each) for (p, _), each in zip(chunk, plans, strict=True)
+        ], thoughts
 
     def _rollout(
         self, prompts_P: Sequence[Prompt], chunk: Sequence[tuple[int, int]], trace: ImageTrace, logp_BN: Tensor
@@ -122,11 +139,10 @@ class ImagePolicy:
         mask_BS = scale_BS = None
         logp_BS = logp_BN
         if think is not None:
-            assert self.texts is not None, "it has written"
             samples = [
                 replace(
                     sample,
-                    text=self.texts.model.decode(thought.tokens_S),
+                    text=self.planner.texts.model.decode(thought.tokens_S),
                     tokens=tuple(thought.tokens_S.tolist()),
                     finished=thought.finished,
                 )

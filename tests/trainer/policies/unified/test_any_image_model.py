@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from trainer.objectives.base import Scored
 from trainer.objectives.tokens.policy import TokenLoss
 from trainer.objectives.tokens.policy import TokenPolicy as TokenObjective
-from trainer.policies.tokens.draw import Reading
+from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.unified import branches
-from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan
+from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan, Thinking
 from trainer.policies.unified.images import ImagePolicy
 from trainer.types import Prompt, Replay, Rollout
 
@@ -29,7 +29,7 @@ WORDS, CODES, TAG, PAD = 12, 6, 10, 11
 class OneVocabulary:
     """Implements `ImageModel`: ids below WORDS are words, the CODES above them are colours of a 2 x 2 image."""
 
-    num_image_tokens, num_codes, num_words, recomputes_layers = 4, CODES, WORDS, False
+    num_image_tokens, num_codes, recomputes_layers = 4, CODES, False
 
     def __init__(self) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,12 +47,6 @@ class OneVocabulary:
         ids_T = torch.tensor([*(int(word) for word in prompt.text.split()), TAG])
         return Drawing(ids_T, torch.tensor([*[PAD] * (len(ids_T) - 1), TAG]), len(ids_T))
 
-    def read_thinking(self, prompt: Prompt, instruction: str | None) -> Reading:
-        raise NotImplementedError("it never thinks")
-
-    def drawing_after(self, reading: Reading, plan_S: Tensor) -> Drawing:
-        raise NotImplementedError("it never thinks")
-
     def language_model(self, network: Any) -> nn.Module:
         found: nn.Module = network.model
         return found
@@ -67,9 +61,6 @@ class OneVocabulary:
     def image_logits(self, network: Any, hidden: Tensor) -> Tensor:
         logits: Tensor = network.lm_head(hidden)
         return logits[..., WORDS:]
-
-    def text_logits(self, network: Any, hidden: Tensor) -> Tensor:
-        raise NotImplementedError("it never thinks")
 
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
         grey = (tokens_BN * 40).to(torch.uint8).view(-1, 2, 2, 1).expand(-1, -1, -1, 3)
@@ -131,3 +122,10 @@ def test_it_learns_to_draw_what_is_rewarded() -> None:
         (terms[0].sum / objective.counts(batch)["tokens"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert rewards[0] < 0.65 and sum(rewards[-3:]) / 3 > 0.9
+
+
+def test_a_model_that_writes_no_plans_is_not_asked_for_any() -> None:
+    """One that draws at once needs nothing of what writes; asked to think first, it says which setting asks for that."""
+    think = Thinking(TokenPlan(2, 3))
+    with pytest.raises(ValueError, match="writes no plans; leave think out"):
+        next(ImagePolicy(OneVocabulary()).sample([Prompt("a", "1")], 2, [1, 2], ImagePlan(2, think=think)))

@@ -23,7 +23,7 @@ from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified import branches
 from trainer.policies.unified.draw import ImagePlan, Thinking
-from trainer.policies.unified.images import ImagePolicy
+from trainer.policies.unified.images import ImagePolicy, Planner
 from trainer.policies.unified.janus.model import JanusModel
 from trainer.policies.unified.plans import evaluation_plan, training_plan
 from trainer.policies.unified.policy import UnifiedPolicy
@@ -41,7 +41,7 @@ PLAN = ImagePlan(micro_batch_size=64, guidance_scale=2.0, think=Thinking(WRITING
 @pytest.fixture(scope="module")
 def policy(janus: JanusModel) -> UnifiedPolicy:
     texts = TokenPolicy(janus, keep_reference=False)
-    return UnifiedPolicy(texts, ImagePolicy(janus, texts), {})
+    return UnifiedPolicy(texts, ImagePolicy(janus, Planner(texts, janus)), {})
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_log_probabilities_by_hand(policy: UnifiedPolicy, rollout: Rollout, janu
 def test_few_logits_of_plans_are_held_and_none_changes(
     policy: UnifiedPolicy, rollout: Rollout, plan: ImagePlan, janus: JanusModel
 ) -> None:
-    cut = ImagePolicy(janus, policy.texts, most_logits=3 * janus.num_words)
+    cut = ImagePolicy(janus, policy.images.planner, most_logits=3 * janus.num_words)
     for found in (rollout, _top_k(policy, plan)):
         whole_BS = policy.images.logp(janus.network, trace_of(found))
         cut_BS = cut.logp(janus.network, trace_of(found))
