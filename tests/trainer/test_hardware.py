@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.tiny_updates import WORLD
 from tests.support.trainer_runs import run_trainer
-from trainer.records.hardware import FlopMeter, peak_tflops
+from trainer.records.hardware import FlopMeter, Gauges, peak_tflops
 from trainer.records.phases import PhaseClock
 
 CPU = torch.device("cpu")
@@ -137,6 +138,16 @@ def test_the_last_phase_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         with clock.phase(name):
             pass
     assert clock.seconds() == {"denoise": 1.5, "decode": 1.5}
+
+
+def test_what_was_not_counted_is_no_number() -> None:
+    """Layers that are computed by hand pass no call that could be counted; a utilization of 0 would be a lie."""
+    network = Block(8)
+    gauges = Gauges(network, WORLD, given_peak_tflops=1.0)
+    network.out(torch.randn(2, 16, 8))
+    assert gauges.metrics(1.0, sampling_s=1.0, sampling_flops=0.0) == {}
+    network(torch.randn(2, 16, 8))
+    assert gauges.metrics(1.0).keys() == {"perf/mfu_update"}
 
 
 def test_a_runs_rows_have_phases_and_utilization(recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ class Gauges:
         """Of a step: `perf/mfu_update` of this rank where the peak is known, `memory/allocated_gib|peak_gib` of the fullest
         rank on CUDA. Where the step sampled what it was trained on, also `time/<phase>` of that and `perf/mfu_rollout`.
 
+        What was not counted is no number: the layers that a policy of tokens computes by hand never pass the network's own
+        call, which is what is counted, so such a run has no MFU.
+
         Takes what the meter has counted since it was last asked.
 
         Args:
@@ -127,9 +130,9 @@ class Gauges:
         """
         _, update_flops = self.flops.take()
         row = {f"time/{phase}": seconds for phase, seconds in phases.items()}
-        if self._peak is not None and sampling_s:
+        if self._peak is not None and sampling_s and sampling_flops:
             row["perf/mfu_rollout"] = sampling_flops / (sampling_s * self._peak * 1e12)
-        if self._peak is not None:
+        if self._peak is not None and update_flops:
             row["perf/mfu_update"] = update_flops / (update_s * self._peak * 1e12)
         return row | self._memory()
 
