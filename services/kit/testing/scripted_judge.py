@@ -128,7 +128,9 @@ def _to_response(reply: Reply, model: str, top_logprobs: int | None) -> Response
         tops = [{"token": token, "logprob": logprob} for token, logprob in reply.first_token]
         choice["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops[:top_logprobs]}]}
     usage = {"prompt_tokens": 1, "completion_tokens": len((reply.text or "").split())}
-    return JSONResponse({"object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
+    body = {"object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
+    # As Python writes JSON: a log-probability that is NaN or infinite is sent as that, where JSONResponse would fail.
+    return Response(json.dumps(body), media_type="application/json")
 
 
 class ScriptedSettings(BaseSettings):

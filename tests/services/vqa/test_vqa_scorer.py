@@ -135,6 +135,7 @@ async def test_what_is_no_log_probability_is_no_answer(logprob):
     """JSON as Python writes it has NaN."""
     async with client_of(lambda _question: Reply("Yes", first_token=(("Yes", logprob),))) as client:
         [result] = await scored(client, "vqa_yes")
+        assert client.judge.calls == 1, "it was answered, and asking again would not help"
     assert result["score"] is None and result["error"]["code"] == "upstream"
 
 

@@ -206,7 +206,8 @@ def test_the_doctor_measures_a_reward_of_texts_by_probes_of_texts(url: str, rewa
     assert one.prompt.metadata != other.prompt.metadata and one.text == other.text, "no cache knows it"
 
 
-TEXT_REWARDS = [name for name in REWARDS["rules"] if name != "color_match" and "jpeg" not in name]
+OF_IMAGES = ("color_match", "side_by_side", "jpeg_compressibility", "jpeg_incompressibility")
+TEXT_REWARDS = [name for name in REWARDS["rules"] if name not in OF_IMAGES]
 
 
 @pytest.mark.parametrize("lengths", [Lengths(), Lengths("words"), Lengths("characters", 500, 600, 10)])
