@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,11 +195,21 @@ def _serving(
         name=vllm.served_model,
         dtype=vllm.dtype or section.dtype,
         max_images=section.max_images,
-        longest=section.max_prompt_tokens + max(sampling.max_new_tokens, _PROBE_PLACES),
+        longest=longest_text(policy.trainable, section.max_prompt_tokens + max(sampling.max_new_tokens, _PROBE_PLACES)),
         weights_dir=None if lora is not None else weights_dir,
         adapter_rank=None if lora is None else lora.rank,
         tower_adapters=bool(trained - {"language"}),
     )
+
+
+def longest_text(network: Any, asked: int) -> int:
+    """Tokens of prompt and answer that a server is told: `asked`, or as many as the model has positions for, beyond which vLLM
+    does not start. Where positions are stretched, vLLM reckons itself how far."""
+    plain = network.get_base_model() if hasattr(network, "get_base_model") else network
+    text = plain.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    is_stretched = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
+    return asked if positions is None or is_stretched else min(asked, int(positions))
 
 
 def _server(url: str, vllm: VllmConfig, stack: ExitStack) -> Server:

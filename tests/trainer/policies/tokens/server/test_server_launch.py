@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from trainer.config.vllm import OURS, VllmLaunchConfig
 from trainer.policies.tokens.server import ROOT_VARIABLE
 from trainer.policies.tokens.server.launch import LaunchedServers, Serving, _merged, environment
 from trainer.processes.children import ROOT
+from trainer.programs.rollout_servers import longest_text
 from trainer.types import StopTrainingError
 
 ANSWERS = f"""#!{sys.executable}
@@ -170,3 +173,21 @@ def test_waiting_for_a_start_ends_by_its_limit_or_a_signal(launch: Callable[...,
 def test_a_missing_command_is_said_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"launch\.executable = no-such-vllm is no command: install vLLM"):
         LaunchedServers(VllmLaunchConfig(executable="no-such-vllm"), serving(tmp_path), tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    ("positions", "rope", "longest"),
+    [
+        (256, {"rope_type": "default"}, 256),
+        (4096, {"rope_type": "default"}, 2068),
+        (256, {"rope_type": "linear", "factor": 16.0}, 2068),
+    ],
+)
+def test_a_server_is_told_no_more_tokens_than_the_model_has_positions(
+    positions: int, rope: dict[str, Any], longest: int
+) -> None:
+    """vLLM does not start otherwise: the small VLM has 256, and policy.max_prompt_tokens is 2,048 where a recipe leaves it out."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(max_position_embeddings=positions, rope_parameters={"rope_theta": 1e4, **rope})
+    assert longest_text(SimpleNamespace(config=config), 2068) == longest
