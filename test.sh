@@ -8,7 +8,7 @@ usage() {
     cat <<'TEXT'
 Usage: bash test.sh [--all | pytest arguments ...]
 
-    bash test.sh                          all but the slow ones, in two processes; what needs a GPU, a vLLM server, Redis
+    bash test.sh                          all but the slow ones, in three processes; what needs a GPU, a vLLM server, Redis
                                           or a browser that is not there is skipped with the reason
     bash test.sh --all                    the slow ones, too: long runs, kills at random, many processes
     bash test.sh tests/services -x -q     one folder, stopping at the first failure
@@ -33,7 +33,7 @@ if (($# == 0)) || [[ "$*" == --all ]]; then
     status=0
     [[ "$*" == --all ]] && rest="not vllm" || rest="not vllm and not slow"
     bash "${BASH_SOURCE[0]}" -m vllm || status=$?
-    bash "${BASH_SOURCE[0]}" -n 2 --dist loadfile --no-loadscope-reorder -m "$rest" || status=$?
+    bash "${BASH_SOURCE[0]}" -n 3 --dist loadfile --no-loadscope-reorder -m "$rest" || status=$?
     exit "$status"
 fi
 if [[ "${DRY_RUN:-0}" == 1 ]]; then

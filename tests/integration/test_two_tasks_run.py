@@ -106,8 +106,11 @@ def test_the_half_that_is_not_trained_is_evaluated_all_the_same_also_beside_trai
     assert evaluated[-1]["stats/answers/length"] >= 1 and evaluated[-1]["stats/images/saturation"] > 0
 
 
-def test_a_reward_that_both_tasks_ask_for_has_a_mean_of_each(run: Callable[..., Path]) -> None:
-    folder = run({"understand": TEXTS, "generate": TEXTS}, max_steps=1)
-    last = read_metrics(folder)[-1]
-    both = [last[f"{task}/reward/letter/mean"] for task in ("understand", "generate")]
-    assert last["reward/letter/mean"] == pytest.approx(sum(both) / 2) and both[0] != both[1]
+def test_a_reward_that_both_tasks_ask_for_has_a_mean_of_each(
+    run: Callable[..., Path], scripted: Callable[..., ScriptedServer]
+) -> None:
+    by_kind = scripted(lambda request: good(request, lambda item: 0.25 if item.get("images") else 0.75))
+    services = {"scripted": {"urls": [by_kind.url]}}
+    last = read_metrics(run({"understand": TEXTS, "generate": TEXTS}, max_steps=1, rewards__services=services))[-1]
+    assert last["understand/reward/letter/mean"] == 0.75 and last["generate/reward/letter/mean"] == 0.25
+    assert last["reward/letter/mean"] == pytest.approx(0.5)
