@@ -328,8 +328,8 @@ def test_a_push_that_fails_leaves_the_server_paused_and_out(rig: Callable[..., R
     assert {answer.version for answer in answers} == {1} and made.servers[0].paused
     assert not any("seed" in str(body) for _, body in made.servers[0].asked[before:])
     made.servers[0].failing = set()
-    wait_until(lambda: made.servers[0].label == "run.2" and not made.servers[0].paused)
-    assert any("has the weights run.2 now" in note for note in made.notes)
+    wait_until(lambda: any("has the weights run.2 now" in note for note in made.notes))
+    assert made.servers[0].label == "run.2" and not made.servers[0].paused
 
 
 def test_where_no_server_can_draw_the_run_waits_and_then_stops(rig: Callable[..., Rig]) -> None:
