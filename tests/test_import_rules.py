@@ -68,6 +68,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.samplers",
         "trainer.quickstart",
         "trainer.records.phases",
+        "=trainer.data.sequences",
         "=wire.images",
     ),
     "trainer.policies.flow": (
@@ -92,6 +93,10 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.config",
         "trainer.samplers",
         "trainer.policies",
+        "trainer.seeds",
+        "trainer.quickstart",
+        "=trainer.data.sequences",
+        "=wire.images",
     ),
     "trainer.policies.tokens.server": (
         "trainer.types",
@@ -102,6 +107,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.processes.children": (),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config", "trainer.processes.children"),
     "trainer.migration": ("trainer.config", "trainer.data"),
+    "trainer.data.sequences": (),
     "trainer.data": (
         "trainer.types",
         "trainer.config",
@@ -116,6 +122,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.config",
         "trainer.seeds",
         "=trainer.policies.base",
+        "=trainer.data.sequences",
         "trainer.losses",
     ),
     "trainer.update": (

@@ -87,7 +87,7 @@ def _recipe(args: argparse.Namespace) -> Config:
             from trainer.data.prompts import read_prompt_file
             from trainer.data.rows.folders import is_hub_id, refuse_missing
 
-            if config.policy.family in ("tokens", "unified"):  # rows of questions or pairs
+            if config.sampling.type in ("tokens", "tasks"):  # rows of questions or pairs
                 if not is_hub_id(Path(path)):
                     refuse_missing(Path(path))
                 continue  # fetched when it is read

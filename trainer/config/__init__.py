@@ -25,6 +25,7 @@ from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
 from trainer.config.optim import OptimConfig
+from trainer.config.packed import PackedConfig
 from trainer.config.policy import (
     DiffusersConfig,
     FluxConfig,
@@ -32,7 +33,7 @@ from trainer.config.policy import (
     QwenImageConfig,
     Sd3Config,
     TinyConfig,
-    sections,
+    drawn_by,
 )
 from trainer.config.programs import (
     CardsConfig,
@@ -79,6 +80,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "PackedConfig",
     "PolicyConfig",
     "PreferencesConfig",
     "QuickstartBaseConfig",
@@ -98,10 +100,10 @@ __all__ = [
     "VlmConfig",
 ]
 
-# What a policy of tokens has where the recipe names none, by its family.
+# What a policy of tokens has where the recipe names none, by how it is drawn.
 _TOKEN_TYPES = {
     "tokens": {"sampling": "tokens", "objective": "grpo"},
-    "unified": {"sampling": "tasks", "objective": "grpo"},
+    "tasks": {"sampling": "tasks", "objective": "grpo"},
 }
 _TEXT_PAIRS = {"preferences": "answers"}
 
@@ -129,8 +131,8 @@ class Config(Section):
     )
     program: ProgramName = Field(
         "rl",
-        description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft) or "
-        "conversations, preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart), "
+        description="What a step is: rl samples and asks for rewards, supervised learns images with texts (sft), "
+        "conversations or packs (packed), preference learns from pairs (preferences), quickstart_base makes the quickstart's base (quickstart), "
         "vlm_base that of the small VLM (cards), pair_base that of the quickstart of pairs (scenes).",
     )
     policy: PolicyConfig = Field(default_factory=TinyConfig, description="The model that is trained.")
@@ -145,6 +147,9 @@ class Config(Section):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     conversations: ConversationsConfig | None = Field(
         None, description="What program: supervised trains on, with a policy that writes."
+    )
+    packed: PackedConfig | None = Field(
+        None, description="What program: supervised trains on, with a policy that reads packs."
     )
     preferences: PreferencesConfig | AnswersConfig | None = Field(
         None, discriminator="type", description="What program: preference trains on."
@@ -169,18 +174,18 @@ class Config(Section):
     @classmethod
     def types_beside(cls, raw: Mapping[str, Any]) -> Mapping[str, str]:
         """A policy that writes has sections of its own for how it samples and what it minimises."""
-        family = _family(raw)
-        if family not in _TOKEN_TYPES:
+        drawn = drawn_by(raw)
+        if drawn not in _TOKEN_TYPES:
             return cls.default_types
         objective = {"objective": "dpo"} if raw.get("program") == "preference" else {}
-        return {**cls.default_types, **_TOKEN_TYPES[family], **_TEXT_PAIRS, **objective}
+        return {**cls.default_types, **_TOKEN_TYPES[drawn], **_TEXT_PAIRS, **objective}
 
     @classmethod
     def with_types(cls, raw: Any) -> Any:
         """As everywhere; and a policy that writes has its own sections also where the recipe leaves them out."""
-        if isinstance(raw, Mapping) and (family := _family(raw)) in _TOKEN_TYPES:
-            raw = {**{name: {} for name in _TOKEN_TYPES[family]}, **raw}
-            raw = as_questions(raw) if family == "tokens" else raw
+        if isinstance(raw, Mapping) and (drawn := drawn_by(raw)) in _TOKEN_TYPES:
+            raw = {**{name: {} for name in _TOKEN_TYPES[drawn]}, **raw}
+            raw = as_questions(raw) if drawn == "tokens" else raw
         return super().with_types(raw)
 
     @property
@@ -229,12 +234,14 @@ class Config(Section):
     def _program_fits(self) -> Config:
         check_program(
             self.program,
-            family=self.policy.family,
+            given=self.policy.given,
+            is_text=self.policy.draws_by[0] == "tokens",
             num_train=len(self.data.train),
             objective=self.objective.type,
             updates=self.optim.updates_per_rollout,
             sft=self.sft,
             conversations=self.conversations,
+            packed=self.packed,
             preferences=self.preferences,
             quickstart=self.quickstart,
             cards=self.cards,
@@ -255,13 +262,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sampling_fits(self) -> Config:
-        kinds = {"tokens": TokenSamplingConfig, "unified": TaskSamplingConfig}
-        if not isinstance(self.sampling, kinds.get(self.policy.family, FlowSamplingConfig)):
+        if self.sampling.type not in self.policy.draws_by:
             raise ValueError(
                 f"policy.type = {self.policy.type} does not sample by sampling.type = {self.sampling.type}; leave "
                 "sampling.type out"
             )
-        self.evaluation.check_family(self.policy.family)
+        self.evaluation.check_drawing(self.sampling.type)
         if isinstance(self.sampling, TokenSamplingConfig) and self.sampling.engine == "vllm" and self.program != "rl":
             raise ValueError(
                 f"sampling.engine = vllm draws the answers of program: rl, but program is {self.program}, which draws only to "
@@ -389,11 +395,3 @@ class Config(Section):
     def _evaluation_is_apart(self) -> Config:
         check_held_out(self.evaluation, self.data.train)
         return self
-
-
-def _family(raw: Mapping[str, Any]) -> str:
-    """The family of the policy of these unchecked fields; empty where it is not known."""
-    policy = raw.get("policy")
-    name = policy.get("type") if isinstance(policy, Mapping) else getattr(policy, "type", None)
-    section = sections().get(name) if isinstance(name, str) else None
-    return "" if section is None else section.family

@@ -191,14 +191,14 @@ class EvaluationConfig(Section):
                     "scores texts scores no images; name rewards in evaluation.sets.<n>.rewards"
                 )
 
-    def check_family(self, family: str) -> None:
+    def check_drawing(self, drawn: str) -> None:
         """Raises ValueError when a field says how images are drawn and the policy writes texts, or the other way round."""
         images, texts = ("num_inference_steps", "guidance_scale", "height", "width"), ("temperature",)
         idle: tuple[str, ...]
-        if family == "unified":
+        if drawn == "tasks":
             idle, kind = ("num_inference_steps", "height", "width"), "denoises images"
         else:
-            idle, kind = (images, "draws images") if family == "tokens" else (texts, "writes texts")
+            idle, kind = (images, "draws images") if drawn == "tokens" else (texts, "writes texts")
         for where, section in [("", self), *((f"sets.{i}.", each) for i, each in enumerate(self.sets))]:
             for name in idle:
                 field = type(section).model_fields.get(name)

@@ -20,6 +20,8 @@ class JanusConfig(PolicySection):
     formats: ClassVar[tuple[str, ...]] = ("hf", "lora", "deepseek")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
     from_hub: ClassVar[tuple[str, ...]] = ("pretrained",)
+    draws_by: ClassVar[tuple[str, ...]] = ("tasks",)
+    given: ClassVar[str] = ""
 
     type: Literal["janus"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath = Field(

@@ -17,12 +17,16 @@ class PolicySection(Section):
         formats: what `python -m trainer export --to` can write, the usual one first.
         starts_from: the fields that name the files its weights come from.
         from_hub: those of them that may be an id of the Hugging Face hub.
+        draws_by: the types of `sampling` that it can be drawn by, the usual one first.
+        given: what program: supervised trains it on: images with texts, conversations, or packs; empty where it does not.
     """
 
     family: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     starts_from: ClassVar[tuple[str, ...]]
     from_hub: ClassVar[tuple[str, ...]] = ()
+    draws_by: ClassVar[tuple[str, ...]] = ("flow",)
+    given: ClassVar[str] = "images"
 
     type: str = Field(description="Which policy of trainer/policies.")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -82,3 +83,11 @@ PolicyConfig = Annotated[
 def sections() -> dict[str, type[PolicySection]]:
     """The section of every policy, by its `type`."""
     return by_type(PolicyConfig)
+
+
+def drawn_by(raw: Mapping[str, Any]) -> str:
+    """The usual type of sampling of the policy of these unchecked fields; empty where it is not known."""
+    policy = raw.get("policy")
+    name = policy.get("type") if isinstance(policy, Mapping) else getattr(policy, "type", None)
+    section = sections().get(name) if isinstance(name, str) else None
+    return "" if section is None else section.draws_by[0]

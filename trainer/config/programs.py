@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Section, Share
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
+from trainer.config.packed import PackedConfig
 from trainer.config.supervised_loss import SftLossConfig
 
 ProgramName = Literal["rl", "supervised", "preference", "quickstart_base", "vlm_base", "pair_base"]
@@ -89,12 +90,14 @@ class ScenesConfig(Section):
 def check_program(
     program: ProgramName,
     *,
-    family: str,
+    given: str,
+    is_text: bool,
     num_train: int,
     objective: str,
     updates: int,
     sft: SftLossConfig | None,
     conversations: ConversationsConfig | None,
+    packed: PackedConfig | None,
     preferences: PreferencesConfig | AnswersConfig | None,
     quickstart: QuickstartBaseConfig | None,
     cards: CardsConfig | None,
@@ -103,7 +106,8 @@ def check_program(
     """Whether each program has what it trains on, and no other has been given something.
 
     Args:
-        family: of the policy: `tokens` writes texts, the others draw images.
+        given: what program: supervised trains the policy on (`PolicySection.given`).
+        is_text: the policy writes texts and draws no images.
         num_train: entries of data.train.
         updates: optim.updates_per_rollout.
 
@@ -116,10 +120,18 @@ def check_program(
         raise ValueError(
             f"data.train holds the prompts that program: rl samples, but program is {program}; leave data.train out"
         )
-    is_text = family == "tokens"
+    trainable = {"supervised": ("images", "conversations", "packs"), "preference": ("images", "conversations")}
+    if given not in trainable.get(program, (given,)):
+        raise ValueError(f"program: {program} cannot train this policy.type; use another program, or another policy")
     sections = {
-        "sft": (sft, ("rl", "supervised"), "" if is_text else "supervised", "images with texts"),
-        "conversations": (conversations, ("supervised",), "supervised" if is_text else "", "conversations"),
+        "sft": (sft, ("rl", "supervised"), "supervised" if given == "images" else "", "images with texts"),
+        "conversations": (
+            conversations,
+            ("supervised",),
+            "supervised" if given == "conversations" else "",
+            "conversations",
+        ),
+        "packed": (packed, ("supervised",), "supervised" if given == "packs" else "", "packs of texts and images"),
         "preferences": (preferences, ("preference",), "preference", f"pairs of {'answers' if is_text else 'images'}"),
         "quickstart": (quickstart, ("quickstart_base",), "quickstart_base", "rendered words"),
         "cards": (cards, ("vlm_base",), "vlm_base", "cards with questions"),
@@ -135,7 +147,7 @@ def check_program(
             raise ValueError(f"{name} acts in program: {needed_by} alone, but program is {program}; leave it out")
     if program == "supervised" and sft is not None:
         _check_alone(sft)
-    if is_text and program in ("supervised", "preference") and updates != 1:
+    if given != "images" and program in ("supervised", "preference") and updates != 1:
         raise ValueError(
             f"optim.updates_per_rollout = {updates} makes several updates of what was sampled, but program: {program} samples "
             "nothing; leave it out"

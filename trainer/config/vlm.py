@@ -20,6 +20,8 @@ class VlmConfig(PolicySection):
     formats: ClassVar[tuple[str, ...]] = ("hf", "lora", "nanovlm")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
     from_hub: ClassVar[tuple[str, ...]] = ("pretrained",)
+    draws_by: ClassVar[tuple[str, ...]] = ("tokens",)
+    given: ClassVar[str] = "conversations"
 
     type: Literal["vlm"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath | None = Field(

@@ -153,7 +153,7 @@ def settle(config: Config, train: Sequence[Prompt], heldout: Sequence[Prompt]) -
     Raises:
         DataError: they overlap, and that is refused.
     """
-    readers, draws = readers_of_targets(config.rewards), config.policy.family != "tokens"
+    readers, draws = readers_of_targets(config.rewards), config.sampling.type != "tokens"
     found = find_overlaps(
         train,
         heldout,

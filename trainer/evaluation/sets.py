@@ -132,7 +132,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
 
 def _plain(config: Config, path: str) -> EvaluationSetConfig:
     """The set without a name: of a policy that writes it is a file of questions, of one with tasks it is read as what it trains on."""
-    format = "questions" if config.policy.family == "tokens" else "auto"
+    format = "questions" if config.sampling.type == "tokens" else "auto"
     if isinstance(config.sampling, TaskSamplingConfig) and config.data.train:
         format = config.data.train[0].format
     return EvaluationSetConfig.model_validate({"name": PLAIN, "path": path, "format": format})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.data.sequences import SequencePlan
 from trainer.samplers.flow_sde import Kind
 from trainer.types import Conversation, Prompt, Replay, Rollout
 
@@ -187,11 +188,54 @@ class ReadsTokens(Policy, Protocol):
 
 
 @dataclass(frozen=True)
+class Laying:
+    """How a row is laid out once: what chance decides of it, and how strongly it is noised.
+
+    Attributes:
+        seed: of all that is random in it: what is dropped, noise levels, noise.
+        drop_text, drop_clean, drop_seen: probability that a droppable item of this use is left out, in [0, 1].
+        shift: s of the noise level t = s u / (1 + (s - 1) u), with u = sigmoid(N(0, 1)).
+        copies: how many noised copies of each drawn image share the row's context, each with noise and level of its own.
+        levels: noise levels of the copies in (0, 1], in place of random ones; as many as `copies`.
+    """
+
+    seed: int
+    drop_text: float = 0.0
+    drop_clean: float = 0.0
+    drop_seen: float = 0.0
+    shift: float = 1.0
+    copies: int = 1
+    levels: tuple[float, ...] | None = None
+
+
+class Laid(Protocol):
+    """A row as a policy's tokens. Nobody but the policy that made it looks further inside."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of the pack that it takes up, text and images."""
+        ...
+
+    @property
+    def learnt(self) -> tuple[int, ...]:
+        """Predicted tokens of each learnt text, in order."""
+        ...
+
+    @property
+    def drawn(self) -> int:
+        """Noised latent tokens, those of all copies."""
+        ...
+
+
+@dataclass(frozen=True)
 class PackOutput:
     """What a policy says of a packed sequence, before any weight and any mean.
 
     Attributes:
-        cross_entropy_T: float32, of each text token that is predicted.
+        cross_entropy_T: float32, of each text token that is predicted: row by row, text by text, in order.
         squared_error_L: float32, of each noised latent token, the mean over its channels.
     """
 
@@ -201,10 +245,19 @@ class PackOutput:
 
 @runtime_checkable
 class ReadsPacks(Policy, Protocol):
-    """A policy that reads packed sequences of text tokens and latents."""
+    """A policy that reads packs: rows of texts and images side by side in one sequence, none of which sees another."""
 
-    def read(self, pack: Any) -> PackOutput:
-        """Errors of the pack's tokens under the present weights, unreduced, differentiable."""
+    def lay(self, plan: SequencePlan, laying: Laying) -> Laid:
+        """The row as tokens, images loaded. It depends on the plan and `laying` alone.
+
+        Raises:
+            ConfigError: it cannot be read; the row is named, with the remedy.
+        """
+        ...
+
+    def read(self, pack: Sequence[Any]) -> PackOutput:
+        """Errors of the tokens of these rows, `Laid` by this policy, under the present weights, unreduced, differentiable. A row does
+        not depend on its neighbours."""
         ...
 
 

@@ -78,7 +78,7 @@ def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:
     adapters = getattr(config.policy, "lora", None) is not None
     formats = config.policy.formats
     chosen = "lora" if adapters and "lora" in formats else formats[0]
-    shown = {"tokens": "answers", "unified": "samples"}.get(config.policy.family, "pictures")
+    shown = {"tokens": "answers", "tasks": "samples"}.get(config.sampling.type, "pictures")
     return [
         f"Next: look at the report's {shown}; then take the weights with you:\n"
         f"  python -m trainer export {shlex.quote(str(config.run_dir))} --to {chosen} --output my_model"

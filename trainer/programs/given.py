@@ -88,11 +88,11 @@ def given_material(config: Config, prompts: Sequence[Prompt]) -> Material:
     return Material([prompt for prompt in prompts if prompt.id not in left_out], sets, overlap, len(prompts))
 
 
-def by_family(kinds: Mapping[str, Kind]) -> Kind:
-    """One program for several families of policies (`PolicySection.family`): what a step is fed differs, the rest does not."""
+def by_given(kinds: Mapping[str, Kind]) -> Kind:
+    """One program for all that policies are trained on (`PolicySection.given`): what a step is fed differs, the rest does not."""
 
     def kind_of(config: Config) -> Kind:
-        return kinds[config.policy.family]
+        return kinds[config.policy.given]
 
     def read(config: Config) -> Any:
         return kind_of(config).read(config)

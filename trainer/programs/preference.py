@@ -18,7 +18,7 @@ from trainer.policies.base import Policy
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
-from trainer.programs.given import GivenProgram, by_family, given_material
+from trainer.programs.given import GivenProgram, by_given, given_material
 from trainer.programs.given_texts import TextMaterial, TextProgram, text_material, token_reader
 from trainer.programs.reference_table import precomputed
 from trainer.programs.session import Session
@@ -88,9 +88,9 @@ def _answer_policy(config: Config, device: torch.device) -> Policy:
     return policy
 
 
-KIND = by_family(
+KIND = by_given(
     {
-        "flow": Kind(_read_images, _deal_images, _image_policy, _build_images),
-        "tokens": Kind(_read_answers, _deal_answers, _answer_policy, _build_answers),
+        "images": Kind(_read_images, _deal_images, _image_policy, _build_images),
+        "conversations": Kind(_read_answers, _deal_answers, _answer_policy, _build_answers),
     }
 )

@@ -16,7 +16,7 @@ from trainer.policies.base import Denoises, Policy
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
-from trainer.programs.given import GivenProgram, by_family, given_material
+from trainer.programs.given import GivenProgram, by_given, given_material
 from trainer.programs.given_texts import TextMaterial, TextProgram, text_material, token_reader
 from trainer.programs.session import Session
 from trainer.types import Conversation
@@ -82,9 +82,9 @@ def _policy(config: Config, device: torch.device) -> Policy:
     return policy
 
 
-KIND = by_family(
+KIND = by_given(
     {
-        "flow": Kind(_read_images, _deal_images, _policy, _build_images),
-        "tokens": Kind(_read_texts, _deal_texts, _policy, _build_texts),
+        "images": Kind(_read_images, _deal_images, _policy, _build_images),
+        "conversations": Kind(_read_texts, _deal_texts, _policy, _build_texts),
     }
 )

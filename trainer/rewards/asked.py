@@ -57,7 +57,7 @@ def trained_by(config: Config, task: str) -> list[str]:
 def texts_of(config: Config) -> frozenset[str]:
     """The rewards that score texts. One that scores images, too, is asked about texts."""
     if not isinstance(config.sampling, TaskSamplingConfig):
-        return frozenset(config.rewards.columns if config.policy.family == "tokens" else ())
+        return frozenset(config.rewards.columns if config.sampling.type == "tokens" else ())
     return frozenset(name for task, names in _asking(config) if task == "understand" for name in names)
 
 

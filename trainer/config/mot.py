@@ -1,0 +1,74 @@
+"""The unified policy of two experts: texts and seen images by one, latents of images by the other."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.config.base import FilePath, Section
+from trainer.config.network import PolicySection
+
+MotPart = Literal["language", "vision", "connector", "generation"]
+MOT_PARTS: tuple[MotPart, ...] = ("language", "vision", "connector", "generation")
+Attention = Literal["auto", "dense", "rows", "flex"]
+
+
+class MotSizes(Section):
+    """A fresh small model, with a tokenizer of whole words and a linear codec of patches."""
+
+    hidden_size: int = Field(128, ge=8, description="Width.")
+    num_layers: int = Field(4, ge=1, description="Layers, each with two experts.")
+    num_heads: int = Field(4, ge=1, description="Attention heads.")
+    num_kv_heads: int = Field(4, ge=1, description="Heads of keys and values.")
+    intermediate_size: int = Field(256, ge=8, description="Width of the MLPs.")
+    image_size: int = Field(32, ge=8, description="Side of the images it draws, in pixels.")
+    vision_layers: int = Field(1, ge=0, description="Layers of the vision encoder.")
+
+
+class MotConfig(PolicySection):
+    """A Mixture-of-Transformers in BAGEL's layout: it reads texts and images, writes texts, and draws by flow matching."""
+
+    family: ClassVar[str] = "unified"
+    formats: ClassVar[tuple[str, ...]] = ("bagel",)
+    starts_from: ClassVar[tuple[str, ...]] = ("pretrained", "weights")
+    draws_by: ClassVar[tuple[str, ...]] = ("flow",)
+    given: ClassVar[str] = "packs"
+
+    type: Literal["mot"] = Field(description="Which policy of trainer/policies.")
+    pretrained: FilePath | None = Field(
+        None,
+        description="A folder in BAGEL's layout: llm_config.json, vit_config.json, ema.safetensors, ae.safetensors, tokenizer files.",
+    )
+    weights: FilePath | None = Field(
+        None,
+        description="A folder such as 0030000/ with ema.safetensors or model.safetensors to start from in place of `pretrained`'s weights.",
+    )
+    use_ema: bool = Field(
+        True, description="Start from the averaged weights (ema.safetensors) where a folder has both."
+    )
+    initialize: MotSizes | None = Field(None, description="A fresh small model in place of `pretrained`.")
+    freeze: tuple[MotPart, ...] = Field(
+        (),
+        description="Parts that are not trained: language (the understanding expert with embeddings and head), vision, connector, "
+        "generation (the generation expert with its projections). The codec never is.",
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Type of computations.")
+    gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
+    attention: Attention = Field(
+        "auto",
+        description="How packs are attended: flex compiles a sparse kernel (GPU), rows attends each row by itself (CPU), dense builds "
+        "the whole mask; auto is flex on a GPU, else rows.",
+    )
+    max_latent_size: int = Field(64, ge=1, description="Latent patches a side that positions are made for.")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> MotConfig:
+        if (self.pretrained is None) == (self.initialize is None):
+            given = "neither" if self.pretrained is None else "both"
+            raise ValueError(f"{given} of pretrained and initialize is given; name a model, or have a fresh one made")
+        if self.weights is not None and self.pretrained is None:
+            raise ValueError("policy.weights belongs to policy.pretrained, which holds the configuration; give both")
+        if set(self.freeze) == set(MOT_PARTS):
+            raise ValueError(f"freeze = [{', '.join(self.freeze)}] leaves nothing to train; leave a part out")
+        return self
