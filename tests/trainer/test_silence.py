@@ -95,7 +95,19 @@ def test_answers_that_are_all_alike_are_said_by_the_entropy_of_the_first_steps()
 def test_answers_that_are_mostly_cut_off_are_said() -> None:
     told = said([texts(step, cut=0.6) for step in (1, 2, 3)])
     assert list(told) == [3] and "more than half of the answers were cut off in the 3 steps from 1 to 3" in told[3][0]
+    assert told[3][0].endswith("Raise sampling.max_new_tokens, or reward shorter answers")
     assert said([texts(step, cut=0.5) for step in range(1, 9)]) == {}
+
+
+def test_what_is_cut_off_is_named_with_the_field_of_its_task() -> None:
+    """Of a policy with tasks, answers and the plans before images have lengths of their own."""
+    tasks = {"understand/adv/mean": 0.0, "generate/adv/mean": 0.0}
+    told = said([{**texts(step, cut=0.6), **tasks, "plan/truncated_share": 0.7} for step in (1, 2, 3)])
+    answers, plans = told[3]
+    assert answers.startswith("more than half of the answers were cut off in the 3 steps from 1 to 3")
+    assert answers.endswith("Raise sampling.tasks.understand.max_new_tokens, or reward shorter answers")
+    assert plans.startswith("more than half of the plans were cut off in the 3 steps from 1 to 3")
+    assert plans.endswith("Raise sampling.tasks.generate.think.max_new_tokens, or reward shorter plans")
 
 
 def test_a_reward_of_a_task_is_named_with_it() -> None:

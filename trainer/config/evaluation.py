@@ -86,7 +86,7 @@ class AlarmsConfig(Section):
         description="Of texts: they are so many times as long as at the start, and accuracy has not surely risen; null is off.",
     )
     truncated_share: Share | None = Field(
-        0.2, description="Of texts: more than this share is cut off at sampling.max_new_tokens; null is off."
+        0.2, description="Of texts: more than this share is cut off at the most tokens they may have; null is off."
     )
 
 

@@ -13,6 +13,16 @@ from trainer.config.advantage import AdvantageConfig
 from trainer.config.base import Name, Positive, Section, Share
 
 TaskName = Literal["understand", "generate"]
+_LENGTHS = {
+    "understand": "sampling.tasks.understand.max_new_tokens",
+    "generate": "sampling.tasks.generate.think.max_new_tokens",
+}
+
+
+def length_field(task: str) -> str:
+    """The field that says after how many tokens a text is cut off: an answer, or with `generate` the plan before an image. An empty
+    name is a policy that has one kind of sample."""
+    return _LENGTHS.get(task, "sampling.max_new_tokens")
 
 
 class TaskSection(Section):

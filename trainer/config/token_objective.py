@@ -28,7 +28,7 @@ class TokenSection(Section):
     )
     mask_truncated: bool = Field(
         False,
-        description="Answers that were cut off at sampling.max_new_tokens teach nothing; their tokens count for none.",
+        description="Answers that were cut off at the most tokens they may have teach nothing; their tokens count for none.",
     )
     off_policy: float | None = Field(
         None,

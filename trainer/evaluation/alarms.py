@@ -55,7 +55,7 @@ def find_alarms(
         ):
             if limit is not None and name in before and name in after:
                 alarms += _drift(metric_name(set_name, name), before[name], after[name][0], limit, either_way)
-    return alarms + text_alarms(row, start, now, rewards, config)
+    return alarms + text_alarms(row, start, now, rewards, config, tasks)
 
 
 def _falling(

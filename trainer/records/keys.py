@@ -34,17 +34,18 @@ SENTENCES: dict[str, str] = {
     "stats/heldout/contrast, stats/heldout/edge_density, stats/heldout/colour_entropy, stats/heldout/sharpness, "
     "stats/heldout/diversity, or with a set's name.",
     "stats/<set>/length": "Mean length of the held-out texts, in tokens, the end included. Likewise stats/<set>/truncated, the "
-    "share that was cut off at sampling.max_new_tokens; stats/<set>/distinct, the share of a prompt's texts that differ from each "
+    "share that was cut off at the most tokens they may have; stats/<set>/distinct, the share of a prompt's texts that differ from each "
     "other; and stats/<set>/accuracy_given_format, the mean accuracy of the texts whose format reward is at least 0.5.",
     "text/length": "Mean length of the step's answers, in tokens, the end included; text/length_max is that of the longest.",
-    "text/truncated_share": "Share of the step's answers that were cut off at sampling.max_new_tokens.",
+    "text/truncated_share": "Share of the step's answers that were cut off at sampling.max_new_tokens, of a policy with tasks at "
+    "sampling.tasks.understand.max_new_tokens.",
     "text/entropy": "Mean of -log p over all tokens that were drawn, in nats: an estimate of the entropy of the distribution drawn "
     "from (after temperature, top-k and top-p), averaged over the places that answers visit. Near 0 all answers to a prompt are "
     "alike, and nothing can be learned from comparing them.",
     "image/entropy": "The same of images that are drawn by tokens: mean of -log p over their tokens, in nats, after guidance and "
     "temperature.",
     "plan/length": "Of what is written before an image is drawn, where sampling.tasks.generate.think asks for it: mean length in tokens. "
-    "plan/length_max, plan/truncated_share and plan/entropy are as those of answers.",
+    "plan/length_max, plan/truncated_share (at sampling.tasks.generate.think.max_new_tokens) and plan/entropy are as those of answers.",
     "understand/<key>": "The same of the understand task alone, answers to questions about images: understand/adv/mean, "
     "understand/ratio/mean, understand/loss/policy and so on. generate/<key> is of the task that draws images.",
     "understand/loss_share": "How much of what moves the weights is this task's, from 0 to 1, by the size of the tasks' policy terms times "

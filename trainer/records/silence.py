@@ -1,5 +1,5 @@
 """Notices what has nothing to teach any more: a reward that turned constant, a gradient that is 0, answers that are all alike
-or mostly cut off."""
+or mostly cut off, plans that are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.tasks import length_field
 from trainer.records import keys
 
 COLLAPSED = 0.1  # of the entropy of the first steps; below that a policy of texts explores no more
 MOSTLY = 0.5  # share of a step's answers
+_CUT_OFF = "truncation"
 _ENTROPIES = {"entropy": "text/entropy", "image entropy": "image/entropy"}  # subjects, with what is looked at
 
 
@@ -19,7 +21,8 @@ class Silence:
     """Consecutive steps in which something said nothing.
 
     Attributes:
-        subject: a reward's name (`<reward> of <task>` where there are tasks), `gradient`, `entropy`, `image entropy`, `truncation`, or `eval/<reward>`.
+        subject: a reward's name (`<reward> of <task>` where there are tasks), `gradient`, `entropy`, `image entropy`, `truncation`
+            (`truncation of <task>`), or `eval/<reward>`.
         first, last: the steps.
         value: the one score that all samples of all these steps have; None where they differ between groups.
         sentence: for a person.
@@ -76,7 +79,10 @@ class SilenceWatch:
                 first = sum(kept) / len(kept)
                 said += self._count(subject, step, entropy < COLLAPSED * first, first)
         if (cut := row.get("text/truncated_share")) is not None:
-            said += self._count("truncation", step, cut > MOSTLY, None)
+            has_tasks = any(key.startswith("understand/") for key in row)
+            said += self._count(f"{_CUT_OFF} of understand" if has_tasks else _CUT_OFF, step, cut > MOSTLY, None)
+        if (cut := row.get("plan/truncated_share")) is not None:
+            said += self._count(f"{_CUT_OFF} of generate", step, cut > MOSTLY, None)
         return said
 
     def _count(self, subject: str, step: int, silent: bool, value: float | None) -> list[str]:
@@ -124,10 +130,12 @@ def _sentence(silence: Silence) -> str:
             f"nearly the same {one} every time and explores no more. If it is not yet good, lower optim.lr, raise "
             "objective.kl_beta or the upper end of objective.clip_range"
         )
-    if silence.subject == "truncation":
+    if silence.subject.partition(" of ")[0] == _CUT_OFF:
+        task = silence.subject.partition(" of ")[2]
+        texts = "plans" if task == "generate" else "answers"
         return (
-            f"more than half of the answers were cut off {steps}: what they would have said is never scored. Raise "
-            "sampling.max_new_tokens, or reward shorter answers"
+            f"more than half of the {texts} were cut off {steps}: what they would have said never counts. Raise "
+            f"{length_field(task)}, or reward shorter {texts}"
         )
     if silence.value is not None:
         return (

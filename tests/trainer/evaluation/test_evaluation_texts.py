@@ -200,5 +200,35 @@ def test_length_that_brings_nothing_is_running_away() -> None:
 
 def test_many_answers_that_are_cut_off_are_said() -> None:
     [alarm] = alarms(outcomes(0, 0.3, 1.0), outcomes(1, 0.3, 1.0, truncated=0.5))
-    assert alarm.name == "text/truncated" and "0 % were at the start" in alarm.text and "max_new_tokens" in alarm.text
+    assert alarm.name == "text/truncated" and "0 % were at the start" in alarm.text
+    assert "of the answers are cut off at sampling.max_new_tokens (limit 20 %" in alarm.text
+    assert alarm.text.endswith("Raise it, or reward shorter ones.")
     assert alarms(outcomes(0, 0.3, 1.0), outcomes(1, 0.3, 1.0, truncated=0.1)) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("understand", "of the answers are cut off at sampling.tasks.understand.max_new_tokens (limit 20 %"),
+        ("generate", "of the plans are cut off at sampling.tasks.generate.think.max_new_tokens (limit 20 %"),
+    ],
+)
+def test_texts_of_a_task_are_cut_off_at_its_own_field(task: str, told: str) -> None:
+    start, now = outcomes(0, 0.3, 1.0), outcomes(1, 0.3, 1.0, truncated=0.5)
+    [alarm] = find_alarms(
+        score_metrics(now, start), start, now, {"accuracy", "format"}, AlarmsConfig(), REWARDS, {"": task}
+    )
+    assert told in alarm.text
+
+
+def test_plans_that_grow_are_not_measured_by_an_accuracy_that_they_have_not() -> None:
+    """The column of accuracy is of the other task's set."""
+    start, now = (
+        [replace(each, set="images", scores={"hps": 0.5}) for each in outcomes(seed, 0.3, 1.0, length=length)]
+        for seed, length in ((0, 10), (1, 35))
+    )
+    [alarm] = find_alarms(
+        score_metrics(now, start), start, now, {"hps"}, AlarmsConfig(), REWARDS, {"images": "generate"}
+    )
+    assert alarm.name == "text/images/length" and alarm.text.startswith("plans have grown from 10 to 35 tokens")
+    assert "no column says whether they are right" in alarm.text
