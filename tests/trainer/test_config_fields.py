@@ -59,6 +59,7 @@ OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
     "quickstart": {"output": "base.safetensors"},
     "cards": {},
     "scenes": {},
+    "packed": {"groups": [{"name": "drawings", "sets": [{"path": "rows.json", "format": "t2i"}]}]},
 }
 OF_A_UNION: dict[str, dict[str, Any]] = {"preferences": {"path": "pairs.jsonl"}}  # what a union's section needs beside
 TASKS: dict[str, Any] = {
@@ -96,6 +97,29 @@ _UNDERSTAND = {
     "top_p": ("0", "greater than 0"),
     "top_k": ("-1", "greater than or equal to 0"),
     "stop_ids": ("2", "must be a list"),
+}
+_RESIZE = {
+    "": ("512", "must be a mapping of fields"),
+    ".stride": ("0", "greater than or equal to 1"),
+    ".longest": ("0", "greater than or equal to 1"),
+    ".shortest": ("0", "greater than or equal to 1"),
+}
+_PACK_GROUP = {
+    "name": ("a/b", "only letters, digits, dot"),
+    "sets": ("rows.json", "must be a list"),
+    "sets.*.name": ("a/b", "only letters, digits, dot"),
+    "sets.*.path": ("''", "at least 1 character"),
+    "sets.*.format": (
+        "video",
+        "'t2i', 'edit', 't2i_reason', 'edit_reason', 't2i_refine', 'edit_refine' or 'conversations'",
+    ),
+    "sets.*.image_folder": ("7", "must be a text"),
+    "sets.*.share": ("2", "less than or equal to 1"),
+    "sets.*.max_rows": ("0", "greater than or equal to 1"),
+    "weight": ("0", "greater than 0"),
+    "mandatory": ("1", "must be true or false"),
+    **{f"image_size{name}": case for name, case in _RESIZE.items()},
+    **{f"seen_size{name}": case for name, case in _RESIZE.items()},
 }
 _GENERATE = {
     "guidance_scale": ("0.5", "greater than or equal to 1"),
@@ -286,6 +310,36 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.tasks": ("understand", FIELDS),
     "sampling.tasks.understand": ("3", FIELDS),
     "sampling.tasks.generate": ("3", FIELDS),
+    "packed": ("rows.json", FIELDS),
+    "packed.groups": ("rows.json", "must be a list"),
+    **{f"packed.groups.*.{name}": case for name, case in _PACK_GROUP.items()},
+    "packed.grouping": ("''", "at least 1 character"),
+    "packed.registry": ("''", "at least 1 character"),
+    "packed.think_instruction": ("''", "at least 1 character"),
+    "packed.refine_instruction": ("''", "at least 1 character"),
+    "packed.packs": ("0", "greater than or equal to 1"),
+    "packed.fill": ("images", "'tokens' or 'rows'"),
+    "packed.rows_per_pack": ("0", "greater than or equal to 1"),
+    "packed.expected_tokens": ("0", "greater than or equal to 1"),
+    "packed.max_tokens": ("0", "greater than or equal to 1"),
+    "packed.max_row_tokens": ("0", "greater than or equal to 1"),
+    "packed.buffer_below": ("-1", "greater than or equal to 0"),
+    "packed.buffer_size": ("-1", "greater than or equal to 0"),
+    "packed.workers": ("-1", "greater than or equal to 0"),
+    "packed.dropout": ("0.1", FIELDS),
+    "packed.dropout.text": ("2", "less than or equal to 1"),
+    "packed.dropout.clean": ("2", "less than or equal to 1"),
+    "packed.dropout.seen": ("-1", "greater than or equal to 0"),
+    "packed.noise": ("4", FIELDS),
+    "packed.noise.shift": ("0", "greater than 0"),
+    "packed.noise.copies": ("65", "less than or equal to 64"),
+    "packed.loss": ("mean", FIELDS),
+    "packed.loss.ce_weight": ("-1", "greater than or equal to 0"),
+    "packed.loss.mse_weight": ("-1", "greater than or equal to 0"),
+    "packed.loss.reduction": ("root", "'token', 'sample' or 'square'"),
+    "packed.loss.per": ("pack", "'text' or 'row'"),
+    "packed.hold_out": ("-1", "greater than or equal to 0"),
+    "packed.bad_rows": ("skip", "'leave_out' or 'stop'"),
     **{f"sampling.tasks.understand.{name}": case for name, case in {**_TASK, **_UNDERSTAND}.items()},
     **{f"sampling.tasks.generate.{name}": case for name, case in {**_TASK, **_GENERATE}.items()},
     "sampling.engine": ("sglang", "'local' or 'vllm'"),
@@ -536,7 +590,9 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
 
 def concrete(path: str) -> str:
     """A place that BASE has: its data set 0, its service and column `ocr`."""
-    return path.replace("train.*", "train.0").replace("sets.*", "sets.0").replace("*", "ocr")
+    for items in ("train", "sets", "packed.groups"):  # lists; a `*` elsewhere is the name of an entry
+        path = path.replace(f"{items}.*", f"{items}.0")
+    return path.replace("*", "ocr")
 
 
 def test_the_base_is_a_valid_config(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class PackSetConfig(Section):
 class ResizeConfig(Section):
     """How images are scaled: both sides end as multiples of `stride`."""
 
-    stride: int = Field(16, ge=1, description="Pixels.")
+    stride: int = Field(16, ge=1, description="Pixels that both sides are multiples of.")
     longest: int = Field(1024, ge=1, description="The longer side is at most so many pixels.")
     shortest: int = Field(512, ge=1, description="The shorter side is at least so many pixels.")
 
@@ -38,7 +38,7 @@ class PackGroupConfig(Section):
     """Files that are drawn from together."""
 
     name: Name = Field(description="Part of the names of its metrics.")
-    sets: tuple[PackSetConfig, ...] = Field(min_length=1, description="Its files.")
+    sets: tuple[PackSetConfig, ...] = Field(min_length=1, description="Its files, one after the other.")
     weight: Positive = Field(1.0, description="How often a row of it is drawn, relative to the other groups.")
     mandatory: bool = Field(False, description="Every pack begins with a row of it.")
     image_size: ResizeConfig | None = Field(
@@ -52,7 +52,7 @@ class PackGroupConfig(Section):
 class DropoutConfig(Section):
     """How often a condition is left out, so that the model also learns to draw without it; guidance needs that."""
 
-    text: Share = Field(0.1, description="Texts.")
+    text: Share = Field(0.1, description="Texts of prompts and reasoning.")
     clean: Share = Field(0.1, description="Images that are read as latents.")
     seen: Share = Field(0.1, description="Images that are seen by the vision encoder.")
 
