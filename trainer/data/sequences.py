@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 # seen: by the vision encoder, or by a native model's patches; clean: by its latents, without noise; drawn: its noised latents, whose
 # velocity is learnt.
 Use = Literal["seen", "clean", "drawn"]
+Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class TextItem:
         learnt: its tokens are predicted, with the one that ends it.
         droppable: a condition that may be left out, so that the model also learns to draw without it.
         then_image: the token that ends it is learnt as the start of an image.
+        role: in a conversation, a turn of this speaker begins with this text, which may be empty where the turn begins with an image;
+            None where the turn goes on, and in rows that are no conversations.
     """
 
     text: str
     learnt: bool = False
     droppable: bool = False
     then_image: bool = False
+    role: Role | None = None
 
 
 @dataclass(frozen=True)
