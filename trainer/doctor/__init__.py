@@ -41,6 +41,7 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     # Not before: these import torch, and a mistake in the config is said at once.
     from trainer.doctor.machine import check_compiler, check_device, check_memory, check_ports
     from trainer.doctor.prompts import check_base, check_data, check_names
+    from trainer.doctor.rollout_servers import check_rollout_servers
     from trainer.doctor.run_folder import check_disk, check_run
     from trainer.doctor.services import check_services
     from trainer.doctor.sight import check_sight
@@ -54,5 +55,6 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     yield from check_disk(config)
     scorers = yield from check_run(config, sampler)
     yield from check_sight(config, sampler)
+    yield from check_rollout_servers(config)
     yield from check_ports(config)
     yield from check_services(config, scorers)

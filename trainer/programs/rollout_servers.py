@@ -199,14 +199,19 @@ def _serving(
         weights_dir=None if lora is not None else weights_dir,
         adapter_rank=None if lora is None else lora.rank,
         tower_adapters=bool(trained - {"language"}),
+        model_type=plain_network(policy.trainable).config.model_type,
     )
+
+
+def plain_network(network: Any) -> Any:
+    """The network without what adapters put around it."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def longest_text(network: Any, asked: int) -> int:
     """Tokens of prompt and answer that a server is told: `asked`, or as many as the model has positions for, beyond which vLLM
     does not start. Where positions are stretched, vLLM reckons itself how far."""
-    plain = network.get_base_model() if hasattr(network, "get_base_model") else network
-    text = plain.config.get_text_config()
+    text = plain_network(network).config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     is_stretched = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
     return asked if positions is None or is_stretched else min(asked, int(positions))

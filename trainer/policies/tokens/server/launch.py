@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ MAX_RESTARTS = 5  # in a row, without weights between them
 _POLL_S = 0.2
 _PROGRESS_S = 30.0
 _ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
+# Packages that vLLM's environment must have beside vLLM, by the type of the model. vLLM builds transformers' processors whole, and
+# SmolVLM's is not made without the one that spells how many frames a video has.
+_PACKAGES = {"smolvlm": "num2words"}
+_ASK_S = 60.0  # for an interpreter to start and to look for a package
 # torchrun's, which would make a server a part of the training group, and those of our own environment.
 _NOT_FOR_SERVERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VIRTUAL_ENV")
 
@@ -40,6 +45,7 @@ class Serving:
         weights_dir: below which new weights are read; None where adapters are loaded.
         adapter_rank: None where whole weights are pushed.
         tower_adapters: whether the vision tower or the projector has adapters, too.
+        model_type: of the model's config.json.
     """
 
     model: str
@@ -50,6 +56,7 @@ class Serving:
     weights_dir: Path | None
     adapter_rank: int | None = None
     tower_adapters: bool = False
+    model_type: str = ""
 
     def flags(self) -> list[str]:
         """Arguments of `vllm serve`, but for the address."""
@@ -83,16 +90,15 @@ class LaunchedServers:
     Args:
         log_dir: takes `server<n>.log`.
         notify: takes a line about each start and death.
+
+    Raises:
+        ConfigError: see `check_command`.
     """
 
     def __init__(
         self, config: VllmLaunchConfig, serving: Serving, log_dir: Path, notify: Callable[[str], None]
     ) -> None:
-        if shutil.which(config.executable) is None:
-            raise ConfigError(
-                f"sampling.vllm.launch.executable = {config.executable} is no command: install vLLM in an environment of its "
-                "own (docs/vllm.md) and name its bin/vllm"
-            )
+        check_command(config, serving.model_type)
         log_dir.mkdir(parents=True, exist_ok=True)
         self._config, self._serving, self._notify = config, serving, notify
         self._children = [Child(log_dir / f"server{n}.log") for n in range(config.count)]
@@ -128,7 +134,7 @@ class LaunchedServers:
                     raise ConfigError(
                         f"vLLM at {url} ended while it started; its log ({child.log_path}):\n{child.tail()}"
                     )
-                if _answers(url):
+                if answers(url):
                     self._notify(f"vLLM at {url} is ready after {passed_s:.0f} s")
                     del waiting[number]
             if waiting and passed_s > self._config.start_timeout_s:
@@ -179,6 +185,59 @@ class LaunchedServers:
         self._children[number].spawn(command, environment(self._serving.variables() | gpus, config.env))
 
 
+def check_command(config: VllmLaunchConfig, model_type: str) -> None:
+    """Raises ConfigError where there is no such command, or where its environment surely lacks a package without which vLLM does
+    not start with models of this type: it would say so only minutes later, at the end of a long log."""
+    found = shutil.which(config.executable)
+    if found is None:
+        raise ConfigError(
+            f"sampling.vllm.launch.executable = {config.executable} is no command: install vLLM in an environment of its "
+            "own (docs/vllm.md) and name its bin/vllm"
+        )
+    package, python = _PACKAGES.get(model_type), _interpreter(Path(found))
+    if package is None or python is None or _has(python, package, config):
+        return
+    raise ConfigError(
+        f"vLLM at sampling.vllm.launch.executable = {config.executable} cannot serve a model of type {model_type}: its environment "
+        f"lacks the package {package}, which transformers' processor of these models asks for. Install it there:\n"
+        f"    {python} -m pip install {package}\n"
+        "or set sampling.engine: local, which does without"
+    )
+
+
+def _interpreter(command: Path) -> Path | None:
+    """The Python that runs a command, by the command's first line; else the one beside it. None: a command of another kind."""
+    try:
+        with command.open("rb") as file:
+            first = file.readline(4096)
+    except OSError:  # a command that may be run and not be read
+        return None
+    words = first[2:].decode(errors="replace").split() if first.startswith(b"#!") else []
+    named = Path(words[0]) if words else command
+    if not named.name.startswith("python"):
+        named = command.resolve().with_name("python")
+    return named if named.is_file() else None
+
+
+def _has(python: Path, package: str, config: VllmLaunchConfig) -> bool:
+    """Whether an interpreter finds a package, with a server's variables. An interpreter that gives no answer counts as one that
+    does: the server will say what is wrong."""
+    look = "import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]) is not None)"
+    try:
+        told = subprocess.run(
+            [python, "-c", look, package],
+            env=environment({}, config.env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    return told.stdout.strip() != "False"
+
+
 def environment(ours: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """A server's environment variables: this process's without those of its training group, ours, and the recipe's."""
     kept = {
@@ -204,7 +263,8 @@ def _merged(flags: Sequence[str], given: Sequence[str]) -> list[str]:
     return [*kept, *given]
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a server is there and says that it works."""
     try:
         return httpx.get(f"{url}/health", timeout=5.0, trust_env=False).status_code == 200
     except httpx.HTTPError:

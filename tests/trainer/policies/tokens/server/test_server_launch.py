@@ -18,7 +18,14 @@ import pytest
 from trainer.config import ConfigError
 from trainer.config.vllm import OURS, VllmLaunchConfig
 from trainer.policies.tokens.server import ROOT_VARIABLE
-from trainer.policies.tokens.server.launch import LaunchedServers, Serving, _merged, environment
+from trainer.policies.tokens.server.launch import (
+    _PACKAGES,
+    LaunchedServers,
+    Serving,
+    _merged,
+    check_command,
+    environment,
+)
 from trainer.processes.children import ROOT
 from trainer.programs.rollout_servers import longest_text
 from trainer.types import StopTrainingError
@@ -173,6 +180,50 @@ def test_waiting_for_a_start_ends_by_its_limit_or_a_signal(launch: Callable[...,
 def test_a_missing_command_is_said_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"launch\.executable = no-such-vllm is no command: install vLLM"):
         LaunchedServers(VllmLaunchConfig(executable="no-such-vllm"), serving(tmp_path), tmp_path, print)
+
+
+def python_without(folder: Path, *packages: str) -> Path:
+    """A `bin` folder with vLLM's command and the Python that runs it, which is asked for packages and does not have these."""
+    folder.mkdir()
+    asked = folder / "python"
+    asked.write_text(f'#!/bin/sh\ncase "$3" in {"|".join(packages) or "-"}) echo False;; *) echo True;; esac\n')
+    command = folder / "vllm"
+    command.write_text(f"#!{asked}\n")
+    for path in (asked, command):
+        path.chmod(0o755)
+    return command
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by the first line", "beside the command"])
+def test_a_package_that_vllm_would_miss_is_said_before_anything_starts(tmp_path: Path, named: bool) -> None:
+    """SmolVLM's processor asks for num2words, for the frames of videos; this trainer does without, vLLM does not."""
+    command = python_without(tmp_path / "bin", "num2words")
+    if not named:
+        command.write_text("#!/bin/sh\nexec something\n")
+    config, logs = VllmLaunchConfig(executable=str(command)), tmp_path / "logs"
+    with pytest.raises(ConfigError) as told:
+        LaunchedServers(config, serving(tmp_path, model_type="smolvlm"), logs, print)
+    assert f"launch.executable = {command} cannot serve a model of type smolvlm" in str(told.value)
+    assert f"{command.with_name('python')} -m pip install num2words" in str(told.value)
+    assert "sampling.engine: local" in str(told.value) and not logs.exists()
+    check_command(config, "idefics3")
+    check_command(VllmLaunchConfig(executable=str(python_without(tmp_path / "whole"))), "smolvlm")
+
+
+def test_an_interpreter_is_asked_with_the_servers_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package may be there by PYTHONPATH alone; a command that no Python is seen to run is left to say itself what it lacks."""
+    command = tmp_path / "vllm"
+    command.write_text(f"#!{sys.executable}\n")
+    command.chmod(0o755)
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    (extra / "nowhere_installed.py").touch()
+    monkeypatch.setitem(_PACKAGES, "smolvlm", "nowhere_installed")
+    check_command(VllmLaunchConfig(executable=str(command), env={"PYTHONPATH": str(extra)}), "smolvlm")
+    with pytest.raises(ConfigError, match="lacks the package nowhere_installed"):
+        check_command(VllmLaunchConfig(executable=str(command)), "smolvlm")
+    command.write_text("#!/bin/sh\n")
+    check_command(VllmLaunchConfig(executable=str(command)), "smolvlm")
 
 
 @pytest.mark.parametrize(
