@@ -115,9 +115,9 @@ def questions_of(scene: Scene) -> list[Question]:
     ]
 
 
-def render(scene: Scene, rng: random.Random) -> Pixels:
-    """(32, 32, 3) uint8: each thing stands up to a pixel beside the middle of its half."""
-    halves = (_half(getattr(scene, side), rng.randint(-JITTER, JITTER)) for side in SIDES)
+def render(scene: Scene, rng: random.Random, jitter: int = JITTER) -> Pixels:
+    """(32, 32, 3) uint8: each thing stands up to `jitter` pixels beside the middle of its half."""
+    halves = (_half(getattr(scene, side), rng.randint(-jitter, jitter)) for side in SIDES)
     return np.concatenate(list(halves), axis=1)
 
 
