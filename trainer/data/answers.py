@@ -8,10 +8,10 @@ from typing import Any
 from trainer.config.texts import TextFileConfig
 from trainer.data.given_texts import GivenTexts, given
 from trainer.data.prompts.checks import DataError, check_text, shown
-from trainer.data.questions import question_column, question_text
+from trainer.data.questions import asked, question_column, question_text
 from trainer.data.rows.pictures import MARK, mark_count, row_images
 from trainer.data.rows.table import Table, open_table, text_of
-from trainer.data.rows.turns import is_messages, parsed, read_turns
+from trainer.data.rows.turns import image_parts, is_messages, read_turns
 from trainer.types import AnswerPair, Prompt, Turn
 
 CHOSEN = ("chosen", "chosen_answer", "winner_answer")
@@ -36,7 +36,6 @@ def read_answers(config: TextFileConfig, *, field: str, dataset: str, max_images
 
 def pair(where: str, row: Mapping[str, Any], table: Table, dataset: str, max_images: int) -> AnswerPair:
     """A row as a pair. Raises DataError: what is wrong, with place, field, value and remedy."""
-    images, _ = row_images(where, row, table.folders(where), table.store, max_images)
     better, worse = _column(where, row, CHOSEN), _column(where, row, REJECTED)
     chosen, before = _side(f"{where}: {better}", row[better])
     rejected, also_before = _side(f"{where}: {worse}", row[worse])
@@ -57,6 +56,8 @@ def pair(where: str, row: Mapping[str, Any], table: Table, dataset: str, max_ima
     else:
         column = question_column(where, row)
         text = question_text(f"{where}: {column}", row[column])
+    parts = image_parts(f"{where}: {column}", asked(f"{where}: {column}", row[column]))
+    images, _ = row_images(where, row, table.folders(where), table.store, max_images, parts)
     if chosen == rejected:
         raise DataError(
             f"{where}: {better} and {worse} are both {shown(chosen)}, so neither is preferred; leave the row out"
@@ -79,7 +80,7 @@ def _column(where: str, row: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _side(where: str, value: Any) -> tuple[str, tuple[Turn, ...]]:
     """An answer, and the turns before it."""
-    tree = parsed(where, value) if isinstance(value, str) and value.lstrip().startswith('[{"') else value
+    tree = asked(where, value)
     if not is_messages(tree):
         text = check_text(where, text_of(where, tree))
         if MARK in text:

@@ -11,7 +11,7 @@ from trainer.data.prompts.checks import DataError
 from trainer.data.questions import question_column, question_text
 from trainer.data.rows.pictures import mark_count, row_images
 from trainer.data.rows.table import Table, open_table, text_of
-from trainer.data.rows.turns import check_order, is_messages, read_turns
+from trainer.data.rows.turns import check_order, image_parts, is_messages, read_turns
 from trainer.types import Conversation, Prompt, Turn
 
 COLUMNS = ("texts", "messages", "conversations", "conversation")
@@ -34,10 +34,9 @@ def read_conversations(config: TextFileConfig, *, field: str, max_images: int) -
 
 def conversation(where: str, row: Mapping[str, Any], table: Table, max_images: int) -> Conversation:
     """A row as a conversation. Raises DataError: what is wrong, with place, field, value and remedy."""
-    images, _ = row_images(where, row, table.folders(where), table.store, max_images)
     column = next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None and row.get("completion") is not None:
-        turns, column = _completed(where, row), "prompt"
+        turns, column = _completed(where, row), question_column(where, row)
     elif column is None:
         raise DataError(
             f"{where}: texts: missing; the row has {', '.join(row) or 'no column'}, and one must be {', '.join(COLUMNS)}, or two "
@@ -46,6 +45,8 @@ def conversation(where: str, row: Mapping[str, Any], table: Table, max_images: i
     else:
         turns = read_turns(f"{where}: {column}", row[column])
     check_order(f"{where}: {column}", turns, last="assistant")
+    parts = image_parts(f"{where}: {column}", row[column])
+    images, _ = row_images(where, row, table.folders(where), table.store, max_images, parts)
     mark_count(where, column, [turn.text for turn in turns if turn.role == "user"], len(images))
     return Conversation(where, turns, images)
 

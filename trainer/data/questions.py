@@ -20,7 +20,7 @@ from trainer.data.prompts.checks import (
 )
 from trainer.data.rows.pictures import mark_count, row_images
 from trainer.data.rows.table import Table, left_out, open_table, text_of
-from trainer.data.rows.turns import is_messages, parsed, read_turns
+from trainer.data.rows.turns import image_parts, is_messages, parsed, read_turns
 from trainer.types import Prompt
 
 QUESTIONS = ("prompt", "question", "problem", "query", "instruction")  # the first that a row has is the text
@@ -103,9 +103,10 @@ def question(
     Raises:
         DataError: what is wrong, with place, field, value and remedy.
     """
-    images, image_columns = row_images(where, row, table.folders(where), table.store, max_images)
     column = question_column(where, row, prompt_column)
     text = question_text(f"{where}: {column}", row[column])
+    parts = image_parts(f"{where}: {column}", asked(f"{where}: {column}", row[column]))
+    images, image_columns = row_images(where, row, table.folders(where), table.store, max_images, parts)
     mark_count(where, column, [text], len(images))
     columns = {
         name: value for name, value in row.items() if name not in image_columns and name not in ("prompt", "metadata")
@@ -145,7 +146,7 @@ def question_text(where: str, value: Any) -> str:
     Raises:
         DataError: another shape, or more than that turn, which a prompt cannot say.
     """
-    tree = parsed(where, value) if isinstance(value, str) and value.lstrip().startswith('[{"') else value
+    tree = asked(where, value)
     if not is_messages(tree):
         return check_text(where, text_of(where, tree))
     turns = read_turns(where, tree)
@@ -157,6 +158,11 @@ def question_text(where: str, value: Any) -> str:
         said = ", ".join(turn.role for turn in turns)
         raise DataError(f"{where}: {len(turns)} turns ({said}), where one of the user's belongs; leave the others out")
     return turns[0].text
+
+
+def asked(where: str, value: Any) -> Any:
+    """What a column holds: a text, or messages, read from JSON where a text is surely that of messages."""
+    return parsed(where, value) if isinstance(value, str) and value.lstrip().startswith('[{"') else value
 
 
 def right_answers(where: str, columns: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -72,22 +72,43 @@ class PictureStore:
 
 
 def row_images(
-    where: str, row: Mapping[str, Any], folders: Sequence[Path], store: PictureStore, most: int
+    where: str,
+    row: Mapping[str, Any],
+    folders: Sequence[Path],
+    store: PictureStore,
+    most: int,
+    parts: Sequence[Any] = (),
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """The paths of a row's images, in order, and the columns that they come from. A list in `image` works like `images`.
 
     Args:
         folders: where relative paths count from; the first that has the file.
         most: how many images a prompt may have.
+        parts: of each part of the row's messages that is an image, the image that it holds itself, or None.
 
     Raises:
-        DataError: two columns have images, too many, one that is not there, or one that cannot be taken.
+        DataError: two columns have images, or a column and the messages; too many; one that is not there, or that cannot be taken;
+            or parts that no image belongs to.
     """
     columns = [name for name in COLUMNS if name in row]
     given = {name: values for name in columns if (values := _listed(row[name]))}
+    if any(part is not None for part in parts):
+        given["content"] = list(parts)
+    if len(given) > 1 and "content" in given:
+        column = next(iter(given))
+        raise DataError(
+            f"{where}: {column} and the messages' own parts both have images; keep one of them, by rename_columns: {{{column}: null}}"
+        )
     if len(given) > 1:
         raise DataError(
             f"{where}: {' and '.join(given)} both have images; keep one of them, by rename_columns: {{{list(given)[-1]}: null}}"
+        )
+    found = sum(map(len, given.values()))
+    if parts and (len(parts) != found or None in given.get("content", ())):
+        held = sum(part is not None for part in parts) or found
+        raise DataError(
+            f"{where}: {len(parts)} message part{'s' * (len(parts) != 1)} of type image for {held} image{'s' * (held != 1)}; give each "
+            "its image, in the part itself or in the column images"
         )
     for name, values in given.items():
         if len(values) > most:
@@ -133,6 +154,7 @@ def _path_of(where: str, value: Any, folders: Sequence[Path], store: PictureStor
         return store.keep(where, data)
     if not isinstance(value, str):
         raise DataError(f"{where}: {shown(value)} is a {type(value).__name__}, not a path or an image")
+    value = value.removeprefix("file://")
     if re.match(r"https?://", value, re.IGNORECASE):
         raise DataError(
             f"{where}: {shown(value)} is a web address, which is not fetched; download it and give the path"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,13 +22,15 @@ _ROLES: dict[str, Role] = {
     "bot": "assistant",
     "model": "assistant",
 }
+_IMAGE_PARTS = ("image", "image_url")  # types of a message's parts
 _LIKE = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
 
 def read_turns(where: str, value: Any) -> tuple[Turn, ...]:
     """Turns of a list of {user, assistant}, {from, value} or {role, content}, of one {user, assistant}, or of either as JSON text.
 
-    Content may be a list of parts, texts and images: an image becomes a mark, unless all images come first.
+    Content may be a list of parts, texts and images: an image becomes a mark, unless all images of the turns come first in what the
+    user says first, where they stand without a mark, too. `image_parts` gives the images.
 
     Raises:
         DataError: another shape, a role that no policy takes part in, or an empty text.
@@ -40,7 +43,17 @@ def read_turns(where: str, value: Any) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     for i, each in enumerate(value):
         turns += _turns_of(f"{where}[{i}]", each)
-    return tuple(turns)
+    return _without_leading(turns, len(_leading(value)))
+
+
+def image_parts(where: str, value: Any) -> list[Any]:
+    """Of each part of a message that is an image, in order, the image that it holds or names; None where it does neither, and the
+    image is in a column of the row. Empty for texts.
+
+    Raises:
+        DataError: a text that begins like JSON and is none.
+    """
+    return [_own_image(part) for content in _contents(where, value) for part in content if _is_image(part)]
 
 
 def check_order(where: str, turns: Sequence[Turn], *, last: Role) -> None:
@@ -72,6 +85,49 @@ def parsed(where: str, value: Any) -> Any:
 def is_messages(value: Any) -> bool:
     """Whether a value is a list of messages rather than a text."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
+
+
+def _contents(where: str, value: Any) -> list[Sequence[Any]]:
+    """The lists of parts in messages, in order."""
+    value = parsed(where, value)
+    messages = [value] if isinstance(value, Mapping) else value if is_messages(value) else ()
+    contents = [each.get(name) for each in messages for name in ("user", "assistant", "value", "content")]
+    return [content for content in contents if isinstance(content, list | tuple)]
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS
+
+
+def _own_image(part: Mapping[str, Any]) -> Any:
+    """Under the names that messages of OpenAI, transformers and Qwen have for it."""
+    for name in ("image", "image_url", "url", "path", "base64"):
+        found = part.get(name)
+        if isinstance(found, Mapping) and "url" in found:
+            found = found["url"]
+        if found is not None and not (isinstance(found, str) and not found):
+            return found
+    return None
+
+
+def _leading(value: Sequence[Any]) -> Sequence[Any]:
+    """The images that the first parts of the user's first message are; none where that has no parts, or nothing but images."""
+    for message in value:
+        said_by = message.get("from") or message.get("role") or "user"
+        if _ROLES.get(str(said_by).strip().lower()) == "user":
+            content = next((message[name] for name in ("user", "value", "content") if name in message), None)
+            if not isinstance(content, list | tuple):
+                return ()
+            images = list(itertools.takewhile(_is_image, content))
+            return images if len(images) < len(content) else ()
+    return ()
+
+
+def _without_leading(turns: Sequence[Turn], leading: int) -> tuple[Turn, ...]:
+    """The turns without the marks that so many leading images of the user's first turn made, where there are no others."""
+    if not leading or leading != sum(turn.text.count(MARK) for turn in turns):
+        return tuple(turns)
+    return tuple(Turn(turn.role, turn.text.removeprefix(MARK * leading)) for turn in turns)
 
 
 def _turns_of(where: str, value: Any) -> list[Turn]:
@@ -113,10 +169,8 @@ def _joined(where: str, content: Any) -> Any:
             if not isinstance(text, str):
                 raise DataError(f"{where}[{i}]: {shown(text)} is a {type(text).__name__}, not a text")
             texts.append(text)
-        elif kind in ("image", "image_url"):
+        elif kind in _IMAGE_PARTS:
             texts.append(MARK)
         else:
             raise DataError(f"{where}[{i}]: {shown(part)} is neither a text nor an image")
-    spoken = [text for text in texts if text != MARK]
-    images_first = texts[: len(texts) - len(spoken)] == [MARK] * (len(texts) - len(spoken))
-    return "".join(spoken if images_first and spoken else texts)
+    return "".join(texts)
