@@ -120,8 +120,9 @@ class RlProgram:
         if not isinstance(policy, Samples):
             raise ConfigError(f"policy.type = {config.policy.type} draws no samples, so rewards cannot train it")
         self.session, self.sampler, self.policy = session, sampler, policy
+        self.tasks, self.family = config.tasks, entry_of(config.policy).family
         self.updater = build_updater(session, material.overlap.texts())
-        self.spreads = {task.name: RunningSpread(len(config.rewards.columns)) for task in config.tasks}
+        self.spreads = {task.name: RunningSpread(len(config.rewards.columns)) for task in self.tasks}
         self.position = sampler.state_dict()
         self.drawn: Sequence[Drawn] = ()
 
@@ -174,7 +175,7 @@ class RlProgram:
 
         fed, spreads, row = self.advantages(collected)
         row |= self.updater.step(fed if all(fed) else fed[""], session.step)
-        row |= loss_shares(config.tasks, row)
+        row |= loss_shares(self.tasks, row)
         session.ema.update()
         for each in collected:
             row |= each.drawn.version_lag(session.step)
@@ -245,14 +246,14 @@ class RlProgram:
             again: how often the step was sampled before.
         """
         prompts_P = self.sampler.draw()
-        return [self.draw(task, prompts_P, step, again) for task in self.session.config.tasks]
+        return [self.draw(task, prompts_P, step, again) for task in self.tasks]
 
     def draw(self, task: Task, prompts_P: Sequence[Prompt], step: int, again: int) -> Drawn:
         """Sample one task."""
         session, config = self.session, self.session.config
         batch = session.client.batch(group_size=task.group_size, step=step + 1)
         seeds, needs = seeds_B(config, task, session.world, step, again), plan_needs(config.objective.type)
-        plan = entry_of(config.policy).family.training_plan(config, step, needs, task.name)
+        plan = self.family.training_plan(config, step, needs, task.name)
         session.gauges.flops.take()  # an evaluation's
         started = time.perf_counter()
         rollouts = []
