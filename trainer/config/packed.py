@@ -78,6 +78,12 @@ class PackLossConfig(Section):
     )
     per: Literal["text", "row"] = Field("text", description="What n counts: a learnt text, as BAGEL; a row, as NEO.")
 
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> PackLossConfig:
+        if not self.ce_weight and not self.mse_weight:
+            raise ValueError("packed.loss.ce_weight and mse_weight are both 0: nothing would be learnt; raise one")
+        return self
+
 
 class PackedConfig(Section):
     """Rows that fill packs."""

@@ -93,5 +93,6 @@ class Plans(Protocol):
     def __len__(self) -> int: ...
 
     def plan(self, number: int) -> SequencePlan:
-        """Row `number`, from 0; the same each time. Raises DataError naming file, row and field where it cannot be used."""
+        """Row `number`, from 0; the same each time. Called by several threads at once. Raises DataError naming file, row and field
+        where it cannot be used."""
         ...

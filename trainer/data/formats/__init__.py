@@ -1,0 +1,1 @@
+"""File formats of packed training: each gives the rows of a file as plans (`trainer.data.sequences`)."""
