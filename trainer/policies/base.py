@@ -248,7 +248,7 @@ class ReadsPacks(Policy, Protocol):
     """A policy that reads packs: rows of texts and images side by side in one sequence, none of which sees another."""
 
     def lay(self, plan: SequencePlan, laying: Laying) -> Laid:
-        """The row as tokens, images loaded. It depends on the plan and `laying` alone.
+        """The row as tokens, images loaded. It depends on the plan and `laying` alone. Called by several threads at once.
 
         Raises:
             ConfigError: it cannot be read; the row is named, with the remedy.

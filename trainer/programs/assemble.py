@@ -161,6 +161,7 @@ def _open_session(
         gauges=Gauges(policy.trainable, ranks, config.logging.peak_tflops),
         signals=signals,
         executor=executor,
+        closing=stack,
         servers=servers,
     )
 

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ class Session:
     Attributes:
         client: the rewards; evaluation asks for them in every program, training in some.
         executor: its threads wait for scores.
+        closing: what is taken down when the run ends, whatever happens; a program adds what it opened.
         servers: those that draw answers with copies of the weights; None where the policy draws.
         step: the number of finished steps.
         row: the last step's row of metrics.jsonl as long as its evaluation is not done; a checkpoint keeps it.
@@ -96,6 +98,7 @@ class Session:
     gauges: Gauges
     signals: StopSignals
     executor: Executor
+    closing: ExitStack
     servers: RolloutServers | None = None
     step: int = 0
     row: Row | None = field(default_factory=lambda: Row(step=0))

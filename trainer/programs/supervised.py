@@ -1,4 +1,5 @@
-"""Supervised training: images with their texts for a policy that denoises, conversations for one that writes."""
+"""Supervised training: images with their texts for a policy that denoises, conversations for one that writes, packs for one that
+reads them."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
 from trainer.programs.given import GivenProgram, by_given, given_material
 from trainer.programs.given_texts import TextMaterial, TextProgram, text_material, token_reader
+from trainer.programs.packs import build_packs, deal_rows, read_rows
 from trainer.programs.session import Session
 from trainer.types import Conversation
 
@@ -86,5 +88,6 @@ KIND = by_given(
     {
         "images": Kind(_read_images, _deal_images, _policy, _build_images),
         "conversations": Kind(_read_texts, _deal_texts, _policy, _build_texts),
+        "packs": Kind(read_rows, deal_rows, _policy, build_packs),
     }
 )

@@ -78,6 +78,16 @@ SENTENCES: dict[str, str] = {
     "loss/sft": "The supervised loss; where it stands beside an objective, before its weight.",
     "sft/skipped": "Images or conversations that could not be read in this step; others took their places.",
     "sft/tokens": "How many tokens of the assistant the step learned, over all ranks.",
+    "loss/ce": "Packed training: the cross-entropy of the learnt texts, the mean over their tokens as packed.loss.reduction weighs them.",
+    "loss/mse": "Packed training: the squared error of the velocities of noised latents, the mean over their tokens.",
+    "packed/tokens": "Tokens of the step's packs, over all ranks; packed/rows, packed/text_tokens and packed/latent_tokens are their rows, "
+    "learnt text tokens and noised latent tokens.",
+    "packed/fill": "packed/tokens by what the step's packs may have (packed.max_tokens each): the rest is left empty, not padded.",
+    "packed/left_out": "Rows that were met in the step and cannot be used; each is named once.",
+    "packs_per_s": "Packs learned from per second.",
+    "heldout/ce": "The cross-entropy of the texts of rows that packed.hold_out keeps from training, with the averaged weights.",
+    "heldout/mse": "The squared error of the velocities of their images, the mean over the noise levels .25, .5, .75 and .95, each also by "
+    "itself: heldout/mse/0.25, heldout/mse/0.5, heldout/mse/0.75, heldout/mse/0.95. Noise is the same every time.",
     "loss/imitation": "program vlm_base: the cross-entropy of the given answers, the mean over their tokens.",
     "loss/drawn": "program pair_base: the cross-entropy of the given images' tokens, the mean over them.",
     "loss/answers": "program pair_base: the cross-entropy of the given answers, the mean over their tokens.",

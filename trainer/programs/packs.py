@@ -1,0 +1,257 @@
+"""Supervised training on packs: rows of texts and images, side by side in one sequence, for a policy that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from trainer.checkpoint.saver import Kept, Stateful
+from trainer.config import Config, ConfigError, PackedConfig
+from trainer.config.base import UserError
+from trainer.data.formats.groups import read_groups
+from trainer.data.overlap import Settled
+from trainer.data.packing.groups import PackGroup
+from trainer.data.packing.lanes import Lanes
+from trainer.data.sequences import ImageItem, Plans, SequencePlan
+from trainer.evaluation import load_sets
+from trainer.objectives.packed import PackBatch, SupervisedPacks
+from trainer.policies.base import Laid, Laying, Policy, ReadsPacks
+from trainer.processes.distributed import World, even_share
+from trainer.programs.base import Material
+from trainer.programs.given import GivenProgram
+from trainer.programs.session import Row, Session
+from trainer.seeds import sample_seed
+from trainer.types import Prompt, StopTrainingError
+
+LEVELS = (0.25, 0.5, 0.75, 0.95)  # noise levels at which held-out images are measured
+TRIED = 100  # rows of a group that are tried before it is given up
+
+
+@dataclass(frozen=True)
+class PackMaterial(Material):
+    """The rows of a run; its prompts are those of its evaluation alone."""
+
+    groups: Sequence[PackGroup] = field(default_factory=tuple)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """How many rows are trained on and held out; and that nobody compared them with the evaluation."""
+        found = [
+            f"packed: {each.name}: {len(each)} rows, {len(list(each.held_out()))} held out" for each in self.groups
+        ]
+        if self.sets:
+            found.append("packed: rows are not compared with the held-out prompts of the evaluation; keep them apart")
+        return found
+
+    @property
+    def checked(self) -> Sequence[Prompt]:
+        return ()
+
+
+def read_rows(config: Config) -> PackMaterial:
+    """The files of the rows, opened. Raises ConfigError, DataError."""
+    return PackMaterial((), load_sets(config, ()), Settled(), 0, read_groups(packed_of(config), config.seed))
+
+
+def deal_rows(config: Config, material: PackMaterial, world: World) -> Sequence[PackGroup]:
+    packed = packed_of(config)
+    if packed.packs < world.size:
+        raise ConfigError(
+            f"packed.packs = {packed.packs} packs a step leave one of {world.size} ranks without any; make it {world.size} or more"
+        )
+    return material.groups
+
+
+def build_packs(session: Session, material: PackMaterial, groups: Sequence[PackGroup]) -> PackProgram:
+    return PackProgram(session, pack_reader(session.policy, session.config), groups)
+
+
+def pack_reader(policy: Policy, config: Config) -> ReadsPacks:
+    """The policy, once it is known that it can be trained on packs. Raises ConfigError."""
+    if not isinstance(policy, ReadsPacks):
+        raise ConfigError(
+            f"program = {config.program} trains on packs, which policy.type = {config.policy.type} cannot read"
+        )
+    return policy
+
+
+def packed_of(config: Config) -> PackedConfig:
+    assert config.packed is not None, "the configuration has checked it"
+    return config.packed
+
+
+def lay_training(policy: ReadsPacks, packed: PackedConfig, plan: SequencePlan, seed: int) -> Laid:
+    """A row as it is trained on: conditions left out and images noised by chance. Raises UserError where it cannot be used."""
+    dropout, noise = packed.dropout, packed.noise
+    return policy.lay(
+        plan,
+        Laying(
+            seed,
+            drop_text=dropout.text,
+            drop_clean=dropout.clean,
+            drop_seen=dropout.seen,
+            shift=noise.shift,
+            copies=noise.copies,
+        ),
+    )
+
+
+class PackProgram(GivenProgram):
+    """A run on packs. Every row that cannot be used is named once; the losses of the rows held out are measured before the first
+    step, with every evaluation, and after the last, with the averaged weights."""
+
+    def __init__(self, session: Session, policy: ReadsPacks, groups: Sequence[PackGroup]) -> None:
+        config, world = session.config, session.world
+        self.policy, self.groups, self.packed = policy, groups, packed_of(config)
+        self.lanes = Lanes[Laid](
+            self.packed, groups, config.seed, partial(lay_training, policy, self.packed), (world.rank, world.size)
+        )
+        session.closing.callback(self.lanes.close)
+        self.objective = SupervisedPacks(policy, self.packed, self.lanes)
+        super().__init__(session, self.objective, self.packed.packs, counted="packs")
+        self.dealt = self.lanes.state_dict()  # after the last finished step
+        self._named: set[str] = set()
+
+    def states(self) -> Mapping[str, Stateful]:
+        """Also what each lane has drawn, and how many rows there were, so that changed files are noticed."""
+        rows = {group.name: [len(each) for each in group.sets] for group in self.groups}
+        return {
+            **super().states(),
+            "lanes": Kept(self._gathered, self._go_on),
+            "rows": Kept(lambda: rows, lambda before: self._check_same_rows(before, rows)),
+        }
+
+    def begin(self) -> None:
+        """See that every group has a row that can be used, and measure the losses before training."""
+        session = self.session
+        if session.step or session.row is None:
+            return
+        for number, group in enumerate(self.groups):
+            self._try_first(number, group)
+        session.row |= self.held_out_losses()
+
+    def step(self) -> Row | None:
+        try:
+            row = super().step()
+        except StopTrainingError:
+            self.lanes.restore(self.dealt)  # the step was not made: whoever goes on from what is saved makes it
+            raise
+        assert row is not None
+        self.dealt = self.lanes.state_dict()
+        if row["packed/left_out"]:  # the same number on all ranks
+            self._name_left_out()
+        config = self.session.config
+        tokens = row["packed/tokens"] or 0.0
+        row["packed/fill"] = tokens / (self.packed.packs * self.packed.max_tokens)
+        row["tokens_per_s"] = tokens / (row["time/update"] or 1.0)
+        for loss, counted in (("loss/ce", "packed/text_tokens"), ("loss/mse", "packed/latent_tokens")):
+            if not row[counted]:
+                row[loss] = None  # nothing of the kind was in the step
+        if self.session.step % config.evaluation.every == 0 or self.session.step == config.max_steps:
+            row |= self.held_out_losses()
+        return row
+
+    def held_out_losses(self) -> dict[str, float | None]:
+        """`heldout/ce`, and `heldout/mse` at each noise level and over all; empty where no row is held out."""
+        rows = [(group, plans, number) for group in self.groups for plans, number in group.held_out()]
+        if not rows:
+            return {}
+        session = self.session
+        with torch.no_grad(), session.ema.applied():
+            found = {level: self._measure(rows, level) for level in LEVELS}
+        self._name_left_out()
+        # The texts stand before all noise, so that their error is the same at every level.
+        row = {"heldout/ce": _mean(found[LEVELS[0]], "ce")}
+        row |= {f"heldout/mse/{level:g}": _mean(found[level], "mse") for level in LEVELS}
+        whole = [value for level in LEVELS if (value := row[f"heldout/mse/{level:g}"]) is not None]
+        row["heldout/mse"] = sum(whole) / len(whole) if whole else None
+        return row
+
+    def _measure(self, rows: Sequence[tuple[PackGroup, Plans, int]], level: float) -> dict[str, float]:
+        """Sums of errors, weighed, and what they are divided by, over all ranks; images at this noise level. All ranks together."""
+        world = self.session.world
+        share = even_share(len(rows), world.rank, world.size)
+        own = list(self._cut(self._laid([rows[index] for index in share.indices[: share.real]], level)))
+        # Sharded weights are gathered by all ranks in each forward pass, so those with fewer packs repeat one without weight.
+        most = max(world.gather(len(own)))
+        if len(own) < most:
+            filler = own[-1] if own else next(self._cut(self._laid(rows, level)))
+            own += [filler.weightless()] * (most - len(own))
+        names = ("ce", "text_tokens", "mse", "latent_tokens")
+        sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
+        for batch in own:
+            (ce, mse), _ = self.objective.terms(batch, 0)
+            counts = self.objective.counts(batch)
+            sums += sums.new_tensor([ce.sum.item(), counts["text_tokens"], mse.sum.item(), counts["latent_tokens"]])
+        return dict(zip(names, world.sum(sums).tolist(), strict=True))
+
+    def _laid(self, rows: Sequence[tuple[PackGroup, Plans, int]], level: float) -> Iterator[Laid]:
+        """Held-out rows with nothing left out, at one noise level; those without a drawn image at the first level alone."""
+        for group, plans, number in rows:
+            seed = sample_seed(self.session.config.seed, "heldout", group.name, plans.name, number)
+            try:
+                plan = plans.plan(number)
+                if level == LEVELS[0] or any(
+                    isinstance(item, ImageItem) and item.use == "drawn" for item in plan.items
+                ):
+                    yield self.policy.lay(plan, Laying(seed, levels=(level,)))
+            except UserError as error:
+                self.objective.left_out.append(str(error))
+
+    def _cut(self, rows: Iterator[Laid]) -> Iterator[PackBatch]:
+        """Packs of rows that follow one another, as long as training's; a row that is longer is a pack by itself."""
+        pack: list[Laid] = []
+        for row in rows:
+            if pack and sum(each.length for each in pack) + row.length > self.packed.max_tokens:
+                yield PackBatch(pack)
+                pack = []
+            pack.append(row)
+        if pack:
+            yield PackBatch(pack)
+
+    def _try_first(self, number: int, group: PackGroup) -> None:
+        problem = ""
+        for position in range(min(len(group), TRIED)):
+            try:
+                self.lanes.read((number, position))
+            except UserError as error:
+                problem = str(error)
+            else:
+                return
+        raise ConfigError(
+            f"packed.groups: of {group.name} none of the first {TRIED} rows can be used, the last: {problem}"
+        )
+
+    def _gathered(self) -> list[Any]:
+        """The states of all ranks' lanes, in order."""
+        return [lane for own in self.session.world.gather(self.dealt) for lane in own]
+
+    def _go_on(self, state: Sequence[Mapping[str, Any]]) -> None:
+        self.lanes.load_state_dict(state)
+        self.dealt = self.lanes.state_dict()
+
+    def _name_left_out(self) -> None:
+        """Say of every row that was met and cannot be used why, once. All ranks together."""
+        own = list(dict.fromkeys(self.objective.left_out))
+        self.objective.left_out.clear()
+        for told in self.session.world.gather(own):
+            for sentence in told:
+                if sentence not in self._named:
+                    self._named.add(sentence)
+                    self.session.recorder.note(f"left out: {sentence}")
+
+    def _check_same_rows(self, before: Any, now: Any) -> None:
+        if before != now:
+            self.session.recorder.note(
+                f"packed: rows of each set were {before} when the checkpoint was written, now {now}: steps from here on draw others"
+            )
+
+
+def _mean(found: Mapping[str, float], name: str) -> float | None:
+    """The sum by its count; None where nothing was counted."""
+    count = found["text_tokens" if name == "ce" else "latent_tokens"]
+    return found[name] / count if count else None
