@@ -96,13 +96,27 @@ class BatchReward:
             name = str(error.args[0]) if isinstance(error, KeyError) and error.args else None
             if name is not None and name not in given:  # columns["level"], most likely
                 return [self._without(name, given)] * len(items)
-            reason = f"{self.info.name} raised {type(error).__name__}: {error}"
+            reason = f"{self.info.name} raised {type(error).__name__}: {error}{self._shape(error)}"
             return [Failure(ErrorCode.INTERNAL, reason)] * len(items)
         if isinstance(outcomes, str) or len(outcomes) != len(items):
             got = outcomes if isinstance(outcomes, str) else f"{len(outcomes)} rewards"
             reason = f"{self.info.name} returned {got} for {len(items)} completions; a list with a number or None for each is needed"
             return [Failure(ErrorCode.INTERNAL, reason)] * len(items)
         return [self._checked(outcome) for outcome in outcomes]
+
+    def _shape(self, error: Exception) -> str:
+        """What to try where a function seems to have got texts for messages, or messages for texts."""
+        words = str(error)
+        if not isinstance(error, TypeError | AttributeError):
+            return ""
+        if not self.conversational and "string indices must be integers" in words:
+            return (
+                "; completions are texts here: where the function takes lists of messages (completion[0]['content']), serve it with "
+                "--conversational, in a recipe args: {conversational: true}"
+            )
+        if self.conversational and ("got 'list'" in words or "'list' object has no attribute" in words):
+            return "; completions are lists of messages here: where the function takes texts, serve it without --conversational"
+        return ""
 
     def _without(self, column: str, given: Mapping[str, object]) -> Failure:
         columns = ", ".join(name for name in given if name not in _OWN) or "none"

@@ -330,3 +330,22 @@ def test_a_megabyte_and_odd_signs_reach_the_function_as_they_are() -> None:
         )
         == [Score(1.0)] * 3
     )
+
+
+def test_a_function_that_wants_the_other_shape_is_told_how_it_gets_it(write: Callable[..., Path]) -> None:
+    """TRL gives completions as messages where prompts are, so files of its users read completion[0]["content"]."""
+    path = write(
+        "def of_messages(completions, **columns):\n"
+        "    return [float(len(completion[0]['content'])) for completion in completions]\n\n\n"
+        "def of_texts(completions, **columns):\n"
+        "    return [float(len(completion.strip())) for completion in completions]\n"
+    )
+    spec = f"{path}:of_messages,of_texts"
+    texts, messages = RulesScorer([spec]), RulesScorer([spec], conversational=True)
+    assert texts.score("of_texts", said("ab")) == messages.score("of_messages", said("ab")) == [Score(2.0)]
+    (found,) = texts.score("of_messages", said("ab"))
+    assert isinstance(found, Failure) and found.message.endswith("in a recipe args: {conversational: true}")
+    (found,) = messages.score("of_texts", said("ab"))
+    assert isinstance(found, Failure) and found.message.endswith(
+        "where the function takes texts, serve it without --conversational"
+    )
