@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from services.kit.scorer import Failure, Item, Result, Score
+from services.rules.scorer import RulesScorer
 from services.rules.side_by_side import look
 from tests.support.trainer_runs import ROOT
 from trainer.quickstart.scene_rows import (
@@ -30,6 +33,7 @@ from trainer.quickstart.scene_rows import (
     write_training,
 )
 from trainer.quickstart.scenes import COLORS, SHAPES, SIDES, Care, Scene, Thing, all_scenes, is_heldout, render
+from wire.schema import ErrorCode
 
 FOLDER = ROOT / "assets" / "unified_quickstart"
 SCENE = Scene(Thing("red", "disc"), Thing("blue", "bar"))
@@ -143,3 +147,28 @@ def test_the_files_in_the_repository_are_what_is_made(tmp_path: Path) -> None:
         for word in row.get(key, "").split()
     }
     assert words <= set(WORDS)
+
+
+def test_the_recipes_rewards_tell_what_was_changed_from_what_was_kept() -> None:
+    scorer = RulesScorer([str(FOLDER / "rewards.py")])
+    wanted = {"left": "green disc", "right": "blue bar", "edited": "left", "kept": "right"}
+    drawn = {
+        "green_disc_left_blue_bar_right": [1, 1, 1],
+        "red_disc_left_blue_bar_right": [0, 0, 1],  # nothing was changed
+        "green_disc_left_blue_ring_right": [0, 1, 0],  # more than was asked for
+    }
+    for name, expected in drawn.items():
+        item = Item(
+            "a", "make left green", (Image.open(FOLDER / f"scenes/{name}.png").convert("RGB"),), metadata=wanted
+        )
+        assert [value(scorer.score(reward, [item])[0]) for reward in ("exact", "changed", "kept")] == expected
+    no_edit = replace(item, metadata={"left": "green disc", "right": "blue bar"})
+    refused = scorer.score("kept", [no_edit])[0]
+    assert (
+        isinstance(refused, Failure) and refused.code == ErrorCode.NOT_APPLICABLE and "metadata.kept" in refused.message
+    )
+
+
+def value(result: Result) -> float:
+    assert isinstance(result, Score), result
+    return result.value
