@@ -214,6 +214,14 @@ class TestRowsThatTakePart:
         rows = [group.row(position, 1)[1] for position in range(len(group))]
         assert len(held_out) == 6 and sorted(rows + held_out) == list(range(20))
 
+    def test_a_set_can_be_held_out_as_a_whole_beside_one_that_is_trained_on(self) -> None:
+        sets = [{"name": name, "path": "a", "format": "t2i"} for name in ("drawings_1", "drawings_2")]
+        config = packed([{"name": "all", "sets": [sets[0], {**sets[1], "held_out": True}]}], hold_out=2)
+        [group] = groups_of(config, {"drawings_1": plans("drawings_1", 6), "drawings_2": plans("drawings_2", 3)})
+        held_out = [each.name for each, _ in group.held_out()]
+        assert held_out == ["drawings_1"] * 2 + ["drawings_2"] * 3
+        assert [group.row(position, 1)[0].name for position in range(len(group))] == ["drawings_1"] * 4
+
     def test_a_hold_out_that_leaves_nothing_is_refused(self) -> None:
         config = packed([{"name": "drawings"}], hold_out=5)
         with pytest.raises(

@@ -112,6 +112,8 @@ def _set(plans: Plans, section: PackSetConfig, hold_out: int, seed: int) -> Pack
     first = min(len(plans), section.max_rows or len(plans))
     # Rounded down, after a rounding that takes the dust of binary fractions off: .29 of 100 rows are 29.
     used = int(round(section.share * first, 6))
+    if section.held_out:
+        return PackSet(plans, first, used, used, seed)
     if used and used <= hold_out:
         raise DataError(
             f"packed.hold_out = {hold_out} rows of each set leave none of the {used} rows of {plans.name} to train on; lower it"
