@@ -21,6 +21,7 @@ from trainer.config.distributed import DeviceConfig, DistributedConfig
 from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig, check_held_out
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.janus import JanusConfig
+from trainer.config.neo import NeoConfig
 from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
@@ -77,6 +78,7 @@ __all__ = [
     "JanusConfig",
     "LoggingConfig",
     "LoraConfig",
+    "NeoConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -191,7 +193,7 @@ class Config(Section):
     @property
     def max_images(self) -> int:
         """How many images a question of this policy may have."""
-        return self.policy.max_images if isinstance(self.policy, VlmConfig | JanusConfig) else 0
+        return self.policy.max_images if isinstance(self.policy, VlmConfig | JanusConfig | NeoConfig) else 0
 
     @property
     def tasks(self) -> tuple[Task, ...]:

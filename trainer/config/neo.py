@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Positive, Section
 from trainer.config.mot import Attention
-from trainer.config.network import PolicySection
+from trainer.config.network import LoraConfig, PolicySection
 
 
 class GrowConfig(Section):
@@ -35,6 +35,11 @@ class NeoConfig(PolicySection):
     type: Literal["neo"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath | None = Field(None, description="A model folder in NEO's layout (model_type neo_chat).")
     grow: GrowConfig | None = Field(None, description="A fresh model from a language model, in place of `pretrained`.")
+    extra_layers: int | None = Field(
+        None,
+        ge=0,
+        description="How many layers of `pretrained` are new, its first ones; null takes extra_num_layers of its config.json.",
+    )
     train: Literal["all", "stage_1"] = Field(
         "all",
         description="What is trained: all of it, or stage 1's set: patch embedding, new layers, and the row and column queries and "
@@ -49,11 +54,23 @@ class NeoConfig(PolicySection):
     max_prompt_tokens: int = Field(8192, ge=1, description="A prompt with more tokens is refused by name.")
     max_images: int = Field(16, ge=0, le=1024, description="A prompt with more images is refused by name.")
 
+    @property
+    def lora(self) -> LoraConfig | None:
+        """It has no adapters: all of a part is trained, or none of it."""
+        return None
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """Parts are frozen by `train`."""
+        return ()
+
     @model_validator(mode="after")
     def _one_start(self) -> NeoConfig:
         if (self.pretrained is None) == (self.grow is None):
             given = "neither" if self.pretrained is None else "both"
             raise ValueError(f"{given} of pretrained and grow is given; name a model, or have one grown")
+        if self.grow is not None and self.extra_layers is not None:
+            raise ValueError("extra_layers says how many layers of `pretrained` are new; here it is grow.extra_layers")
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels = {self.min_pixels} is more than max_pixels = {self.max_pixels}; lower it")
         return self

@@ -6,9 +6,9 @@ Axes: P prompts, G group, B = P*G answers, S tokens of an answer, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,26 @@ from trainer.types import Conversation, Prompt, Replay, Rollout, Sample
 
 _NAMED = 3  # prompts that cannot be read that a message names
 _NOTHING = torch.empty(0, dtype=torch.int64)
+# Of a model, its network or a copy of it, and B answers: logits (N, V) of all their tokens behind one another.
+AnswerLogits = Callable[[Any, nn.Module, AnswerTrace], Tensor]
 
 
 class TokenPolicy:
     """Implements `Samples`, `Replays`, `ReadsTokens` and `NamesGroups` of `trainer.policies.base` for any TokenModel."""
 
-    def __init__(self, model: TokenModel, *, keep_reference: bool, drawer: Drawer | None = None) -> None:
-        self.model, self._given_drawer = model, drawer
+    def __init__(
+        self,
+        model: TokenModel,
+        *,
+        keep_reference: bool,
+        drawer: Drawer | None = None,
+        logits: AnswerLogits = answer_logits,
+    ) -> None:
+        """
+        Args:
+            logits: of given answers, of a model that is none of transformers'.
+        """
+        self.model, self._given_drawer, self._answer_logits = model, drawer, logits
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
         self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
@@ -205,7 +218,7 @@ class TokenPolicy:
         device = self.model.device
         banned_N = self.model.banned_N if banned_N is None else banned_N
         with self.model.computing():
-            logits_NV = allowed_logits(answer_logits(self.model, network, trace), banned_N)
+            logits_NV = allowed_logits(self._answer_logits(self.model, network, trace), banned_N)
         kept = [kept_SV for kept_SV in trace.kept_B if kept_SV is not None]
         logp_NV = log_probs(logits_NV / (trace.temperature or 1.0), torch.cat(kept).to(device) if kept else None)
         logp_N = logp_NV.gather(-1, torch.cat(list(trace.tokens_B)).to(device)[:, None])[:, 0]
