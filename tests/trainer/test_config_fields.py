@@ -17,6 +17,7 @@ from trainer.config import (
     DeepGenConfig,
     FluxConfig,
     JanusConfig,
+    NeoConfig,
     PreferencesConfig,
     Sd3Config,
     TinyConfig,
@@ -51,8 +52,16 @@ POLICIES: list[dict[str, Any]] = [
     {"type": "deepgen"},
     {"type": "vlm", "initialize": {}},
     {"type": "janus", "pretrained": "janus"},
+    {"type": "neo", "grow": {"language": "qwen3"}},
 ]
-MEMBERS = {"sd3": Sd3Config, "flux": FluxConfig, "deepgen": DeepGenConfig, "vlm": VlmConfig, "janus": JanusConfig}
+MEMBERS = {
+    "sd3": Sd3Config,
+    "flux": FluxConfig,
+    "deepgen": DeepGenConfig,
+    "vlm": VlmConfig,
+    "janus": JanusConfig,
+    "neo": NeoConfig,
+}
 # Sections that BASE lacks because its program is rl.
 OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
     "conversations": {"path": "talks.json"},
@@ -229,6 +238,20 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.converted": ("7", TEXT),
     "policy.system_prompt": ("7", TEXT),
     "policy.max_prompt_tokens": ("0", "greater than or equal to 1"),
+    "policy.grow": ("7", FIELDS),
+    "policy.grow.language": ("''", "at least 1 character"),
+    "policy.grow.tokenizer": ("''", "at least 1 character"),
+    "policy.grow.extra_layers": ("-1", "greater than or equal to 0"),
+    "policy.grow.vision_hidden_size": ("4", "greater than or equal to 8"),
+    "policy.grow.patch_size": ("0", "greater than or equal to 1"),
+    "policy.grow.downsample_ratio": ("0", "greater than 0"),
+    "policy.grow.rope_theta_hw": ("0", "greater than 0"),
+    "policy.grow.rope_theta_vision": ("0", "greater than 0"),
+    "policy.extra_layers": ("-1", "greater than or equal to 0"),
+    "policy.train": ("stage_2", "'all' or 'stage_1'"),
+    "policy.min_pixels": ("0", "greater than or equal to 1"),
+    "policy.max_pixels": ("0", "greater than or equal to 1"),
+    "policy.attention": ("sparse", "'auto', 'dense', 'rows' or 'flex'"),
     "policy.initialize": ("7", FIELDS),
     "policy.initialize.load_backbone": ("1", FLAG),
     "policy.initialize.vlm_config": ("7", FIELDS),

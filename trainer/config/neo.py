@@ -15,6 +15,7 @@ class GrowConfig(Section):
     """A fresh native model from a Qwen3 folder: its layers behind new ones, patches in place of a vision encoder."""
 
     language: FilePath = Field(description="A Qwen3 folder, as transformers saves it.")
+    tokenizer: FilePath | None = Field(None, description="Folder of the tokenizer; null is that of `language`.")
     extra_layers: int = Field(12, ge=0, description="New layers before the language model's own (the pre-buffer).")
     vision_hidden_size: int = Field(1024, ge=8, description="Width of the patch embedding.")
     patch_size: int = Field(16, ge=1, description="Side of a patch, in pixels.")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.config import ConfigError
 from trainer.config.neo import GrowConfig, NeoConfig
-from trainer.policies.tokens.hub import local_folder
+from trainer.policies.tokens.hub import TOKENIZER_FILES, local_folder
 from trainer.policies.unified.neo.geometry import (
     SETTINGS,
     Fields,
@@ -72,7 +72,11 @@ def read_geometry(config: NeoConfig, folder: Path) -> NeoGeometry:
 def growing(grow: GrowConfig) -> tuple[NeoGeometry, Any, Path]:
     """The sizes that a grown model will have, its tokenizer, and the language model's folder. Raises ConfigError."""
     folder = local_folder(grow.language, "policy.grow.language", fetch=False)
-    tokenizer = load_tokenizer(folder, "policy.grow.language")
+    if grow.tokenizer is None:
+        tokenizer = load_tokenizer(folder, "policy.grow.language")
+    else:
+        own = local_folder(grow.tokenizer, "policy.grow.tokenizer", TOKENIZER_FILES, fetch=False)
+        tokenizer = load_tokenizer(own, "policy.grow.tokenizer")
     fields = read_fields(folder)
     # A published Qwen3 has rows to spare; a smaller one gets rows for the tokens of images.
     rows = max(int(fields.get("vocab_size") or 0), len(tokenizer))
