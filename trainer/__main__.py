@@ -22,11 +22,13 @@ from trainer.migration.janus_grpo.command import flags_help, from_command_line
 from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
+from trainer.programs.generating.flags import add_generation_flags, settings_of
 
 COMMANDS = (
     "train",
     "sft",
     "evaluate",
+    "generate",
     "doctor",
     "report",
     "export",
@@ -112,6 +114,31 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     try:
         folder = evaluate_checkpoint(config, args.checkpoint, args.weights, output=args.output, against=args.against)
+    except StopTrainingError as error:  # a reward's `on_failure: stop`, or its failure rate
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {folder}")
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    _check_there(None if args.checkpoint in (None, "base") else Path(args.checkpoint), "--checkpoint")
+    _check_there(args.prompts, "--prompts")
+    config = _recipe(args)
+    from trainer.programs.generating.command import generate
+    from trainer.types import StopTrainingError
+
+    try:
+        folder = generate(
+            config,
+            args.prompts,
+            args.output,
+            settings,
+            source=args.checkpoint,
+            weights=args.weights,
+            score=args.score,
+        )
     except StopTrainingError as error:  # a reward's `on_failure: stop`, or its failure rate
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -238,6 +265,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--output", type=Path, help="Default: evaluations/<checkpoint>-<weights> in the run folder.")
     evaluate.add_argument("--against", type=Path, metavar="DIR", help="Another evaluation's folder: gains are paired.")
+    made = add("generate", _generate, "Make pictures and texts of a file of prompts by a checkpoint, or the base.")
+    takes_config(made)
+    add_generation_flags(made)
     doctor = add("doctor", _doctor, "Check config, data, reward services, device and disk; say what to do.")
     takes_config(doctor)
     doctor.add_argument("--json", action="store_true", help="Findings as JSON.")

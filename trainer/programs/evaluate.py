@@ -59,7 +59,7 @@ def evaluate_checkpoint(
     start = [] if against is None else read_outcomes(against)
     if against is not None and not start:
         raise ConfigError(f"--against {against}: no scores.jsonl there that can be read; give an evaluation's folder")
-    checkpoint = None if source == BASE else _named_or_newest(source, config.run_dir)
+    checkpoint = None if source == BASE else named_or_newest(source, config.run_dir)
     label = BASE if checkpoint is None else f"{checkpoint.path.name}-{weights}"
     folder = output or config.run_dir / "evaluations" / label
     _check_writable(folder)
@@ -127,7 +127,8 @@ def _recorded_scorers(folder: Path | None) -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def _named_or_newest(source: str | None, run_dir: Path) -> Checkpoint:
+def named_or_newest(source: str | None, run_dir: Path) -> Checkpoint:
+    """The checkpoint at a path, or the newest of a run. Raises CheckpointError where there is none."""
     if source is None and not (run_dir / "checkpoints").is_dir():
         raise none_yet(run_dir)  # the recipe names the folder, and training fills it: its path is not wrong
     return find_checkpoint(run_dir if source is None else Path(source))

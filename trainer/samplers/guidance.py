@@ -74,5 +74,5 @@ def guided_velocity(
 
 def _shortened(guided: Tensor, cond: Tensor, over: tuple[int, ...], least: float) -> Tensor:
     """`guided`, no longer than `cond` over these axes, and never lengthened."""
-    factor = cond.norm(dim=over, keepdim=True) / (guided.norm(dim=over, keepdim=True) + _EPS)
+    factor: Tensor = cond.norm(dim=over, keepdim=True) / (guided.norm(dim=over, keepdim=True) + _EPS)
     return guided * factor.clamp(least, 1.0)

@@ -1,0 +1,263 @@
+"""`python -m trainer generate`: prompts in, pictures and scores out, in a folder that can be gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.reward_servers import Reply, ScriptedServer, good
+from tests.support.trainer_runs import ROOT
+from trainer.__main__ import main
+from trainer.config.generation import GenerationConfig
+from trainer.policies.generation import Made, Written
+from trainer.programs.generating import command
+from trainer.types import Prompt
+
+FEW = [
+    "--num-inference-steps",
+    "3",
+    "--shift",
+    "1",
+    "--text-guidance",
+    "1",
+    "--checkpoint",
+    "base",
+    "--batch-size",
+    "2",
+]
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text(
+        "".join(f'the word "{word}" in {ink}\n' for word, ink in [("AC", "red"), ("K7", "blue"), ("X", "green")])
+    )
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "images").iterdir())}
+
+
+def test_prompts_become_pictures_that_are_scored(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = [
+        "generate",
+        str(recipe()),
+        "--prompts",
+        str(prompts),
+        "--output",
+        str(out),
+        *FEW,
+        "--samples",
+        "2",
+        "--score",
+    ]
+    assert main(given) == 0
+    made = lines(out / "made.0.jsonl")
+    assert [row["prompt"] for row in made[::2]] == prompts.read_text().splitlines()
+    assert len(made) == 6 and made[0]["id"] == f"{made[0]['prompt_id']}#0"
+    with Image.open(out / made[0]["steps"][0]["image"]) as image:
+        assert image.size == (48, 24)
+    scored = lines(out / "scores.0.jsonl")
+    assert [row["id"] for row in scored] == [row["id"] for row in made]
+    assert all(row["scores"].keys() == {"color", "small"} and "errors" not in row for row in scored)
+    mean = sum(row["scores"]["color"] for row in scored) / 6
+    printed = capsys.readouterr().out
+    assert f"{mean:.4g}" in printed and "6 of 6" in printed
+
+
+def test_a_start_that_was_stopped_is_gone_on_with(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte what a start that was not stopped makes; what is there is not made again. A torn line and an image whose line is
+    missing are what a kill leaves behind."""
+    path = str(recipe())
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        assert main(["generate", path, "--prompts", str(prompts), "--output", str(folder), *FEW]) == 0
+    kept, *lost = (cut / "made.0.jsonl").read_bytes().splitlines(keepends=True)
+    (cut / "made.0.jsonl").write_bytes(kept + lost[0][:30])
+    (cut / json.loads(lost[1])["steps"][0]["image"]).unlink()
+    batches: list[int] = []
+
+    def counting(*args: Any, shown: bool) -> Iterator[Sequence[Any]]:
+        for batch in watched(*args, shown=shown):
+            batches.append(len(batch))
+            yield batch
+
+    watched = command._watched
+    monkeypatch.setattr(command, "_watched", counting)
+    assert main(["generate", path, "--prompts", str(prompts), "--output", str(cut), *FEW]) == 0
+    assert batches == [2]
+    assert pictures(cut) == pictures(whole)
+    assert lines(cut / "made.0.jsonl") == lines(whole / "made.0.jsonl")
+
+
+def test_a_folder_of_other_settings_or_prompts_is_refused(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["generate", str(recipe()), "--prompts", str(prompts), "--output", str(tmp_path / "out"), *FEW]
+    assert main(given) == 0
+    assert main([*given, "--seed", "5"]) == 2
+    assert "was begun with seed = 1, not 5: give a new folder" in capsys.readouterr().err
+    assert main([*given, "--batch-size", "3"]) == 0, "how many at a time does not matter"
+    prompts.write_text('the word "Z" in red\n')
+    assert main(given) == 2
+    assert "was begun with prompts = " in capsys.readouterr().err
+    (tmp_path / "out" / "settings.json").unlink()
+    assert main(given) == 2
+    assert "has samples and no settings.json" in capsys.readouterr().err
+
+
+def test_a_score_that_failed_is_no_number_and_asked_for_again(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = {"on": True}
+
+    def behave(request: dict[str, Any]) -> Reply:
+        reply = good(request, lambda item: 0.5)
+        if failing["on"]:
+            first = next((r for r in reply.body["results"] if r["id"].endswith("#0")), None)  # not the canary
+            if first is not None:
+                first |= {"score": None, "error": {"code": "parse_error", "message": "no number"}}
+        return reply
+
+    server = ScriptedServer(behave)
+    try:
+        rewards = {
+            "services": {"judge": {"urls": [server.url]}},
+            "columns": {"judge": {"service": "judge", "canary": "none", "max_failure_rate": 1.0}},
+        }
+        path = recipe(
+            rewards=rewards, data={"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"judge": 1.0}}]}
+        )
+        out = tmp_path / "out"
+        given = ["generate", str(path), "--prompts", str(prompts), "--output", str(out), *FEW, "--score"]
+        assert main(given) == 0
+        said = capsys.readouterr().out
+        assert "judge: 1 of 2 scores failed (parse_error 1)" in said and "1 of 3" in said
+        rows = lines(out / "scores.0.jsonl")
+        assert rows[0]["scores"] == {"judge": None} and rows[0]["errors"] == {"judge": "parse_error"}
+        failing["on"] = False
+        assert main(given) == 0
+        assert "3 of 3" in capsys.readouterr().out
+    finally:
+        server.close()
+
+
+class TwoRounds:
+    """Writes a thought, draws, suggests and draws again, as a policy that does both would."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def check_generation(self, settings: GenerationConfig) -> None: ...
+
+    def generate(self, prompts_B: Sequence[Prompt], seeds_B: Sequence[int], settings: GenerationConfig) -> list[Made]:
+        def image(value: int) -> np.ndarray:
+            return np.full((8, 8, 3), value, np.uint8)
+
+        return [
+            Made((Written("thought", "a plan"), image(1), Written("suggestion", "brighter", finished=False), image(2)))
+            for _ in prompts_B
+        ]
+
+
+def test_texts_and_images_are_kept_in_order_and_the_last_is_scored(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "maker", TwoRounds)
+    server = ScriptedServer()
+    try:
+        rewards = {
+            "services": {"judge": {"urls": [server.url]}},
+            "columns": {"judge": {"service": "judge", "canary": "none"}},
+        }
+        path = recipe(
+            rewards=rewards, data={"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"judge": 1.0}}]}
+        )
+        out = tmp_path / "out"
+        assert main(["generate", str(path), "--prompts", str(prompts), "--output", str(out), *FEW, "--score"]) == 0
+    finally:
+        server.close()
+    row = lines(out / "made.0.jsonl")[0]
+    stem = row["id"].replace("#", "-")
+    assert row["steps"] == [
+        {"thought": "a plan"},
+        {"image": f"images/{stem}.1.png"},
+        {"suggestion": "brighter", "cut_off": True},
+        {"image": f"images/{stem}.png"},
+    ]
+    items = [item for request in server.requests for item in request["items"] if "#" in item["id"]]
+    assert all(item["completion"] == "a plan" and len(item["images"]) == 1 for item in items) and len(items) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--shift", "0"], "--shift: must be greater than 0 (given: 0). It is: s of the noise levels"),
+        (["--samples", "many"], "--samples: must be a valid integer"),
+        (["--guidance-interval", ".9", ".4"], "guidance_interval = 0.9 0.4 holds no noise level; give low, then high"),
+        (["--height", "64"], "height = 64 and width = None: give both, or neither"),
+        (["--task", "answer", "--think"], "think and refine are about pictures, and task is answer"),
+        (["--think"], "policy.type = tiny does not write and draw in turns, which --think asks for; leave it out"),
+        (["--refine", "2"], "which --refine asks for"),
+        (["--task", "answer"], "--task answer: policy.type = tiny can draw; give --task draw"),
+        (["--height", "32", "--width", "32"], "the tiny policy draws 24x48 pixels, not 32x32"),
+        (["--checkpoint", "nowhere"], "--checkpoint: nothing at "),
+    ],
+)
+def test_what_cannot_be_made_is_said(
+    recipe: Callable[..., Path],
+    prompts: Path,
+    tmp_path: Path,
+    flags: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        main(["generate", str(recipe()), "--prompts", str(prompts), "--output", str(tmp_path / "o"), *FEW, *flags]) == 2
+    )
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = str(
+        recipe(rewards={}, data={"train": []}, evaluation={"path": None}, program="supervised", sft={"path": "x.json"})
+    )
+    given = ["--prompts", str(prompts), "--output", str(tmp_path / "o"), *FEW]
+    assert main(["generate", bare, *given, "--score"]) == 2
+    assert "--score asks the recipe's rewards, and it has none" in capsys.readouterr().err
+    assert main(["generate", str(recipe()), *given[2:], "--prompts", "none.txt"]) == 2
+    assert "--prompts: nothing at " in capsys.readouterr().err
+    assert main(["generate", str(recipe()), "--prompts", str(prompts), "--output", "/dev/null/x", *FEW]) == 2
+    assert "the output folder /dev/null/x cannot be written" in capsys.readouterr().err
+
+
+def test_every_setting_is_a_flag_and_described() -> None:
+    for name, field in GenerationConfig.model_fields.items():
+        assert field.description, name

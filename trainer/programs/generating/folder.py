@@ -1,0 +1,159 @@
+"""The folder that generated pictures and texts are written to.
+
+| file | what |
+|---|---|
+| settings.json | what was asked for: another start with other settings is refused |
+| made.<rank>.jsonl | a line a sample: its prompt, texts and images in the order in which they were made |
+| images/<name>.png | the last image of a sample; those before it are <name>.1.png, <name>.2.png, ... |
+| scores.<rank>.jsonl | a line a scored sample, with --score |
+
+A line is written after its images, so that a sample is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainer.config import ConfigError
+from trainer.evaluation.artefacts import images
+from trainer.policies.generation import Made, Written
+from trainer.records.recorder import write_atomic
+from trainer.types import Prompt
+
+_PLAIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class OutputFolder:
+    """What was made, kept as it is made.
+
+    Args:
+        folder: made where it is missing.
+        settings: all that decides what is made.
+        rank: of this process; each writes lines of its own.
+
+    Raises:
+        ConfigError: the folder holds something else, or what other settings made.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+        self.folder, self._rank = folder, rank
+        try:
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            self._begin(json.loads(json.dumps(settings)))
+        except OSError as error:
+            raise ConfigError(
+                f"the output folder {folder} cannot be written: {error.strerror}; correct its owner, or give another"
+            ) from error
+        for kind in ("made", "scores"):
+            _cut_torn_line(self._lines(kind))
+
+    def made(self) -> dict[str, dict[str, Any]]:
+        """The lines of all samples that are there, by their id; of one whose images are gone, there is none."""
+        return {
+            row["id"]: row
+            for row in self._rows("made")
+            if all((self.folder / name).is_file() for name in _images_of(row))
+        }
+
+    def scored(self) -> dict[str, dict[str, Any]]:
+        """The lines of all samples that were scored, by their id."""
+        return {row["id"]: row for row in self._rows("scores")}
+
+    def add(self, name: str, prompt: Prompt, made: Made) -> dict[str, Any]:
+        """Write a sample, its images first; returns its line."""
+        steps: list[dict[str, Any]] = []
+        stem, seen = stem_of(name), 0
+        for step in made.steps:
+            if isinstance(step, Written):
+                steps.append({step.purpose: step.text, **({} if step.finished else {"cut_off": True})})
+                continue
+            seen += 1
+            last = seen == len(made.images)
+            steps.append({"image": self._save(step, stem if last else f"{stem}.{seen}")})
+        row = {"id": name, "prompt_id": prompt.id, "prompt": prompt.text, "steps": steps}
+        if prompt.source_images:
+            row["source_images"] = list(prompt.source_images)
+        self._append("made", row)
+        return row
+
+    def add_score(self, row: Mapping[str, Any]) -> None:
+        """Write what the rewards said of a sample."""
+        self._append("scores", row)
+
+    def image(self, row: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+        """The last image of a line, if it has one."""
+        names = _images_of(row)[-1:]
+        return images.load(self.folder / "images", Path(names[0]).stem, 1) if names else ()
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if any(self.folder.glob("made.*.jsonl")):
+                raise ConfigError(f"{self.folder} has samples and no settings.json; give a new folder") from None
+            if self._rank == 0:
+                write_atomic(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            return
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}); give a new folder") from error
+        for name in sorted(before.keys() | settings.keys()):
+            if before.get(name) != settings.get(name):
+                raise ConfigError(
+                    f"{self.folder} was begun with {name} = {before.get(name)}, not {settings.get(name)}: give a new folder, or "
+                    "the same settings to go on"
+                )
+
+    def _lines(self, kind: str) -> Path:
+        return self.folder / f"{kind}.{self._rank}.jsonl"
+
+    def _rows(self, kind: str) -> Iterator[dict[str, Any]]:
+        for path in sorted(self.folder.glob(f"{kind}.*.jsonl")):
+            for line in path.read_bytes().split(b"\n"):
+                if line:
+                    yield json.loads(line)
+
+    def _append(self, kind: str, row: Mapping[str, Any]) -> None:
+        with self._lines(kind).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _save(self, pixels_HWC: np.ndarray, stem: str) -> str:
+        name = f"images/{stem}.png"
+        temporary = self.folder / f"images/.{stem}.writing.png"
+        Image.fromarray(pixels_HWC).save(temporary, compress_level=1)
+        temporary.replace(self.folder / name)
+        return name
+
+
+def stem_of(name: str) -> str:
+    """A file name for a sample's id: the id itself where it can be one, else its beginning and its hash."""
+    plain = name.replace("#", "-")
+    if _PLAIN.match(plain):
+        return plain
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")[:60]
+    return f"{kept or 'sample'}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _images_of(row: Mapping[str, Any]) -> list[str]:
+    return [step["image"] for step in row["steps"] if "image" in step]
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a process that was killed left behind the last whole line."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
