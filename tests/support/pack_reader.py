@@ -6,8 +6,9 @@ It is a double for tests of what holds for every policy that reads packs. Axes: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -84,25 +85,25 @@ class PackReader:
         return row
 
     def read(self, pack: Sequence[LaidRow]) -> PackOutput:
-        errors, squares = [torch.zeros(0)], [torch.zeros(0)]
-        for row in pack:
-            for ids, learnt in row.texts:
-                if learnt:
-                    before = torch.tensor([END, *ids[:-1]])
-                    logits = self.trainable["head"](self.trainable["words"](before))
-                    errors.append(functional.cross_entropy(logits, torch.tensor(ids), reduction="none"))
-            squares += self._squares(row)
-        return PackOutput(torch.cat(errors), torch.cat(squares))
-
-    def _squares(self, row: LaidRow) -> Iterator[Tensor]:
-        ids = [token for text, _ in row.texts for token in text]
-        text = self.trainable["words"](torch.tensor(ids)).mean(0) if ids else torch.zeros(5)
-        seen = torch.stack(row.clean).mean((0, 1)) if row.clean else torch.zeros(CHANNELS)
-        for clean, noise, t in row.noised:
-            x = (1 - t) * clean + t * noise
-            context = torch.cat([text, seen, torch.tensor([t])]).expand(PATCHES, -1)
-            velocity = self.trainable["velocity"](torch.cat([x, context], -1))
-            yield (velocity - (noise - clean)).square().mean(-1)
+        """Each module runs once, and on one token more than the pack has: also where it has none."""
+        texts = [[token for ids, _ in row.texts for token in ids] for row in pack]
+        before = [[END, *ids[:-1]] for row in pack for ids, learnt in row.texts if learnt]
+        after = [ids for row in pack for ids, learnt in row.texts if learnt]
+        embedded = self.trainable["words"](torch.tensor([*chain(*before, *texts), END]))
+        many, sizes = sum(map(len, before)), [*map(len, texts), 1]
+        logits = self.trainable["head"](torch.cat([embedded[:many], embedded[-1:]]))
+        errors = functional.cross_entropy(logits, torch.tensor([*chain(*after), END]), reduction="none")[:-1]
+        means = [each.mean(0) if len(each) else torch.zeros(5) for each in embedded[many:].split(sizes)]
+        inputs, targets = [torch.zeros(1, 2 * CHANNELS + 1 + 5)], [torch.zeros(1, CHANNELS)]
+        for row, text in zip(pack, means, strict=False):
+            seen = torch.stack(row.clean).mean((0, 1)) if row.clean else torch.zeros(CHANNELS)
+            for clean, noise, t in row.noised:
+                context = torch.cat([text, seen, torch.tensor([t])]).expand(PATCHES, -1)
+                inputs.append(torch.cat([(1 - t) * clean + t * noise, context], -1))
+                targets.append(noise - clean)
+        squares = (self.trainable["velocity"](torch.cat(inputs)) - torch.cat(targets)).square().mean(-1)[1:]
+        nothing = 0 * (logits[-1].sum() + squares.sum())
+        return PackOutput(errors + nothing, squares + nothing)
 
 
 def _chance(item: Item, laying: Laying) -> float:

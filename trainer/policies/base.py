@@ -257,7 +257,12 @@ class ReadsPacks(Policy, Protocol):
 
     def read(self, pack: Sequence[Any]) -> PackOutput:
         """Errors of the tokens of these rows, `Laid` by this policy, under the present weights, unreduced, differentiable. A row does
-        not depend on its neighbours."""
+        not depend on its neighbours.
+
+        All trained modules run, in the same order, and all trained parameters have a gradient, if only 0, whatever the pack holds:
+        ranks gather sharded weights and add up gradients as they come, so that a rank whose pack has no image would leave the others
+        waiting, and one that ran its modules in another order would have its gradients added to those of other parameters.
+        """
         ...
 
 
