@@ -160,6 +160,7 @@ class GivenText:
         learnt: which of them the assistant says, the tokens that end its turns included.
         length: tokens of it all, the places of images included.
         needed: of the S tokens, how many must stay when a text is cut: those up to its last image.
+        most: tokens of it all that the policy has positions for; None is any number.
     """
 
     reading: Any
@@ -167,6 +168,7 @@ class GivenText:
     learnt: tuple[bool, ...]
     length: int
     needed: int = 0
+    most: int | None = None
 
 
 @runtime_checkable

@@ -114,7 +114,8 @@ def shortened(text: GivenText, longest: int | None, name: str) -> GivenText:
     """The text without what lies beyond `longest` tokens.
 
     Raises:
-        ConfigError: that would cut through its images, or leave nothing to learn; `name` is said.
+        ConfigError: that would cut through its images, or leave nothing to learn, or more than the policy has positions for; `name`
+            is said.
     """
     if longest is None or text.length <= longest:
         kept = text
@@ -127,6 +128,11 @@ def shortened(text: GivenText, longest: int | None, name: str) -> GivenText:
                 "max_tokens, shorten it, or give fewer images"
             )
         kept = replace(text, tokens=text.tokens[:stays], learnt=text.learnt[:stays], length=longest)
+    if kept.most is not None and kept.length > kept.most:
+        raise ConfigError(
+            f"{name} has {kept.length} tokens, and the model has positions for {kept.most}; set max_tokens to {kept.most}, which cuts "
+            "its end, or shorten it"
+        )
     if not any(kept.learnt):
         raise ConfigError(
             f"{name} has no token of an assistant to learn"

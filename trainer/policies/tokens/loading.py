@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from trainer.config import ConfigError, VlmConfig
 from trainer.policies.tokens.hub import local_folder
@@ -45,17 +46,38 @@ def from_transformers(folder: Path) -> tuple[Any, Any]:
     place = f"policy.pretrained = {folder}"
     try:
         network, found = loader.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with both shapes
         )
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{place} cannot be loaded: its weights are damaged, or a pointer in their place ({error}); download the folder again"
+        ) from error
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{place} cannot be loaded: {error}") from error
+        raise ConfigError(f"{place} cannot be loaded: {error}{_remedy(str(error))}") from error
     if missing := sorted(found["missing_keys"]):  # would stay random
         raise ConfigError(
             f"{place} lacks {len(missing)} weights, first {missing[0]}: save or download the folder again"
         )
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, held, wanted = mismatched[0]
+        raise ConfigError(
+            f"{place}: {name} has shape {tuple(held)}, by config.json it has {tuple(wanted)}; the two files do not belong together"
+        )
     if (settings := nanovlm.kept_settings(network.config)) is not None:
         return network, nanovlm.as_nanovlm(network, folder, settings)
     return network, load_processor(folder, network.config.model_type)
+
+
+def _remedy(said: str) -> str:
+    """What to do, where transformers' own words do not say it."""
+    if "Unrecognized configuration class" in said:
+        return " It reads no images: give a vision-language model"
+    return ""
 
 
 def _refuse_adapters(folder: Path) -> None:

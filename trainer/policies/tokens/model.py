@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -147,8 +148,8 @@ class TokenModel:
             is_asked: with the beginning of an answer.
 
         Raises:
-            ConfigError: there is no chat template, the images do not fit their marks, or a text has a token that stands for an
-                image.
+            ConfigError: there is no chat template, or it refuses such turns; the images do not fit their marks; or a text has a
+                token that stands for an image.
         """
         self._refuse_placeholders(where, turns)
         messages = _messages(where, turns, num_images)
@@ -159,10 +160,26 @@ class TokenModel:
                 f"policy.pretrained = {self.config.pretrained} has no chat template, without which no turn can be told from "
                 f"another: add chat_template.jinja to the folder ({error})"
             ) from error
+        except (
+            TemplateError,
+            TypeError,
+        ) as error:  # templates are programs: some have no system turn, some take texts alone
+            roles = ", ".join(turn.role for turn in turns)
+            has_system = any(turn.role == "system" for turn in turns)
+            raise ConfigError(
+                f"{where}: the chat template of policy.pretrained = {self.config.pretrained} does not take these turns ({roles}): "
+                f"{error}; {'leave out policy.system_prompt, or the system turn, or ' if has_system else ''}correct the folder's "
+                "chat_template.jinja"
+            ) from error
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of prompt and answer together that a nanoVLM model has positions for; None of any other model."""
+        return self.processor.longest if isinstance(self.processor, NanoVlmProcessor) else None
 
     def check_length(self, reading: Reading, count: int) -> None:
         """Raises ConfigError where a prompt and `count` tokens behind it leave the positions that a nanoVLM model has."""
-        longest = self.processor.longest if isinstance(self.processor, NanoVlmProcessor) else None
+        longest = self.longest
         if longest is not None and len(reading.ids_T) + count > longest:
             raise ConfigError(
                 f"a prompt of {len(reading.ids_T)} tokens with {count} behind it ({reading.text[:40]!r}) is longer than "

@@ -42,11 +42,14 @@ def comparison_plan(num_samples: int) -> TokenPlan:
 
 
 def check_plans(config: Config, policy: TokenPolicy) -> None:
-    """Raises ConfigError where an id of `sampling.stop_ids` is none of the tokenizer's."""
+    """Raises ConfigError where an id of `sampling.stop_ids` is none of the tokenizer's, or where an answer would leave the positions
+    of the model, so that the run would end at the step that draws that prompt."""
     known = len(policy.model.tokenizer)
     for each in _sampling(config).stop_ids:
         if each >= known:
             raise ConfigError(f"sampling.stop_ids has {each}, but the tokenizer has ids from 0 to {known - 1}")
+    if config.program == "rl":
+        policy.check_room(_sampling(config).max_new_tokens)
 
 
 def _sampling(config: Config) -> TokenSamplingConfig:

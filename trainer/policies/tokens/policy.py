@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -54,6 +55,7 @@ class TokenPolicy:
         """
         self.model, self._given_drawer, self._answer_logits = model, drawer, logits
         self._keeps_reference = keep_reference
+        self._longest: Reading | None = None  # of the prompts that were checked
         has_adapter = hasattr(model.network, "disable_adapter")
         self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
         if keep_reference and has_adapter:
@@ -88,12 +90,19 @@ class TokenPolicy:
         problems = []
         for prompt in prompts:
             try:
-                self.model.read(prompt)
+                reading = self.model.read(prompt)
+                if self._longest is None or len(reading.ids_T) > len(self._longest.ids_T):
+                    self._longest = reading
             except ConfigError as error:
                 problems.append(str(error))
         if problems:
-            listed = "\n  ".join(problems[:_NAMED])
+            listed = "\n  ".join(list(dict.fromkeys(problems))[:_NAMED])
             raise ConfigError(f"{len(problems)} of {len(prompts)} prompts cannot be read. The first:\n  {listed}")
+
+    def check_room(self, count: int) -> None:
+        """Raises ConfigError where an answer of `count` tokens has no place behind the longest prompt that was checked."""
+        if self._longest is not None:
+            self.model.check_length(self._longest, count)
 
     @torch.no_grad()
     def sample(
@@ -124,7 +133,7 @@ class TokenPolicy:
 
     def read_conversation(self, conversation: Conversation) -> GivenText:
         """Raises ConfigError, naming the conversation, where it cannot be read."""
-        return given_text(self.model, conversation)
+        return replace(given_text(self.model, conversation), most=self.model.longest)
 
     def logp(
         self, readings_B: Sequence[Reading], answers_B: Sequence[Sequence[int]], *, reference: bool = False

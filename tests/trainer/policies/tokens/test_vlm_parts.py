@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from tests.support import nanovlm_reference as reference
 from trainer.config import ConfigError, VlmConfig
 from trainer.config.nanovlm import NanoVlmConfig
+from trainer.objectives.tokens.given import shortened
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.tokens.nanovlm import layout
 from trainer.policies.tokens.nanovlm.adapters import layers_of
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.sizes import sizes
 from trainer.policies.tokens.vlm import build
-from trainer.types import Prompt
+from trainer.types import Conversation, Prompt, Turn
 
 CPU = torch.device("cpu")
 SIX = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
@@ -254,3 +255,66 @@ def test_answers_that_leave_nanovlms_positions_are_refused(nano_folder: Path) ->
         policy.logp([reading], [[5] * (count + 1)])
     with pytest.raises(ConfigError, match=r"is longer than lm_max_position_embeddings = 256"):
         list(policy.sample([prompt], 1, [0], TokenPlan(micro_batch_size=1, max_new_tokens=count + 1)))
+
+
+def test_what_leaves_nanovlms_positions_is_found_before_the_step_that_meets_it(nano_folder: Path) -> None:
+    """RL: the longest prompt with the longest answer. Given texts: the row, which is then passed over, or cut."""
+    policy = TokenPolicy(model_of(nano_folder), keep_reference=False)
+    policy.check_room(10_000)  # nothing was checked yet
+    prompts = [Prompt(f"p{n}", "what is this" + " a cat" * n) for n in (1, 9, 4)]
+    policy.check_prompts(prompts)
+    room = 256 - len(policy.model.read(prompts[1]).ids_T)
+    policy.check_room(room)
+    with pytest.raises(
+        ConfigError, match=rf"with {room + 1} behind it .* is longer than lm_max_position_embeddings = 256"
+    ):
+        policy.check_room(room + 1)
+    long = Conversation("row 1", (Turn("user", "what is this"), Turn("assistant", "a cat " * 200)))
+    text = policy.read_conversation(long)
+    assert text.length > 256
+    with pytest.raises(
+        ConfigError, match=rf"row 1 has {text.length} tokens, and the model has positions for 256; set max"
+    ):
+        shortened(text, None, "row 1")
+    assert shortened(text, 256, "row 1").length == 256
+
+
+def test_a_template_that_refuses_turns_is_named_with_them(vlm_folder: Path, tmp_path: Path) -> None:
+    """Some have no system turn, and say so by an exception of their own; some are no templates."""
+    folder = Path(shutil.copytree(vlm_folder, tmp_path / "model"))
+    for template, told in {
+        "{{ raise_exception('no system turn') if messages[0]['role'] == 'system' }}": "no system turn; leave out policy.system_prompt",
+        "{% for message in": "correct the folder's chat_template.jinja",
+        "{{ 'turn: ' + messages[0]['content'] }}": "correct the folder's chat_template.jinja",
+    }.items():
+        (folder / "chat_template.jinja").write_text(template)
+        config = VlmConfig(type="vlm", pretrained=str(folder), dtype="float32", system_prompt="be brief")
+        with pytest.raises(ConfigError) as raised:
+            TokenPolicy(build(config, CPU), keep_reference=False).check_prompts(
+                [Prompt("p", "what", place="a.jsonl:3")]
+            )
+        assert "(a.jsonl:3): the chat template of policy.pretrained" in str(raised.value)
+        assert "does not take these turns (system, user)" in str(raised.value) and told in str(raised.value)
+
+
+def test_weights_that_are_damaged_or_of_another_model_are_named(vlm_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(vlm_folder, tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["vocab_size"] += 5
+    (folder / "config.json").write_text(json.dumps(settings))
+    held = settings["text_config"]["vocab_size"] - 5
+    with pytest.raises(
+        ConfigError, match=rf"embed_tokens.weight has shape \({held}, 64\), by config.json it has \({held + 5}, 64\)"
+    ):
+        model_of(folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(
+        ConfigError, match=r"its weights are damaged, or a pointer in their place .*download the folder again"
+    ):
+        model_of(folder)
+
+
+def test_a_model_that_reads_no_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 32}')
+    with pytest.raises(ConfigError, match="It reads no images: give a vision-language model"):
+        model_of(tmp_path)
