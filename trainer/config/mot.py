@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Section
+from trainer.config.base import FilePath, Name, Section
 from trainer.config.network import PolicySection
 
 MotPart = Literal["language", "vision", "connector", "generation"]
@@ -24,6 +24,21 @@ class MotSizes(Section):
     intermediate_size: int = Field(256, ge=8, description="Width of the MLPs.")
     image_size: int = Field(32, ge=8, description="Side of the images it draws, in pixels.")
     vision_layers: int = Field(1, ge=0, description="Layers of the vision encoder.")
+    words: tuple[Name, ...] = Field((), description="Words that are one token each; all else is spelt in letters.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> MotSizes:
+        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"hidden_size = {self.hidden_size}, num_heads = {self.num_heads} and num_kv_heads = {self.num_kv_heads} must divide "
+                "one another in this order; change one"
+            )
+        if self.hidden_size // self.num_heads % 4 or self.image_size % 8:
+            raise ValueError(
+                f"hidden_size / num_heads = {self.hidden_size // self.num_heads} must be a multiple of 4, and image_size = "
+                f"{self.image_size} of 8; change one"
+            )
+        return self
 
 
 class MotConfig(PolicySection):

@@ -10,6 +10,7 @@ from pydantic import Field
 from trainer.config.base import FilePath, by_type
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.janus import JanusConfig
+from trainer.config.mot import MotConfig
 from trainer.config.neo import NeoConfig
 from trainer.config.network import LoraConfig, NetworkConfig, PolicySection
 from trainer.config.vlm import VlmConfig
@@ -76,7 +77,15 @@ class QwenImageConfig(DiffusersConfig):
 
 
 PolicyConfig = Annotated[
-    TinyConfig | Sd3Config | FluxConfig | QwenImageConfig | DeepGenConfig | VlmConfig | JanusConfig | NeoConfig,
+    TinyConfig
+    | Sd3Config
+    | FluxConfig
+    | QwenImageConfig
+    | DeepGenConfig
+    | VlmConfig
+    | JanusConfig
+    | MotConfig
+    | NeoConfig,
     Field(discriminator="type"),
 ]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, LoraConfig
-from trainer.config.network import LanguageSettings, NetworkConfig
+from trainer.config.network import NetworkConfig
 from trainer.policies.lora_files import start_from
 
 # Attention projections of image and text tokens, by diffusers' names: where Flow-GRPO puts its adapters.
@@ -41,11 +41,18 @@ def adapters_of(lora: LoraConfig | None) -> str:
     return "" if lora is None or lora.path is None else f" with the adapters of {lora.path}"
 
 
-def compute_dtype(config: NetworkConfig | LanguageSettings) -> torch.dtype:
+class Computes(Protocol):
+    """A section that says the type of computations."""
+
+    @property
+    def dtype(self) -> str: ...
+
+
+def compute_dtype(config: Computes) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def autocast(config: NetworkConfig | LanguageSettings, device: torch.device) -> torch.autocast:
+def autocast(config: Computes, device: torch.device) -> torch.autocast:
     """The context that a network computes in. Its weight cache is off: a call uses each weight once, and the cache would
     hold a second network in bfloat16 until the end of the call, of offloaded and gathered weights, too."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16", cache_enabled=False)

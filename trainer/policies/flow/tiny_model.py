@@ -14,9 +14,9 @@ from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trainer.config import ConfigError, TinyConfig
+from trainer.policies.pca_codec import PcaCodec
 from trainer.quickstart.words import ALPHABET, HEIGHT, INKS, WIDTH
 
 PATCH = 8
@@ -62,53 +62,13 @@ class CharEncoder(nn.Module):
         return states, self.pool(states.flatten(1))
 
 
-class PcaCodec(nn.Module):
-    """8x8x3 patches to 48 principal components and back; linear, exact on the span it was fitted to.
-
-    `encode` takes (B, 3, 24, 48) in [-1, 1] and gives (B, 48, 3, 6) of about unit spread.
-    """
-
-    mean: Tensor
-    basis: Tensor
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        dim = 3 * PATCH * PATCH
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("basis", torch.eye(dim)[:, : LATENT_SHAPE[0]].clone())  # (192, 48), orthonormal columns
-        self.register_buffer("scale", torch.ones(LATENT_SHAPE[0]))
-
-    @torch.no_grad()
-    def fit(self, pixels: Tensor, power: float = 0.5) -> None:
-        """Fit to images (N, 3, 24, 48). Component c is divided by std_c^power, then all by one common spread."""
-        patches = functional.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1).flatten(0, 2).double()
-        mean = patches.mean(0)
-        _, eigenvectors = torch.linalg.eigh((patches - mean).T @ (patches - mean))
-        basis = eigenvectors.flip(1)[:, : LATENT_SHAPE[0]]
-        coefficients = (patches - mean) @ basis
-        scale = coefficients.std(0) ** power
-        scale *= (coefficients / scale).std()
-        self.mean.copy_(mean)
-        self.basis.copy_(basis)
-        self.scale.copy_(scale)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        patches = functional.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1)
-        return (((patches - self.mean) @ self.basis) / self.scale).permute(0, 3, 1, 2)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        patches = (latents.permute(0, 2, 3, 1) * self.scale) @ self.basis.T + self.mean
-        return functional.pixel_shuffle(patches.permute(0, 3, 1, 2), PATCH)
-
-
 class TinyModel(nn.Module):
     """Text encoder, transformer and codec in one module: what the checkpoint holds."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
         width = config.num_heads * config.head_dim
-        self.codec = PcaCodec()
+        self.codec = PcaCodec(PATCH, LATENT_SHAPE[0])
         self.text = CharEncoder(width)
         self.transformer = SD3Transformer2DModel(
             sample_size=max(LATENT_SHAPE[1:]),

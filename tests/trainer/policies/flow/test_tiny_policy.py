@@ -11,7 +11,8 @@ from trainer.config import ConfigError, TinyConfig
 from trainer.policies.base import SamplingPlan, regroup
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.flow.tiny import TinyFlow
-from trainer.policies.flow.tiny_model import LATENT_SHAPE, PcaCodec, TinyModel, to_pixels, tokenize
+from trainer.policies.flow.tiny_model import LATENT_SHAPE, PATCH, TinyModel, to_pixels, tokenize
+from trainer.policies.pca_codec import PcaCodec
 from trainer.policies.registry import build_policy
 from trainer.types import Prompt, Rollout
 
@@ -178,10 +179,10 @@ def test_edits_are_refused() -> None:
 
 def test_codec_is_exact_on_its_span_and_orthonormal() -> None:
     torch.manual_seed(0)
-    codec = PcaCodec()
+    codec = PcaCodec(PATCH, LATENT_SHAPE[0])
     latents = torch.randn(512, *LATENT_SHAPE)
     pixels = codec.decode(latents)  # pictures that live in a 48-dimensional span of patches
-    fitted = PcaCodec()
+    fitted = PcaCodec(PATCH, LATENT_SHAPE[0])
     fitted.fit(pixels)
     torch.testing.assert_close(fitted.basis.T @ fitted.basis, torch.eye(48), atol=1e-5, rtol=0)
     torch.testing.assert_close(fitted.decode(fitted.encode(pixels)), pixels, atol=1e-4, rtol=0)

@@ -1,0 +1,45 @@
+"""A trained Mixture-of-Transformers as other programs read it: a folder in BAGEL's layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from trainer.config.mot import MotConfig
+from trainer.policies.registry import Exporter, build_model
+from trainer.policies.unified.mot.geometry import LLM_CONFIG, VIT_CONFIG, llm_fields, vit_fields
+from trainer.policies.unified.mot.loading import AVERAGED
+from trainer.policies.unified.mot.model import MotModel
+
+
+def write_bagel(model: MotModel, folder: Path, dtype: torch.dtype) -> None:
+    """The weights under BAGEL's names, with all else that its programs need to read them."""
+    network = model.network
+    state = {name: each.to(dtype).cpu().contiguous() for name, each in network.state_dict().items()}
+    save_file(state, folder / AVERAGED, metadata={"format": "pt"})
+    if model.base is not None:
+        for name in (LLM_CONFIG, VIT_CONFIG):
+            shutil.copyfile(model.base / name, folder / name)
+    else:
+        for name, fields in (
+            (LLM_CONFIG, llm_fields(network.geometry.language)),
+            (VIT_CONFIG, vit_fields(network.geometry.vision)),
+        ):
+            (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    model.codec.save(folder)
+    model.words.save(folder)
+
+
+def _reload(config: MotConfig, folder: Path, device: torch.device) -> Any:
+    return build_model(
+        config.model_copy(update={"pretrained": str(folder), "weights": None, "initialize": None}), device
+    )
+
+
+EXPORTERS = {"bagel": Exporter(write_bagel, _reload)}
+"""By the name of the format."""

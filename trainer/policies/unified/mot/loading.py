@@ -1,0 +1,103 @@
+"""Where a Mixture-of-Transformers comes from: a folder in BAGEL's layout, or fresh weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trainer.config import ConfigError
+from trainer.config.mot import MotConfig
+from trainer.policies.unified.mot.codec import LINEAR_FILE, Codec, LinearCodec
+from trainer.policies.unified.mot.geometry import fresh_geometry, read_geometry
+from trainer.policies.unified.mot.network import MotNetwork, initialize, sinusoids_2d
+from trainer.policies.unified.mot.words import Words
+
+AVERAGED, PLAIN = "ema.safetensors", "model.safetensors"
+# Sinusoids that anybody can compute: BAGEL's own files hold them for the size of one training or another.
+COMPUTED = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
+_NAMED = 3
+
+
+def load(config: MotConfig, device: torch.device) -> tuple[MotNetwork, Codec, Words, str]:
+    """The network in float32, its codec, its tokenizer, and a sentence on where they come from.
+
+    Raises:
+        ConfigError: files are missing, damaged, or of another model.
+    """
+    if config.initialize is not None:
+        words = Words.fresh(config.initialize.words)
+        network = MotNetwork(fresh_geometry(config.initialize, len(words), config.max_latent_size))
+        initialize(network)
+        return network, LinearCodec.fitted(config.initialize.image_size, device), words, "Random weights."
+    assert config.pretrained is not None, "the configuration has checked it"
+    folder = Path(config.pretrained)
+    codec = load_codec(folder, device)
+    geometry = read_geometry(folder, codec.channels * codec.latent_patch**2, config.max_latent_size)
+    with torch.device("meta"):
+        network = MotNetwork(geometry)
+    path = weights_of(folder if config.weights is None else Path(config.weights), use_ema=config.use_ema)
+    fill(network, path)
+    return network, codec, Words.load(folder), f"Started from {path}."
+
+
+def load_codec(folder: Path, device: torch.device) -> Codec:
+    """The folder's codec. Raises ConfigError where it has none."""
+    return LinearCodec.load(folder / LINEAR_FILE, device)
+
+
+def weights_of(folder: Path, *, use_ema: bool) -> Path:
+    """The file of weights in a folder: the averaged ones, or those that were trained. Raises ConfigError where it has none."""
+    names = (AVERAGED, PLAIN) if use_ema else (PLAIN, AVERAGED)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"{folder} has neither {AVERAGED} nor {PLAIN}; name a folder with the weights")
+
+
+def fill(network: MotNetwork, path: Path) -> None:
+    """Gives a network on the meta device the weights of a file, in float32.
+
+    Raises:
+        ConfigError: a weight is missing, unknown or of another shape; only the two tables of positions may be.
+    """
+    wanted = network.state_dict()
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            check_names(shapes, {name: tuple(each.shape) for name, each in wanted.items()}, path)
+            state = {name: file.get_tensor(name).float() for name in shapes if name not in COMPUTED}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read as safetensors: {error}; download it again") from error
+    state |= computed_tables(network)
+    network.load_state_dict(state, assign=True)
+
+
+def check_names(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raises ConfigError where a file's tensors are not the network's; only the two tables of positions may differ."""
+    problems = {
+        "lacks": [name for name in wanted if name not in found and name not in COMPUTED],
+        "has, and the network has not,": [name for name in found if name not in wanted],
+        "has in another shape": [
+            f"{name} {list(found[name])} in place of {list(wanted[name])}"
+            for name in wanted
+            if name in found and found[name] != wanted[name] and name not in COMPUTED
+        ],
+    }
+    said = [f"{what} {len(names)}, first {', '.join(names[:_NAMED])}" for what, names in problems.items() if names]
+    if said:
+        raise ConfigError(
+            f"{path} does not fit llm_config.json and vit_config.json beside it: it {'; it '.join(said)}. Download it again, or give "
+            "the files that belong to it"
+        )
+
+
+def computed_tables(network: MotNetwork) -> dict[str, Tensor]:
+    """The two tables of positions, by name, as the network's geometry asks for them."""
+    geometry = network.geometry
+    width = geometry.language.hidden_size
+    sides = geometry.max_latent_size, geometry.vision.side
+    return {name: sinusoids_2d(side, width) for name, side in zip(COMPUTED, sides, strict=True)}
