@@ -149,6 +149,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.config",
         "trainer.seeds",
         "=trainer.policies.base",
+        "=trainer.policies.generation",
         "=trainer.policies.registry",
         "trainer.rewards",
         "trainer.data",

@@ -554,6 +554,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.sets.*.guidance_scale": ("0.5", "greater than or equal to 1"),
     "evaluation.sets.*.task": ("draw", "'understand' or 'generate'"),
     "evaluation.sets.*.alarms": ("3", FLAG),
+    "evaluation.sets.*.think": ("0", "greater than or equal to 1"),
     "evaluation.sets.*.temperature": ("11", "less than or equal to 10"),
     "evaluation.sets.*.rewards": ("ocr", "must be a list"),
     "evaluation.sets.*.scoring": ("geneval", "'unigenbench/en' or 'unigenbench/zh'"),

@@ -34,6 +34,13 @@ class EvaluationSetConfig(PromptFileConfig):
     temperature: float | None = Field(
         None, ge=0, le=10, description="Of texts; 0 always writes the likeliest token. Null is evaluation.temperature."
     )
+    think: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Of a policy that denoises images and writes texts: it first writes a thought of at most so many tokens, always the "
+        "likeliest one, and draws by it. Null draws at once.",
+    )
     task: Literal["understand", "generate"] | None = Field(
         None,
         description="Of a policy with tasks: what the set asks for. Null is the only task that is trained.",
@@ -193,10 +200,10 @@ class EvaluationConfig(Section):
 
     def check_drawing(self, drawn: str) -> None:
         """Raises ValueError when a field says how images are drawn and the policy writes texts, or the other way round."""
-        images, texts = ("num_inference_steps", "guidance_scale", "height", "width"), ("temperature",)
+        images, texts = ("num_inference_steps", "guidance_scale", "height", "width", "think"), ("temperature",)
         idle: tuple[str, ...]
         if drawn == "tasks":
-            idle, kind = ("num_inference_steps", "height", "width"), "denoises images"
+            idle, kind = ("num_inference_steps", "height", "width", "think"), "denoises images"
         else:
             idle, kind = (images, "draws images") if drawn == "tokens" else (texts, "writes texts")
         for where, section in [("", self), *((f"sets.{i}.", each) for i, each in enumerate(self.sets))]:

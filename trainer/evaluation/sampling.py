@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer.config import Config
 from trainer.evaluation.sets import EvaluationSet
+from trainer.evaluation.thinking import think_and_draw
 from trainer.policies.base import Samples
 from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World, even_share
 from trainer.seeds import sample_seed
-from trainer.types import Sample
+from trainer.types import Prompt, Sample
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,23 @@ def draw(policy: Samples, chosen: EvaluationSet, config: Config, world: World) -
     indices = mine.indices
     seeds = [evaluation_seed(config.evaluation.seed, i, d) for i in indices for d in range(chosen.duplicates)]
     number = 0
-    plan = entry_of(config.policy).family.evaluation_plan(config, chosen)
-    for rollout in policy.sample([chosen.prompts[i] for i in indices], chosen.duplicates, seeds, plan):
-        places = [divmod(number + n, chosen.duplicates) for n in range(len(rollout))]
-        number += len(rollout)
+    for samples in _samples(policy, [chosen.prompts[i] for i in indices], seeds, chosen, config):
+        places = [divmod(number + n, chosen.duplicates) for n in range(len(samples))]
+        number += len(samples)
         yield [
             Placed(indices[place], duplicate, sample)
-            for (place, duplicate), sample in zip(places, rollout.samples, strict=True)
+            for (place, duplicate), sample in zip(places, samples, strict=True)
             if place < mine.real
         ]
+
+
+def _samples(
+    policy: Samples, prompts_P: Sequence[Prompt], seeds_B: Sequence[int], chosen: EvaluationSet, config: Config
+) -> Iterator[Sequence[Sample]]:
+    """The set's samples of these prompts, a prompt's side by side, in micro-batches."""
+    if chosen.think is not None:
+        yield from think_and_draw(policy, prompts_P, seeds_B, chosen, config)
+        return
+    plan = entry_of(config.policy).family.evaluation_plan(config, chosen)
+    for rollout in policy.sample(prompts_P, chosen.duplicates, seeds_B, plan):
+        yield rollout.samples

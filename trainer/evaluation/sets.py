@@ -32,6 +32,7 @@ class EvaluationSet:
         temperature: of texts; 0 always takes the likeliest token.
         alarms: whether its numbers may raise an alarm; those of a control may not.
         task: what its prompts are for, of a policy with tasks.
+        think: tokens that a thought before each image may have; None draws at once.
     """
 
     name: str
@@ -45,6 +46,7 @@ class EvaluationSet:
     temperature: float = 1.0
     alarms: bool = True
     task: str = ""
+    think: int | None = None
 
     @property
     def folder(self) -> str:
@@ -107,6 +109,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
                 judge=judge,
                 alarms=each.alarms,
                 task=task,
+                think=each.think,
                 temperature=next(
                     t for t in (each.temperature, evaluation.temperature, own_temperature) if t is not None
                 ),
