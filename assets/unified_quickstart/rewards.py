@@ -1,7 +1,7 @@
 """Rewards of the quickstart of packed training, beside those of the rules service, which serves this file.
 
 `side_by_side` gives quarters. These say whether nothing is missing: in the whole image (`exact`), in the thing that was to be
-changed (`changed`), in the other one, which was to stay (`kept`).
+changed (`changed`), in the other one, which was to stay (`kept`), and in what was thought before (`thought`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ def changed(item: Item) -> Result:
 def kept(item: Item) -> Result:
     """Colour and shape of the thing on the side `metadata.kept`."""
     return _side(item, "kept")
+
+
+@reward(range=(0, 1))
+def thought(item: Item) -> Result:
+    """The thought is the target, word by word."""
+    if item.completion is None or not item.targets:
+        return Failure(
+            ErrorCode.NOT_APPLICABLE, "the item has no completion or no target, so nothing was to be thought"
+        )
+    said = item.completion.replace("<think>", " ").replace("</think>", " ").split()
+    return Score(float(said == item.targets[0].split()))
 
 
 def _side(item: Item, name: str) -> Result:

@@ -169,6 +169,16 @@ def test_the_recipes_rewards_tell_what_was_changed_from_what_was_kept() -> None:
     )
 
 
+def test_a_thought_is_right_word_by_word_with_and_without_its_tags() -> None:
+    scorer = RulesScorer([str(FOLDER / "rewards.py")])
+    item = Item("a", "make left like grass", (), completion="x", targets=("left red disc becomes green disc",))
+    said = ("<think>left red disc becomes green disc</think>", "left red disc becomes green disc", "left red disc", "")
+    found = [value(scorer.score("thought", [replace(item, completion=text)])[0]) for text in said]
+    assert found == [1, 1, 0, 0]
+    refused = scorer.score("thought", [replace(item, completion=None)])[0]
+    assert isinstance(refused, Failure) and refused.code == ErrorCode.NOT_APPLICABLE
+
+
 def value(result: Result) -> float:
     assert isinstance(result, Score), result
     return result.value
