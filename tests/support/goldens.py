@@ -34,6 +34,7 @@ _CLOCKS = (
     "images_per_s",
     "tokens_per_s",
     "texts_per_s",
+    "packs_per_s",
     "cached/",
 )
 

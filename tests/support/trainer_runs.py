@@ -157,6 +157,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         "reward_wait_share",
         "images_per_s",
         "texts_per_s",
+        "packs_per_s",
         "tokens_per_s",
         "cached/",
     )

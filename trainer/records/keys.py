@@ -86,8 +86,9 @@ SENTENCES: dict[str, str] = {
     "packed/left_out": "Rows that were met in the step and cannot be used; each is named once.",
     "packs_per_s": "Packs learned from per second.",
     "heldout/ce": "The cross-entropy of the texts of rows that packed.hold_out keeps from training, with the averaged weights.",
-    "heldout/mse": "The squared error of the velocities of their images, the mean over the noise levels .25, .5, .75 and .95, each also by "
-    "itself: heldout/mse/0.25, heldout/mse/0.5, heldout/mse/0.75, heldout/mse/0.95. Noise is the same every time.",
+    "heldout/mse": "The squared error of the velocities of their images, the mean over the noise levels .25, .5, .75 and .95. Noise is the "
+    "same every time.",
+    "heldout/mse/<level>": "The same at this noise level alone.",
     "loss/imitation": "program vlm_base: the cross-entropy of the given answers, the mean over their tokens.",
     "loss/drawn": "program pair_base: the cross-entropy of the given images' tokens, the mean over them.",
     "loss/answers": "program pair_base: the cross-entropy of the given answers, the mean over their tokens.",

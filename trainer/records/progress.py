@@ -163,12 +163,15 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
     if evaluated:
         parts.append("eval " + " ".join(f"{name} {value:.3g}" for name, value in evaluated.items()))
     for key, form in (
+        ("loss/ce", "CE {:.3g}"),
+        ("loss/mse", "MSE {:.3g}"),
         ("grad_norm", "grad {:.3g}"),
         ("reward_wait_share", "wait {:.0%}"),
         ("images_per_s", "{:.3g} img/s"),
         ("texts_per_s", "{:.3g} texts/s"),
         ("text/length", "{:.3g} tokens each"),
         ("tokens_per_s", "{:.4g} tok/s"),
+        ("packed/fill", "packs {:.0%} full"),
     ):
         if row.get(key) is not None:
             parts.append(form.format(row[key]))

@@ -144,6 +144,9 @@ def update_plots(run: RunFolder) -> list[Plot]:
         ("DPO: accuracy", [Line("dpo/accuracy", "accuracy")]),
         ("supervised loss", [Line("loss/sft", "loss")]),
         ("loss on held-out rows", [Line("heldout/loss", "loss")]),
+        ("packs: errors", [Line("loss/ce", "texts"), Line("loss/mse", "images")]),
+        ("packs: errors on held-out rows", [Line("heldout/ce", "texts"), Line("heldout/mse", "images")]),
+        ("packs: how full", [Line("packed/fill", "share")]),
         ("learning rate", [Line("lr", "lr")]),
         ("policy loss", [Line("loss/policy", "loss")]),
     ):

@@ -1,0 +1,90 @@
+"""Runs on packs in processes of their own: killed, gone on by another number of ranks and threads, and ended at max_steps."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.compare_runs import assert_same_run
+from tests.support.forked import ForkedTrainer
+from tests.support.pack_runs import write_recipe
+from tests.support.trainer_runs import read_metrics, saved_weights, trainer_environment
+
+STEPS = 6
+
+
+def run_dir(folder: Path, name: str) -> Path:
+    return folder / "outputs" / name
+
+
+def start(config: Path, *overrides: str, ranks: int = 1) -> ForkedTrainer:
+    output = config.with_name(f"{config.stem}-{ranks}-{len(list(config.parent.glob('*.out')))}")
+    return ForkedTrainer(
+        ["train", str(config), *overrides], output, trainer_environment(), ranks, "tests.support.pack_runs"
+    )
+
+
+def run(config: Path, *overrides: str, ranks: int = 1) -> None:
+    with start(config, *overrides, ranks=ranks) as process:
+        assert process.wait(300) == 0, process.stderr[-4000:]
+
+
+def kill_after(config: Path, metrics: Path, step: int, *, ranks: int = 1) -> None:
+    """Start the run and kill it as soon as it has written the row of `step`."""
+    deadline = time.monotonic() + 120
+    with start(config, ranks=ranks) as process:
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and f'"step": {step}' in metrics.read_text(encoding="utf-8"):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        assert process.wait(60) == -signal.SIGKILL
+
+
+def final(folder: Path, name: str, kind: str = "weight") -> dict[str, torch.Tensor]:
+    return saved_weights(run_dir(folder, name) / "checkpoints" / f"step_{STEPS:06d}", kind)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packs")
+    run(write_recipe(folder, "whole", max_steps=STEPS))
+    return folder
+
+
+def test_sigkill_and_another_number_of_threads_change_nothing(whole: Path) -> None:
+    """It ends with 0 at max_steps, with a checkpoint of the last step."""
+    config = write_recipe(whole, "killed", max_steps=STEPS, packed__workers=0)
+    kill_after(config, run_dir(whole, "killed") / "metrics.jsonl", 3)
+    run(config, "packed.workers=3")
+    assert read_metrics(run_dir(whole, "killed")) == read_metrics(run_dir(whole, "whole"))
+    assert all(same(final(whole, "killed", kind), final(whole, "whole", kind)) for kind in ("weight", "average"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_ranks_goes_on_with_the_same_packs(whole: Path, before: int, after: int) -> None:
+    """Killed between two steps. Sums over ranks are added up in another order, so weights agree as far as rounding lets them; what is
+    counted is the same to the last row."""
+    name = f"ranks{before}{after}"
+    config = write_recipe(whole, name, max_steps=STEPS)
+    kill_after(config, run_dir(whole, name) / "metrics.jsonl", 3, ranks=before)
+    run(config, ranks=after)
+    assert_same_run(run_dir(whole, "whole"), run_dir(whole, name), STEPS)
+    counted: list[list[dict[str, Any]]] = [
+        [
+            {key: value for key, value in row.items() if key.startswith("packed/")}
+            for row in read_metrics(run_dir(whole, each))
+        ]
+        for each in ("whole", name)
+    ]
+    assert counted[0] == counted[1]
