@@ -30,6 +30,14 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Instructions:
+    """The fixed sentences before prompts that are thought about, and before those whose images are looked at and drawn again."""
+
+    think: str
+    refine: str
+
+
+@dataclass(frozen=True)
 class Made:
     """What came of a prompt, once: texts and images (H, W, 3), uint8, in the order in which they were made."""
 
@@ -52,6 +60,12 @@ class Generates(Protocol):
         """Raises ConfigError where it cannot do what is asked for."""
         ...
 
-    def generate(self, prompts_B: Sequence[Prompt], seeds_B: Sequence[int], settings: GenerationConfig) -> list[Made]:
+    def generate(
+        self,
+        prompts_B: Sequence[Prompt],
+        seeds_B: Sequence[int],
+        settings: GenerationConfig,
+        instructions: Instructions,
+    ) -> list[Made]:
         """What comes of each prompt. It depends on the prompt, its seed and the settings alone, not on its neighbours."""
         ...

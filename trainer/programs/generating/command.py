@@ -17,6 +17,7 @@ from trainer.config import Config, ConfigError
 from trainer.config.generation import GenerationConfig
 from trainer.data.prompts import read_prompt_file
 from trainer.policies.base import Samples
+from trainer.policies.generation import Instructions
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.programs.evaluate import BASE, Weights, load_weights, named_or_newest
@@ -27,6 +28,8 @@ from trainer.programs.services import start_services
 from trainer.rewards import RewardClient, resolve_urls
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, Sample
+
+THINK, REFINE = "think", "refine"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def generate(
     checkpoint = None if source == BASE else named_or_newest(source, config.run_dir)
     asked = _asked(read_prompt_file(prompts, dataset=prompts.stem).prompts, settings)
     label = BASE if checkpoint is None else f"{checkpoint.path.absolute()} ({weights})"
+    instructions = Instructions(THINK, REFINE)
     told = {"weights": label, "prompts": _identity(asked), **settings.model_dump(exclude={"batch_size"})}
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
@@ -89,7 +93,9 @@ def generate(
             _score_old(scoring, mine, there, folder, settings)
         todo = [each for each in mine if each.id not in there]
         for batch in _watched(todo, settings.batch_size, len(mine), shown=group.is_main):
-            found = made_by.generate([each.prompt for each in batch], [each.seed for each in batch], settings)
+            found = made_by.generate(
+                [each.prompt for each in batch], [each.seed for each in batch], settings, instructions
+            )
             rows = [folder.add(each.id, each.prompt, made) for each, made in zip(batch, found, strict=True)]
             if scoring is not None:
                 scoring.submit([_sample(each, row, folder) for each, row in zip(batch, rows, strict=True)])

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.config import Config, ConfigError
 from trainer.config.generation import GenerationConfig
 from trainer.policies.base import Samples, SamplingPlan
-from trainer.policies.generation import Generates, Made, Written
+from trainer.policies.generation import Generates, Instructions, Made, Written
 from trainer.policies.registry import entry_of
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.types import Prompt, Sample
@@ -50,7 +50,13 @@ class _Sampler:
         if settings.task != able:
             raise ConfigError(f"--task {settings.task}: policy.type = {section.type} can {able}; give --task {able}")
 
-    def generate(self, prompts_B: Sequence[Prompt], seeds_B: Sequence[int], settings: GenerationConfig) -> list[Made]:
+    def generate(
+        self,
+        prompts_B: Sequence[Prompt],
+        seeds_B: Sequence[int],
+        settings: GenerationConfig,
+        instructions: Instructions,
+    ) -> list[Made]:
         plan = self._plan(settings)
         samples = [sample for rollout in self._policy.sample(prompts_B, 1, seeds_B, plan) for sample in rollout.samples]
         return [Made((*_texts(each), *each.images)) for each in samples]

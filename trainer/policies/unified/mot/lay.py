@@ -23,6 +23,9 @@ from trainer.policies.unified.mot.pictures import read_pixels
 from trainer.policies.unified.mot.words import Words
 
 
+Reader = Callable[[str, Resize], Tensor]
+
+
 @dataclass(frozen=True)
 class Ways:
     """How a model takes images.
@@ -72,22 +75,24 @@ class LaidRow:
         words: ids of words and tags.
         und: for each token of the understanding expert: (its place in `words`, or -1 for a patch; position; order; block; noised).
         seen: images that are seen, (H, W, 3), uint8, in order.
-        drawn_from: images that latents are made of, likewise.
+        drawn_from: images that latents are made of, likewise; None for a canvas, which has none yet.
         latents: what is made of them.
         sizes: latent tokens of each of `drawn_from`, rows and columns.
         asked: for each predicted token: (where among `und` it is predicted, its id).
         learnt: as in the protocol.
+        position: the rotary position that comes next.
     """
 
     id: str
     words: list[int] = field(default_factory=list)
     und: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
     seen: list[Tensor] = field(default_factory=list)
-    drawn_from: list[Tensor] = field(default_factory=list)
+    drawn_from: list[Tensor | None] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     latents: list[LatentImage] = field(default_factory=list)
     asked: list[tuple[int, int]] = field(default_factory=list)
     learnt: tuple[int, ...] = ()
+    position: int = 0
 
     @property
     def length(self) -> int:
@@ -109,9 +114,9 @@ class LaidRow:
 class _Builder:
     """Lays one row out, item by item."""
 
-    def __init__(self, plan: SequencePlan, laying: Laying, words: Words, ways: Ways) -> None:
+    def __init__(self, plan: SequencePlan, laying: Laying, words: Words, ways: Ways, reader: Reader) -> None:
         self.row = LaidRow(plan.id)
-        self.laying, self.words, self.ways = laying, words, ways
+        self.laying, self.words, self.ways, self.reader = laying, words, ways, reader
         self.random = torch.Generator().manual_seed(laying.seed)
         # One number for each item, whether it may be dropped or not: then no item's fate depends on its neighbours' kinds.
         self.fates = torch.rand(len(plan.items), generator=self.random).tolist()
@@ -165,6 +170,14 @@ class _Builder:
             noise = torch.randn(height * width, self.ways.token_channels, generator=self.random)
             self._framed(partial(self._latent, level, noise), noised=True)
 
+    def canvas(self, height: int, width: int) -> None:
+        """Where an image of so many latent tokens is to be drawn, `copies` times: pure noise."""
+        self.row.drawn_from.append(None)
+        self.row.sizes.append((height, width))
+        noise = torch.zeros(height * width, self.ways.token_channels)
+        for _ in range(self.laying.copies):
+            self._framed(lambda block: self._latent(1.0, noise, block), noised=True)
+
     def _level(self, copy: int) -> float:
         """t = s u / (1 + (s - 1) u), u = sigmoid(N(0, 1)) (arXiv 2403.03206, section 5.3.2), unless levels are given."""
         if self.laying.levels is not None:
@@ -197,7 +210,7 @@ class _Builder:
                 f"set the stride to a multiple of {side}",
             )
         try:
-            return read_pixels(item.path, resize)
+            return self.reader(item.path, resize)
         except (OSError, ValueError) as error:
             raise self._unreadable(f"the image {item.path} cannot be read: {error}", "replace the file") from error
 
@@ -213,14 +226,30 @@ class _Builder:
         return ConfigError(f"{self.row.id}: {what}; {remedy}, or leave the row out")
 
 
-def lay_row(plan: SequencePlan, laying: Laying, words: Words, ways: Ways) -> LaidRow:
-    """The row as tokens. Raises ConfigError naming the row where it cannot be read."""
+def lay_row(
+    plan: SequencePlan,
+    laying: Laying,
+    words: Words,
+    ways: Ways,
+    *,
+    reader: Reader = read_pixels,
+    canvas: tuple[int, int] | None = None,
+) -> LaidRow:
+    """The row as tokens. Raises ConfigError naming the row where it cannot be read.
+
+    Args:
+        reader: gives the pixels of an image, scaled.
+        canvas: rows and columns of latent tokens of an image that is to be drawn at the row's end.
+    """
     if laying.levels is not None and len(laying.levels) != laying.copies:
         raise ValueError(f"{len(laying.levels)} levels for {laying.copies} copies; give one for each")
-    builder = _Builder(plan, laying, words, ways)
+    builder = _Builder(plan, laying, words, ways, reader)
     for item, fate in zip(plan.items, builder.fates, strict=True):
         if isinstance(item, TextItem):
             builder.text(item, fate)
         else:
             builder.image(item, fate)
+    if canvas is not None:
+        builder.canvas(*canvas)
+    builder.row.position = builder.position
     return builder.row

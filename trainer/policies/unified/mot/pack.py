@@ -82,8 +82,8 @@ def pack_rows(rows: Sequence[LaidRow], codec: Codec, geometry: Geometry, device:
             noised.append(x0)
             continue
         eps = noise.to(device)
-        noised.append((1 - level) * x0 + level * eps)
-        velocity.append(eps - x0)
+        noised.append((1 - level) * x0.to(device) + level * eps)
+        velocity.append(eps - x0.to(device))
     drawn = [noise is not None for noise in noises]
     image_G = torch.arange(len(levels)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
     tokens = Tokens(
@@ -142,8 +142,14 @@ def layout_of(rows: Sequence[LaidRow], device: torch.device) -> Layout:
 
 
 def _data_of(row: LaidRow, codec: Codec) -> list[Tensor]:
-    """Clean latent tokens of each image that latents are made of, float32."""
-    return [to_patches(codec.encode(pixels[None])[0], codec.latent_patch) for pixels in row.drawn_from]
+    """Clean latent tokens of each image that latents are made of, float32; zeros for a canvas, which is pure noise."""
+    channels = codec.channels * codec.latent_patch**2
+    return [
+        torch.zeros(height * width, channels)
+        if pixels is None
+        else to_patches(codec.encode(pixels[None])[0], codec.latent_patch)
+        for pixels, (height, width) in zip(row.drawn_from, row.sizes, strict=True)
+    ]
 
 
 def _orders(rows: Sequence[LaidRow]) -> Iterator[int]:

@@ -33,7 +33,11 @@ def read_pixels(path: str, resize: Resize) -> Tensor:
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         above = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    rgb = picture.convert("RGB")
+    return scaled(picture.convert("RGB"), resize)
+
+
+def scaled(rgb: Image.Image, resize: Resize) -> Tensor:
+    """An image, `fitted`: (H, W, 3), uint8."""
     size = fitted(*rgb.size, resize)
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)

@@ -1,23 +1,31 @@
-"""The policy: packs are read, images drawn by the arithmetic of all rectified flows."""
+"""The policy: packs are read, images drawn by the arithmetic of all rectified flows, prompts answered in turns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from trainer.config import ConfigError
+from trainer.config.generation import GenerationConfig
 from trainer.data.sequences import SequencePlan
-from trainer.policies.base import Laying, PackOutput
+from trainer.policies.base import Laying, PackOutput, SamplingPlan
+from trainer.policies.flow.policy import FlowPolicy
+from trainer.policies.generation import Instructions, Made
+from trainer.policies.unified.inference.context import canvas_size
+from trainer.policies.unified.inference.turns import Turns
+from trainer.policies.unified.mot.flow import MotFlow
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
-from trainer.types import Prompt
+from trainer.types import Prompt, Replay, Rollout
 
 
 class MotPolicy:
-    """Implements `ReadsPacks` and `NamesGroups` of `trainer.policies.base`."""
+    """Implements `Samples`, `Replays`, `Denoises`, `ReadsPacks` and `NamesGroups` of `trainer.policies.base`, and `Generates`."""
 
     def __init__(self, model: MotModel, *, keep_reference: bool) -> None:
         self.model = model
+        self._flow = FlowPolicy(MotFlow(model), keep_reference=keep_reference)
 
     @property
     def trainable(self) -> nn.Module:
@@ -37,10 +45,49 @@ class MotPolicy:
         return self.model.about
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """All texts can be read."""
+        self._flow.check_prompts(prompts)
 
     def lay(self, plan: SequencePlan, laying: Laying) -> LaidRow:
         return self.model.lay(plan, laying)
 
     def read(self, pack: Sequence[LaidRow]) -> PackOutput:
         return self.model.read(pack)
+
+    def sample(
+        self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: SamplingPlan
+    ) -> Iterator[Rollout]:
+        return self._flow.sample(prompts_P, group_size, seeds_B, plan)
+
+    def parts(self, rollout: Rollout) -> Sequence[slice]:
+        return self._flow.parts(rollout)
+
+    def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
+        return self._flow.replay(rollout, part, reference=reference)
+
+    def check_size(self, height: int | None, width: int | None) -> None:
+        self._flow.check_size(height, width)
+
+    def clean(self, rollout: Rollout) -> Tensor:
+        return self._flow.clean(rollout)
+
+    def encode_images(self, pixels_BHWC: Tensor) -> Tensor:
+        return self._flow.encode_images(pixels_BHWC)
+
+    def predict(self, prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
+        return self._flow.predict(prompts_B, x, sigma_B, reference=reference)
+
+    def check_generation(self, settings: GenerationConfig) -> None:
+        """Raises ConfigError where images of the size that is asked for cannot be drawn."""
+        try:
+            canvas_size(self.model, settings.height, settings.width)
+        except ConfigError as error:
+            raise ConfigError(f"--height, --width: {error}") from error
+
+    def generate(
+        self,
+        prompts_B: Sequence[Prompt],
+        seeds_B: Sequence[int],
+        settings: GenerationConfig,
+        instructions: Instructions,
+    ) -> list[Made]:
+        return Turns(self.model, settings, instructions).made(prompts_B, seeds_B)
