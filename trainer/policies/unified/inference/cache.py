@@ -113,7 +113,8 @@ class Writing:
         if self._used == self._there.shape[1]:
             self._there = functional.pad(self._there, (0, _ROOM))
             self._keys, self._values = (
-                [functional.pad(each, (0, 0, 0, 0, 0, _ROOM)) for each in layers] for layers in (self._keys, self._values)
+                [functional.pad(each, (0, 0, 0, 0, 0, _ROOM)) for each in layers]
+                for layers in (self._keys, self._values)
             )
         self._there[:, self._used] = True
         self._used += 1

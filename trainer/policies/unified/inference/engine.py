@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from trainer.policies.unified.mot.geometry import COLOURS
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.network import Tokens
-from trainer.policies.unified.mot.pack import pack
+from trainer.policies.unified.mot.pack import pack_rows
 from trainer.policies.unified.mot.vision import places
 from trainer.samplers.flow_sde import ode_step
 from trainer.samplers.guidance import Guidance, guided_velocity
@@ -29,7 +30,7 @@ _TAGS = 2  # around an image
 @torch.no_grad()
 def read(model: MotModel, rows: Sequence[LaidRow]) -> Cache:
     """What these contexts, without a canvas, leave behind in every layer."""
-    given = pack(rows, model.codec, model.network.geometry, model.device, model.way)
+    given = pack_rows(rows, model.codec, model.network.geometry, model.device, model.way)
     keeping = Keeping(given.attends, [(len(row.und), row.num_latents) for row in rows])
     with autocast(model.config, model.device):
         model.network(given.tokens, keeping)
@@ -88,7 +89,7 @@ def draw(
     cache = read(model, [row for branch in branches for row in branch])
     whole, alone = Canvas(model, cache, size), Canvas(model, cache.first(len(noise_BNC)), size)
     x = noise_BNC.to(model.device)
-    for sigma, sigma_next in zip(schedule[:-1], schedule[1:], strict=True):
+    for sigma, sigma_next in pairwise(schedule):
         now = guidance.at(sigma)
         if len(branches) == 1 or now.text == now.image == 1:
             v = alone.velocity(x, sigma)

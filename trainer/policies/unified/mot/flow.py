@@ -23,7 +23,7 @@ from trainer.policies.lora import autocast
 from trainer.policies.unified.inference.context import Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.network import MotNetwork
-from trainer.policies.unified.mot.pack import Pack, pack
+from trainer.policies.unified.mot.pack import Pack, pack_rows
 from trainer.policies.unified.mot.vision import from_patches, to_patches
 from trainer.samplers.schedules import sigmas
 from trainer.types import Prompt
@@ -48,7 +48,7 @@ class Rows(dict[str, Tensor]):
                 for context, copies in self._contexts
             ]
             model = self._model
-            self._packs[size] = pack(rows, model.codec, model.network.geometry, model.device, model.way)
+            self._packs[size] = pack_rows(rows, model.codec, model.network.geometry, model.device, model.way)
         return self._packs[size]
 
 
@@ -85,7 +85,9 @@ class MotFlow:
 
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
         """Words and source images; embeddings are the network's, and trained with it."""
-        return Rows(self._model, [(Context(prompt.id).asked(prompt), len(list(same))) for prompt, same in groupby(prompts_B)])
+        return Rows(
+            self._model, [(Context(prompt.id).asked(prompt), len(list(same))) for prompt, same in groupby(prompts_B)]
+        )
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         patch = self._model.codec.latent_patch

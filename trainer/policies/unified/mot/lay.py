@@ -22,7 +22,6 @@ from trainer.policies.base import Laying
 from trainer.policies.unified.mot.pictures import read_pixels
 from trainer.policies.unified.mot.words import Words
 
-
 Reader = Callable[[str, Resize], Tensor]
 
 
