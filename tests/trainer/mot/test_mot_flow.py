@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.policy_contract import drawn
-from tests.support.small_mot import image, picture, row, small_mot, text
+from tests.support.policy_contract import check_policy, drawn
+from tests.support.small_mot import SIZES, image, picture, row, small_mot, text
 from trainer.config import ConfigError
+from trainer.config.mot import MotConfig
 from trainer.policies.base import Denoises, Laying, Replays, Samples, SamplingPlan
+from trainer.policies.registry import build_policy
 from trainer.policies.unified.mot.flow import MotFlow
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.policies.unified.mot.vision import to_patches
@@ -143,8 +145,6 @@ def test_prompts_that_cannot_be_read_are_named(policy: MotPolicy) -> None:
 def test_the_reference_is_the_start(prompts: Sequence[Prompt]) -> None:
     """A copy of the network: what it says does not move with the trained weights."""
     from tests.support.small_mot import SIZES
-    from trainer.config.mot import MotConfig
-    from trainer.policies.registry import build_policy
 
     torch.manual_seed(0)
     config = MotConfig(type="mot", initialize=SIZES, dtype="float32", max_latent_size=8)
@@ -154,3 +154,7 @@ def test_the_reference_is_the_start(prompts: Sequence[Prompt]) -> None:
     torch.nn.init.normal_(policy.model.network.llm2vae.weight)
     assert torch.equal(policy.predict(prompts[:1], x, torch.tensor([0.5]), reference=True), before)
     assert not torch.equal(policy.predict(prompts[:1], x, torch.tensor([0.5])).detach(), before)
+
+
+def test_the_policy_keeps_the_contract_of_all(prompts: Sequence[Prompt], tmp_path: Path) -> None:
+    check_policy(MotConfig(type="mot", initialize=SIZES, dtype="float32", max_latent_size=8), prompts, tmp_path)
