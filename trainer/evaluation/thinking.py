@@ -8,8 +8,18 @@ from trainer.config import Config, ConfigError, FlowSamplingConfig
 from trainer.config.generation import GenerationConfig
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.base import Samples
-from trainer.policies.generation import Generates, Made
+from trainer.policies.generation import Generates, Instructions, Made
 from trainer.types import Prompt, Sample
+
+THINK = (
+    "Before you draw, think about what the image should show and write it down between <think> and </think>. "
+    "Then draw the image."
+)
+REFINE = (
+    "Draw an image as you are asked to, then look at what you have drawn: does it show what was asked for, with the right objects, "
+    "colours and style, and does it look real? If something should be better, write what to change between <sugg> and </sugg> "
+    "and draw the image again."
+)
 
 
 def think_and_draw(
@@ -34,8 +44,14 @@ def think_and_draw(
     size = config.evaluation.batch_size
     for first in range(0, len(prompts_B), size):
         batch = prompts_B[first : first + size]
-        made = policy.generate([prompt for prompt, _ in batch], seeds_B[first : first + size], settings)
+        prompts, seeds = [prompt for prompt, _ in batch], seeds_B[first : first + size]
+        made = policy.generate(prompts, seeds, settings, instructions_of(config))
         yield [_sample(prompt, number, each) for (prompt, number), each in zip(batch, made, strict=True)]
+
+
+def instructions_of(config: Config) -> Instructions:
+    """The fixed sentences that the recipe's rows begin with."""
+    return Instructions(THINK, REFINE)
 
 
 def _settings(chosen: EvaluationSet, config: Config) -> GenerationConfig:

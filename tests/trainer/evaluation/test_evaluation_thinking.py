@@ -15,7 +15,7 @@ from trainer.config.generation import GenerationConfig
 from trainer.data.datasets import Dataset
 from trainer.evaluation import load_sets
 from trainer.evaluation.sampling import Placed, draw, evaluation_seed
-from trainer.policies.generation import Made, Written
+from trainer.policies.generation import Instructions, Made, Written
 from trainer.processes.distributed import World
 from trainer.types import Prompt
 
@@ -31,7 +31,13 @@ class Thinker:
     def check_generation(self, settings: GenerationConfig) -> None:
         assert settings.think
 
-    def generate(self, prompts_B: Sequence[Prompt], seeds_B: Sequence[int], settings: GenerationConfig) -> list[Made]:
+    def generate(
+        self,
+        prompts_B: Sequence[Prompt],
+        seeds_B: Sequence[int],
+        settings: GenerationConfig,
+        instructions: Instructions,
+    ) -> list[Made]:
         self.asked.append((len(prompts_B), settings))
         return [
             Made((Written("thought", prompt.text[::-1], finished=prompt.text != "cut"), _image(seed)))

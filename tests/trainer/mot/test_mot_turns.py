@@ -13,14 +13,12 @@ from PIL import Image
 
 from tests.support.small_mot import picture
 from trainer.config.generation import GenerationConfig
-from trainer.policies.base import Laying
+from trainer.policies.base import Laying, SamplingPlan
 from trainer.policies.generation import Generates, Instructions, Made, Written
 from trainer.policies.unified.inference import engine, turns
 from trainer.policies.unified.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context
-from trainer.policies.unified.mot.flow import MotFlow
 from trainer.policies.unified.mot.pack import pack_rows
 from trainer.policies.unified.mot.policy import MotPolicy
-from trainer.policies.unified.mot.vision import from_patches, to_patches
 from trainer.samplers.guidance import Guidance, guided_velocity
 from trainer.types import Prompt
 
@@ -109,21 +107,17 @@ def test_guided_steps_are_eulers_with_the_three_branches(policy: MotPolicy, cont
         torch.testing.assert_close(alone, noise - (vs[2] + 1.5 * (vs[0] - vs[2])), rtol=1e-4, atol=1e-5)
 
 
-def test_without_guidance_it_draws_what_the_flow_draws(policy: MotPolicy) -> None:
-    """The same noise and levels by the sampler of training: the same image."""
-    prompt, noise = (
+def test_without_guidance_it_draws_what_the_sampler_of_training_draws(policy: MotPolicy, tmp_path: Path) -> None:
+    """The same seed: the same noise, the same levels, the same image."""
+    prompts = [
         Prompt("p", "draw red disc left"),
-        torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(7)),
-    )
-    row = Context("p").asked(prompt).laid(policy.model)
-    found = engine.draw(policy.model, [[row]], (4, 4), noise, [1.0, 0.75, 0.0], Guidance())
-    x = from_patches(noise, 4, 4, 1)
-    flow = MotFlow(policy.model)
-    with torch.no_grad():
-        for sigma, sigma_next in ((1.0, 0.75), (0.75, 0.0)):
-            v = flow.velocity(policy.trainable, x, torch.tensor([sigma]), flow.encode([prompt]))
-            x = x + (sigma_next - sigma) * v
-    torch.testing.assert_close(found[0], to_patches(x[0], 1), rtol=1e-4, atol=1e-5)
+        Prompt("e", "make left blue", source_images=(picture(tmp_path, "s"),)),
+    ]
+    asked = settings(text_guidance=1.0, image_guidance=1.0, shift=2.0)
+    made = policy.generate(prompts, [5, 6], asked, SAID)
+    (rollout,) = policy.sample(prompts, 1, [5, 6], SamplingPlan(3, 2, shift=2.0))
+    for each, sample in zip(made, rollout.samples, strict=True):
+        assert np.abs(each.images[0].astype(int) - sample.images[0]).max() <= 1, "rounding to whole numbers, at most"
 
 
 def kinds(made: Made) -> list[str]:

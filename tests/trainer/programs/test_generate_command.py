@@ -16,7 +16,7 @@ from tests.support.reward_servers import Reply, ScriptedServer, good
 from tests.support.trainer_runs import ROOT
 from trainer.__main__ import main
 from trainer.config.generation import GenerationConfig
-from trainer.policies.generation import Made, Written
+from trainer.policies.generation import Instructions, Made, Written
 from trainer.programs.generating import command
 from trainer.types import Prompt
 
@@ -175,7 +175,13 @@ class TwoRounds:
 
     def check_generation(self, settings: GenerationConfig) -> None: ...
 
-    def generate(self, prompts_B: Sequence[Prompt], seeds_B: Sequence[int], settings: GenerationConfig) -> list[Made]:
+    def generate(
+        self,
+        prompts_B: Sequence[Prompt],
+        seeds_B: Sequence[int],
+        settings: GenerationConfig,
+        instructions: Instructions,
+    ) -> list[Made]:
         def image(value: int) -> np.ndarray:
             return np.full((8, 8, 3), value, np.uint8)
 

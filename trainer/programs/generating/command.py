@@ -16,8 +16,8 @@ from tqdm import tqdm
 from trainer.config import Config, ConfigError
 from trainer.config.generation import GenerationConfig
 from trainer.data.prompts import read_prompt_file
+from trainer.evaluation.thinking import instructions_of
 from trainer.policies.base import Samples
-from trainer.policies.generation import Instructions
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.programs.evaluate import BASE, Weights, load_weights, named_or_newest
@@ -28,8 +28,6 @@ from trainer.programs.services import start_services
 from trainer.rewards import RewardClient, resolve_urls
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, Sample
-
-THINK, REFINE = "think", "refine"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def generate(
     checkpoint = None if source == BASE else named_or_newest(source, config.run_dir)
     asked = _asked(read_prompt_file(prompts, dataset=prompts.stem).prompts, settings)
     label = BASE if checkpoint is None else f"{checkpoint.path.absolute()} ({weights})"
-    instructions = Instructions(THINK, REFINE)
+    instructions = instructions_of(config)
     told = {"weights": label, "prompts": _identity(asked), **settings.model_dump(exclude={"batch_size"})}
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.config.generation import GenerationConfig
 from trainer.policies.generation import Instructions, Made, Purpose, Written
 from trainer.policies.unified.inference import engine
 from trainer.policies.unified.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
-from trainer.policies.unified.mot.vision import from_patches
+from trainer.policies.unified.mot.vision import from_patches, to_patches
 from trainer.samplers.guidance import Guidance
 from trainer.samplers.schedules import sigmas
 from trainer.seeds import sample_seed
@@ -133,20 +134,23 @@ class Turns:
         layings = [EVERYTHING]
         layings += [NO_TEXTS] if guidance.text != 1 else []
         layings += [NO_IMAGES] if guidance.image != 1 else []
-        channels, num = self._model.network.geometry.token_channels, size[0] * size[1]
-        noise = [
-            torch.randn(num, channels, generator=torch.Generator().manual_seed(sample_seed(row.seed, "image", turn)))
-            for row in rows
-        ]
+        noise_BNC = torch.stack([self._noise(row.seed, turn, size) for row in rows])
         x_BNC = engine.draw(
             self._model,
             [[row.context.laid(self._model, laying) for row in rows] for laying in layings],
             size,
-            torch.stack(noise),
+            noise_BNC,
             self._schedule,
             guidance,
         )
         return list(self._model.decode(from_patches(x_BNC, *size, self._model.codec.latent_patch)).cpu().numpy())
+
+    def _noise(self, seed: int, turn: int, size: Size) -> Tensor:
+        """Latent tokens (N, C) of noise: the first image's is the one that the sampler of training draws with this seed."""
+        codec = self._model.codec
+        shape = codec.channels, *(each * codec.latent_patch for each in size)
+        chosen = sample_seed(seed, "image", turn) if turn else seed
+        return to_patches(torch.randn(shape, generator=torch.Generator().manual_seed(chosen)), codec.latent_patch)
 
 
 def _framed(text: str, purpose: Purpose) -> str:
