@@ -12,9 +12,9 @@ from torch import Tensor
 from trainer.config import ConfigError
 from trainer.data.sequences import ImageItem, Item, Resize, SequencePlan, TextItem
 from trainer.policies.base import Laying
-from trainer.policies.unified.mot import pictures
 from trainer.policies.unified.mot.lay import LaidRow, lay_row
 from trainer.policies.unified.mot.model import MotModel
+from trainer.policies.unified.mot.pictures import read_pixels, scaled
 from trainer.types import Prompt
 
 Size = tuple[int, int]  # latent tokens of an image, rows and columns
@@ -74,8 +74,8 @@ class Context:
 
     def _read(self, path: str, resize: Resize) -> Tensor:
         if path in self.made:
-            return pictures.scaled(Image.fromarray(self.made[path]), resize)
-        return pictures.read_pixels(path, resize)
+            return scaled(Image.fromarray(self.made[path]), resize)
+        return read_pixels(path, resize)
 
 
 def canvas_size(model: MotModel, height: int | None, width: int | None) -> Size:
