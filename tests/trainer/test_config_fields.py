@@ -27,6 +27,7 @@ from trainer.config.advantage import ESTIMATORS
 from trainer.config.base import by_type
 from trainer.config.errors import _sections_in, field_paths
 from trainer.config.file import load_config
+from trainer.config.mot import MotConfig
 from trainer.config.objective import OBJECTIVES
 from trainer.config.sampling import SamplingConfig
 
@@ -53,6 +54,7 @@ POLICIES: list[dict[str, Any]] = [
     {"type": "vlm", "initialize": {}},
     {"type": "janus", "pretrained": "janus"},
     {"type": "neo", "grow": {"language": "qwen3"}},
+    {"type": "mot", "initialize": {}},
 ]
 MEMBERS = {
     "sd3": Sd3Config,
@@ -61,6 +63,7 @@ MEMBERS = {
     "vlm": VlmConfig,
     "janus": JanusConfig,
     "neo": NeoConfig,
+    "mot": MotConfig,
 }
 # Sections that BASE lacks because its program is rl.
 OF_OTHER_PROGRAMS: dict[str, dict[str, Any]] = {
@@ -364,6 +367,17 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "packed.loss.per": ("pack", "'text' or 'row'"),
     "packed.hold_out": ("-1", "greater than or equal to 0"),
     "packed.bad_rows": ("skip", "'leave_out' or 'stop'"),
+    "policy.weights": ("''", "at least 1 character"),
+    "policy.use_ema": ("1", FLAG),
+    "policy.max_latent_size": ("0", "greater than or equal to 1"),
+    "policy.initialize.hidden_size": ("7", "greater than or equal to 8"),
+    "policy.initialize.num_layers": ("0", "greater than or equal to 1"),
+    "policy.initialize.num_heads": ("0", "greater than or equal to 1"),
+    "policy.initialize.num_kv_heads": ("0", "greater than or equal to 1"),
+    "policy.initialize.intermediate_size": ("7", "greater than or equal to 8"),
+    "policy.initialize.image_size": ("7", "greater than or equal to 8"),
+    "policy.initialize.vision_layers": ("-1", "greater than or equal to 0"),
+    "policy.initialize.words": ("red", "must be a list"),
     **{f"sampling.tasks.understand.{name}": case for name, case in {**_TASK, **_UNDERSTAND}.items()},
     **{f"sampling.tasks.generate.{name}": case for name, case in {**_TASK, **_GENERATE}.items()},
     "sampling.engine": ("sglang", "'local' or 'vllm'"),
@@ -507,6 +521,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "optim.groups.*.weight_decay": ("-1", "greater than or equal to 0"),
     "optim.schedule": ("sine", "'constant', 'linear' or 'cosine'"),
     "optim.warmup_steps": ("-1", "greater than or equal to 0"),
+    "optim.min_lr": ("-1", "greater than or equal to 0"),
     "optim.decay_share": ("30", "less than or equal to 1"),
     "optim.betas": ("[0.9]", "must have more entries"),
     "optim.weight_decay": ("-0.1", "greater than or equal to 0"),
@@ -608,8 +623,7 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
         return base | {section: {"type": kind, **OF_A_UNION.get(section, {})}}
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base
-    outer = name.partition(".")[0]
-    policy = next(p for p in POLICIES if outer in MEMBERS[p["type"]].model_fields)
+    policy = next(p for p in POLICIES if name in field_paths(MEMBERS[p["type"]]))
     return base | {"policy": policy} | ({"sampling": TASKS} if policy["type"] == "janus" else {})
 
 
@@ -652,8 +666,8 @@ def test_every_field_is_explained() -> None:
         holder: Any = Config
         for part in [p for p in section.split(".") if p not in ("", "*")]:
             inner = [each for each, _ in _sections_in(holder.model_fields[part].annotation)]
-            rest = path.partition(f"{part}.")[2].removeprefix("*.").partition(".")[0]
-            holder = next(a for a in inner if rest in a.model_fields)
+            rest = path.partition(f"{part}.")[2].removeprefix("*.")
+            holder = next(a for a in inner if rest in field_paths(a))
         field = holder.model_fields[name]
         text = field.description or getattr(field.annotation, "__doc__", None) or ""
         assert len(text.split()) >= 2 and text.rstrip().endswith((".", ")")), path
@@ -718,6 +732,14 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     "decay_of_constant": (
         ["optim.schedule=constant", "optim.decay_share=0.3"],
         ["decay_share = 0.3", "schedule = constant", "leave decay_share out"],
+    ),
+    "a rate to end at without a fall": (
+        ["optim.schedule=constant", "optim.min_lr=1e-7"],
+        ["min_lr = 1e-07", "schedule = constant", "leave min_lr out"],
+    ),
+    "a rate to end at above the peak": (
+        ["optim.lr=1e-5", "optim.min_lr=1e-4"],
+        ["min_lr = 0.0001", "lr = 1e-05", "lower it"],
     ),
     "warmup": (["optim.warmup_steps=10"], ["warmup_steps = 10", "max_steps = 10", "train longer"]),
     "no_such_service": (["rewards.columns.ocr.service=ocrr"], ["columns.ocr.service = 'ocrr'", "(there: ocr)"]),

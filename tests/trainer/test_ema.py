@@ -25,6 +25,18 @@ def test_update_is_the_weighted_mean() -> None:
     assert ema.shadow["weight"].item() == pytest.approx(1.55)
 
 
+def test_after_many_updates_it_is_the_closed_form() -> None:
+    """ema_k = d^k w_0 + (1 - d) sum_i d^(k - i) w_i."""
+    module, decay, weights = make(1.0), 0.8, [0.5, -2.0, 3.0, 0.25, 7.0, -1.5, 4.0]
+    ema = Ema(module, decay=decay)
+    for weight in weights:
+        nn.init.constant_(module.weight, weight)
+        ema.update()
+    k = len(weights)
+    expected = decay**k * 1.0 + (1 - decay) * sum(decay ** (k - i) * w for i, w in enumerate(weights, 1))
+    assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_decay_zero_follows_exactly() -> None:
     module = make(1.0)
     ema = Ema(module, decay=0.0)

@@ -168,6 +168,17 @@ def test_a_second_update_that_is_not_finite_leaves_weights_nobody_may_save() -> 
     assert caught.value.midway
 
 
+def test_the_rate_ends_at_min_lr() -> None:
+    """As a cosine with a least rate falls elsewhere: min + (lr - min) (1 + cos(pi s / T)) / 2; the warm-up rises from 0 to lr."""
+    config = OptimConfig(lr=2e-4, min_lr=2e-5, schedule="cosine", warmup_steps=4)
+    rates = [learning_rate(config, step, 20) for step in range(21)]
+    assert rates[:4] == pytest.approx([0.5e-4, 1e-4, 1.5e-4, 2e-4])
+    for step in range(4, 21):
+        assert rates[step] == pytest.approx(2e-5 + 1.8e-4 * (1 + math.cos(math.pi * (step - 4) / 16)) / 2)
+    assert rates[20] == pytest.approx(2e-5) and min(rates[4:]) == rates[20]
+    assert learning_rate(OptimConfig(lr=1.0, min_lr=0.25), 30, 40) == pytest.approx(0.25 + 0.75 * 0.25)
+
+
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     linear = OptimConfig(lr=1.0, schedule="linear", warmup_steps=2)
     assert [learning_rate(linear, step, 4) for step in range(4)] == [0.5, 1.0, 1.0, 0.5]

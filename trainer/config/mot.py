@@ -17,7 +17,7 @@ Attention = Literal["auto", "dense", "rows", "flex"]
 class MotSizes(Section):
     """A fresh small model, with a tokenizer of whole words and a linear codec of patches."""
 
-    hidden_size: int = Field(128, ge=8, description="Width.")
+    hidden_size: int = Field(128, ge=8, description="Width: how many numbers a token has.")
     num_layers: int = Field(4, ge=1, description="Layers, each with two experts.")
     num_heads: int = Field(4, ge=1, description="Attention heads.")
     num_kv_heads: int = Field(4, ge=1, description="Heads of keys and values.")

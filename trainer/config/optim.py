@@ -29,12 +29,17 @@ class OptimConfig(Section):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear",
-        description="constant keeps the rate after the warm-up; linear and cosine let it fall to 0 at max_steps, in a line or "
+        description="constant keeps the rate after the warm-up; linear and cosine let it fall to min_lr at max_steps, in a line or "
         "in half a wave.",
+    )
+    min_lr: float = Field(
+        0.0,
+        ge=0,
+        description="linear, cosine: where the fall ends, at max_steps; of a group, the same share of its rate.",
     )
     warmup_steps: int = Field(0, ge=0, description="In so many first steps the rate rises in a line to lr.")
     decay_share: Share = Field(
-        1.0, description="linear, cosine: share of the steps, at the end, in which the rate falls to 0."
+        1.0, description="linear, cosine: share of the steps, at the end, in which the rate falls."
     )
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.999), description="AdamW's decay rates of the gradient's first and second moment."
@@ -62,5 +67,14 @@ class OptimConfig(Section):
             raise ValueError(
                 f"decay_share = {self.decay_share:g} is when the rate begins to fall, but schedule = constant never "
                 "does; leave decay_share out or set schedule to linear or cosine"
+            )
+        if self.schedule == "constant" and self.min_lr:
+            raise ValueError(
+                f"min_lr = {self.min_lr:g} is where the rate ends, but schedule = constant never lets it fall; leave min_lr out or "
+                "set schedule to linear or cosine"
+            )
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"min_lr = {self.min_lr:g} is more than lr = {self.lr:g}, from which the rate falls; lower it"
             )
         return self
