@@ -54,7 +54,7 @@ def row(name: str, *items: TextItem | ImageItem) -> SequencePlan:
     return SequencePlan(name, items)
 
 
-def text(words: str, **said: bool) -> TextItem:
+def text(words: str, **said: Any) -> TextItem:
     return TextItem(words, **said)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +54,18 @@ def part_sizes(config: NetworkConfig, lora: LoraConfig | None, folder: Path, enc
 
 def shapes_of(folder: Path) -> Shapes:
     """Shapes by name of the tensors in a folder's safetensors files."""
-    return {name: shape for path in weight_files(folder) for name, shape in _header(path)}
+    return {name: shape for path in weight_files(folder) for name, shape in shapes_in(path).items()}
+
+
+def shapes_in(path: Path) -> Shapes:
+    """Shapes by name of the tensors in one safetensors file."""
+    with safe_open(path, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (not a dict)
 
 
 def count(shapes: Shapes) -> int:
     """The number of elements of all tensors."""
     return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with safe_open(path, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 (not a dict)
-            yield name, tuple(opened.get_slice(name).get_shape())
 
 
 def _adapted(network: Shapes, targets: tuple[str, ...]) -> int:

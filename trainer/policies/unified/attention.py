@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cache, cached_property
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Way = Literal["dense", "rows", "flex"]
 
@@ -44,7 +46,7 @@ class Layout:
     def row_slices(self) -> list[slice]:
         """Where each row lies."""
         ends = torch.unique_consecutive(self.row_N, return_counts=True)[1].cumsum(0).tolist()
-        return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
+        return [slice(first, last) for first, last in pairwise([0, *ends])]
 
     @cached_property
     def dense_NN(self) -> Tensor:
@@ -57,6 +59,17 @@ class Layout:
         """The same, cut to each row by itself."""
         places = torch.arange(len(self), device=self.row_N.device)
         return [sees(self, places[each, None], places[None, each]) for each in self.row_slices]
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """The same in blocks of tokens, of which those that nobody sees are skipped, and those that all see need no mask."""
+
+        def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return sees(self, q, k)
+
+        on_gpu = self.row_N.is_cuda  # compiled there: else all N x N pairs would be in memory at once
+        device = str(self.row_N.device)
+        return create_block_mask(seen, None, None, len(self), len(self), device=device, _compile=on_gpu)
 
 
 def sees(layout: Layout, q: Tensor, k: Tensor) -> Tensor:
@@ -73,16 +86,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, way: Way, scale: flo
 
     Args:
         way: `dense` masks all N x N; `rows` attends each row by itself, so that the cost grows with the rows' lengths and not with
-            the pack's; `flex` compiles a kernel that skips blocks nobody sees.
+            the pack's; `flex` compiles a kernel that skips blocks nobody sees, on a GPU (elsewhere torch computes all N x N).
         scale: of the logits; None is 1 / sqrt(D).
     """
     grouped = q.shape[0] != k.shape[0]
+    if not len(layout):
+        return q + 0 * (k.sum() + v.sum())  # of an empty pack, with gradients of 0
     if way == "dense":
         return _masked(q, k, v, layout.dense_NN, grouped, scale)
     if way == "rows":
         rows = zip(layout.row_slices, layout.dense_by_row, strict=True)
         return torch.cat([_masked(q[:, r], k[:, r], v[:, r], mask, grouped, scale) for r, mask in rows], dim=1)
-    raise NotImplementedError(way)
+    run: Any = _compiled_flex() if q.is_cuda else flex_attention
+    out: Tensor = run(q[None], k[None], v[None], block_mask=layout.blocks, scale=scale, enable_gqa=grouped)
+    return out[0]
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    """The kernel, compiled at its first call; again for a second length of packs, and then for any."""
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, grouped: bool, scale: float | None) -> Tensor:

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 
 from trainer.config.mot import MotConfig
 from trainer.policies.registry import Exporter, build_model
-from trainer.policies.unified.mot.geometry import LLM_CONFIG, VIT_CONFIG, llm_fields, vit_fields
+from trainer.policies.unified.mot.geometry import LLM_CONFIG, VIT_CONFIG, llm_fields, read_fields, vit_fields
 from trainer.policies.unified.mot.loading import AVERAGED
 from trainer.policies.unified.mot.model import MotModel
+
+_BESIDE = ("config.json", "generation_config.json", "preprocessor_config.json")  # which other programs look for
 
 
 def write_bagel(model: MotModel, folder: Path, dtype: torch.dtype) -> None:
@@ -22,15 +24,14 @@ def write_bagel(model: MotModel, folder: Path, dtype: torch.dtype) -> None:
     network = model.network
     state = {name: each.to(dtype).cpu().contiguous() for name, each in network.state_dict().items()}
     save_file(state, folder / AVERAGED, metadata={"format": "pt"})
-    if model.base is not None:
-        for name in (LLM_CONFIG, VIT_CONFIG):
-            shutil.copyfile(model.base / name, folder / name)
-    else:
-        for name, fields in (
-            (LLM_CONFIG, llm_fields(network.geometry.language)),
-            (VIT_CONFIG, vit_fields(network.geometry.vision)),
-        ):
-            (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    fields = {LLM_CONFIG: llm_fields(network.geometry.language), VIT_CONFIG: vit_fields(network.geometry.vision)}
+    for name, ours in fields.items():
+        theirs = {} if model.base is None else read_fields(model.base / name)
+        (folder / name).write_text(json.dumps({**theirs, **ours}, indent=2) + "\n", encoding="utf-8")
+    beside = [] if model.base is None else [model.base / name for name in _BESIDE]
+    for path in beside:
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     model.codec.save(folder)
     model.words.save(folder)
 

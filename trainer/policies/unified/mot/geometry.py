@@ -111,7 +111,19 @@ def read_fields(path: Path) -> Fields:
     return fields
 
 
+# What these programs know to compute; a file that says otherwise is of another network.
+_KNOWN_LLM = {"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
+_KNOWN_VIT = {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh", "num_channels": COLOURS}
+
+
+def _check_known(fields: Mapping[str, Any], known: Mapping[str, Any], path: Path) -> None:
+    for name, value in known.items():
+        if fields.get(name, value) != value:
+            raise ConfigError(f"{path}: {name} = {fields[name]!r}; a network in BAGEL's layout has {value!r}")
+
+
 def _language(fields: Mapping[str, Any], path: Path) -> LanguageGeometry:
+    _check_known(fields, _KNOWN_LLM, path)
     return LanguageGeometry(
         hidden_size=_number(fields, "hidden_size", path),
         num_hidden_layers=_number(fields, "num_hidden_layers", path),
@@ -125,6 +137,7 @@ def _language(fields: Mapping[str, Any], path: Path) -> LanguageGeometry:
 
 
 def _vision(fields: Mapping[str, Any], path: Path) -> VisionGeometry:
+    _check_known(fields, _KNOWN_VIT, path)
     names = ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "image_size")
     width, heads, mlp, patch, image = (_number(fields, name, path) for name in names)
     layers = _number(fields, "num_hidden_layers", path) - _UNUSED_LAYERS

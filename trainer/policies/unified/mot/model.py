@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.config.mot import MotConfig, MotPart
+from trainer.config import ConfigError
+from trainer.config.mot import MotConfig
 from trainer.data.sequences import Resize, SequencePlan
 from trainer.policies.base import Laying, PackOutput
 from trainer.policies.lora import autocast
@@ -17,6 +18,7 @@ from trainer.policies.unified.mot.codec import Codec
 from trainer.policies.unified.mot.lay import LaidRow, Ways, lay_row
 from trainer.policies.unified.mot.network import MotNetwork
 from trainer.policies.unified.mot.pack import pack_rows, read_pack
+from trainer.policies.unified.mot.parts import held_as, part_of
 from trainer.policies.unified.mot.words import Words
 
 # As UniReason's recipes scale images, where a plan says nothing else; a small model goes by what positions it has.
@@ -42,12 +44,17 @@ class MotModel:
         about: str,
         base: Path | None = None,
     ) -> None:
+        """Raises ConfigError where attention cannot be computed in the wanted way on the device."""
+        if config.attention == "flex" and device.type != "cuda":
+            raise ConfigError(
+                f"policy.attention = flex has no gradients on {device.type}; set it to auto, or to rows (each row by itself)"
+            )
         self.network = network.to(device).eval()
         self.network.recompute = config.gradient_checkpointing
         self.codec, self.words, self.config, self.device = codec, words, config, device
         self.about, self.base = about, base
         self.ways = _ways(network, codec)
-        _freeze(self.network, config.freeze)
+        _freeze(self.network, config)
 
     @property
     def way(self) -> Way:
@@ -77,22 +84,10 @@ class MotModel:
         return self.codec.decode(latents)
 
 
-def part_of(name: str) -> MotPart | None:
-    """The part that a parameter belongs to, by its name; None for the tables of positions, which are never trained."""
-    if name.endswith("pos_embed"):
-        return None
-    if name.startswith("vit_model."):
-        return "vision"
-    if name.startswith("connector."):
-        return "connector"
-    if "_moe_gen" in name or not name.startswith("language_model."):
-        return "generation"
-    return "language"
-
-
-def _freeze(network: MotNetwork, parts: Sequence[MotPart]) -> None:
+def _freeze(network: MotNetwork, config: MotConfig) -> None:
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(part_of(name) not in (None, *parts))
+        parameter.requires_grad_(part_of(name) not in (None, *config.freeze))
+        parameter.data = parameter.data.to(held_as(name, config))
 
 
 def _ways(network: MotNetwork, codec: Codec) -> Ways:

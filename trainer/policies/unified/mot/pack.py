@@ -59,7 +59,7 @@ class RowAttention:
         all_q, all_k, all_v = (self._together(pair).transpose(0, 1) for pair in (q, k, v))
         out = attend(all_q, all_k, all_v, self.layout, self.way).transpose(0, 1)
         pieces = out.split([count for row in self._counts for count in row])
-        return torch.cat([*pieces[0::2], q[0][:0]]), torch.cat([*pieces[1::2], q[1][:0]])
+        return torch.cat([*pieces[0::2], out[:0]]), torch.cat([*pieces[1::2], out[:0]])
 
     def _together(self, pair: Pair) -> Tensor:
         if not self._counts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ def fitted(width: int, height: int, resize: Resize) -> tuple[int, int]:
     scale = max(min(resize.longest / max(width, height), 1.0), resize.shortest / min(width, height))
     size = _scaled(width, height, scale, resize.stride)
     if size[0] * size[1] > _MOST_PIXELS:
-        size = _scaled(*size, math.sqrt(_MOST_PIXELS / (size[0] * size[1])), resize.stride)
+        # As published, without a root: an image above the limit ends well below it.
+        size = _scaled(*size, _MOST_PIXELS / (size[0] * size[1]), resize.stride)
     if max(size) > resize.longest:
         size = _scaled(*size, resize.longest / max(size), resize.stride)
     return size

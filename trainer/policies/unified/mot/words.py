@@ -19,7 +19,7 @@ _WORD, _LETTER = -1.0, -10.0  # log-probabilities: one word always beats its let
 
 
 class Words:
-    """Texts to ids and back, and the ids of the four tags.
+    """Texts to ids and back, and the ids of the four tags. Several threads may encode at once.
 
     Attributes:
         start, end: of a text.
@@ -60,9 +60,10 @@ class Words:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder}: its tokenizer cannot be read: {error}; download its files too") from error
-        tokenizer.add_tokens(
-            [tag for tag in _TAGS if tokenizer.convert_tokens_to_ids(tag) in (None, tokenizer.unk_token_id)]
-        )
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ConfigError(f"{folder} has no tokenizer.json; write it with transformers' fast tokenizer")
+        lacking = [tag for tag in _TAGS if tag not in tokenizer.get_vocab()]
+        tokenizer.add_tokens(lacking, special_tokens=True)
         return cls(tokenizer)
 
     def __len__(self) -> int:
@@ -70,7 +71,8 @@ class Words:
 
     def encode(self, text: str) -> list[int]:
         """Raises ValueError where a character has no token."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        # By the tokenizer below: transformers' own sets its truncation at each call, which two threads must not do at once.
+        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         if self._unknown is not None and self._unknown in ids:
             known = set(_LETTERS) | set(" \n")
             odd = next((letter for letter in text if letter not in known), text)
