@@ -58,7 +58,7 @@ PATH_VARIABLES=(SD3_5_MODEL_NAME_OR_PATH QWEN2_5_VL_MODEL_NAME_OR_PATH CHECKPOIN
     EVAL_TEMPLATE_EN EVAL_TEMPLATE_ZH EVAL_DEFINITIONS SSL_CERT_FILE)
 PATH_FIELDS=(path checkpoint lmm_checkpoint pretrained converted sd3_path qwen_path dataset_config deepspeed token_file
     image_folder image_dir image_cache preprocessing executable weights_dir embedding_cache ca_file resume output output_dir functions
-    det_model_dir rec_model_dir vocabulary language tokenizer weights grouping registry think_instruction refine_instruction)
+    det_model_dir rec_model_dir vocabulary language tokenizer weights grouping registry after export think_instruction refine_instruction)
 
 # This script goes to the repository before it starts, where relative paths of recipes count from. What is typed, in
 # variables and in overrides, counts from where it is typed; what is only in the repository is taken from there.

@@ -23,6 +23,7 @@ from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 from trainer.programs.generating.flags import add_generation_flags, settings_of
+from trainer.stages import export_trained, train_before
 
 COMMANDS = (
     "train",
@@ -46,6 +47,8 @@ COMMANDS = (
 
 def _train(args: argparse.Namespace) -> int:
     with StopSignals() as signals:  # before torch is imported, which takes seconds
+        if not train_before(load_recipe(args.config, Config, args.overrides), args.config, signals, checked):
+            return 0
         config = _recipe(args)
         if args.command == "sft" and config.program == "rl":
             raise ConfigError(
@@ -57,6 +60,7 @@ def _train(args: argparse.Namespace) -> int:
         from trainer.loop import train
 
         code = train(config, signals)
+        code = code or export_trained(config)
     return code or _export_final(args, config)
 
 
@@ -82,7 +86,12 @@ def _export_final(args: argparse.Namespace, config: Config) -> int:
 
 def _recipe(args: argparse.Namespace) -> Config:
     """The recipe, with prompt files and weights that are there."""
-    config = load_recipe(args.config, Config, args.overrides)
+    return checked(args.config, args.overrides)
+
+
+def checked(recipe: Path, overrides: Sequence[str] = ()) -> Config:
+    """A recipe, with prompt files and weights that are there. Raises ConfigError, DataError."""
+    config = load_recipe(recipe, Config, overrides)
     named = [each.path for each in config.data.train] + [path for _, path in config.evaluation.prompt_files()]
     for path in named:
         if not Path(path).exists():

@@ -127,6 +127,11 @@ class Config(Section):
     resume: FilePath = Field(
         "auto", description="auto: go on from the newest checkpoint; never: refuse to overwrite; or a path."
     )
+    after: FilePath | None = Field(
+        None,
+        description="The recipe of the stage before this one: it is trained first where the folder that its checkpoint.export names is "
+        "not there yet; null: there is none.",
+    )
     environment: Literal["none", "deepgen_rl"] = Field(
         "none",
         description="deepgen_rl: that project's environment variables set the fields they mean; said at the start.",

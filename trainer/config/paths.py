@@ -51,6 +51,11 @@ def _named(policy: PolicyConfig) -> Iterator[tuple[str, str]]:
         value = getattr(policy, name, None)
         if value is not None and not (name in policy.from_hub and is_hub_id(value)):
             yield f"policy.{name}", value
+    grow = getattr(policy, "grow", None)
+    if grow is not None:
+        yield "policy.grow.language", grow.language
+        if grow.tokenizer is not None:
+            yield "policy.grow.tokenizer", grow.tokenizer
     lora = getattr(policy, "lora", None)
     if lora is not None and lora.path is not None:
         yield "policy.lora.path", lora.path

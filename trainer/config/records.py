@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.config.base import Section
+from trainer.config.base import FilePath, Section
 
 
 class KeepBestConfig(Section):
@@ -24,6 +24,11 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
     keep_best: KeepBestConfig | None = Field(
         None, description="Best checkpoints kept besides; checkpoints/best names the best one. null: none."
+    )
+    export: FilePath | None = Field(
+        None,
+        description="Folder that the trained model is written into once all steps are made, as `python -m trainer export` does: its "
+        "averaged weights in float32, in the first format of the policy. What is there already stays. null writes none.",
     )
 
 
