@@ -9,7 +9,7 @@ Axes: N tokens of a pack, H heads, D numbers of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
@@ -21,6 +21,11 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Way = Literal["dense", "rows", "flex"]
+
+# Rows are attended together where the shorter has so much of the longest's length, or where all are short: then a call costs more
+# than what it computes.
+LEAST_FILLED = 0.75
+SHORT = 64
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,6 @@ class Layout:
         return sees(self, places[:, None], places[None, :])
 
     @cached_property
-    def dense_by_row(self) -> list[Tensor]:
-        """The same, cut to each row by itself."""
-        places = torch.arange(len(self), device=self.row_N.device)
-        return [sees(self, places[each, None], places[None, each]) for each in self.row_slices]
-
-    @cached_property
     def blocks(self) -> BlockMask:
         """The same in blocks of tokens, of which those that nobody sees are skipped, and those that all see need no mask."""
 
@@ -70,6 +69,52 @@ class Layout:
         on_gpu = self.row_N.is_cuda  # compiled there: else all N x N pairs would be in memory at once
         device = str(self.row_N.device)
         return create_block_mask(seen, None, None, len(self), len(self), device=device, _compile=on_gpu)
+
+    @cached_property
+    def batches(self) -> list[RowBatch]:
+        """The rows, those of about one length together."""
+        lengths = [each.stop - each.start for each in self.row_slices]
+        groups: list[list[int]] = []
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+            longest = lengths[groups[-1][0]] if groups else 0
+            if groups and (longest <= SHORT or lengths[row] >= LEAST_FILLED * longest):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return [RowBatch.of(self, [self.row_slices[row] for row in group]) for group in groups]
+
+    @cached_property
+    def order_of_batches(self) -> Tensor:
+        """Where each token of the pack lies among those of all batches behind one another."""
+        return torch.cat([each.places_RL[each.inside_RL] for each in self.batches]).argsort()
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows of about one length beside one another: R rows of L tokens, with padding behind the shorter ones.
+
+    Attributes:
+        places_RL: int64, each token's place in the pack; padding repeats its row's last token.
+        inside_RL: bool: where there is a token.
+        seen_RLL: bool: whether the token of the second axis sees that of the third; padding sees itself.
+    """
+
+    places_RL: Tensor
+    inside_RL: Tensor
+    seen_RLL: Tensor
+
+    @staticmethod
+    def of(layout: Layout, rows: Sequence[slice]) -> RowBatch:
+        device = layout.row_N.device
+        first_R1, last_R1 = (
+            torch.tensor(ends, device=device)[:, None]
+            for ends in ([each.start for each in rows], [each.stop - 1 for each in rows])
+        )
+        longest = max(each.stop - each.start for each in rows)
+        unbounded_RL = first_R1 + torch.arange(longest, device=device)
+        inside_RL, places_RL = unbounded_RL <= last_R1, unbounded_RL.minimum(last_R1)
+        seen_RLL = sees(layout, places_RL[:, :, None], places_RL[:, None, :]) & inside_RL[:, None, :]
+        return RowBatch(places_RL, inside_RL, seen_RLL | torch.eye(longest, dtype=torch.bool, device=device))
 
 
 def sees(layout: Layout, q: Tensor, k: Tensor) -> Tensor:
@@ -85,18 +130,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, way: Way, scale: flo
     those of q.
 
     Args:
-        way: `dense` masks all N x N; `rows` attends each row by itself, so that the cost grows with the rows' lengths and not with
-            the pack's; `flex` compiles a kernel that skips blocks nobody sees, on a GPU (elsewhere torch computes all N x N).
+        way: `dense` masks all N x N; `rows` attends rows of about one length together, so that the cost grows with the rows' lengths
+            and not with the pack's; `flex` compiles a kernel that skips blocks nobody sees, on a
+            GPU (elsewhere torch computes all N x N).
         scale: of the logits; None is 1 / sqrt(D).
     """
     grouped = q.shape[0] != k.shape[0]
     if not len(layout):
-        return q + 0 * (k.sum() + v.sum())  # of an empty pack, with gradients of 0
+        return q[..., : v.shape[-1]] + 0 * (k.sum() + v.sum())  # of an empty pack, with gradients of 0
     if way == "dense":
         return _masked(q, k, v, layout.dense_NN, grouped, scale)
     if way == "rows":
-        rows = zip(layout.row_slices, layout.dense_by_row, strict=True)
-        return torch.cat([_masked(q[:, r], k[:, r], v[:, r], mask, grouped, scale) for r, mask in rows], dim=1)
+        found = [_by_rows(q, k, v, batch, grouped, scale) for batch in layout.batches]
+        return torch.cat(found, dim=1).index_select(1, layout.order_of_batches)
     run: Any = _compiled_flex() if q.is_cuda else flex_attention
     out: Tensor = run(q[None], k[None], v[None], block_mask=layout.blocks, scale=scale, enable_gqa=grouped)
     return out[0]
@@ -109,6 +155,22 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return compiled
 
 
+def _by_rows(q: Tensor, k: Tensor, v: Tensor, batch: RowBatch, grouped: bool, scale: float | None) -> Tensor:
+    """(H, tokens of the batch, D): few large products in place of many small ones."""
+    shape, places = batch.places_RL.shape, batch.places_RL.flatten()
+    q, k, v = (each.index_select(1, places).unflatten(1, shape).transpose(0, 1) for each in (q, k, v))
+    out = _attended(q, k, v, batch.seen_RLL[:, None], grouped, scale)
+    return out.transpose(0, 1).flatten(1, 2).index_select(1, batch.inside_RL.flatten().nonzero()[:, 0])
+
+
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, grouped: bool, scale: float | None) -> Tensor:
+    return _attended(q[None], k[None], v[None], mask, grouped, scale)[0]
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, grouped: bool, scale: float | None) -> Tensor:
+    """Values narrower than keys are widened by zeros: else the fast kernels are left for a slow one."""
+    width = v.shape[-1]
+    v = functional.pad(v, (0, q.shape[-1] - width))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     out: Callable[..., Tensor] = functional.scaled_dot_product_attention
-    return out(q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=grouped)[0]
+    return out(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)[..., :width]
