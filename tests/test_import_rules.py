@@ -196,14 +196,6 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.quotes",
     ),
     "trainer.loop": ("trainer.types", "trainer.config", "trainer.processes", "trainer.programs"),
-    "trainer.stages": (
-        "trainer.config",
-        "trainer.migration",
-        "trainer.processes",
-        "trainer.programs",
-        "trainer.export",
-        "trainer.loop",
-    ),
     "trainer.__main__": ("trainer",),
 }
 

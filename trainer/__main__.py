@@ -23,7 +23,7 @@ from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 from trainer.programs.generating.flags import add_generation_flags, settings_of
-from trainer.stages import export_trained, train_before
+from trainer.programs.stages import export_trained, train_before
 
 COMMANDS = (
     "train",
@@ -47,7 +47,17 @@ COMMANDS = (
 
 def _train(args: argparse.Namespace) -> int:
     with StopSignals() as signals:  # before torch is imported, which takes seconds
-        if not train_before(load_recipe(args.config, Config, args.overrides), args.config, signals, checked):
+
+        def read(recipe: Path) -> Config:
+            return load_recipe(recipe, Config)
+
+        def run(recipe: Path) -> int:
+            from trainer.loop import train
+
+            before = checked(recipe)
+            return train(before, signals) or export_trained(before)
+
+        if not train_before(load_recipe(args.config, Config, args.overrides), args.config, read, run):
             return 0
         config = _recipe(args)
         if args.command == "sft" and config.program == "rl":

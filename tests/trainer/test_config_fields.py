@@ -17,7 +17,6 @@ from trainer.config import (
     DeepGenConfig,
     FluxConfig,
     JanusConfig,
-    NeoConfig,
     PreferencesConfig,
     Sd3Config,
     TinyConfig,
@@ -28,6 +27,7 @@ from trainer.config.base import by_type
 from trainer.config.errors import _sections_in, field_paths
 from trainer.config.file import load_config
 from trainer.config.mot import MotConfig
+from trainer.config.neo import NeoConfig
 from trainer.config.objective import OBJECTIVES
 from trainer.config.sampling import SamplingConfig
 

@@ -21,7 +21,6 @@ from trainer.config.distributed import DeviceConfig, DistributedConfig
 from trainer.config.evaluation import JUDGE, AlarmsConfig, EvaluationConfig, EvaluationSetConfig, check_held_out
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.janus import JanusConfig
-from trainer.config.neo import NeoConfig
 from trainer.config.network import LoraConfig, NetworkConfig
 from trainer.config.objective import FlowGrpoConfig, ObjectiveConfig
 from trainer.config.objective_checks import check_objective
@@ -78,7 +77,6 @@ __all__ = [
     "JanusConfig",
     "LoggingConfig",
     "LoraConfig",
-    "NeoConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -128,9 +126,7 @@ class Config(Section):
         "auto", description="auto: go on from the newest checkpoint; never: refuse to overwrite; or a path."
     )
     after: FilePath | None = Field(
-        None,
-        description="The recipe of the stage before this one: it is trained first where the folder that its checkpoint.export names is "
-        "not there yet; null: there is none.",
+        None, description="Stage before this: trained first if its checkpoint.export is missing."
     )
     environment: Literal["none", "deepgen_rl"] = Field(
         "none",
@@ -198,7 +194,7 @@ class Config(Section):
     @property
     def max_images(self) -> int:
         """How many images a question of this policy may have."""
-        return self.policy.max_images if isinstance(self.policy, VlmConfig | JanusConfig | NeoConfig) else 0
+        return int(getattr(self.policy, "max_images", 0))
 
     @property
     def tasks(self) -> tuple[Task, ...]:

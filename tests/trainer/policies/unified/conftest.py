@@ -10,7 +10,8 @@ import torch
 from tests.support.tiny_janus import make_janus
 from tests.support.tiny_neo import make_neo, make_qwen3
 from tests.support.tiny_vlm import save_pictures
-from trainer.config import JanusConfig, NeoConfig
+from trainer.config import JanusConfig
+from trainer.config.neo import NeoConfig
 from trainer.policies.unified.janus import build
 from trainer.policies.unified.janus.model import JanusModel
 from trainer.policies.unified.neo import build as build_neo

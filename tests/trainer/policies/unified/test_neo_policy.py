@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_neo import neo_section
-from trainer.config import ConfigError, NeoConfig
+from trainer.config import ConfigError
+from trainer.config.neo import NeoConfig
 from trainer.policies.base import ReadsPacks, ReadsTokens, Replays, Samples
 from trainer.policies.registry import entry_of
 from trainer.policies.tokens.draw import TokenPlan

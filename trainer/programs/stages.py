@@ -10,17 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config import Config, ConfigError
-from trainer.migration import load_recipe
-from trainer.processes.stopping import StopSignals
 
 
-def train_before(config: Config, recipe: Path, signals: StopSignals, checked: Callable[[Path], Config]) -> bool:
+def train_before(config: Config, recipe: Path, read: Callable[[Path], Config], run: Callable[[Path], int]) -> bool:
     """Train and export the stages before a recipe, as far as they are not there yet. Returns whether they all are now: a signal may
     have stopped one.
 
     Args:
         recipe: its file, for messages.
-        checked: reads a recipe whose files must be there.
+        read: a recipe, whose files need not be there yet.
+        run: trains a recipe and exports what it trained; gives the exit code.
 
     Raises:
         ConfigError: the stage before exports nothing, it stopped, or it must be trained first and this is one of several processes,
@@ -29,7 +28,7 @@ def train_before(config: Config, recipe: Path, signals: StopSignals, checked: Ca
     if config.after is None:
         return True
     earlier = Path(config.after)
-    before = load_recipe(earlier, Config)
+    before = read(earlier)
     if before.checkpoint.export is None:
         raise ConfigError(
             f"{recipe}: after = {earlier}, but that recipe has no checkpoint.export, so it leaves nothing to start from; set it there to "
@@ -44,16 +43,12 @@ def train_before(config: Config, recipe: Path, signals: StopSignals, checked: Ca
             f"{earlier} first, with the same command"
         )
     print(f"{recipe}: {folder} is not there, so {earlier} is trained first", flush=True)
-    if not train_before(before, earlier, signals, checked):
+    if not train_before(before, earlier, read, run):
         return False
-    from trainer.loop import train
-
-    before = checked(earlier)
-    if code := train(before, signals):
+    if code := run(earlier):
         raise ConfigError(
             f"{recipe}: {earlier}, the stage before it, ended with exit code {code}; see {before.run_dir}"
         )
-    export_trained(before)
     return folder.exists()
 
 
