@@ -25,7 +25,7 @@ from trainer.samplers.tokens import allowed_logits
 from trainer.types import Prompt, Turn
 
 # Images decoded together: the widest features of one of 384 x 384 pixels are 128 channels, 75 MB in float32, and a block holds several.
-_DECODED = 16
+MOST_DECODED = 16
 _MODULES: dict[str, JanusPart] = {
     "vision_model": "vision",
     "aligner": "aligner",
@@ -140,7 +140,7 @@ class JanusModel(TokenModel):
     @torch.no_grad()
     def decode_images(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
         # Where every call gathers weights from all ranks (ZeRO-3), these must make equally many, whatever they have to decode.
-        size = len(tokens_BN) if is_cut(self.network) else _DECODED
+        size = len(tokens_BN) if is_cut(self.network) else MOST_DECODED
         return [image for part in tokens_BN.split(size) for image in self._decode(part)]
 
     def _decode(self, tokens_BN: Tensor) -> Sequence[np.ndarray]:
