@@ -105,6 +105,15 @@ def test_equal_similarities_go_by_the_order_of_paths_and_not_of_rows(tmp_path: P
     assert found[0] == [(f"c{n}", f"q{n}") for n in range(6)] and found == found[:1] * 3
 
 
+def test_different_images_with_the_same_features_are_retrieved_and_not_aligned(tmp_path: Path) -> None:
+    flags = sources(tmp_path, {"c1": 0.0, "c2": 30.0}, {"q1": 0.0, "q2": 30.01})
+    rows = build(tmp_path, flags)
+    assert names(rows) == [("c1", "q1"), ("c2", "q2")] and [r["similarity"] for r in rows] == [0.999999, 0.999999]
+    built = next(tmp_path.glob("built*")) / "pairs.jsonl"
+    file = read_pairs(rows_section(), path=str(built), field="data", dataset="d", image_dir=None, threshold=0.0)
+    assert "2 pairs, 0 aligned, 2 retrieved" in file.notes[0]
+
+
 def test_the_medoid_of_a_cluster_is_a_pair_with_itself_where_it_has_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
