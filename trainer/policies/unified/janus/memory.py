@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import Config, GenerateConfig, JanusConfig, TaskSamplingConfig, UnderstandConfig
-from trainer.objectives import needs_reference
 from trainer.policies.tokens.hub import local_folder
 from trainer.policies.unified.images import MOST_LOGITS
 from trainer.policies.unified.janus.geometry import TokenIds, is_deepseek, read_fields, to_janus
@@ -92,7 +91,7 @@ def working_bytes(config: Config) -> Mapping[str, float]:
             )
             rows = _answers(network, section, trained)
             # The starting weights' logits are computed while the logarithms of the present ones are kept.
-            copies = _LOGIT_COPIES[1] + needs_reference(config.objective)
+            copies = _LOGIT_COPIES[1] + (getattr(config.objective, "kl_beta", 0) > 0)
             logits = trained * section.max_new_tokens * network.words * _FP32 * copies
             found["training on answers"] = _training(policy, network, [rows], logits)
     return found | _held_out(config, network)
