@@ -129,6 +129,7 @@ _PACK_GROUP = {
     "sets.*.share": ("2", "less than or equal to 1"),
     "sets.*.max_rows": ("0", "greater than or equal to 1"),
     "sets.*.held_out": ("1", "must be true or false"),
+    "sets.*.frames": ("0", "greater than or equal to 1"),
     "weight": ("0", "greater than 0"),
     "mandatory": ("1", "must be true or false"),
     **{f"image_size{name}": case for name, case in _RESIZE.items()},

@@ -15,7 +15,7 @@ class PackSetConfig(Section):
     """A file of rows."""
 
     name: Name | None = Field(None, description="What it is called in messages; null is the file's name.")
-    path: FilePath = Field(description="A JSON array or JSON lines.")
+    path: FilePath = Field(description="A JSON array or JSON lines, in UTF-8.")
     format: PackFormat = Field(
         description="What a row is. UniReason's: t2i, edit, t2i_reason, edit_reason, t2i_refine, edit_refine; NEO's: conversations."
     )
@@ -27,6 +27,9 @@ class PackSetConfig(Section):
     held_out: bool = Field(
         False,
         description="None of its rows is trained on; their loss is measured, as that of rows that hold_out keeps.",
+    )
+    frames: int = Field(
+        8, ge=1, le=1024, description="Images, evenly spaced, that a video of a conversation is read as."
     )
 
 
@@ -101,10 +104,12 @@ class PackedConfig(Section):
         description="UniReason's dataset_info.py, which is read and never run, or a YAML file of the same two tables.",
     )
     think_instruction: FilePath | None = Field(
-        None, description="Text file with the fixed sentence before rows with reasoning; null is this trainer's own."
+        None,
+        description="Text file with the fixed sentence before rows with reasoning, or the .py file that holds it; null is this trainer's own.",
     )
     refine_instruction: FilePath | None = Field(
-        None, description="Text file with the fixed sentence before rows with refinements; null is this trainer's own."
+        None,
+        description="Text file with the fixed sentence before rows with refinements, or the .py file that holds it; null is this trainer's own.",
     )
     packs: int = Field(1, ge=1, description="Packs of a step, over all ranks: a number that ranks can share.")
     fill: Literal["tokens", "rows"] = Field(

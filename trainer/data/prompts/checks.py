@@ -19,6 +19,7 @@ MAX_METADATA_DEPTH = 32
 MAX_SOURCE_IMAGES = 8
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 _FOLDERS_LOOKED_INTO = 100
+_RULE = "relative paths count from the prompt file's folder or `images` in it, or from the data set's `image_dir`"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 _NO_TEXT = re.compile(
@@ -98,8 +99,15 @@ def check_images(where: str, value: Any, folders: Sequence[Path]) -> tuple[str, 
     return tuple(check_image(f"{where}[{i}]", name, folders) for i, name in enumerate(value))
 
 
-def check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
-    """The path of one image, likewise."""
+def check_image(
+    where: str, name: Any, folders: Sequence[Path], *, rule: str = _RULE, setting: str = "the data set's `image_dir`"
+) -> str:
+    """The path of one image, likewise.
+
+    Args:
+        rule: what a message says of where relative paths count from.
+        setting: the field that names the folder.
+    """
     text = check_text(where, name)
     if Path(text).suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(f"{where}: {shown(name)} ends in none of {', '.join(IMAGE_SUFFIXES)}")
@@ -116,9 +124,9 @@ def check_image(where: str, name: Any, folders: Sequence[Path]) -> str:
         _check_type(where, path)
         return str(path)
     places = " or ".join(str(path.absolute()) for path in tried)
-    remedy = "relative paths count from the prompt file's folder or `images` in it, or from the data set's `image_dir`"
+    remedy = rule
     if elsewhere := _near(text, folders[0]):
-        remedy = f"it is in {elsewhere}: set the data set's `image_dir` to that"
+        remedy = f"it is in {elsewhere}: set {setting} to that"
     raise DataError(f"{where}: no image at {places}; {remedy}")
 
 
