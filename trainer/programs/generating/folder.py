@@ -95,15 +95,16 @@ class OutputFolder:
         return images.load(self.folder / "images", Path(names[0]).stem, 1) if names else ()
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
+        """Compare with what an earlier start was asked for, as far as it made anything."""
         path = self.folder / "settings.json"
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if any(self.folder.glob("made.*.jsonl")):
-                raise ConfigError(f"{self.folder} has samples and no settings.json; give a new folder") from None
+        if not any(each.stat().st_size for each in self.folder.glob("made.*.jsonl")):
             if self._rank == 0:
                 write_atomic(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{self.folder} has samples and no settings.json; give a new folder") from None
         except ValueError as error:
             raise ConfigError(f"{path} is damaged ({error}); give a new folder") from error
         for name in sorted(before.keys() | settings.keys()):
