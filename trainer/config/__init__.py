@@ -224,11 +224,10 @@ class Config(Section):
         )
         given = None if name is None else getattr(self, name)
         if given is not None:
-            micro, fields = (
-                given.micro_batch_size or given.batch_size,
-                (f"{name}.batch_size", f"{name}.micro_batch_size"),
-            )
-            return Owner(given.batch_size, micro, self.optim, dtype, *fields)
+            micro = given.micro_batch_size or given.batch_size
+            return Owner(given.batch_size, micro, self.optim, dtype, f"{name}.batch_size", f"{name}.micro_batch_size")
+        if self.packed is not None:
+            return Owner(self.packed.packs, 1, self.optim, dtype, "packed.packs", "the packs of a forward pass")
         batch = self.sampling.samples_per_step
         micro = self.optim.micro_batch_size or self.sampling.largest_micro_batch
         return Owner(batch, micro, self.optim, dtype)

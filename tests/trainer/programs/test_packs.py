@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,3 +209,23 @@ def test_the_report_draws_both_errors(make: Make, monkeypatch: pytest.MonkeyPatc
         == titles.count("packs: how full")
         == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("train_batch_size", r"packed\.packs is 2"), ("train_micro_batch_size_per_gpu", "packs of a forward pass is 1")],
+)
+def test_a_deepspeed_file_is_compared_with_the_packs(make: Make, tmp_path: Path, key: str, words: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, key: 4}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"{key} is 4 in .*, but {'the ' if 'forward' in words else ''}{words}"):
+        make(distributed__deepspeed=str(path))
+
+
+def test_the_recipe_of_the_page_is_a_recipe(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "packs.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "page.yaml"
+    path.write_text(text, encoding="utf-8")
+    config = load_config(path, Config)
+    assert config.packed is not None and config.packed.packs == 8

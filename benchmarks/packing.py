@@ -1,0 +1,243 @@
+"""Packs against padded batches of the same rows, and what a million rows cost.
+
+    python benchmarks/packing.py                     # all three tables
+    python benchmarks/packing.py layouts --rounds 5  # one of them: layouts, copies, rows
+
+layouts  The quickstart's rows of packed training through a small Mixture-of-Transformers, forward and backward, one thread: tokens of
+         rows (not of padding) a CPU second, and the share of padding, for a padded batch and for packs of several lengths, each
+         attended row by row and with one dense mask. Every layout has the same rows; they take turns, medians are shown, and the ratio
+         is to the padded batch attended row by row.
+copies   Noised copies of each image that share their row's context: loss images a CPU second.
+rows     A JSON lines file of so many rows: seconds and memory to open it, CPU microseconds to find which row comes where and to parse it.
+
+CPU seconds count this process alone, so a busy machine moves them little; ratios of one run are what to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "assets" / "unified_quickstart"
+LENGTHS = (128, 256, 512, 1024, 2048)
+FORMATS = {"t2i": "t2i.json", "edit": "edit.json", "t2i_reason": "t2i_reason.jsonl", "edit_reason": "edit_reason.jsonl"}
+WEIGHTS = {"t2i": 0.35, "edit": 0.25, "t2i_reason": 0.2, "edit_reason": 0.2}
+
+
+def packed(**fields: Any) -> Any:
+    """The section `packed` of the quickstart's rows."""
+    from trainer.config.packed import PackedConfig
+
+    groups = [
+        {"name": name, "weight": WEIGHTS[name], "sets": [{"path": str(ROWS / file), "format": name}]}
+        for name, file in FORMATS.items()
+    ]
+    return PackedConfig.model_validate({"groups": groups, "workers": 0, **fields})
+
+
+def policy_of(way: str) -> Any:
+    """A fresh model of the quickstart's size; its last layer is not zero, so that nothing is left out of the backward pass."""
+    import torch
+
+    from trainer.config.mot import MotConfig
+    from trainer.policies.registry import build_policy
+
+    torch.manual_seed(0)
+    fields = {
+        "type": "mot",
+        "initialize": {"words": vocabulary()},
+        "dtype": "float32",
+        "attention": way,
+        "max_latent_size": 8,
+    }
+    policy = build_policy(MotConfig.model_validate(fields), torch.device("cpu"), keep_reference=False)
+    torch.nn.init.normal_(policy.trainable.llm2vae.weight, std=0.02)
+    return policy
+
+
+def vocabulary() -> list[str]:
+    from trainer.quickstart.scene_rows import FACTS
+
+    return sorted({*FACTS, *FACTS.values(), "draw", "make", "like", "left", "right", "becomes"})
+
+
+def laid_rows(policy: Any, tokens: int, copies: int = 1) -> list[Any]:
+    """Rows as the quickstart draws them, until they have so many tokens."""
+    from trainer.data.formats.groups import read_groups
+    from trainer.data.packing.lanes import Lanes
+    from trainer.policies.base import Laying
+
+    config = packed(expected_tokens=tokens, max_tokens=2 * tokens, max_row_tokens=tokens)
+
+    def lay(plan: Any, seed: int) -> Any:
+        return policy.lay(plan, Laying(seed, 0.1, 0.1, 0.1, shift=3.0, copies=copies))
+
+    [pack] = Lanes(config, read_groups(config, 1), 1, lay).packs()
+    return list(pack.rows)
+
+
+def cut(rows: Sequence[Any], length: int) -> list[list[Any]]:
+    """Packs of at most `length` tokens of rows that follow one another."""
+    packs: list[list[Any]] = [[]]
+    for row in rows:
+        if packs[-1] and sum(each.length for each in packs[-1]) + row.length > length:
+            packs.append([])
+        packs[-1].append(row)
+    return packs
+
+
+def padded(row: Any, length: int, word: int) -> Any:
+    """The row with words behind its end, which nobody learns, up to a length."""
+    more = length - row.length
+    position, order = row.und[-1][1] + 1, row.und[-1][2] + 1
+    und = [*row.und, *((len(row.words) + n, position + n, order + n, 0, False) for n in range(more))]
+    return replace(row, words=[*row.words, *[word] * more], und=und)
+
+
+def pass_over(policy: Any, packs: Sequence[Sequence[Any]]) -> float:
+    """CPU seconds of a forward and a backward pass over each pack."""
+    begun = time.process_time()
+    for pack in packs:
+        out = policy.read(pack)
+        (out.cross_entropy_T.sum() + out.squared_error_L.sum()).backward()
+    policy.trainable.zero_grad()
+    return time.process_time() - begun
+
+
+def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of each case's CPU seconds; the first round warms up and is left out."""
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, case in cases.items():
+            seconds = case()
+            if number:
+                found[name].append(seconds)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def layouts(rounds: int, tokens: int) -> dict[str, Any]:
+    policies = {way: policy_of(way) for way in ("rows", "dense")}
+    rows = laid_rows(policies["rows"], tokens)
+    real, longest = sum(row.length for row in rows), max(row.length for row in rows)
+    word = rows[0].words[0]
+    made = {f"padded, {len(rows)} rows of {longest}": [[padded(row, longest, word) for row in rows]]}
+    made |= {f"packs of at most {length}": cut(rows, length) for length in LENGTHS}
+    cases = {
+        f"{name}, {way}": partial(pass_over, policies[way], packs)
+        for name, packs in made.items()
+        for way in policies
+        if way == "rows" or not name.startswith("padded")
+    }
+    seconds = take_turns(cases, rounds)
+    base = next(iter(seconds.values()))
+    found = {}
+    print("\n| layout | packs | slots | padding | tokens / CPU s | ratio |\n|---|---|---|---|---|---|")
+    for name, packs in made.items():
+        slots = sum(row.length for pack in packs for row in pack)
+        for way in policies:
+            if (case := f"{name}, {way}") in seconds:
+                found[case] = {
+                    "slots": slots,
+                    "padding": 1 - real / slots,
+                    "tokens_per_s": real / seconds[case],
+                    "packs": len(packs),
+                }
+                speed = f"{real / seconds[case]:,.0f} | {base / seconds[case]:.2f}"
+                print(f"| {case} | {len(packs)} | {slots:,} | {1 - real / slots:.1%} | {speed} |")
+    return found
+
+
+def copies(rounds: int, tokens: int) -> dict[str, Any]:
+    policy = policy_of("rows")
+    rows = {number: laid_rows(policy, tokens, number) for number in (1, 2, 3, 4, 8)}
+    cases = {str(number): partial(pass_over, policy, cut(each, 256)) for number, each in rows.items()}
+    seconds = take_turns(cases, rounds)
+    found = {}
+    print("\n| copies | tokens | loss images / CPU s | tokens / CPU s |\n|---|---|---|---|")
+    for number, each in rows.items():
+        images = sum(latent.noise is not None for row in each for latent in row.latents)
+        length, cpu = sum(row.length for row in each), seconds[str(number)]
+        found[str(number)] = {"images_per_s": images / cpu, "tokens_per_s": length / cpu}
+        print(f"| {number} | {length:,} | {images / cpu:,.0f} | {length / cpu:,.0f} |")
+    return found
+
+
+def rows(count: int) -> dict[str, Any]:
+    from trainer.config.packed import PackedConfig
+    from trainer.data.formats.groups import read_groups
+
+    found: dict[str, Any] = {}
+    print("\n| rows | file MB | open s | memory MB | places us | with parsing us |\n|---|---|---|---|---|---|")
+    for number in (count // 100, count // 10, count):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.jsonl"
+            with path.open("w", encoding="utf-8") as file:
+                for row in range(number):
+                    text = f"draw a red disc left of a blue bar, number {row}, " + "in front of a wall " * 10
+                    file.write(
+                        json.dumps({"type": "T2I_SFT", "image": "", "image_path": f"{row}.png", "txt": text}) + "\n"
+                    )
+            group = {"name": "all", "sets": [{"path": str(path), "format": "t2i"}]}
+            config = PackedConfig.model_validate({"groups": [group]})
+            before, begun = resident(), time.process_time()
+            [opened] = read_groups(config, 1)
+            opening, memory = time.process_time() - begun, resident() - before
+            begun = time.process_time()
+            places = [opened.row(position, 1) for position in range(2000)]
+            finding = (time.process_time() - begun) / 2000
+            begun = time.process_time()
+            for plans, place in places:
+                plans.plan(place)
+            parsing = (time.process_time() - begun) / 2000
+            found[str(number)] = {
+                "open_s": opening,
+                "memory_mb": memory,
+                "place_us": 1e6 * finding,
+                "plan_us": 1e6 * parsing,
+            }
+            size = path.stat().st_size / 1e6
+            print(
+                f"| {number:,} | {size:,.0f} | {opening:.2f} | {memory:.0f} | {1e6 * finding:.0f} | {1e6 * parsing:.0f} |"
+            )
+    return found
+
+
+def resident() -> float:
+    """Memory of this process, MB."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Packs against padded batches; a million rows.")
+    parser.add_argument("tables", nargs="*", default=["layouts", "copies", "rows"], help="layouts, copies, rows")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step's rows")
+    parser.add_argument("--count", type=int, default=1_000_000, help="rows of the largest file")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks" / "packing.json")
+    given = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for table in given.tables:
+        if table == "rows":
+            found[table] = rows(given.count)
+        else:
+            found[table] = {"layouts": layouts, "copies": copies}[table](given.rounds, given.tokens)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
