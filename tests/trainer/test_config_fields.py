@@ -371,6 +371,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "packed.bad_rows": ("skip", "'leave_out' or 'stop'"),
     "policy.weights": ("''", "at least 1 character"),
     "policy.use_ema": ("1", FLAG),
+    "policy.constant_words": ("1", FLAG),
     "policy.max_latent_size": ("0", "greater than or equal to 1"),
     "policy.initialize.hidden_size": ("7", "greater than or equal to 8"),
     "policy.initialize.num_layers": ("0", "greater than or equal to 1"),

@@ -11,6 +11,7 @@ from trainer.config.network import PolicySection
 
 MotPart = Literal["language", "vision", "connector", "generation"]
 MOT_PARTS: tuple[MotPart, ...] = ("language", "vision", "connector", "generation")
+_UNDERSTANDING = {"language", "vision", "connector"}
 Attention = Literal["auto", "dense", "rows", "flex"]
 
 
@@ -68,6 +69,11 @@ class MotConfig(PolicySection):
         description="Parts that are not trained: language (the understanding expert with embeddings and head), vision, connector, "
         "generation (the generation expert with its projections). The codec never is.",
     )
+    constant_words: bool = Field(
+        False,
+        description="No gradient passes through words and seen images, as with UniReason's freeze_und: saves memory, for a gradient "
+        "that is not quite right. Needs language, vision and connector to be frozen.",
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Type of computations.")
     gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
     attention: Attention = Field(
@@ -86,4 +92,9 @@ class MotConfig(PolicySection):
             raise ValueError("policy.weights belongs to policy.pretrained, which holds the configuration; give both")
         if set(self.freeze) == set(MOT_PARTS):
             raise ValueError(f"freeze = [{', '.join(self.freeze)}] leaves nothing to train; leave a part out")
+        if self.constant_words and not set(self.freeze) >= _UNDERSTANDING:
+            raise ValueError(
+                f"constant_words belongs to freeze = [language, vision, connector], of which [{', '.join(self.freeze)}] lacks some; "
+                "give these, or leave it out"
+            )
         return self

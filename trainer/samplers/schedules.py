@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+Level = TypeVar("Level", float, Tensor)
 
 
 def sigmas(num_steps: int, shift: float = 1.0) -> Tensor:
     """Noise levels of `num_steps` steps: float32 (num_steps + 1,), falling from exactly 1 to exactly 0.
 
-    Even spacing t is bent to shift * t / (1 + (shift - 1) * t), Stable Diffusion 3 (arXiv 2403.03206) eq. 23;
-    shift 1 leaves it even, more spends more steps at high noise.
+    Even spacing is `shifted`: shift 1 leaves it even, more spends more steps at high noise.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps}: needs at least 1")
     if not shift > 0:
         raise ValueError(f"shift = {shift:g}: needs a number above 0")
     t = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    return (shift * t / (1 + (shift - 1) * t)).float()
+    return shifted(t, shift).float()
+
+
+def shifted(t: Level, shift: float) -> Level:
+    """shift * t / (1 + (shift - 1) * t), Stable Diffusion 3 (arXiv 2403.03206) eq. 23: noise levels moved towards 1 by a shift above 1."""
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def stochastic_steps(num_steps: int, window: Sequence[int] | None = None) -> list[int]:

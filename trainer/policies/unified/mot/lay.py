@@ -21,6 +21,7 @@ from trainer.data.sequences import ImageItem, Resize, SequencePlan, TextItem
 from trainer.policies.base import Laying
 from trainer.policies.unified.mot.pictures import read_pixels
 from trainer.policies.unified.mot.words import Words
+from trainer.samplers.schedules import shifted
 
 Reader = Callable[[str, Resize], Tensor]
 
@@ -175,14 +176,14 @@ class _Builder:
         self.row.sizes.append((height, width))
         noise = torch.zeros(height * width, self.ways.token_channels)
         for _ in range(self.laying.copies):
-            self._framed(lambda block: self._latent(1.0, noise, block), noised=True)
+            self._framed(partial(self._latent, 1.0, noise), noised=True)
 
     def _level(self, copy: int) -> float:
-        """t = s u / (1 + (s - 1) u), u = sigmoid(N(0, 1)) (arXiv 2403.03206, section 5.3.2), unless levels are given."""
+        """u = sigmoid(N(0, 1)), shifted, unless levels are given."""
         if self.laying.levels is not None:
             return self.laying.levels[copy]
         u = torch.sigmoid(torch.randn((), generator=self.random, dtype=torch.float64)).item()
-        return self.laying.shift * u / (1 + (self.laying.shift - 1) * u)
+        return shifted(u, self.laying.shift)
 
     def _framed(self, inside: Callable[[int], None], *, noised: bool) -> None:
         self.blocks += 1

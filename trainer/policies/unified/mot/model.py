@@ -50,7 +50,7 @@ class MotModel:
                 f"policy.attention = flex has no gradients on {device.type}; set it to auto, or to rows (each row by itself)"
             )
         self.network = network.to(device).eval()
-        self.network.recompute = config.gradient_checkpointing
+        self.network.recompute, self.network.constant_words = config.gradient_checkpointing, config.constant_words
         self.codec, self.words, self.config, self.device = codec, words, config, device
         self.about, self.base = about, base
         self.ways = _ways(network, codec)

@@ -104,18 +104,31 @@ class PositionTable(nn.Module):
         return self.pos_embed[places_N]
 
 
+class ConstantWords:
+    """Implements `Attends`: what words and seen images make of latents has no gradient. With their expert frozen, no gradient passes
+    through them at all, and nothing of them is kept for the backward pass."""
+
+    def __init__(self, attends: Attends) -> None:
+        self._attends = attends
+
+    def __call__(self, layer: int, q: Pair, k: Pair, v: Pair) -> Pair:
+        und, gen = self._attends(layer, q, k, v)
+        return und.detach(), gen
+
+
 class MotNetwork(nn.Module):
     """All that is trained. Starts with what torch draws; `init.initialize` is how a fresh model starts.
 
     Attributes:
         recompute: recompute layers in the backward pass.
+        constant_words: no gradient passes through words and seen images.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         width, vision = geometry.language.hidden_size, geometry.vision
         self.geometry = geometry
-        self.recompute = False
+        self.recompute = self.constant_words = False
         self.language_model = _LanguageModel(geometry.language)
         self.vit_model = VisionTower(vision)
         self.connector = Connector(vision.hidden_size, width)
@@ -128,6 +141,8 @@ class MotNetwork(nn.Module):
     def forward(self, tokens: Tokens, attends: Attends) -> Pair:
         """What the decoder makes of both kinds of tokens, normed: (U, width), (G, width)."""
         decoder = self.language_model.model
+        if self.constant_words:
+            attends = ConstantWords(attends)
         und, gen = self.embed(tokens)
         turns = turning(tokens.positions_U, self.geometry.language), turning(tokens.positions_G, self.geometry.language)
         for number, layer in enumerate(decoder.layers):
