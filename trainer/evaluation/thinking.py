@@ -6,20 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from trainer.config import Config, ConfigError, FlowSamplingConfig
 from trainer.config.generation import GenerationConfig
+from trainer.data.formats.unireason.instructions import Instructions as Sentences
+from trainer.data.formats.unireason.instructions import read_instructions
 from trainer.evaluation.sets import EvaluationSet
 from trainer.policies.base import Samples
 from trainer.policies.generation import Generates, Instructions, Made
 from trainer.types import Prompt, Sample
-
-THINK = (
-    "Before you draw, think about what the image should show and write it down between <think> and </think>. "
-    "Then draw the image."
-)
-REFINE = (
-    "Draw an image as you are asked to, then look at what you have drawn: does it show what was asked for, with the right objects, "
-    "colours and style, and does it look real? If something should be better, write what to change between <sugg> and </sugg> "
-    "and draw the image again."
-)
 
 
 def think_and_draw(
@@ -50,8 +42,9 @@ def think_and_draw(
 
 
 def instructions_of(config: Config) -> Instructions:
-    """The fixed sentences that the recipe's rows begin with."""
-    return Instructions(THINK, REFINE)
+    """The fixed sentences that the recipe's rows begin with. Raises DataError naming the field of one that cannot be read."""
+    said = Sentences() if config.packed is None else read_instructions(config.packed)
+    return Instructions(said.think, said.refine)
 
 
 def _settings(chosen: EvaluationSet, config: Config) -> GenerationConfig:

@@ -13,8 +13,10 @@ import torch
 from trainer.config import Config, ConfigError
 from trainer.config.generation import GenerationConfig
 from trainer.data.datasets import Dataset
+from trainer.data.formats.unireason.instructions import REFINE, THINK
 from trainer.evaluation import load_sets
 from trainer.evaluation.sampling import Placed, draw, evaluation_seed
+from trainer.evaluation.thinking import instructions_of
 from trainer.policies.generation import Instructions, Made, Written
 from trainer.processes.distributed import World
 from trainer.types import Prompt
@@ -105,3 +107,20 @@ def test_a_policy_that_does_not_denoise_has_no_such_sets(tmp_path: Path, drawn_b
     evaluation = config(tmp_path, num_inference_steps=None).evaluation
     with pytest.raises(ValueError, match=r"evaluation\.sets\.0\.think = 9 acts where the policy"):
         evaluation.check_drawing(drawn_by)
+
+
+def test_the_sentences_are_those_of_the_recipe(tmp_path: Path) -> None:
+    own = instructions_of(config(tmp_path))
+    assert own.think == THINK and own.refine == REFINE
+    (tmp_path / "think.txt").write_text("Think it over.\n")
+    given = {
+        "run_name": "r",
+        "max_steps": 2,
+        "program": "supervised",
+        "policy": {"type": "mot", "initialize": {}},
+        "packed": {
+            "groups": [{"name": "a", "sets": [{"path": "a.json", "format": "t2i"}]}],
+            "think_instruction": str(tmp_path / "think.txt"),
+        },
+    }
+    assert instructions_of(Config.model_validate(given)) == Instructions("Think it over.", REFINE)
