@@ -114,3 +114,33 @@ def test_a_reward_that_both_tasks_ask_for_has_a_mean_of_each(
     last = read_metrics(run({"understand": TEXTS, "generate": TEXTS}, max_steps=1, rewards__services=services))[-1]
     assert last["understand/reward/letter/mean"] == 0.75 and last["generate/reward/letter/mean"] == 0.25
     assert last["reward/letter/mean"] == pytest.approx(0.5)
+
+
+def test_a_half_that_pays_for_the_other_is_said_wherever_one_looks(
+    run: Callable[..., Path], scripted: Callable[..., ScriptedServer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Answers lose what is measured, as their reward has a weight below 0, while images win: whoever looks at one half alone sees
+    success."""
+
+    def marked(request: dict[str, Any], item: dict[str, Any]) -> float:
+        """Whether anything is answered, or which share of an image is red, whatever was asked for."""
+        if item.get("completion") is not None:
+            return float(bool(item["completion"]))
+        return score(request, {**item, "prompt": "red"})
+
+    url = scripted(lambda request: good(request, lambda item: marked(request, item))).url
+    folder = run(
+        {"understand": {"rewards": {"letter": -1.0}}, "generate": IMAGES},
+        rewards__services={"scripted": {"urls": [url]}},
+        evaluation__every=20,
+        max_steps=20,
+        optim={"lr": 0.1},
+    )
+    last = read_metrics(folder)[-1]
+    assert last["eval/answers/letter/gain_high"] < 0 < last["eval/images/colour/gain_low"]
+    assert last["alarm/other_half/answers/letter"] == 1.0 and "alarm/other_half/images/colour" not in last
+    alarms = json.loads((folder / "eval" / "step_000020" / "alarms.json").read_text(encoding="utf-8"))
+    (told,) = [each["text"] for each in alarms if each["name"] == "other_half/answers/letter"]
+    assert "what generate gains, understand pays for" in told
+    assert told in (folder / "report.html").read_text(encoding="utf-8")
+    assert f"ALARM other_half/answers/letter after step 20: {told}" in capfd.readouterr().err
