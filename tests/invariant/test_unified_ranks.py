@@ -13,7 +13,7 @@ from tests.support import reward_servers
 from tests.support.compare_runs import assert_same_run
 from tests.support.reward_servers import ScriptedServer
 from tests.support.trainer_runs import read_metrics, run_trainer
-from tests.support.unified_runs import unified_changes, with_task
+from tests.support.unified_runs import SIMILARITIES, unified_changes, with_task
 
 scripted = reward_servers.scripted  # the fixture
 
@@ -57,13 +57,18 @@ def test_thinking_takes_the_same_steps_on_two_ranks(
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("think", [None, {"max_new_tokens": 5}], ids=["at_once", "thinking"])
 def test_zero_takes_the_steps_of_none(
-    recipe: Callable[..., Path], changes: dict[str, Any], tmp_path: Path, stage: int, think: dict[str, Any] | None
+    recipe: Callable[..., Path],
+    scripted: Callable[..., ScriptedServer],
+    rules_url: str,
+    tmp_path: Path,
+    stage: int,
+    think: dict[str, Any] | None,
 ) -> None:
+    # A code that only images of a pair of similarity 0 have gets its gradient from the KL alone, which is all rounding at first, and
+    # AdamW makes a whole step of it. Plans move the images, and then there is one.
+    similarities = [max(each, 0.1) for each in SIMILARITIES] if think else SIMILARITIES
+    changes = unified_changes(tmp_path / "given", scripted, rules_url, similarities)
     changes = with_task(changes, "generate", think=think)
-    if think:
-        # A code that only images of equal rewards have got a gradient from the KL alone, which is all rounding at first, and AdamW
-        # makes a whole step of it.
-        changes["objective"] = {"type": "dapo"}
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto"}), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ def by_letters(request: dict[str, Any]) -> Reply:
     return good(request, lambda item: (sum(item["completion"].encode()) % 17) / 17)
 
 
-def unified_changes(folder: Path, scripted: Callable[..., ScriptedServer], rules_url: str) -> dict[str, Any]:
+SIMILARITIES = (0.9, 0.5, 0.0, 0.7, 0.25, 0.64, 0.81, 0.36)
+
+
+def unified_changes(
+    folder: Path,
+    scripted: Callable[..., ScriptedServer],
+    rules_url: str,
+    similarities: Sequence[float] = SIMILARITIES,
+) -> dict[str, Any]:
     """What such a run has in place of the sections of `recipe`: eight pairs, four a step, both tasks, groups of two sizes."""
     make_janus(folder / "model")
     rows = [
@@ -29,7 +37,7 @@ def unified_changes(folder: Path, scripted: Callable[..., ScriptedServer], rules
             generate_ann=side(f"{'abcd'[n % 4]}.png", f"draw a {COLORS[n % 4]} disc {n}"),
             understand_ann=side(f"{'bcda'[n % 4]}.png", question=f"what color {n} ? {chr(10)}A. red{chr(10)}B. blue"),
         )
-        for n, similarity in enumerate([0.9, 0.5, 0.0, 0.7, 0.25, 0.64, 0.81, 0.36])
+        for n, similarity in enumerate(similarities)
     ]
     data = write_pairs(folder, *rows)
     return {
