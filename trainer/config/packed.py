@@ -23,7 +23,7 @@ class PackSetConfig(Section):
         None, description="Where the image paths start; null is the folder of `path`."
     )
     share: Share = Field(1.0, description="Share of the rows that is used, drawn by `seed`, the same at every start.")
-    max_rows: int | None = Field(None, ge=1, description="At most so many rows, the first ones; null takes all.")
+    max_rows: int | None = Field(None, ge=1, description="At most so many rows, drawn as a share is; null takes all.")
     held_out: bool = Field(
         False,
         description="None of its rows is trained on; their loss is measured, as that of rows that hold_out keeps.",

@@ -12,7 +12,7 @@ import torch
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError, PackedConfig
 from trainer.config.base import UserError
-from trainer.data.formats.groups import read_groups
+from trainer.data.formats.groups import group_notes, read_groups
 from trainer.data.overlap import Settled
 from trainer.data.packing.groups import PackGroup
 from trainer.data.packing.lanes import Lanes
@@ -36,11 +36,13 @@ class PackMaterial(Material):
     """The rows of a run; its prompts are those of its evaluation alone."""
 
     groups: Sequence[PackGroup] = field(default_factory=tuple)
+    said: Sequence[str] = ()  # of the files that name the rows, and of the instructions before them
 
     @property
     def notes(self) -> Sequence[str]:
         """How many rows are trained on and held out; and that nobody compared them with the evaluation."""
-        found = [
+        found = list(self.said)
+        found += [
             f"packed: {each.name}: {len(each)} rows, {len(list(each.held_out()))} held out" for each in self.groups
         ]
         if self.sets:
@@ -54,7 +56,9 @@ class PackMaterial(Material):
 
 def read_rows(config: Config) -> PackMaterial:
     """The files of the rows, opened. Raises ConfigError, DataError."""
-    return PackMaterial((), load_sets(config, ()), Settled(), 0, read_groups(packed_of(config), config.seed))
+    packed = packed_of(config)
+    groups = read_groups(packed, config.seed)
+    return PackMaterial((), load_sets(config, ()), Settled(), 0, groups, group_notes(packed))
 
 
 def deal_rows(config: Config, material: PackMaterial, world: World) -> Sequence[PackGroup]:

@@ -17,7 +17,9 @@ from trainer.data.formats.tables import Named, assigned_texts, python_tables
 from trainer.data.formats.unireason import instructions
 from trainer.data.formats.unireason.grouping import read_grouping
 from trainer.data.formats.unireason.instructions import PUBLISHED, REFINE, THINK, read_instructions
+from trainer.data.overlap import Settled
 from trainer.data.prompts.checks import DataError
+from trainer.programs.packs import PackMaterial
 
 INFO = """
 import os
@@ -106,6 +108,8 @@ def test_its_groups_are_drawn_from(files: Path) -> None:
     assert (len(pictures), len(edits), pictures.mandatory) == (3, 1, True)  # one of three, and both of the other file
     plans, number = edits.row(0, 0)
     assert plans.plan(number).id == f"{files}/edits.json:1"
+    said = PackMaterial((), (), Settled(), 0, [pictures, edits], group_notes(packed(files))).notes
+    assert "shuffle_lines of pictures does nothing" in said[0] and said[1] == "packed: pictures: 3 rows, 0 held out"
     assert group_notes(packed(files)) == read_grouping(files / "groups.yaml", files / "dataset_info.py")[1]
 
 

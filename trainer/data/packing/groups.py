@@ -18,13 +18,13 @@ Open = Callable[[PackGroupConfig, PackSetConfig], Plans]
 
 @dataclass(frozen=True)
 class PackSet:
-    """The rows of a file that take part: `used` of its first `first`, drawn by `seed`, of which `held_out` are not trained on.
+    """The rows of a file that take part: `used` of its `total`, drawn by `seed`, of which `held_out` are not trained on.
 
     Which rows these are depends on the seed, the set's name and the numbers alone, so that a start draws them again.
     """
 
     plans: Plans
-    first: int
+    total: int
     used: int
     held_out: int
     seed: int
@@ -43,7 +43,7 @@ class PackSet:
 
     @cached_property
     def _order(self) -> Shuffle:
-        return Shuffle(self.first, self.seed, "rows", self.plans.name)
+        return Shuffle(self.total, self.seed, "rows", self.plans.name)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def open_groups(
 
 
 def _set(plans: Plans, section: PackSetConfig, hold_out: int, seed: int) -> PackSet:
-    first = min(len(plans), section.max_rows or len(plans))
+    total = len(plans)
     # Rounded down, after a rounding that takes the dust of binary fractions off: .29 of 100 rows are 29.
-    used = int(round(section.share * first, 6))
+    used = min(int(round(section.share * total, 6)), section.max_rows or total)
     if section.held_out:
-        return PackSet(plans, first, used, used, seed)
+        return PackSet(plans, total, used, used, seed)
     if used and used <= hold_out:
         raise DataError(
             f"packed.hold_out = {hold_out} rows of each set leave none of the {used} rows of {plans.name} to train on; lower it"
         )
-    return PackSet(plans, first, used, min(hold_out, used), seed)
+    return PackSet(plans, total, used, min(hold_out, used), seed)
