@@ -134,7 +134,7 @@ def test_the_cost_of_rows_is_linear_in_the_pack() -> None:
     work = []
     for rows in (4, 32):
         layout = _layout(*((number, place, 0, False) for number in range(rows) for place in range(32)))
-        work.append(sum(mask.numel() for mask in layout.dense_by_row))
+        work.append(sum(batch.seen_RLL.numel() for batch in layout.batches))
     assert work[1] == 8 * work[0]
 
 
