@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -65,9 +67,12 @@ def policy_of(way: str) -> Any:
 
 
 def vocabulary() -> list[str]:
+    """Every word of the rows is a token."""
+    from trainer.data.formats.unireason.instructions import THINK
     from trainer.quickstart.scene_rows import FACTS
 
-    return sorted({*FACTS, *FACTS.values(), "draw", "make", "like", "left", "right", "becomes"})
+    said = re.findall(r"[A-Za-z]+", THINK)
+    return sorted({*FACTS, *FACTS.values(), *said, "make", "like", "left", "right", "becomes"})
 
 
 def laid_rows(policy: Any, tokens: int, copies: int = 1) -> list[Any]:
@@ -180,12 +185,11 @@ def rows(count: int) -> dict[str, Any]:
     for number in (count // 100, count // 10, count):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.jsonl"
+            shutil.copy(next((ROWS / "scenes").glob("*.png")), Path(folder) / "a.png")
             with path.open("w", encoding="utf-8") as file:
                 for row in range(number):
                     text = f"draw a red disc left of a blue bar, number {row}, " + "in front of a wall " * 10
-                    file.write(
-                        json.dumps({"type": "T2I_SFT", "image": "", "image_path": f"{row}.png", "txt": text}) + "\n"
-                    )
+                    file.write(json.dumps({"type": "T2I_SFT", "image": "", "image_path": "a.png", "txt": text}) + "\n")
             group = {"name": "all", "sets": [{"path": str(path), "format": "t2i"}]}
             config = PackedConfig.model_validate({"groups": [group]})
             before, begun = resident(), time.process_time()

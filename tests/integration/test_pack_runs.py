@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ import torch
 from tests.support.compare_runs import assert_same_run
 from tests.support.forked import ForkedTrainer
 from tests.support.pack_runs import write_recipe
-from tests.support.trainer_runs import read_metrics, saved_weights, trainer_environment
+from tests.support.trainer_runs import (
+    ROOT,
+    read_metrics,
+    run_trainer,
+    saved_weights,
+    start_trainer,
+    trainer_environment,
+)
 
 STEPS = 6
 
@@ -34,10 +43,12 @@ def run(config: Path, *overrides: str, ranks: int = 1) -> None:
         assert process.wait(300) == 0, process.stderr[-4000:]
 
 
-def kill_after(config: Path, metrics: Path, step: int, *, ranks: int = 1) -> None:
+def kill_after(
+    config: Path, metrics: Path, step: int, *, ranks: int = 1, starting: Callable[..., ForkedTrainer] = start
+) -> None:
     """Start the run and kill it as soon as it has written the row of `step`."""
     deadline = time.monotonic() + 120
-    with start(config, ranks=ranks) as process:
+    with starting(config, ranks=ranks) as process:
         while time.monotonic() < deadline and process.poll() is None:
             if metrics.exists() and f'"step": {step}' in metrics.read_text(encoding="utf-8"):
                 process.send_signal(signal.SIGKILL)
@@ -88,3 +99,43 @@ def test_another_number_of_ranks_goes_on_with_the_same_packs(whole: Path, before
         for each in ("whole", name)
     ]
     assert counted[0] == counted[1]
+
+
+def mixture(folder: Path, name: str, **changes: Any) -> Path:
+    """The recipe of a small Mixture-of-Transformers on files of drawings and edits."""
+    rows = ROOT / "assets" / "unified_quickstart"
+    files = {"t2i": "t2i.json", "edit_reason": "edit_reason.jsonl"}
+    groups = [
+        {"name": each, "sets": [{"path": str(rows / file), "format": each}], "mandatory": each == "t2i"}
+        for each, file in files.items()
+    ]
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 32}
+    small = {
+        "groups": groups,
+        "packs": 2,
+        "expected_tokens": 300,
+        "max_tokens": 600,
+        "hold_out": 2,
+        "noise": {"copies": 2},
+    }
+    policy = {"type": "mot", "initialize": sizes, "dtype": "float32", "max_latent_size": 8}
+    return write_recipe(folder, name, max_steps=STEPS, policy=policy, packed={**small, **changes}, optim__lr=1e-3)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_transformers_that_is_killed_goes_on(tmp_path: Path) -> None:
+    """The real policy on real files: killed and gone on with by other threads, bit for bit; by two ranks and under ZeRO-3, to rounding."""
+    run_trainer(mixture(tmp_path, "whole"))
+    rows = read_metrics(run_dir(tmp_path, "whole"))
+    assert rows[0]["heldout/mse"] > rows[-1]["heldout/mse"] and rows[0]["heldout/ce"] > rows[-1]["heldout/ce"]
+    config = mixture(tmp_path, "killed", workers=0)
+    kill_after(config, run_dir(tmp_path, "killed") / "metrics.jsonl", 3, starting=start_trainer)
+    run_trainer(config, "packed.workers=3")
+    assert read_metrics(run_dir(tmp_path, "killed")) == rows
+    assert same(final(tmp_path, "killed"), final(tmp_path, "whole"))
+    run_trainer(mixture(tmp_path, "two"), ranks=2)
+    assert_same_run(run_dir(tmp_path, "whole"), run_dir(tmp_path, "two"), STEPS)
+    zero = tmp_path / "zero3.json"
+    zero.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    run_trainer(mixture(tmp_path, "zero"), f"distributed.deepspeed={zero}", ranks=2)
+    assert_same_run(run_dir(tmp_path, "whole"), run_dir(tmp_path, "zero"), STEPS)

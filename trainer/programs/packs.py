@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,12 +35,12 @@ TRIED = 100  # rows of a group that are tried before it is given up
 class PackMaterial(Material):
     """The rows of a run; its prompts are those of its evaluation alone."""
 
-    groups: Sequence[PackGroup] = field(default_factory=tuple)
+    groups: Sequence[PackGroup] = ()
     said: Sequence[str] = ()  # of the files that name the rows, and of the instructions before them
 
     @property
     def notes(self) -> Sequence[str]:
-        """How many rows are trained on and held out; and that nobody compared them with the evaluation."""
+        """What the files have to say, how many rows are trained on and held out; and that nobody compared them with the evaluation."""
         found = list(self.said)
         found += [
             f"packed: {each.name}: {len(each)} rows, {len(list(each.held_out()))} held out" for each in self.groups
@@ -151,6 +151,7 @@ class PackProgram(GivenProgram):
         config = self.session.config
         tokens = row["packed/tokens"] or 0.0
         row["packed/fill"] = tokens / (self.packed.packs * self.packed.max_tokens)
+        row["time/packs"] = max(self.session.world.gather(self.lanes.waited_s))
         row["tokens_per_s"] = tokens / (row["time/update"] or 1.0)
         for loss, counted in (("loss/ce", "packed/text_tokens"), ("loss/mse", "packed/latent_tokens")):
             if not row[counted]:

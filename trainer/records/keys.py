@@ -84,6 +84,7 @@ SENTENCES: dict[str, str] = {
     "learnt text tokens and noised latent tokens.",
     "packed/fill": "packed/tokens by what the step's packs may have (packed.max_tokens each): the rest is left empty, not padded.",
     "packed/left_out": "Rows that were met in the step and cannot be used; each is named once.",
+    "time/packs": "Seconds in which the slowest rank waited for its packs, part of time/update; more of packed.workers make it less.",
     "packs_per_s": "Packs learned from per second.",
     "heldout/ce": "The cross-entropy of the texts of rows that packed.hold_out keeps from training, with the averaged weights.",
     "heldout/mse": "The squared error of the velocities of their images, the mean over the noise levels .25, .5, .75 and .95. Noise is the "

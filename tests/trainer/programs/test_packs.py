@@ -64,6 +64,8 @@ def test_a_run_learns_its_rows_and_measures_those_held_out(make: Make, capsys: p
     assert sum(row["packed/fill"] for row in rows[1:]) / 30 > 0.9
     assert [key for row in rows for key in row if keys.sentence_of(key) is None] == []
     assert (config.run_dir / "report.html").is_file()
+    written = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(0 < row["time/packs"] <= row["time/update"] for row in written[1:])
 
 
 def test_the_held_out_losses_are_those_of_the_averaged_weights_at_fixed_noise(make: Make) -> None:

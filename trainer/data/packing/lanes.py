@@ -7,6 +7,7 @@ group's endless dealing; so all lanes together see every row before any comes ag
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -217,6 +218,9 @@ class Lanes(Generic[LaidT]):
         lay: makes tokens of a row; it depends on the row and the seed alone, and is called by several threads.
         share: (r, n): this is rank r of n.
 
+    Attributes:
+        waited_s: how long the last call of `packs` took; near 0 where rows were read ahead.
+
     Raises:
         ValueError: there are fewer packs than ranks.
     """
@@ -235,6 +239,7 @@ class Lanes(Generic[LaidT]):
                 f"packed.packs = {config.packs} packs a step leave one of {ranks} ranks without any; make it {ranks} or more"
             )
         self.config, self.groups, self.seed, self._lay = config, groups, seed, lay
+        self.waited_s = 0.0
         self.reader = Reader(self.read, config.workers)
         own = range(rank * config.packs // ranks, (rank + 1) * config.packs // ranks)
         self.lanes = [Lane(number, config, groups, seed, self.reader) for number in own]
@@ -247,7 +252,10 @@ class Lanes(Generic[LaidT]):
 
     def packs(self) -> list[Pack[LaidT]]:
         """The next pack of each lane. Raises StopTrainingError where rows cannot be used."""
-        return [lane.next() for lane in self.lanes]
+        begun = time.perf_counter()
+        packs = [lane.next() for lane in self.lanes]
+        self.waited_s = time.perf_counter() - begun
+        return packs
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Of this rank's lanes, in order; those of all ranks, one after the other, are what `load_state_dict` takes."""
