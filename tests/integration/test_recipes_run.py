@@ -91,6 +91,7 @@ def test_every_recipe_is_run_here() -> None:
         "quickstart",
         "vlm_quickstart",
         "pair_quickstart",
+        "unified_sft_quickstart",
         *BASES,
         *SD35,
         *DEEPGEN,
@@ -142,6 +143,35 @@ def test_the_quickstart_of_pairs_trains(workplace: Path, rules_url: str) -> None
         assert rows[-1][f"{task}/ratio/replay_error"] < 1e-4
     assert rows[-1]["grad_norm"] > 0
     assert {"eval/drawn/scene", "eval/answered/accuracy"} <= rows[-1].keys()
+
+
+def test_the_quickstart_of_packed_training_trains(workplace: Path, rules_url: str) -> None:
+    """Its own rows and pictures; steps, held-out rows and denoising steps are fewer, and built-in rules stand for its own."""
+    (workplace / "assets").symlink_to(ROOT / "assets")
+    few = {"max_prompts": 2, "path": "assets/unified_quickstart/drawn_edit_reason.jsonl", "alarms": False}
+    sets = [
+        {**few, "name": "edit_riddles", "rewards": ["exact", "thought"], "think": 3},
+        {**few, "name": "at_once", "rewards": ["exact"]},
+    ]
+    changes = [
+        *("rewards.launch=none", f"rewards.services.rules.urls=['{rules_url}']", "rewards.services.rules.args={}"),
+        *("max_steps=1", "optim.warmup_steps=0", "logging.report_to=[]", "distributed={num_threads: 1}"),
+        *("rewards.columns.exact.reward=side_by_side", "rewards.columns.thought.reward=exact_answer"),
+        *(f"rewards.columns.{name}.reward=side_by_side" for name in ("changed", "kept")),
+        *(f"evaluation.sets={json.dumps(sets)}", "evaluation.num_inference_steps=2"),
+        "packed.expected_tokens=300",
+    ]
+    config = load_recipe(Path("configs/unified_sft_quickstart.yaml"), Config, changes)
+    assert train(config) == 0
+    first, last = read_metrics(Path(config.run_dir))
+    # What leads to velocities begins at 0: the error is the mean of (noise - data)^2, at every level.
+    levels = [first[f"heldout/mse/{level}"] for level in (0.25, 0.5, 0.75, 0.95)]
+    assert min(levels) > 1.9 and max(levels) - min(levels) < 0.02
+    assert last["loss/mse"] > 1.5 and last["loss/ce"] > 1 and last["packed/left_out"] == 0
+    assert {"eval/edit_riddles/exact", "eval/edit_riddles/thought", "eval/at_once/exact"} <= last.keys()
+    shown = json.loads((Path(config.run_dir) / "samples" / "step_000001.json").read_text(encoding="utf-8"))
+    thoughtful = [each for each in shown if each.get("text") is not None]
+    assert len(thoughtful) == 2 and all(each["image"] and each["sources"] for each in thoughtful)
 
 
 @pytest.mark.slow
