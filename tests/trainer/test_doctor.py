@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.support.checkpoints import write_checkpoint
+from tests.support.task_configs import UNDERSTAND, task_config
 from trainer.config import Config, Sd3Config
 from trainer.config.file import dump_config, load_config
 from trainer.data.datasets import PromptSampler, load_train_prompts
@@ -284,6 +285,16 @@ def test_the_judge_of_an_evaluation_file_is_asked_for(small: Callable[..., Path]
     Path("eval.yaml").write_text("datasets: [{name: bench, path: bench.csv, scoring: unigenbench}]")
     asked = load_recipe(small(rewards=rewards), Config, ["evaluation.dataset_config=eval.yaml"])
     assert list(check_names(asked)) == []
+
+
+def test_what_a_task_asks_for_is_asked_for() -> None:
+    assert [each.message for each in check_names(task_config())] == [
+        "rewards.columns.other is asked for by no task and no evaluation"
+    ]
+    silent = task_config({"understand": {**UNDERSTAND, "rewards": {"letter": 1.0, "hps": 1.0, "other": 0.0}}})
+    assert [each.message for each in check_names(silent)] == [
+        "sampling.tasks.understand.rewards: other has the weight 0: it is scored and not trained on"
+    ]
 
 
 def test_a_missing_or_readable_token_file_is_found(small: Callable[..., Path], rules_url: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from trainer.config import Config, ConfigError
+from trainer.config import Config, ConfigError, TaskSamplingConfig
 from trainer.config.evaluation import JUDGE
 from trainer.config.paths import is_hub_id
 from trainer.data.captions import caption_prompts
@@ -26,8 +26,9 @@ from trainer.types import Prompt
 
 def check_names(config: Config) -> Iterator[Finding]:
     """Rewards and services that nothing uses: allowed, but rarely meant."""
-    rewards = config.rewards
-    asked = {name for dataset in config.data.train for name in dataset.rewards}
+    rewards, sampling = config.rewards, config.sampling
+    tasks = sampling.tasks.given() if isinstance(sampling, TaskSamplingConfig) else {}
+    asked = {name for _, name in config.train_rewards}
     asked |= {name for _, name in config.evaluation.asked()}
     if any(each.scoring for each in config.evaluation.sets):
         asked |= {name for name, column in rewards.columns.items() if (column.reward or name) == JUDGE}
@@ -38,8 +39,8 @@ def check_names(config: Config) -> Iterator[Finding]:
             yield Finding(
                 "rewards",
                 "WARN",
-                f"rewards.columns.{name} is asked for by no data set and no evaluation",
-                "name it under a data set's `rewards`, or take it out",
+                f"rewards.columns.{name} is asked for by no {'task' if tasks else 'data set'} and no evaluation",
+                f"name it under a {'task' if tasks else 'data set'}'s `rewards`, or take it out",
             )
     for name in rewards.services:
         if not any(column.service == name for column in rewards.columns.values()):
@@ -47,13 +48,15 @@ def check_names(config: Config) -> Iterator[Finding]:
             yield Finding(
                 "rewards", "WARN", f"rewards.services.{name} serves no column, {cost}", "take it out, or add a column"
             )
-    for i, dataset in enumerate(config.data.train):
-        silent = [name for name, weight in dataset.rewards.items() if weight == 0]
+    given = {f"sampling.tasks.{name}": each.rewards for name, each in tasks.items()}
+    given |= {f"data.train.{i}": dataset.rewards for i, dataset in enumerate(config.data.train)}
+    for where, weights in given.items():
+        silent = [name for name, weight in weights.items() if weight == 0]
         if silent:
             yield Finding(
                 "rewards",
                 "WARN",
-                f"data.train.{i}.rewards: {', '.join(silent)} has the weight 0: it is scored and not trained on",
+                f"{where}.rewards: {', '.join(silent)} has the weight 0: it is scored and not trained on",
                 "give it a weight, or leave it to evaluation.rewards",
             )
 
