@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from trainer.config.base import ConfigError
 from trainer.migration.janus_grpo.command_line import read_command_line
 from trainer.migration.janus_grpo.flags import Program, flags_of
 from trainer.migration.recipe_text import render
@@ -19,7 +20,8 @@ def from_command_line(program: Program, arguments: Sequence[str]) -> str:
         arguments: the flags, with or without torchrun before them; or the path of the script alone.
 
     Raises:
-        ConfigError: a flag that is not known, a value that we have nothing for, or a file that is not here.
+        ConfigError: a flag that is not known, a value that we have nothing for, a file that is not here, or a recipe that could not
+            be used.
     """
     from trainer.migration.janus_grpo.translation import translate  # which counts rows, and needs numpy for it
 
@@ -28,7 +30,24 @@ def from_command_line(program: Program, arguments: Sequence[str]) -> str:
         print(f"from-{program}: {sentence}", file=sys.stderr)
     said = [*said, "Nothing is held out there: name held-out prompts under evaluation.sets, each with its task."]
     head = f"Translated from a command line of {_NAMES[program]}. A comment says what differs; docs/migration_pairuni.md why."
-    return render(lines, said, head=head, of="command line")
+    text = render(lines, said, head=head, of="command line")
+    _check(program, text)
+    return text
+
+
+def _check(program: Program, text: str) -> None:
+    """Raises ConfigError, naming the flags, where a recipe of these values would be refused."""
+    import yaml
+
+    from trainer.config import Config
+    from trainer.config.file import checked
+
+    try:
+        checked("the recipe that it becomes", Config, yaml.safe_load(text))
+    except ConfigError as error:
+        fields = {f"--{name}": flag.fields for name, flag in flags_of(program).items()}
+        meant = [name for name, ours in fields.items() if any(f" {field}:" in str(error) for field in ours)]
+        raise ConfigError(f"{', '.join(meant) or f'the command line of {program}'}: {error}") from error
 
 
 def flags_help(program: Program) -> str:
