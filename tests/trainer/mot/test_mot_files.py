@@ -14,6 +14,7 @@ from tests.support.small_mot import image, picture, row, text
 from tests.support.tiny_bagel import VOCABULARY, drawn, make_bagel, network_shapes
 from trainer.config import ConfigError
 from trainer.config.mot import MotConfig
+from trainer.export.comparison import compare_weights, settle
 from trainer.policies.base import Laying
 from trainer.policies.registry import build_policy, entry_of, exporter_of
 from trainer.policies.unified.mot.loading import COMPUTED
@@ -58,6 +59,15 @@ def test_every_tensor_of_a_published_folder_is_read_and_written_back(bagel: Path
     again = exporter.reload(_config(bagel), tmp_path, CPU)
     assert all(torch.equal(each, held[name]) for name, each in again.network.state_dict().items())
     assert again.words.encode("<|vision_start|>a") == policy.model.words.encode("<|vision_start|>a")
+
+
+def test_what_is_exported_in_half_precision_is_what_was_trained(bagel: Path, tmp_path: Path) -> None:
+    """Rounded before it is compared: all but the tables of positions, which are computed again."""
+    policy, exporter = _build(bagel), exporter_of(_config(bagel), "bagel")
+    settle(policy.model, torch.bfloat16, merge=True)
+    exporter.write(policy.model, tmp_path, torch.bfloat16)
+    again = exporter.reload(_config(bagel), tmp_path, CPU)
+    assert "the largest difference is 0" in compare_weights(policy.model, again, adapters=False, dtype=torch.bfloat16)
 
 
 def test_a_folder_of_a_step_gives_its_averaged_weights_or_its_own(bagel: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from trainer.config.mot import MotConfig
 from trainer.policies.registry import Exporter, build_model
 from trainer.policies.unified.mot.geometry import LLM_CONFIG, VIT_CONFIG, llm_fields, read_fields, vit_fields
-from trainer.policies.unified.mot.loading import AVERAGED
+from trainer.policies.unified.mot.loading import AVERAGED, computed_tables
 from trainer.policies.unified.mot.model import MotModel
 
 _BESIDE = ("config.json", "generation_config.json", "preprocessor_config.json")  # which other programs look for
@@ -22,6 +22,10 @@ _BESIDE = ("config.json", "generation_config.json", "preprocessor_config.json") 
 def write_bagel(model: MotModel, folder: Path, dtype: torch.dtype) -> None:
     """The weights under BAGEL's names, with all else that its programs need to read them."""
     network = model.network
+    # Whoever exports has rounded all there is; these are computed, unrounded, wherever they are read.
+    network.load_state_dict(
+        {name: each.to(model.device) for name, each in computed_tables(network).items()}, strict=False
+    )
     state = {name: each.to(dtype).cpu().contiguous() for name, each in network.state_dict().items()}
     save_file(state, folder / AVERAGED, metadata={"format": "pt"})
     fields = {LLM_CONFIG: llm_fields(network.geometry.language), VIT_CONFIG: vit_fields(network.geometry.vision)}
