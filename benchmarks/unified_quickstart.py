@@ -1,0 +1,116 @@
+"""Measure the quickstart of packed training and what rewards make of it: seeds, and a control with shuffled rewards.
+
+    python benchmarks/unified_quickstart.py sft [--seeds 1 2 3] [--output-dir outputs/benchmark_unified] [key=value ...]
+    python benchmarks/unified_quickstart.py rl  [--seeds 1 2 3] ...
+
+`sft` runs configs/unified_sft_quickstart.yaml with an evaluation every 140 steps; `rl` runs configs/unified_rl_quickstart.yaml, once more
+with `rewards.shuffle_control=true`. Both write benchmarks/results/unified_<which>.json and print tables of
+docs/unified_sft_quickstart.md. Finished runs are not repeated. CPU seconds are those of the trainer's process in its steps: services and
+evaluations do not count, so they hardly depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVELS = ("0.25", "0.5", "0.75", "0.95")
+RIGHT = (
+    "drawn/exact",
+    "edited/exact",
+    "riddles/exact",
+    "riddles/thought",
+    "edit_riddles/exact",
+    "edit_riddles/thought",
+)
+EDITS = ("edited/changed", "edited/kept", "edit_riddles/changed", "edit_riddles/kept")
+AT_ONCE = ("riddles_at_once/exact", "edit_riddles_at_once/exact")
+REWARDED = ("drawn/scene", "edited/scene", "drawn/exact", "edited/exact")
+PLANS = {
+    "sft": ("unified_sft_quickstart", ["evaluation.every=140"], (*RIGHT, *EDITS, *AT_ONCE)),
+    "rl": ("unified_rl_quickstart", [], REWARDED),
+}
+
+
+def run(recipe: str, name: str, output_dir: Path, overrides: list[str]) -> Path:
+    """One run; its run folder."""
+    place = [f"run_name={name}", f"output_dir={output_dir}"]
+    command = [sys.executable, "-m", "trainer", "train", f"configs/{recipe}.yaml", *place, *overrides]
+    print("+", " ".join(command[1:]), flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+    return output_dir / name
+
+
+def load(run_dir: Path, shown: tuple[str, ...]) -> dict[str, Any]:
+    """What the tables need of a run: held-out numbers by step, with the CPU seconds that were spent until then."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    spent = list(itertools.accumulate(row["time/cpu"] if row["step"] else 0.0 for row in rows))
+    losses = ("heldout/ce", *(f"heldout/mse/{level}" for level in LEVELS))
+    points = [
+        {
+            "step": row["step"],
+            "cpu_s": cpu_s,
+            **{name: row.get(f"eval/{name}") for name in shown},
+            **{name: row[name] for name in losses if name in row},
+        }
+        for row, cpu_s in zip(rows, spent, strict=True)
+        if any(row.get(f"eval/{name}") is not None for name in shown)
+    ]
+    return {"points": points, **{key: summary[key] for key in ("eval", "steps", "wall_s", "seed", "hardware")}}
+
+
+def print_sft(results: dict[str, dict[str, Any]]) -> None:
+    """A row for each evaluation of each run."""
+    names = (*RIGHT, *EDITS, *AT_ONCE)
+    heads = ("run", "step", "CPU s", "CE", *(f"MSE {level}" for level in LEVELS), *names)
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for name, result in results.items():
+        for point in result["points"]:
+            losses = [point["heldout/ce"], *(point[f"heldout/mse/{level}"] for level in LEVELS)]
+            cells = [f"{loss:.3f}" for loss in losses] + [f"{point[each]:.3f}" for each in names]
+            print(f"| {name} | {point['step']} | {point['cpu_s']:.0f} | {' | '.join(cells)} |")
+
+
+def print_rl(results: dict[str, dict[str, Any]]) -> None:
+    """A row a run: before, after, and the gain of both rewards with its 95 % interval."""
+    print(
+        f"| run | CPU s | drawn: gain | edited: gain | {' | '.join(REWARDED)} |\n|---|---|---|---|{'---|' * len(REWARDED)}"
+    )
+    for name, result in results.items():
+        found = result["eval"]
+        gains = [found["gain"][each] for each in REWARDED[:2]]
+        told = [f"{gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" for gain in gains]
+        cells = [f"{found['before'][each]:.3f} → {found['after'][each]:.3f}" for each in REWARDED]
+        print(f"| {name} | {result['points'][-1]['cpu_s']:.0f} | {' | '.join(told)} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=sorted(PLANS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="One run each.")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark_unified"), help="Where the runs go.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Fields of the recipe, for all runs.")
+    args = parser.parse_args()
+    recipe, usual, shown = PLANS[args.which]
+    runs = {f"{args.which}_seed{seed}": [f"seed={seed}"] for seed in args.seeds}
+    if args.which == "rl":
+        runs |= {f"rl_shuffled{seed}": [f"seed={seed}", "rewards.shuffle_control=true"] for seed in args.seeds}
+    folders = {
+        name: run(recipe, name, args.output_dir, [*usual, *more, *args.overrides]) for name, more in runs.items()
+    }
+    results = {name: load(ROOT / folder, shown) for name, folder in folders.items()}
+    records = ROOT / "benchmarks" / "results"
+    records.mkdir(parents=True, exist_ok=True)
+    (records / f"unified_{args.which}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (print_sft if args.which == "sft" else print_rl)(results)
+
+
+if __name__ == "__main__":
+    main()
