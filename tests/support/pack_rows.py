@@ -124,4 +124,10 @@ def updater_of(
     optim = OptimConfig(lr=lr, schedule="constant", max_grad_norm=1e9)
     lanes = lanes_of(config, sets, policy, (group.rank, group.size))
     engine = build_engine(policy.trainable, optim, DistributedConfig(device="cpu", deepspeed=deepspeed), group)
-    return Updater(SupervisedPacks(policy, config, lanes), engine, optim, group, max_steps=100)
+    return Updater(
+        SupervisedPacks(policy, config, lanes, [group.name for group in config.groups]),
+        engine,
+        optim,
+        group,
+        max_steps=100,
+    )

@@ -139,6 +139,16 @@ class PackedConfig(Section):
         description="What becomes of a row that cannot be used: it is named and counted, or it ends the run.",
     )
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row that is used."""
+        return min(self.max_row_tokens, self.max_tokens)
+
+    def too_long(self, row: str, length: int) -> str:
+        """What is said of a longer one."""
+        name = "max_row_tokens" if self.max_row_tokens <= self.max_tokens else "max_tokens"
+        return f"{row} has {length} tokens, packed.{name} is {self.longest_row}; raise it or shorten the row"
+
     @model_validator(mode="after")
     def _one_source(self) -> PackedConfig:
         if bool(self.groups) == (self.grouping is not None):

@@ -6,7 +6,7 @@ gradient of one process that has them all. Axes: T learnt text tokens, L noised 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.config.packed import PackedConfig
 from trainer.losses import Stats
 from trainer.objectives.base import Term
-from trainer.policies.base import Laid, ReadsPacks
+from trainer.policies.base import Laid, PackOutput, ReadsPacks
 
 # The power of n in a token's weight 1 / n^power.
 _POWER: dict[Literal["token", "sample", "square"], float] = {"token": 0.0, "square": 0.5, "sample": 1.0}
@@ -27,6 +27,11 @@ class FilledPack(Protocol):
 
     @property
     def rows(self) -> Sequence[Any]: ...
+
+    @property
+    def keys(self) -> Sequence[tuple[int, int]]:
+        """Of each row the number of its group, and its place there."""
+        ...
 
     @property
     def left_out(self) -> Sequence[str]: ...
@@ -46,11 +51,13 @@ class PackBatch:
 
     Attributes:
         rows: laid by the policy.
+        groups: the number of each row's group.
         left_out: how many rows were met and could not be used while it was filled.
         weight: of all its tokens.
     """
 
     rows: Sequence[Laid]
+    groups: Sequence[int]
     left_out: int = 0
     weight: float = 1.0
     kind: ClassVar[str] = "packs"
@@ -69,14 +76,17 @@ class SupervisedPacks:
     A text token weighs 1 / n^p, n the learnt tokens of its text or its row, p by `loss.reduction`; the cross-entropy is the sum of
     weight * error by the sum of weights. A latent token weighs 1.
 
+    Args:
+        groups: names of the groups; beside the losses the plain means of each are shown (`by_group`).
+
     Attributes:
         left_out: why rows could not be used, in the order in which they were met; whoever tells of them takes them out.
     """
 
     requires: ClassVar[type] = ReadsPacks
 
-    def __init__(self, policy: ReadsPacks, config: PackedConfig, source: Packs) -> None:
-        self.policy, self.config, self.source = policy, config, source
+    def __init__(self, policy: ReadsPacks, config: PackedConfig, source: Packs, groups: Sequence[str]) -> None:
+        self.policy, self.config, self.source, self.groups = policy, config, source, groups
         self.left_out: list[str] = []
 
     @property
@@ -92,7 +102,7 @@ class SupervisedPacks:
         packs = self.source.packs()
         for pack in packs:
             self.left_out += pack.left_out
-        return [PackBatch(pack.rows, len(pack.left_out)) for pack in packs]
+        return [PackBatch(pack.rows, [group for group, _ in pack.keys], len(pack.left_out)) for pack in packs]
 
     def counts(self, batch: PackBatch) -> dict[str, float]:
         latents = sum(row.drawn for row in batch.rows)
@@ -111,20 +121,43 @@ class SupervisedPacks:
         self._check(batch, out.cross_entropy_T, out.squared_error_L)
         ce = _differentiable((weight_T * out.cross_entropy_T).sum())
         mse = _differentiable(batch.weight * out.squared_error_L.sum())
-        counted = {
-            "text_tokens": len(weight_T),
-            "latent_tokens": len(out.squared_error_L),
-            "tokens": sum(row.length for row in batch.rows),
-            "rows": len(batch.rows),
-        }
-        shown = {f"packed/{name}": float(number) if batch.weight else 0.0 for name, number in counted.items()}
-        shown["packed/left_out"] = float(batch.left_out)
         zero = ce.detach()
-        totals = {name: torch.full_like(zero, number) for name, number in shown.items()}
+        totals = {
+            "packed/text_tokens": len(weight_T),
+            "packed/latent_tokens": len(out.squared_error_L),
+            "packed/tokens": sum(row.length for row in batch.rows),
+            "packed/rows": len(batch.rows),
+            "packed/left_out": batch.left_out,
+        }
+        counts = float(batch.weight != 0)
+        stats = {name: torch.full_like(zero, counts * number) for name, number in totals.items()}
+        stats |= {name: counts * value for name, value in self._by_group(batch, out).items()}
         return [
             Term("loss/ce", ce, "text_tokens", coef=loss.ce_weight),
             Term("loss/mse", mse, "latent_tokens", coef=loss.mse_weight),
-        ], Stats(torch.zeros_like(zero), totals=totals)
+        ], Stats(torch.zeros_like(zero), totals=stats)
+
+    @torch.no_grad()
+    def _by_group(self, batch: PackBatch, out: PackOutput) -> dict[str, Tensor]:
+        """Of each group sums of plain errors, how many tokens they are of, and rows, by `group_key`."""
+        device = out.cross_entropy_T.device
+        group_R = torch.tensor(batch.groups)
+        learnt_R = torch.tensor([sum(row.learnt) for row in batch.rows])
+        drawn_R = torch.tensor([row.drawn for row in batch.rows])
+
+        def added(values: Tensor, times_R: Tensor) -> Tensor:
+            sums_G = torch.zeros(len(self.groups), device=device)
+            return sums_G.index_add_(0, group_R.repeat_interleave(times_R).to(device), values.float())
+
+        once_R = torch.ones_like(group_R)
+        sums = {
+            "ce": added(out.cross_entropy_T, learnt_R),
+            "mse": added(out.squared_error_L, drawn_R),
+            "text_tokens": added(learnt_R.to(device), once_R),
+            "latent_tokens": added(drawn_R.to(device), once_R),
+            "rows": added(once_R.to(device), once_R),
+        }
+        return {group_key(name, what): sums_G[n] for what, sums_G in sums.items() for n, name in enumerate(self.groups)}
 
     def _weights(self, batch: PackBatch) -> Tensor:
         """Of each learnt text token, float32 (T,), in the policy's order."""
@@ -142,6 +175,22 @@ class SupervisedPacks:
             f"{type(self.policy).__name__} laid {learnt} learnt and {drawn} drawn tokens and read {len(cross_entropy_T)} and "
             f"{len(squared_error_L)}"
         )
+
+
+def group_key(group: str, what: str) -> str:
+    """The key of a group's rows; of its sums of errors and of the tokens that these are of, before `by_group` divides them."""
+    return f"packed/{group}/{what}"
+
+
+def by_group(totals: MutableMapping[str, Any], groups: Sequence[str]) -> dict[str, float]:
+    """Takes each group's sums out of the totals. Gives the means of those that have any tokens, by `<group>/ce` and `<group>/mse`."""
+    found = {}
+    for group in groups:
+        for error, tokens in (("ce", "text_tokens"), ("mse", "latent_tokens")):
+            total, count = totals.pop(group_key(group, error)), totals.pop(group_key(group, tokens))
+            if count:
+                found[f"{group}/{error}"] = total / count
+    return found
 
 
 def _differentiable(total: Tensor) -> Tensor:

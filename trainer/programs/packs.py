@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,18 +16,17 @@ from trainer.data.formats.groups import group_notes, read_groups
 from trainer.data.overlap import Settled
 from trainer.data.packing.groups import PackGroup
 from trainer.data.packing.lanes import Lanes
-from trainer.data.sequences import ImageItem, Plans, SequencePlan
+from trainer.data.sequences import SequencePlan
 from trainer.evaluation import load_sets
-from trainer.objectives.packed import PackBatch, SupervisedPacks
+from trainer.objectives.packed import SupervisedPacks, by_group
 from trainer.policies.base import Laid, Laying, Policy, ReadsPacks
-from trainer.processes.distributed import World, even_share
+from trainer.processes.distributed import World
 from trainer.programs.base import Material
 from trainer.programs.given import GivenProgram
+from trainer.programs.held_out_packs import HeldOut
 from trainer.programs.session import Row, Session
-from trainer.seeds import sample_seed
 from trainer.types import Prompt, StopTrainingError
 
-LEVELS = (0.25, 0.5, 0.75, 0.95)  # noise levels at which held-out images are measured
 TRIED = 100  # rows of a group that are tried before it is given up
 
 
@@ -115,7 +114,8 @@ class PackProgram(GivenProgram):
             self.packed, groups, config.seed, partial(lay_training, policy, self.packed), (world.rank, world.size)
         )
         session.closing.callback(self.lanes.close)
-        self.objective = SupervisedPacks(policy, self.packed, self.lanes)
+        self.objective = SupervisedPacks(policy, self.packed, self.lanes, [group.name for group in groups])
+        self.held_out = HeldOut(self.objective, groups, config.seed)
         super().__init__(session, self.objective, self.packed.packs, counted="packs")
         self.dealt = self.lanes.state_dict()  # after the last finished step
         self._named: set[str] = set()
@@ -156,67 +156,19 @@ class PackProgram(GivenProgram):
         for loss, counted in (("loss/ce", "packed/text_tokens"), ("loss/mse", "packed/latent_tokens")):
             if not row[counted]:
                 row[loss] = None  # nothing of the kind was in the step
+        row |= {f"packed/{name}": value for name, value in by_group(row, self.objective.groups).items()}
         if self.session.step % config.evaluation.every == 0 or self.session.step == config.max_steps:
             row |= self.held_out_losses()
         return row
 
     def held_out_losses(self) -> dict[str, float | None]:
-        """`heldout/ce`, and `heldout/mse` at each noise level and over all; empty where no row is held out."""
-        rows = [(group, plans, number) for group in self.groups for plans, number in group.held_out()]
-        if not rows:
-            return {}
+        """See `HeldOut.losses`. All ranks together."""
         session = self.session
         with torch.no_grad(), session.ema.applied():
-            found = {level: self._measure(rows, level) for level in LEVELS}
-        self._name_left_out()
-        # The texts stand before all noise, so that their error is the same at every level.
-        row = {"heldout/ce": _mean(found[LEVELS[0]], "ce")}
-        row |= {f"heldout/mse/{level:g}": _mean(found[level], "mse") for level in LEVELS}
-        whole = [value for level in LEVELS if (value := row[f"heldout/mse/{level:g}"]) is not None]
-        row["heldout/mse"] = sum(whole) / len(whole) if whole else None
+            row = self.held_out.losses(session.world)
+        if row:
+            self._name_left_out()
         return row
-
-    def _measure(self, rows: Sequence[tuple[PackGroup, Plans, int]], level: float) -> dict[str, float]:
-        """Sums of errors, weighed, and what they are divided by, over all ranks; images at this noise level. All ranks together."""
-        world = self.session.world
-        share = even_share(len(rows), world.rank, world.size)
-        own = list(self._cut(self._laid([rows[index] for index in share.indices[: share.real]], level)))
-        # Sharded weights are gathered by all ranks in each forward pass, so those with fewer packs repeat one without weight.
-        most = max(world.gather(len(own)))
-        if len(own) < most:
-            filler = own[-1] if own else next(self._cut(self._laid(rows, level)))
-            own += [filler.weightless()] * (most - len(own))
-        names = ("ce", "text_tokens", "mse", "latent_tokens")
-        sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
-        for batch in own:
-            (ce, mse), _ = self.objective.terms(batch, 0)
-            counts = self.objective.counts(batch)
-            sums += sums.new_tensor([ce.sum.item(), counts["text_tokens"], mse.sum.item(), counts["latent_tokens"]])
-        return dict(zip(names, world.sum(sums).tolist(), strict=True))
-
-    def _laid(self, rows: Sequence[tuple[PackGroup, Plans, int]], level: float) -> Iterator[Laid]:
-        """Held-out rows with nothing left out, at one noise level; those without a drawn image at the first level alone."""
-        for group, plans, number in rows:
-            seed = sample_seed(self.session.config.seed, "heldout", group.name, plans.name, number)
-            try:
-                plan = plans.plan(number)
-                if level == LEVELS[0] or any(
-                    isinstance(item, ImageItem) and item.use == "drawn" for item in plan.items
-                ):
-                    yield self.policy.lay(plan, Laying(seed, levels=(level,)))
-            except UserError as error:
-                self.objective.left_out.append(str(error))
-
-    def _cut(self, rows: Iterator[Laid]) -> Iterator[PackBatch]:
-        """Packs of rows that follow one another, as long as training's; a row that is longer is a pack by itself."""
-        pack: list[Laid] = []
-        for row in rows:
-            if pack and sum(each.length for each in pack) + row.length > self.packed.max_tokens:
-                yield PackBatch(pack)
-                pack = []
-            pack.append(row)
-        if pack:
-            yield PackBatch(pack)
 
     def _try_first(self, number: int, group: PackGroup) -> None:
         problem = ""
@@ -254,9 +206,3 @@ class PackProgram(GivenProgram):
             self.session.recorder.note(
                 f"packed: rows of each set were {before} when the checkpoint was written, now {now}: steps from here on draw others"
             )
-
-
-def _mean(found: Mapping[str, float], name: str) -> float | None:
-    """The sum by its count; None where nothing was counted."""
-    count = found["text_tokens" if name == "ce" else "latent_tokens"]
-    return found[name] / count if count else None

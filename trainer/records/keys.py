@@ -83,12 +83,15 @@ SENTENCES: dict[str, str] = {
     "packed/tokens": "Tokens of the step's packs, over all ranks; packed/rows, packed/text_tokens and packed/latent_tokens are their rows, "
     "learnt text tokens and noised latent tokens.",
     "packed/fill": "packed/tokens by what the step's packs may have (packed.max_tokens each): the rest is left empty, not padded.",
+    "packed/<group>/ce": "Plain means over the step's tokens of one group of packed.groups, whatever packed.loss.reduction says; "
+    "packed/<group>/mse is of its images, packed/<group>/rows how many of its rows the step had.",
     "packed/left_out": "Rows that were met in the step and cannot be used; each is named once.",
     "time/packs": "Seconds in which the slowest rank waited for its packs, part of time/update; more of packed.workers make it less.",
     "packs_per_s": "Packs learned from per second.",
     "heldout/ce": "The cross-entropy of the texts of rows that packed.hold_out keeps from training, with the averaged weights.",
     "heldout/mse": "The squared error of the velocities of their images, the mean over the noise levels .25, .5, .75 and .95. Noise is the "
     "same every time.",
+    "heldout/<group>/ce": "Plain means over the held-out rows of one group; heldout/<group>/mse is of its images.",
     "heldout/mse/<level>": "The same at this noise level alone.",
     "loss/imitation": "program vlm_base: the cross-entropy of the given answers, the mean over their tokens.",
     "loss/drawn": "program pair_base: the cross-entropy of the given images' tokens, the mean over them.",

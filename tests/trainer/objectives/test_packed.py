@@ -14,7 +14,7 @@ from tests.support.pack_rows import lanes_of, packed, plans, updater_of
 from tests.support.tiny_updates import WORLD
 from trainer.config.packed import PackLossConfig
 from trainer.data.sequences import Plans
-from trainer.objectives.packed import PackBatch, SupervisedPacks
+from trainer.objectives.packed import PackBatch, SupervisedPacks, by_group
 from trainer.update.work import plan_work
 
 GROUPS = [{"name": "drawings"}, {"name": "writings"}, {"name": "thoughts"}]
@@ -26,7 +26,7 @@ def sets() -> dict[str, Plans]:
 
 def objective_of(policy: PackReader, **fields: Any) -> SupervisedPacks:
     config = packed(GROUPS, **fields)
-    return SupervisedPacks(policy, config, lanes_of(config, sets(), policy))
+    return SupervisedPacks(policy, config, lanes_of(config, sets(), policy), [group.name for group in config.groups])
 
 
 @pytest.mark.parametrize("reduction", ["token", "sample", "square"])
@@ -147,3 +147,23 @@ def test_packs_of_unlike_ranks_are_planned_alike() -> None:
     policy = PackReader()
     work = plan_work(objective_of(policy, packs=3), None, 0, 1, WORLD)
     assert len(work.items) == 3 and work.counts_U[0]["text_tokens"] > 0 and work.counts_U[0]["latent_tokens"] > 0
+
+
+def test_each_group_is_shown_by_itself() -> None:
+    """Plain means over its tokens, whatever weighs them in the loss."""
+    policy, config = PackReader(), packed(GROUPS, packs=6, loss={"reduction": "sample"})
+    row: dict[str, Any] = dict(updater_of(policy, config, sets()).step(None, 0))
+    errors: dict[str, list[Tensor]] = {}
+    again = PackReader()
+    for pack in lanes_of(config, sets(), again).packs():
+        for (group, _), laid in zip(pack.keys, pack.rows, strict=True):
+            with torch.no_grad():
+                out = again.read([laid])
+            name = config.groups[group].name
+            errors.setdefault(f"{name}/ce", []).append(out.cross_entropy_T)
+            errors.setdefault(f"{name}/mse", []).append(out.squared_error_L)
+    assert [row[f"packed/{name}/rows"] for name in sets()] == [len(errors[f"{name}/ce"]) for name in sets()]
+    found = by_group(row, [group.name for group in config.groups])
+    expected = {name: torch.cat(each).mean().item() for name, each in errors.items() if len(torch.cat(each))}
+    assert found == pytest.approx(expected, rel=1e-5) and len(found) == 4
+    assert not [key for key in row if key.endswith(("/ce", "/mse", "s/text_tokens")) and key.count("/") == 2]

@@ -71,6 +71,7 @@ def test_a_run_learns_its_rows_and_measures_those_held_out(make: Make, capsys: p
 def test_the_held_out_losses_are_those_of_the_averaged_weights_at_fixed_noise(make: Make) -> None:
     """Computed again by hand from the rows that no step draws."""
     from trainer.programs import packs
+    from trainer.programs.held_out_packs import LEVELS
     from trainer.seeds import sample_seed
 
     config = make(max_steps=1)
@@ -80,20 +81,37 @@ def test_the_held_out_losses_are_those_of_the_averaged_weights_at_fixed_noise(ma
     policy.trainable.load_state_dict(final(config, "average"))
     assert config.packed is not None
     errors: list[torch.Tensor] = []
-    squares: dict[float, list[torch.Tensor]] = {level: [] for level in packs.LEVELS}
+    squares: dict[float, list[torch.Tensor]] = {level: [] for level in LEVELS}
+    of_group: dict[str, list[torch.Tensor]] = {}
     for group in packs.read_groups(config.packed, config.seed):
         for each, number in group.held_out():
             if number == 3:
                 continue  # cannot be read
             seed = sample_seed(config.seed, "heldout", group.name, each.name, number)
-            for level in packs.LEVELS:
+            for level in LEVELS:
                 with torch.no_grad():
                     out = policy.read([policy.lay(each.plan(number), Laying(seed, levels=(level,)))])
                 errors += [out.cross_entropy_T] if level == 0.25 else []
                 squares[level].append(out.squared_error_L)
+                of_group.setdefault(f"{group.name}/mse/{level}", []).append(out.squared_error_L)
+                of_group.setdefault(f"{group.name}/ce", []).append(out.cross_entropy_T)
     assert row["heldout/ce"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-5)
     for level, found in squares.items():
         assert row[f"heldout/mse/{level:g}"] == pytest.approx(torch.cat(found).mean().item(), rel=1e-5)
+    for name in ("drawings", "thoughts"):
+        means = [torch.cat(of_group[f"{name}/mse/{level}"]).mean().item() for level in LEVELS]
+        assert row[f"heldout/{name}/mse"] == pytest.approx(sum(means) / 4, rel=1e-5)
+    for name in ("writings", "thoughts"):
+        assert row[f"heldout/{name}/ce"] == pytest.approx(torch.cat(of_group[f"{name}/ce"]).mean().item(), rel=1e-5)
+    assert "heldout/drawings/ce" not in row and "heldout/writings/mse" not in row
+
+
+def test_a_held_out_row_that_is_too_long_is_named_and_left_out(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(make(max_steps=1, packed__max_row_tokens=24, packed__hold_out=16)) == 0
+    told = capsys.readouterr().err
+    assert re.search(
+        r"left out: drawings:\d+ has 2[5-8] tokens, packed\.max_row_tokens is 24; raise it or shorten the row", told
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 3])

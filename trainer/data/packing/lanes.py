@@ -84,7 +84,6 @@ class Lane(Generic[LaidT]):
         self, number: int, config: PackedConfig, groups: Sequence[PackGroup], seed: int, reader: Reader[LaidT]
     ) -> None:
         self.number, self.config, self.groups, self.seed, self.reader = number, config, groups, seed, reader
-        self.longest = min(config.max_row_tokens, config.max_tokens)
         self._buffer_size = config.buffer_size if config.fill == "tokens" else 0
         self._mandatory = [number for number, group in enumerate(groups) if group.mandatory]
         self._shares = [group.weight / sum(each.weight for each in groups) for group in groups]
@@ -176,12 +175,8 @@ class Lane(Generic[LaidT]):
         except UserError as error:
             self._leave_out(str(error), filling)
             return None
-        if row.length > self.longest:
-            name = "max_row_tokens" if self.longest == self.config.max_row_tokens else "max_tokens"
-            self._leave_out(
-                f"{row.id} has {row.length} tokens, packed.{name} is {self.longest}; raise it or shorten the row",
-                filling,
-            )
+        if row.length > self.config.longest_row:
+            self._leave_out(self.config.too_long(row.id, row.length), filling)
             return None
         return row
 
