@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 # Waiting OpenMP threads must sleep, not spin: beside busy reward services on the same cores, spinning made a step 40
@@ -19,6 +20,8 @@ from trainer.data.pairs.building.flags import add_pair_flags
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.command import add_flags
 from trainer.migration.janus_grpo.command import flags_help, from_command_line
+from trainer.migration.neo.command import from_neo, neo_help
+from trainer.migration.unireason.command import from_unireason, unireason_help
 from trainer.policies.registry import all_formats
 from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
@@ -39,6 +42,8 @@ COMMANDS = (
     "from-nanovlm-lab",
     "from-pairuni",
     "from-t2i-r1",
+    "from-unireason",
+    "from-neo",
     "build-pairs",
 )
 
@@ -235,6 +240,16 @@ def _from_t2i_r1(args: argparse.Namespace) -> int:
     return 0
 
 
+def _from_unireason(args: argparse.Namespace) -> int:
+    print(from_unireason(args.arguments), end="")
+    return 0
+
+
+def _from_neo(args: argparse.Namespace) -> int:
+    print(from_neo(args.arguments), end="")
+    return 0
+
+
 def _build_pairs(args: argparse.Namespace) -> int:
     from trainer.data.pairs.building.command import build_pairs
 
@@ -243,7 +258,12 @@ def _build_pairs(args: argparse.Namespace) -> int:
 
 
 # Commands whose words are another program's, and are not looked at here.
-VERBATIM = {"from-pairuni": _from_pairuni, "from-t2i-r1": _from_t2i_r1}
+VERBATIM = {
+    "from-pairuni": _from_pairuni,
+    "from-t2i-r1": _from_t2i_r1,
+    "from-unireason": _from_unireason,
+    "from-neo": _from_neo,
+}
 
 
 def _format(name: str) -> str:
@@ -320,10 +340,16 @@ def build_parser() -> argparse.ArgumentParser:
     lab = add("from-nanovlm-lab", _from_nanovlm_lab, "Translate a YAML of NanoVLM-Lab into a recipe.")
     lab.add_argument("config", type=Path, help="Its YAML; `train` takes it as it is, too.")
     lab.add_argument("--gpus", type=int, help="Processes in all (default: as WORLD_SIZE, or NNODES and NGPUS say).")
-    for (program, run), name in zip(VERBATIM.items(), ("PairUni", "T2I-R1"), strict=True):
+    about: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("PairUni", partial(flags_help, "pairuni")),
+        ("T2I-R1", partial(flags_help, "t2i-r1")),
+        ("UniReason", unireason_help),
+        ("NEO", neo_help),
+    )
+    for (program, run), (name, every_flag) in zip(VERBATIM.items(), about, strict=True):
         verbatim = add(program, run, f"Translate a command line of {name} into a recipe.")
         verbatim.formatter_class = argparse.RawDescriptionHelpFormatter
-        verbatim.epilog = flags_help("pairuni" if program == "from-pairuni" else "t2i-r1")
+        verbatim.epilog = every_flag()
         verbatim.add_argument(
             "arguments", nargs="+", metavar="WORD", help="The command line as it was typed, or the path of its script."
         )

@@ -26,11 +26,11 @@ def human(text: str) -> dict[str, Any]:
     return {"from": "human", "value": text}
 
 
-def gpt(text: str, **fields: Any) -> dict[str, Any]:
+def gpt(text: Any, **fields: Any) -> dict[str, Any]:
     return {"from": "gpt", "value": text, **fields}
 
 
-def row(*turns: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def row(*turns: Any, **fields: Any) -> dict[str, Any]:
     return {"conversations": list(turns), "width": 32, "height": 32, **fields}
 
 

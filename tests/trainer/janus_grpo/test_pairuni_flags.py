@@ -13,8 +13,8 @@ from tests.support.pair_rows import pair, write_pairs
 from trainer.__main__ import main
 from trainer.config import Config, ConfigError, GenerateConfig, TaskSamplingConfig, UnderstandConfig
 from trainer.config.file import checked
-from trainer.migration.janus_grpo.command import flags_help, from_command_line
-from trainer.migration.janus_grpo.command_line import read_command_line
+from trainer.migration.command_line import read_command_line
+from trainer.migration.janus_grpo.command import ENTRY, flags_help, from_command_line
 from trainer.migration.janus_grpo.flags import Program, flags_of
 from trainer.migration.janus_grpo.translation import translate
 
@@ -54,7 +54,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def values(program: Program, text: str) -> dict[str, Any]:
-    lines, _ = translate(read_command_line(program, text.split()))
+    lines, _ = translate(read_command_line(program, flags_of(program), ENTRY, text.split()))
     return {field: line.value for field, line in lines.items()}
 
 

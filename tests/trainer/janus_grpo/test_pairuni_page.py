@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from trainer.config import Config, TaskSamplingConfig
 from trainer.config.file import checked
-from trainer.migration.janus_grpo.flags import LAUNCHER, PAIRUNI, SHARED, T2I_R1, Flag
+from trainer.migration.command_line import Flag
+from trainer.migration.janus_grpo.flags import LAUNCHER, PAIRUNI, SHARED, T2I_R1
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "migration_pairuni.md").read_text(encoding="utf-8")

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from trainer.config.base import ConfigError
-from trainer.migration.janus_grpo.command_line import read_command_line
+from trainer.migration.command_line import flag_lines, read_command_line
 from trainer.migration.janus_grpo.flags import Program, flags_of
 from trainer.migration.recipe_text import render
 
+ENTRY = "grpo.py"
 _NAMES: dict[Program, str] = {"pairuni": "PairUni", "t2i-r1": "T2I-R1"}
 
 
@@ -25,7 +26,7 @@ def from_command_line(program: Program, arguments: Sequence[str]) -> str:
     """
     from trainer.migration.janus_grpo.translation import translate  # which counts rows, and needs numpy for it
 
-    lines, said = translate(read_command_line(program, arguments))
+    lines, said = translate(read_command_line(program, flags_of(program), ENTRY, arguments))
     for sentence in said:
         print(f"from-{program}: {sentence}", file=sys.stderr)
     said = [*said, "Nothing is held out there: name held-out prompts under evaluation.sets, each with its task."]
@@ -52,8 +53,5 @@ def _check(program: Program, text: str) -> None:
 
 def flags_help(program: Program) -> str:
     """Every flag, for --help."""
-    lines = [f"Flags of {_NAMES[program]}, after torchrun or without it, or the path of the script that has them:"]
-    for name, flag in flags_of(program).items():
-        ours = ", ".join(flag.fields) or "nothing"
-        lines.append(f"  --{name}: becomes {ours}{f'; {flag.remark}' if flag.remark else ''}")
-    return "\n".join(lines)
+    head = f"Flags of {_NAMES[program]}, after torchrun or without it, or the path of the script that has them:"
+    return "\n".join([head, *flag_lines(flags_of(program))])

@@ -6,7 +6,7 @@ from trainer.config.base import ConfigError
 from trainer.config.texts import RowsConfig
 from trainer.data.prompts import DataError, read_prompt_file
 from trainer.data.rows.table import open_table
-from trainer.migration.janus_grpo.command_line import CommandLine
+from trainer.migration.command_line import CommandLine
 from trainer.migration.recipe_text import Line
 
 

@@ -6,28 +6,11 @@ Trainer of transformers and of TRL's GRPOConfig, on which both stand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-Kind = Literal["text", "texts", "whole", "number", "flag"]
+from trainer.migration.command_line import Flag
+
 Program = Literal["pairuni", "t2i-r1"]
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One flag.
-
-    Attributes:
-        default: there.
-        fields: ours, dotted; empty where nothing corresponds.
-        remark: what differs and why; a phrase.
-        kind: of its value; texts takes several, a flag true, false or none.
-    """
-
-    default: Any
-    fields: tuple[str, ...] = ()
-    remark: str = ""
-    kind: Kind = "text"
 
 
 _OTHERS = "here NGPUS and NNODES of `bash train.sh` say it"
@@ -134,6 +117,6 @@ T2I_R1: dict[str, Flag] = {
 }
 
 
-def flags_of(program: Program) -> dict[str, Flag]:
+def flags_of(program: str) -> dict[str, Flag]:
     """All flags of a program, those of torchrun among them."""
     return {**LAUNCHER, **SHARED, **(PAIRUNI if program == "pairuni" else T2I_R1)}

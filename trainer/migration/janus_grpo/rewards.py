@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.config.base import ConfigError
-from trainer.migration.janus_grpo.command_line import CommandLine
+from trainer.migration.command_line import CommandLine
 from trainer.migration.recipe_text import Line
 
 REWARDS = ("hps", "git", "gdino", "orm")  # T2I-R1's scorers

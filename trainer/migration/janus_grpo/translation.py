@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config.base import ConfigError
 from trainer.config.paths import is_hub_id
-from trainer.migration.janus_grpo.command_line import CommandLine
+from trainer.migration.command_line import CommandLine, gpus_of
 from trainer.migration.janus_grpo.data import count_rows, data_lines, plan_instruction
 from trainer.migration.janus_grpo.flags import flags_of
 from trainer.migration.janus_grpo.rewards import reward_lines, rewards_of
@@ -54,16 +54,8 @@ def translate(line: CommandLine) -> tuple[dict[str, Line], list[str]]:
     return lines, list(_idle(line))
 
 
-def _gpus(line: CommandLine) -> int:
-    """In all: as torchrun's flags say, else as the environment does."""
-    if {"nproc_per_node", "nnodes"} & line.given:
-        return int(line["nproc_per_node"] * line["nnodes"])
-    counts = [os.environ.get(name, "1") for name in ("NNODES", "NGPUS")]
-    return math.prod(int(each) for each in counts) if all(each.isdigit() for each in counts) else 1
-
-
 def _prompts_per_step(line: CommandLine) -> Line:
-    batch, accumulated, gpus = line["per_device_train_batch_size"], line["gradient_accumulation_steps"], _gpus(line)
+    batch, accumulated, gpus = line["per_device_train_batch_size"], line["gradient_accumulation_steps"], gpus_of(line)
     total = batch * accumulated * gpus
     if total < 1:
         raise ConfigError(

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.config.base import ConfigError, nearest
-from trainer.migration.janus_grpo.flags import Flag, Kind, Program, flags_of
 
-_SET = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)$")
+Kind = Literal["text", "texts", "whole", "number", "flag"]
+
+_SET = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)$", re.DOTALL)
 _USED = re.compile(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))")
 _ENDS = re.compile(r"^(\||\|\||&&|;|&|\d?>{1,2}(&\d|.+)?|2>&1)$")  # what ends a command in a shell
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        default: there.
+        fields: ours, dotted; empty where nothing corresponds.
+        remark: what differs and why; a phrase.
+        kind: of its value; texts takes several, a flag true, false or none.
+    """
+
+    default: Any
+    fields: tuple[str, ...] = ()
+    remark: str = ""
+    kind: Kind = "text"
 
 
 @dataclass(frozen=True)
@@ -27,12 +46,14 @@ class CommandLine:
         values: by flag, defaults included.
         given: names of the flags that were typed.
         folders: where its relative paths are looked for, the first first.
+        runs_in: the folder that the program runs in, where those count from that are nowhere yet.
     """
 
-    program: Program
+    program: str
     values: Mapping[str, Any]
     given: frozenset[str]
     folders: Sequence[Path] = field(default_factory=lambda: (Path.cwd(),))
+    runs_in: Path = field(default_factory=Path.cwd)
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -43,40 +64,73 @@ class CommandLine:
         return path.resolve() if path.exists() else None
 
     def home(self, name: str) -> Path:
-        """The folder that a path counts from: the first where something lies, else the last, which the program runs in."""
-        return next((folder for folder in self.folders if (folder / name).exists()), self.folders[-1])
+        """The folder that a path counts from: the first where something lies, else the one that the program runs in."""
+        return next((folder for folder in self.folders if (folder / name).exists()), self.runs_in)
 
     def path(self, name: str) -> str:
         """Absolute, whether or not something lies there."""
         return os.path.abspath(self.home(name) / name)
 
 
-def read_command_line(program: Program, arguments: Sequence[str]) -> CommandLine:
+def read_command_line(program: str, flags: Mapping[str, Flag], entry: str, arguments: Sequence[str]) -> CommandLine:
     """The flags of a command, whether or not it begins with torchrun; or those in a script, where its path alone is given.
+
+    As argparse has it, the beginning of a flag's name will do where one flag alone begins so, and --no_x is --x false.
+
+    Args:
+        program: its name, for messages.
+        flags: those that it knows.
+        entry: the file of Python that it starts, by which the line is found in a script.
 
     Raises:
         ConfigError: a flag that is not known, with the nearest one, a value of another kind, or a script without the command.
     """
-    folders: list[Path] = [Path.cwd()]
+    folders, runs_in = [Path.cwd()], Path.cwd()
     if len(arguments) == 1 and not arguments[0].startswith("-"):
-        arguments, more = _of_script(Path(arguments[0]))
+        arguments, more = _of_script(Path(arguments[0]), entry)
         folders += more
-    flags = flags_of(program)
+        runs_in = more[-1] if len(more) > 1 else runs_in  # it changes into the last one
     values, problems = {name: flag.default for name, flag in flags.items()}, []
     given: set[str] = set()
-    for name, words in _split(arguments):
-        if name not in flags:
-            problems.append(f"--{name} is no flag of {program}: {nearest(name, flags)}")
+    for typed, words in _split(arguments, entry):
+        name = _whole(typed, flags)
+        if name in flags:
+            values[name], problem = _value(flags[name], words)
+        elif name.startswith("no_") and (name := _whole(name[3:], flags)) in flags and flags[name].kind == "flag":
+            values[name], problem = False, "takes no value" if words else ""
+        else:
+            problems.append(f"--{typed} is no flag of {program}: {nearest(typed, flags)}")
             continue
-        values[name], problem = _value(flags[name], words)
-        problems += [f"--{name} {problem}"] if problem else []
+        problems += [f"--{typed} {problem}"] if problem else []
         given.add(name)
     if problems:
         raise ConfigError("\n  ".join([f"the command line of {program} cannot be used:", *problems]))
-    return CommandLine(program, values, frozenset(given), tuple(folders))
+    return CommandLine(program, values, frozenset(given), tuple(folders), runs_in)
 
 
-def _split(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def flag_lines(flags: Mapping[str, Flag]) -> list[str]:
+    """Every flag on a line, for --help."""
+    return [
+        f"  --{name}: becomes {', '.join(flag.fields) or 'nothing'}{f'; {flag.remark}' if flag.remark else ''}"
+        for name, flag in flags.items()
+    ]
+
+
+def gpus_of(line: CommandLine) -> int:
+    """In all: as torchrun's flags say, else as the environment does."""
+    if {"nproc_per_node", "nnodes"} & line.given:
+        return int(line["nproc_per_node"] * line["nnodes"])
+    counts = [os.environ.get(name, "1") for name in ("NNODES", "NGPUS")]
+    return math.prod(int(each) for each in counts) if all(each.isdigit() for each in counts) else 1
+
+
+def _whole(typed: str, flags: Mapping[str, Flag]) -> str:
+    """The flag that a name begins, if it is one alone; else the name."""
+    found = [name for name in flags if name.startswith(typed)]
+    return typed if typed in flags or len(found) != 1 else found[0]
+
+
+def _split(arguments: Sequence[str], entry: str) -> Iterator[tuple[str, list[str]]]:
     """Each flag with the words behind it, but the name of the program that torchrun starts."""
     name, words = "", list[str]()
     for word in arguments:
@@ -85,7 +139,7 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
                 yield name, words
             name, equals, value = word[2:].partition("=")
             name, words = name.replace("-", "_"), [value] if equals else []
-        elif name and not word.endswith(".py") and word != "-m":
+        elif name and word != "-m" and not (word.endswith(".py") and (words or Path(word).name == entry)):
             words.append(word)
     if name:
         yield name, words
@@ -111,25 +165,44 @@ def _number(kind: Kind, word: str) -> tuple[Any, str]:
         return None, f"{word!r} is no {'whole number' if kind == 'whole' else 'number'}"
 
 
-def _of_script(path: Path) -> tuple[list[str], list[Path]]:
-    """The words of the command that starts grpo.py, its variables filled in; and the folders that the script is in or goes to."""
+def _of_script(path: Path, entry: str) -> tuple[list[str], list[Path]]:
+    """The words of the command that starts `entry`, its variables filled in; and the folders that the script is in or goes to."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); give the script, or the command line itself") from error
     known: dict[str, str] = {}
     folders = [path.resolve().parent]
-    # A comment between the lines of a command would end it, as in a shell.
-    for line in map(str.strip, re.sub(r"\\\n", " ", text).split("\n")):
-        if not line or line.startswith("#"):
-            continue
-        if "grpo.py" in line:
+    for line in _lines(text):
+        words = shlex.split(line.removeprefix("export "), comments=True)
+        named = entry in line or any(entry in known.get(used[1] or used[3], "") for used in _USED.finditer(line))
+        if named and len(words) > 1:  # a single word sets a variable
             return list(_words(path, line, known)), folders
         if match := _SET.match(line):
-            known[match[1]] = " ".join(shlex.split(_filled(path, match[2], known), comments=True))
+            try:
+                known[match[1]] = " ".join(shlex.split(_filled(path, match[2], known), comments=True))
+            except ConfigError:
+                known.pop(match[1], None)  # it needs a variable that is not set; the command may do without it
         elif line.startswith("cd "):
             folders.append((folders[0] / _filled(path, line[3:], known).strip("\"' ")).resolve())
-    raise ConfigError(f"{path} has no line that starts grpo.py; give the command line itself")
+    raise ConfigError(f"{path} has no line that starts {entry}; give the command line itself")
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a script, without comments; one that goes on behind a backslash or inside quotes is one line."""
+    whole = ""
+    # A comment between the lines of a command would end it, as in a shell.
+    for line in re.sub(r"\\\n", " ", text).split("\n"):
+        if not whole and line.strip().startswith("#"):
+            continue
+        whole = f"{whole} {line}".strip() if whole else line.strip()
+        try:
+            shlex.split(whole, comments=True)
+        except ValueError:  # a quote has no end yet
+            continue
+        if whole:
+            yield whole
+        whole = ""
 
 
 def _words(path: Path, line: str, known: Mapping[str, str]) -> Iterator[str]:
