@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -230,26 +231,6 @@ def _from_nanovlm_lab(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from_pairuni(args: argparse.Namespace) -> int:
-    print(from_command_line("pairuni", args.arguments), end="")
-    return 0
-
-
-def _from_t2i_r1(args: argparse.Namespace) -> int:
-    print(from_command_line("t2i-r1", args.arguments), end="")
-    return 0
-
-
-def _from_unireason(args: argparse.Namespace) -> int:
-    print(from_unireason(args.arguments), end="")
-    return 0
-
-
-def _from_neo(args: argparse.Namespace) -> int:
-    print(from_neo(args.arguments), end="")
-    return 0
-
-
 def _build_pairs(args: argparse.Namespace) -> int:
     from trainer.data.pairs.building.command import build_pairs
 
@@ -257,12 +238,30 @@ def _build_pairs(args: argparse.Namespace) -> int:
     return 0
 
 
-# Commands whose words are another program's, and are not looked at here.
+@dataclass(frozen=True)
+class Verbatim:
+    """A command whose words are another program's, and are not looked at here.
+
+    Attributes:
+        program: its name.
+        translate: the words as a recipe.
+        help: every flag, for --help.
+    """
+
+    program: str
+    translate: Callable[[Sequence[str]], str]
+    help: Callable[[], str]
+
+    def __call__(self, args: argparse.Namespace) -> int:
+        print(self.translate(args.arguments), end="")
+        return 0
+
+
 VERBATIM = {
-    "from-pairuni": _from_pairuni,
-    "from-t2i-r1": _from_t2i_r1,
-    "from-unireason": _from_unireason,
-    "from-neo": _from_neo,
+    "from-pairuni": Verbatim("PairUni", partial(from_command_line, "pairuni"), partial(flags_help, "pairuni")),
+    "from-t2i-r1": Verbatim("T2I-R1", partial(from_command_line, "t2i-r1"), partial(flags_help, "t2i-r1")),
+    "from-unireason": Verbatim("UniReason", from_unireason, unireason_help),
+    "from-neo": Verbatim("NEO", from_neo, neo_help),
 }
 
 
@@ -340,16 +339,10 @@ def build_parser() -> argparse.ArgumentParser:
     lab = add("from-nanovlm-lab", _from_nanovlm_lab, "Translate a YAML of NanoVLM-Lab into a recipe.")
     lab.add_argument("config", type=Path, help="Its YAML; `train` takes it as it is, too.")
     lab.add_argument("--gpus", type=int, help="Processes in all (default: as WORLD_SIZE, or NNODES and NGPUS say).")
-    about: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("PairUni", partial(flags_help, "pairuni")),
-        ("T2I-R1", partial(flags_help, "t2i-r1")),
-        ("UniReason", unireason_help),
-        ("NEO", neo_help),
-    )
-    for (program, run), (name, every_flag) in zip(VERBATIM.items(), about, strict=True):
-        verbatim = add(program, run, f"Translate a command line of {name} into a recipe.")
+    for name, command in VERBATIM.items():
+        verbatim = add(name, command, f"Translate a command line of {command.program} into a recipe.")
         verbatim.formatter_class = argparse.RawDescriptionHelpFormatter
-        verbatim.epilog = every_flag()
+        verbatim.epilog = command.help()
         verbatim.add_argument(
             "arguments", nargs="+", metavar="WORD", help="The command line as it was typed, or the path of its script."
         )

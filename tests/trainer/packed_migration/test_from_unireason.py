@@ -179,7 +179,8 @@ def test_defaults_are_those_of_the_code(kit: Path) -> None:
     ],
 )
 def test_parts_are_frozen(kit: Path, given: str, expected: list[str]) -> None:
-    assert recipe(f"{START} {given}")["policy"]["freeze"] == expected
+    policy = recipe(f"{START} {given}")["policy"]
+    assert policy["freeze"] == expected and policy.get("constant_words", False) == ("language" in expected)
 
 
 @pytest.mark.parametrize(

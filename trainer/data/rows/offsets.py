@@ -31,6 +31,7 @@ def _value() -> re.Pattern[bytes]:
 
 
 _VALUE = _value()
+_ROW = re.compile(rb"[ \t\r\n]*+(" + _VALUE.pattern + rb")[ \t\r\n]*+,", re.DOTALL)  # and the comma, as mostly
 
 
 class OffsetRows:
@@ -151,6 +152,10 @@ def _elements(where: str, file: BinaryIO, start: int) -> Iterator[tuple[int, byt
     base, window, at, count = start + 1, b"", 0, 0
     wanted = b"value]"  # what may come next: a value, a comma, the bracket that ends the array
     while True:
+        while wanted != b",]" and (row := _ROW.match(window, at)) is not None:
+            count += 1
+            yield base + row.start(1), row[1]
+            at, wanted = row.end(), b"value"
         at = _SPACE.match(window, at).end()  # type: ignore[union-attr]
         sign = window[at : at + 1]
         found = _VALUE.match(window, at) if sign and sign not in b",]" else None

@@ -109,7 +109,12 @@ TRAINING: Mapping[str, Flag] = {
     "freeze_llm": Flag(False, (), "it freezes both experts and no projection, which is no part here; refused", "flag"),
     "freeze_vit": Flag(False, ("policy.freeze",), "vision", "flag"),
     "freeze_vae": Flag(True, (), "the codec is never trained", "flag"),
-    "freeze_und": Flag(False, ("policy.freeze",), "language, vision, connector: as stage 1 of its paper has it", "flag"),
+    "freeze_und": Flag(
+        False,
+        ("policy.freeze", "policy.constant_words"),
+        "language, vision, connector, as in stage 1 of its paper; no gradient passes through words and seen images",
+        "flag",
+    ),
     "copy_init_moe": Flag(True, (), "weights come from a checkpoint", "flag"),
     "use_flex": Flag(False, ("policy.attention",), "true is flex; false is auto, which is flex on a GPU", "flag"),
 }  # fmt: skip

@@ -90,6 +90,8 @@ def _policy(line: CommandLine) -> dict[str, Line]:
     frozen += ["connector"] if line["freeze_und"] else []
     if frozen:
         lines["policy.freeze"] = Line(frozen)
+    if line["freeze_und"]:
+        lines["policy.constant_words"] = Line(True)
     return lines
 
 
