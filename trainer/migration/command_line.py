@@ -116,6 +116,22 @@ def flag_lines(flags: Mapping[str, Flag]) -> list[str]:
     ]
 
 
+def check_recipe(program: str, flags: Mapping[str, Flag], text: str) -> None:
+    """Raises ConfigError, naming the flags, where a recipe of these values would be refused."""
+    import yaml
+
+    from trainer.config import Config
+    from trainer.config.file import checked
+
+    try:
+        checked("the recipe that it becomes", Config, yaml.safe_load(text))
+    except ConfigError as error:
+        meant = [
+            f"--{name}" for name, flag in flags.items() if any(f" {field}:" in str(error) for field in flag.fields)
+        ]
+        raise ConfigError(f"{', '.join(meant) or f'the command line of {program}'}: {error}") from error
+
+
 def gpus_of(line: CommandLine) -> int:
     """In all: as torchrun's flags say, else as the environment does."""
     if {"nproc_per_node", "nnodes"} & line.given:

@@ -191,6 +191,8 @@ def test_what_does_nothing_is_said_with_the_reason(kit: Path) -> None:
         (f"{READ} --deepspeed ds.json", "--deepspeed ds.json: no such file in"),
         (f"{READ} --report_to mlflow", "--report_to: mlflow is none of tensorboard, wandb, swanlab"),
         (f"{READ} --dtype half", "--dtype half: there are bfloat16 and float32"),
+        (f"{READ} --per_device_train_batch_size 0", "--per_device_train_batch_size: the recipe that it becomes"),
+        (f"{READ} --max_pixels 10", "min_pixels = 12544 is more than max_pixels = 10"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_refused_by_name(kit: Path, given: str, message: str) -> None:

@@ -250,6 +250,8 @@ def test_what_does_nothing_is_said_with_the_reason(kit: Path) -> None:
         (f"{START} --lr_scheduler linear", "--lr_scheduler linear: there are constant and cosine"),
         (f"{START} --warmup_steps 20000", "--warmup_steps 20000 is not below --total_steps 20000"),
         (f"{START} --sharding_strategy HALF", "--sharding_strategy HALF: there are FULL_SHARD"),
+        (f"{START} --lr -1", "--lr: the recipe that it becomes"),
+        (f"{START} --expected_num_tokens 50000", "packed.expected_tokens = 50000 is more than packed.max_tokens = 36864"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_refused_by_name(kit: Path, given: str, message: str) -> None:

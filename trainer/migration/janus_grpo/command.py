@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainer.config.base import ConfigError
-from trainer.migration.command_line import flag_lines, read_command_line
+from trainer.migration.command_line import check_recipe, flag_lines, read_command_line
 from trainer.migration.janus_grpo.flags import Program, flags_of
 from trainer.migration.recipe_text import render
 
@@ -32,23 +31,8 @@ def from_command_line(program: Program, arguments: Sequence[str]) -> str:
     said = [*said, "Nothing is held out there: name held-out prompts under evaluation.sets, each with its task."]
     head = f"Translated from a command line of {_NAMES[program]}. A comment says what differs; docs/migration_pairuni.md why."
     text = render(lines, said, head=head, of="command line")
-    _check(program, text)
+    check_recipe(program, flags_of(program), text)
     return text
-
-
-def _check(program: Program, text: str) -> None:
-    """Raises ConfigError, naming the flags, where a recipe of these values would be refused."""
-    import yaml
-
-    from trainer.config import Config
-    from trainer.config.file import checked
-
-    try:
-        checked("the recipe that it becomes", Config, yaml.safe_load(text))
-    except ConfigError as error:
-        fields = {f"--{name}": flag.fields for name, flag in flags_of(program).items()}
-        meant = [name for name, ours in fields.items() if any(f" {field}:" in str(error) for field in ours)]
-        raise ConfigError(f"{', '.join(meant) or f'the command line of {program}'}: {error}") from error
 
 
 def flags_help(program: Program) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.migration.command_line import CommandLine, flag_lines, read_command_line
+from trainer.migration.command_line import CommandLine, check_recipe, flag_lines, read_command_line
 from trainer.migration.neo.flags import ENTRY, PRESETS, flags
 from trainer.migration.recipe_text import render
 
@@ -20,7 +20,8 @@ def from_neo(arguments: Sequence[str]) -> str:
             script, such as 2B_1PT, and flags that change it.
 
     Raises:
-        ConfigError: a flag that is not known, a value that we have nothing for, or a file that is not here.
+        ConfigError: a flag that is not known, a value that we have nothing for, a file that is not here, or a recipe that
+            could not be used.
     """
     from trainer.migration.neo.translation import translate  # which reads the registry
 
@@ -29,7 +30,9 @@ def from_neo(arguments: Sequence[str]) -> str:
         print(f"from-neo: {sentence}", file=sys.stderr)
     said = [*said, "Nothing is held out there: packed.hold_out keeps rows of each set, whose loss is then measured."]
     head = "Translated from a command line of NEO. A comment says what differs; docs/migration_neo.md why."
-    return render(lines, said, head=head, of="command line")
+    text = render(lines, said, head=head, of="command line")
+    check_recipe("NEO", flags(), text)
+    return text
 
 
 def read_neo(arguments: Sequence[str]) -> CommandLine:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.migration.command_line import CommandLine, flag_lines, read_command_line
+from trainer.migration.command_line import CommandLine, check_recipe, flag_lines, read_command_line
 from trainer.migration.recipe_text import render
 from trainer.migration.unireason.flags import ENTRY, PRESETS, flags
 
@@ -20,7 +20,8 @@ def from_unireason(arguments: Sequence[str]) -> str:
             flags that change it.
 
     Raises:
-        ConfigError: a flag that is not known, a value that we have nothing for, or a file that is not here.
+        ConfigError: a flag that is not known, a value that we have nothing for, a file that is not here, or a recipe that
+            could not be used.
     """
     from trainer.migration.unireason.translation import translate  # which looks for files
 
@@ -29,7 +30,9 @@ def from_unireason(arguments: Sequence[str]) -> str:
         print(f"from-unireason: {sentence}", file=sys.stderr)
     said = [*said, "Nothing is held out there: packed.hold_out keeps rows of each set, whose loss is then measured."]
     head = "Translated from a command line of UniReason. A comment says what differs; docs/migration_unireason.md why."
-    return render(lines, said, head=head, of="command line")
+    text = render(lines, said, head=head, of="command line")
+    check_recipe("UniReason", flags(), text)
+    return text
 
 
 def read_unireason(arguments: Sequence[str]) -> CommandLine:
