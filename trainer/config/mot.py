@@ -48,8 +48,9 @@ class MotConfig(PolicySection):
     family: ClassVar[str] = "unified"
     formats: ClassVar[tuple[str, ...]] = ("bagel",)
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained", "weights")
-    draws_by: ClassVar[tuple[str, ...]] = ("flow",)
+    draws_by: ClassVar[tuple[str, ...]] = ("flow", "tasks")
     given: ClassVar[str] = "packs"
+    max_images: ClassVar[int] = 16  # of a question
 
     type: Literal["mot"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath | None = Field(

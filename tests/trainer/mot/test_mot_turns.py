@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from tests.support.small_mot import picture
 from trainer.config.generation import GenerationConfig
 from trainer.policies.base import Laying, SamplingPlan
 from trainer.policies.generation import Generates, Instructions, Made, Written
+from trainer.policies.tokens.draw import Answer, TokenPlan
 from trainer.policies.unified.inference import engine, turns
 from trainer.policies.unified.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context
+from trainer.policies.unified.mot.lay import LaidRow
+from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.pack import pack_rows
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.samplers.guidance import Guidance, guided_velocity
@@ -63,11 +66,12 @@ def test_a_text_is_written_word_by_word_as_the_whole_row_says(policy: MotPolicy,
     """Greedy words are the likeliest of a whole pass over the context and all words before; none is a tag. 70 words, so that the place
     for them grows."""
     model = policy.model
-    written = engine.write(
-        model, [each.laid(model) for each in contexts], [0, 0, 0], max_new_tokens=70, temperature=0.0
-    )
+    cache = engine.read(model, [each.laid(model) for each in contexts])
+    written = engine.write(model, cache, [0, 0, 0], TokenPlan(3, 70, temperature=0.0))
     banned = [model.words.start, model.words.image_start, model.words.image_end]
-    for context, (ids, finished) in zip(contexts, written, strict=True):
+    for context, answer in zip(contexts, written, strict=True):
+        finished = answer.finished
+        ids = answer.tokens_S.tolist()[: -1 if finished else None]
         row = context.laid(model)
         row.asked.clear()
         position, order = row.position, 1 + max(each[2] for each in row.und)
@@ -172,29 +176,37 @@ def test_questions_are_answered(policy: MotPolicy, prompts: Sequence[Prompt]) ->
 
 
 class _Scripted:
-    """Writes what it is told to, in place of a model's words."""
+    """Writes what it is told to, in place of a model's words; draws with the model."""
 
-    def __init__(self, policy: MotPolicy, texts: Sequence[Sequence[str]]) -> None:
-        self.policy, self.texts, self.asked = policy, iter(texts), []  # type: ignore[var-annotated]
+    draw = staticmethod(engine.draw)
 
-    def __call__(self, model: Any, rows: Sequence[Any], seeds: Sequence[int], **_: Any) -> list[tuple[list[int], bool]]:
+    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
+        self._texts = iter(texts)
+        self.asked: list[list[str]] = []
+
+    def read(self, model: MotModel, rows: Sequence[LaidRow]) -> Sequence[LaidRow]:
+        return rows
+
+    def write(self, model: MotModel, rows: Sequence[LaidRow], seeds: Sequence[int], plan: TokenPlan) -> list[Answer]:
         self.asked.append([model.words.decode(row.words) for row in rows])
-        texts = next(self.texts)
-        assert len(texts) == len(rows)
-        return [(model.words.encode(text), True) for text in texts]
+        ids = [torch.tensor([*model.words.encode(text), model.words.end]) for text in next(self._texts)]
+        assert len(ids) == len(seeds)
+        return [Answer(each, torch.zeros(len(each)), finished=True) for each in ids]
 
 
 @pytest.fixture
-def script(policy: MotPolicy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Scripted]:
     def say(*texts: Sequence[str]) -> _Scripted:
-        scripted = _Scripted(policy, texts)
-        monkeypatch.setattr(turns.engine, "write", scripted)
+        scripted = _Scripted(texts)
+        monkeypatch.setattr(turns, "engine", scripted)
         return scripted
 
-    yield say
+    return say
 
 
-def test_refining_goes_by_the_rows_of_training(policy: MotPolicy, prompts: Sequence[Prompt], script: Any) -> None:
+def test_refining_goes_by_the_rows_of_training(
+    policy: MotPolicy, prompts: Sequence[Prompt], script: Callable[..., _Scripted]
+) -> None:
     """Draft, suggestion, image, suggestion, image; one whose suggestion is empty is done. Contexts are UniReason's: instruction, prompt,
     images before, thought (framed where it is of an edit), image; then suggestion and image, again and again."""
     told = script(
@@ -214,7 +226,9 @@ def test_refining_goes_by_the_rows_of_training(policy: MotPolicy, prompts: Seque
     assert not np.array_equal(images[0], images[1]) and not np.array_equal(images[1], images[2])
 
 
-def test_refining_without_a_thought(policy: MotPolicy, prompts: Sequence[Prompt], script: Any) -> None:
+def test_refining_without_a_thought(
+    policy: MotPolicy, prompts: Sequence[Prompt], script: Callable[..., _Scripted]
+) -> None:
     told = script(["<sugg></sugg>", "<sugg></sugg>"])
     made = policy.generate(prompts[:2], [1, 2], settings(refine=3), SAID)
     assert [kinds(each) for each in made] == [["32x32", "suggestion"]] * 2

@@ -86,13 +86,17 @@ class OwnGuidance(Protocol):
 
 
 class FlowPolicy:
-    """Implements `Samples`, `Replays` and `Denoises` of `trainer.policies.base` for any FlowModel."""
+    """Implements `Samples`, `Replays` and `Denoises` of `trainer.policies.base` for any FlowModel.
+
+    Attributes:
+        copy: the network with its starting weights; None where none is kept, or adapters are left out in its place.
+    """
 
     def __init__(self, model: FlowModel, *, keep_reference: bool) -> None:
         self.model = model
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
-        self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
+        self.copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
         if keep_reference and has_adapter:
             keep_start(model.network)
         self._encoded: tuple[tuple[Prompt, ...], Conditioning] = ((), {})
@@ -289,8 +293,8 @@ class FlowPolicy:
         """The network with its starting weights."""
         if not self._keeps_reference:
             raise ValueError("this policy was built without a reference; build it with keep_reference=True")
-        if self._copy is not None:
-            yield self._copy
+        if self.copy is not None:
+            yield self.copy
             return
         with start_weights(self.model.network):
             yield self.model.network

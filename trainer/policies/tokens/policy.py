@@ -48,16 +48,18 @@ class TokenPolicy:
         keep_reference: bool,
         drawer: Drawer | None = None,
         logits: AnswerLogits = answer_logits,
+        copy: nn.Module | None = None,
     ) -> None:
         """
         Args:
             logits: of given answers, of a model that is none of transformers'.
+            copy: the network with its starting weights, where somebody keeps one already.
         """
         self.model, self._given_drawer, self._answer_logits = model, drawer, logits
         self._keeps_reference = keep_reference
         self._longest: Reading | None = None  # of the prompts that were checked
         has_adapter = hasattr(model.network, "disable_adapter")
-        self._copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
+        self._copy = copy or (frozen_copy(model.network) if keep_reference and not has_adapter else None)
         if keep_reference and has_adapter:
             keep_start(model.network)
 

@@ -45,6 +45,13 @@ class Cache:
         keys, values = ([each[:count] for each in layers] for layers in (self.keys, self.values))
         return Cache(keys, values, self.there_BL[:count], self.position_B[:count])
 
+    def repeated(self, count: int) -> Cache:
+        """Each row so many times, side by side."""
+        keys, values = ([each.repeat_interleave(count, 0) for each in layers] for layers in (self.keys, self.values))
+        return Cache(
+            keys, values, self.there_BL.repeat_interleave(count, 0), self.position_B.repeat_interleave(count, 0)
+        )
+
 
 class Keeping:
     """Implements `Attends`: another one, and keeps what its layers' keys and values were.

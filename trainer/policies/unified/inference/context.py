@@ -49,6 +49,13 @@ class Context:
             context = context.shown(path)
         return context
 
+    def questioned(self, prompt: Prompt) -> Context:
+        """With a question behind it: its images are seen, then its text is read."""
+        context = self
+        for path in prompt.source_images:
+            context = replace(context, items=(*context.items, ImageItem(path, "seen", droppable=True)))
+        return context.said(prompt.text)
+
     def said(self, text: str) -> Context:
         """With a text behind it."""
         return replace(self, items=(*self.items, TextItem(text, droppable=True)))
@@ -57,10 +64,6 @@ class Context:
         """With an image behind it as it is read before more is drawn: by its latents, then seen."""
         clean, seen = ImageItem(path, "clean", droppable=True), ImageItem(path, "seen", droppable=True)
         return replace(self, items=(*self.items, clean, seen))
-
-    def seen(self, path: str) -> Context:
-        """With an image behind it that a question is about."""
-        return replace(self, items=(*self.items, ImageItem(path, "seen", droppable=True)))
 
     def drawn(self, image: np.ndarray) -> Context:
         """With an image behind it that was just drawn, as `shown`."""

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from trainer.policies.lora import autocast
+from trainer.policies.tokens.draw import Answer, TokenPlan
+from trainer.policies.tokens.llama.decode import Drawn
+from trainer.policies.tokens.llama.drawer import answers_of
 from trainer.policies.unified.inference.cache import Cache, Keeping, OnCanvas, Writing
 from trainer.policies.unified.mot.geometry import COLOURS
 from trainer.policies.unified.mot.lay import LaidRow
@@ -51,7 +54,7 @@ class Canvas:
         where = places(*size, model.network.geometry.max_latent_size).to(device)
         self._attends = OnCanvas(cache, _TAGS, self._num)
         self._tokens = replace(
-            _no_tokens(model),
+            no_tokens(model),
             words_T=tags.repeat(count),
             order_U=torch.arange(_TAGS * count, device=device),
             positions_U=cache.position_B.repeat_interleave(_TAGS),
@@ -102,47 +105,41 @@ def draw(
 
 
 @torch.no_grad()
-def write(
-    model: MotModel, rows: Sequence[LaidRow], seeds_B: Sequence[int], *, max_new_tokens: int, temperature: float
-) -> list[tuple[list[int], bool]]:
-    """A text after each context: its ids without tags, and whether it ended by itself."""
-    cache, words, device = read(model, rows), model.words, model.device
-    attends, position_B = Writing(cache), cache.position_B
-    uniform_BS = uniforms(seeds_B, max_new_tokens) if temperature else None
-    token_B = torch.full((len(rows),), words.start, device=device)
-    nothing = replace(_no_tokens(model), order_U=torch.arange(len(rows), device=device))
-    texts: list[list[int]] = [[] for _ in rows]
-    going = set(range(len(rows)))
-    for step in range(max_new_tokens):
+def write(model: MotModel, cache: Cache, seeds_B: Sequence[int], plan: TokenPlan) -> list[Answer]:
+    """A text after each context, its tokens with the tag that ends it."""
+    words, device = model.words, model.device
+    attends, ends = Writing(cache), torch.tensor([words.end, *plan.stop_ids], device=device)
+    uniform_BS = uniforms(seeds_B, plan.max_new_tokens) if plan.temperature else None
+    rows_B, banned_N = torch.arange(len(cache), device=device), banned(model)
+    token_B, has_ended_B = torch.full_like(rows_B, words.start), torch.zeros_like(rows_B, dtype=torch.bool)
+    nothing = replace(no_tokens(model), order_U=rows_B)
+    drawn: list[Drawn] = []
+    while len(drawn) < plan.max_new_tokens and not has_ended_B.all():
         attends.next()
         with autocast(model.config, device):
-            und, _ = model.network(replace(nothing, words_T=token_B, positions_U=position_B + step), attends)
-            logits_BV = model.network.logits(und)
-        token_B, _, _ = draw_tokens(
+            tokens = replace(nothing, words_T=token_B, positions_U=cache.position_B + len(drawn))
+            logits_BV = model.network.logits(model.network(tokens, attends)[0])
+        token_B, logp_B, kept_BV = draw_tokens(
             logits_BV,
-            None if uniform_BS is None else uniform_BS[:, step],
-            banned_N=_banned(model, logits_BV.shape[-1]),
-            temperature=temperature,
-            top_p=1.0,
-            top_k=0,
+            None if uniform_BS is None else uniform_BS[:, len(drawn)],
+            banned_N=banned_N,
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            top_k=plan.top_k,
         )
-        for row, token in enumerate(token_B.tolist()):
-            if row in going and token == words.end:
-                going.remove(row)
-            elif row in going:
-                texts[row].append(token)
-        if not going:
-            break
-    return [(text, row not in going) for row, text in enumerate(texts)]
+        drawn.append(Drawn(token_B, logp_B, kept_BV, rows_B))
+        has_ended_B = has_ended_B | torch.isin(token_B, ends)
+    return answers_of(drawn, len(cache), ends)
 
 
-def _banned(model: MotModel, vocabulary: int) -> Tensor:
+def banned(model: MotModel) -> Tensor:
     """Ids that no text may hold: the tags but its end, and rows of the head that stand for no word."""
     words = model.words
+    vocabulary = model.network.geometry.language.vocab_size
     return torch.tensor([words.start, words.image_start, words.image_end, *range(len(words), vocabulary)])
 
 
-def _no_tokens(model: MotModel) -> Tokens:
+def no_tokens(model: MotModel) -> Tokens:
     """Nothing of either kind."""
     geometry, device = model.network.geometry, model.device
     none = torch.zeros(0, dtype=torch.int64, device=device)

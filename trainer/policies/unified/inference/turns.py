@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.config.generation import GenerationConfig
 from trainer.policies.generation import Instructions, Made, Purpose, Written
+from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.unified.inference import engine
 from trainer.policies.unified.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
@@ -73,9 +74,7 @@ class Turns:
         """What is known before anything is written or drawn."""
         context = Context(prompt.id)
         if self._settings.task == "answer":
-            for path in prompt.source_images:
-                context = context.seen(path)
-            return _Row(prompt, seed, context.said(prompt.text), (0, 0))
+            return _Row(prompt, seed, context.questioned(prompt), (0, 0))
         if self._settings.think:
             context = context.said(self._instructions.think)
         context = context.asked(prompt)
@@ -103,17 +102,17 @@ class Turns:
         """Adds a text to each row and to its context."""
         if not rows:
             return
-        texts = engine.write(
+        settings, words = self._settings, self._model.words
+        answers = engine.write(
             self._model,
-            [row.context.laid(self._model) for row in rows],
+            engine.read(self._model, [row.context.laid(self._model) for row in rows]),
             [sample_seed(row.seed, purpose, turn) for row in rows],
-            max_new_tokens=self._settings.max_new_tokens,
-            temperature=self._settings.temperature,
+            TokenPlan(len(rows), settings.max_new_tokens, settings.temperature),
         )
-        for row, (ids, finished) in zip(rows, texts, strict=True):
-            text = self._model.words.decode(ids)
+        for row, answer in zip(rows, answers, strict=True):
+            text = words.decode(answer.tokens_S.tolist())
             row.context = row.context.said(text)
-            row.steps.append(Written(purpose, _bare(text, purpose), finished))
+            row.steps.append(Written(purpose, _bare(text, purpose), answer.finished))
 
     def _draw(self, rows: Sequence[_Row], turn: int, text_guidance: float) -> None:
         """Adds an image to each row, and to its context where it may be looked at."""
