@@ -24,6 +24,7 @@ from trainer.config import (
 )
 from trainer.config.advantage import ESTIMATORS
 from trainer.config.base import by_type
+from trainer.config.drawing import FlowDrawing
 from trainer.config.errors import _sections_in, field_paths
 from trainer.config.file import load_config
 from trainer.config.mot import MotConfig
@@ -604,6 +605,18 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "logging.name": ("3", TEXT),
     "logging.peak_tflops": ("0", "greater than 0"),
 }
+# Of a task whose images are denoised: what a run that only denoises has in other places.
+FLOW_TASK = "sampling.tasks.generate.flow"
+CONFIG_CASES |= {
+    FLOW_TASK: ("3", FIELDS),
+    f"{FLOW_TASK}.objective": ("3", FIELDS),
+    **{f"{FLOW_TASK}.{name}": CONFIG_CASES[f"sampling.{name}"] for name in FlowDrawing.model_fields},
+    **{
+        f"{FLOW_TASK}.objective.{name}": CONFIG_CASES[f"objective.{name}"]
+        for kind in ("flow_grpo", "grpo_guard")
+        for name in OBJECTIVES[kind].model_fields
+    },
+}
 
 
 def write(folder: Path, config: dict[str, Any]) -> Path:
@@ -616,6 +629,11 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
     """The base with a section of the `type` that has the field `path`; with a set of pictures for a field of one."""
     if path.startswith("sft.sets."):
         return base | {"sft": {"sets": [{"path": "pictures.json"}]}}
+    if path.startswith(f"{FLOW_TASK}.objective."):
+        name = path.rpartition(".")[2]
+        kind = next(kind for kind in ("flow_grpo", "grpo_guard") if name in OBJECTIVES[kind].model_fields)
+        drawn = {"rewards": {"ocr": 1.0}, "flow": {"objective": {"type": kind}}}
+        return base | {"sampling": TASKS | {"tasks": {"generate": drawn}}}
     if path.startswith(OF_TASKS):
         return base | {"sampling": TASKS}
     section, _, name = path.partition(".")

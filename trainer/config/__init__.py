@@ -49,7 +49,7 @@ from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig, check_training_sets
 from trainer.config.supervised_loss import SftLossConfig
-from trainer.config.tasks import GenerateConfig, Task, TaskSamplingConfig, UnderstandConfig
+from trainer.config.tasks import GenerateConfig, Task, TaskSamplingConfig, UnderstandConfig, check_drawer, tasks_of
 from trainer.config.texts import as_questions
 from trainer.config.vlm import VlmConfig
 
@@ -201,11 +201,8 @@ class Config(Section):
         """The kinds of sample that a step draws; a policy with one kind alone has one task without a name."""
         sampling = self.sampling
         if not isinstance(sampling, TaskSamplingConfig):
-            return (Task("", sampling.group_size, sampling.micro_batch_size, self.advantage),)
-        return tuple(
-            Task(name, each.group_size, each.micro_batch_size, each.advantage or self.advantage, each.loss_weight)
-            for name, each in sampling.tasks.given().items()
-        )
+            return (Task("", sampling.group_size, sampling.micro_batch_size, self.advantage, objective=self.objective),)
+        return tasks_of(sampling, self.advantage, self.objective)
 
     @property
     def train_rewards(self) -> list[tuple[str, str]]:
@@ -269,6 +266,8 @@ class Config(Section):
                 f"policy.type = {self.policy.type} does not sample by sampling.type = {self.sampling.type}; leave "
                 "sampling.type out"
             )
+        if isinstance(self.sampling, TaskSamplingConfig):
+            check_drawer(self.sampling, self.policy.type, denoises="flow" in self.policy.draws_by)
         self.evaluation.check_drawing(self.sampling.type)
         if isinstance(self.sampling, TokenSamplingConfig) and self.sampling.engine == "vllm" and self.program != "rl":
             raise ValueError(

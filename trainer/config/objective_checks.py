@@ -29,16 +29,15 @@ def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> Non
             "objective.longest is null, and the tasks of sampling.tasks have no longest length in common; set it, to 1 for the "
             "sum over the tokens of each sample"
         )
+    if isinstance(sampling, TaskSamplingConfig) and sampling.tasks.generate is not None:
+        flow = sampling.tasks.generate.flow
+        if flow is not None:
+            _check_steps(flow.objective, flow.kind, sampling.pipeline, "sampling.tasks.generate.flow.")
     if not isinstance(sampling, FlowSamplingConfig):
         return
     if isinstance(objective, TimestepSection):
         _check_forward(objective.type, sampling)
-    if objective.type == "grpo_guard" and sampling.kind == "cps":
-        raise ValueError(
-            "objective.type = grpo_guard normalises ratios of Gaussian densities, and the log-probability of "
-            "sampling.kind = cps is none; use kind = flow_sde or dance_sde"
-        )
-    _check_pipeline(objective, sampling)
+    _check_steps(objective, sampling.kind, sampling.pipeline, "")
 
 
 def with_longest(objective: ObjectiveConfig, sampling: SamplingConfig) -> ObjectiveConfig:
@@ -73,18 +72,24 @@ def _check_forward(objective: str, sampling: FlowSamplingConfig) -> None:
         )
 
 
-def _check_pipeline(objective: ObjectiveConfig, sampling: FlowSamplingConfig) -> None:
-    if sampling.pipeline == "on_policy":
+def _check_steps(objective: ObjectiveConfig, kind: str, pipeline: str, where: str) -> None:
+    """Args: where: what stands before `objective`, in the name of its section."""
+    if objective.type == "grpo_guard" and kind == "cps":
+        raise ValueError(
+            f"{where}objective.type = grpo_guard normalises ratios of Gaussian densities, and the log-probability of "
+            f"{where or 'sampling.'}kind = cps is none; use kind = flow_sde or dance_sde"
+        )
+    if pipeline == "on_policy":
         cap = objective.importance_cap if isinstance(objective, FlowGrpoConfig) else None
         if cap not in (None, FlowGrpoConfig.model_fields["importance_cap"].default):
             raise ValueError(
-                f"objective.importance_cap = {cap:g} acts only on rollouts of older weights, with "
+                f"{where}objective.importance_cap = {cap:g} acts only on rollouts of older weights, with "
                 "sampling.pipeline = one_step_off; leave it out"
             )
         return
     if objective.type == "grpo_guard":
         raise ValueError(
-            "sampling.pipeline = one_step_off needs an importance weight, which objective.type = grpo_guard does not "
+            f"sampling.pipeline = one_step_off needs an importance weight, which {where}objective.type = grpo_guard does not "
             "have; use type = flow_grpo or pipeline = on_policy"
         )
     if isinstance(objective, AveragedSection) and objective.old_decay:

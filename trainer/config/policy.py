@@ -96,8 +96,12 @@ def sections() -> dict[str, type[PolicySection]]:
 
 
 def drawn_by(raw: Mapping[str, Any]) -> str:
-    """The usual type of sampling of the policy of these unchecked fields; empty where it is not known."""
-    policy = raw.get("policy")
+    """How the policy of these unchecked fields is drawn: as `sampling` says, where it can be, else by its usual type of sampling; empty
+    where it is not known."""
+    policy, sampling = raw.get("policy"), raw.get("sampling")
     name = policy.get("type") if isinstance(policy, Mapping) else getattr(policy, "type", None)
     section = sections().get(name) if isinstance(name, str) else None
-    return "" if section is None else section.draws_by[0]
+    if section is None:
+        return ""
+    asked = sampling.get("type") if isinstance(sampling, Mapping) else getattr(sampling, "type", None)
+    return str(asked) if asked in section.draws_by else section.draws_by[0]

@@ -9,11 +9,9 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, Share
 from trainer.config.data import DatasetConfig
+from trainer.config.drawing import FlowDrawing
 from trainer.config.tasks import TaskSamplingConfig
 from trainer.config.vllm import VllmConfig
-
-_PACE = ("sde_window_every", "sde_window_stride")
-_MOTION = ("sde_window_motion", *_PACE)
 
 
 class RolloutSection(Section):
@@ -76,111 +74,10 @@ class RolloutSection(Section):
         return self
 
 
-class FlowSamplingConfig(RolloutSection):
+class FlowSamplingConfig(FlowDrawing, RolloutSection):
     """How a flow model draws its rollouts."""
 
     type: Literal["flow"] = Field("flow", description="Which family of policies samples; flow denoises images.")
-    num_inference_steps: int = Field(6, ge=2, le=1000, description="Denoising steps of a training rollout.")
-    kind: Literal["flow_sde", "cps", "dance_sde"] = Field(
-        "cps", description="Which stochastic differential equation makes the stochastic steps."
-    )
-    noise_level: float = Field(0.7, gt=0, le=2, description="How strong the injected noise is (eta in the papers).")
-    sde_window: tuple[int, int] | None = Field(
-        None,
-        description="Steps from first up to last, [first, last), are stochastic, the others deterministic; null: all but the last are stochastic.",
-    )
-    sde_window_size: int | None = Field(
-        None,
-        ge=1,
-        description="How many steps a window has that changes its place, in place of sde_window; see sde_window_motion.",
-    )
-    sde_window_range: tuple[int, int] | None = Field(
-        None, description="Steps [first, last) within which the changing window lies; null: all but the last."
-    )
-    sde_window_motion: Literal["random", "progressive"] = Field(
-        "random",
-        description="random: a new place each training step (Flow-GRPO-Fast); progressive: from noise to data (MixGRPO).",
-    )
-    sde_window_every: int = Field(25, ge=1, description="A progressive window moves on after so many training steps.")
-    sde_window_stride: int = Field(1, ge=1, description="A progressive window moves on by so many denoising steps.")
-    timestep_fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Which share of the stochastic steps is trained on; they are drawn anew each training step.",
-    )
-    solver: Literal["euler", "dpm2m"] = Field(
-        "euler", description="Solver of the ODE steps; dpm2m is DPM-Solver++(2M)."
-    )
-    same_noise: bool = Field(
-        False,
-        description="All samples of a group start from the same noise; the deterministic steps before the first stochastic one are computed once.",
-    )
-    guidance_scale: float = Field(
-        1.0, ge=1, description="Scale of classifier-free guidance; 1 is no guidance and costs nothing."
-    )
-    shift: float | None = Field(
-        1.0,
-        gt=0,
-        description="Timestep shift of evenly spaced noise levels; 1 is none, null takes the model's own levels.",
-    )
-    height: int | None = Field(None, ge=8, description="Image height in pixels; null is the model's own.")
-    width: int | None = Field(None, ge=8, description="Image width in pixels; null is the model's own.")
-    resolution_schedule: tuple[tuple[int, int, int], ...] = Field(
-        (), description="[from_step, height, width] entries, rising; before the first one height and width hold."
-    )
-
-    def _refuse(self, names: Sequence[str], why: str) -> None:
-        """Raises ValueError where one of these fields says something."""
-        for name in names:
-            if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} = {value} {why}")
-
-    @model_validator(mode="after")
-    def _window(self) -> FlowSamplingConfig:
-        limit = self.num_inference_steps - 1
-        for name, window in (("sde_window", self.sde_window), ("sde_window_range", self.sde_window_range)):
-            if window is not None and not 0 <= window[0] < window[1] <= limit:
-                raise ValueError(
-                    f"{name} [{window[0]}, {window[1]}) does not fit num_inference_steps = {self.num_inference_steps}: it "
-                    f"needs 0 <= first < last <= {limit} (the last step is always deterministic)"
-                )
-        if self.sde_window_size is None:
-            if self.sde_window_range is not None:
-                raise ValueError("sde_window_range says where a changing window may lie; give sde_window_size, too")
-            self._refuse(_MOTION, "says how a changing window moves; give sde_window_size, too, or leave it out")
-            return self
-        if self.sde_window_motion == "random":
-            self._refuse(_PACE, "is the pace of sde_window_motion = progressive, but the window jumps; leave it out")
-        if self.sde_window is not None:
-            raise ValueError(
-                "sde_window fixes the window and sde_window_size lets it change its place; give one of them"
-            )
-        first, last = self.sde_window_range or (0, limit)
-        if self.sde_window_size > last - first:
-            raise ValueError(
-                f"sde_window_size = {self.sde_window_size} is longer than the range [{first}, {last}) it may lie in; lower "
-                "it, or widen sde_window_range"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _resolutions(self) -> FlowSamplingConfig:
-        if (self.height is None) != (self.width is None):
-            raise ValueError(f"height = {self.height} and width = {self.width}: give both, or neither")
-        starts = [start for start, _, _ in self.resolution_schedule]
-        if starts != sorted(set(starts)) or any(min(entry) < 0 for entry in self.resolution_schedule):
-            raise ValueError(f"resolution_schedule starts at steps {starts}: they must rise, from 0 or later")
-        return self
-
-    @model_validator(mode="after")
-    def _cps_noise(self) -> FlowSamplingConfig:
-        if self.kind == "cps" and self.noise_level > 1:
-            raise ValueError(
-                f"noise_level = {self.noise_level} is more than 1, the most that kind = cps knows; lower it or use "
-                "kind = flow_sde"
-            )
-        return self
 
 
 class TokenSamplingConfig(RolloutSection):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.advantage import AdvantageConfig
 from trainer.config.base import Name, Positive, Section, Share
+from trainer.config.drawing import FlowDrawing
+from trainer.config.objective import FlowGrpoConfig, GrpoGuardConfig, ObjectiveConfig
 
 TaskName = Literal["understand", "generate"]
 _LENGTHS = {
@@ -104,8 +106,24 @@ class ThinkConfig(Section):
         return self
 
 
+class FlowTaskConfig(FlowDrawing):
+    """Images denoised by a policy that also writes, and the loss on their stochastic steps."""
+
+    default_types: ClassVar[Mapping[str, str]] = {"objective": "flow_grpo"}
+
+    objective: Annotated[FlowGrpoConfig | GrpoGuardConfig, Field(discriminator="type")] = Field(
+        default_factory=FlowGrpoConfig,
+        description="The loss on images; `objective` of the recipe is that on the tokens of answers.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_have_types(cls, raw: Any) -> Any:
+        return cls.with_types(raw)
+
+
 class GenerateConfig(TaskSection):
-    """Images drawn from prompts, token by token."""
+    """Images drawn from prompts, token by token, or denoised."""
 
     guidance_scale: float = Field(
         5.0, ge=1, description="w of classifier-free guidance, u + w (c - u); 1 is none and costs half."
@@ -118,6 +136,10 @@ class GenerateConfig(TaskSection):
     think: ThinkConfig | None = Field(
         None, description="Write a plan in text first, and draw after it; true takes all defaults, null draws at once."
     )
+    flow: FlowTaskConfig | None = Field(
+        None,
+        description="How a policy that denoises draws, in place of temperature, guidance_scale, score and think, which are of tokens.",
+    )
 
     @field_validator("think", mode="before")
     @classmethod
@@ -125,6 +147,15 @@ class GenerateConfig(TaskSection):
         if isinstance(given, bool):
             return {} if given else None
         return given
+
+    @model_validator(mode="after")
+    def _one_way_to_draw(self) -> GenerateConfig:
+        for name in ("temperature", "guidance_scale", "score", "think") if self.flow is not None else ():
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {value} is of images drawn by tokens, and flow says that they are denoised; leave it out"
+                )
+        return self
 
 
 class TasksConfig(Section):
@@ -214,6 +245,7 @@ class Task:
         group_size, micro_batch_size: see the sections of `sampling`.
         advantage: how its scores become advantages.
         loss_weight: of its loss beside the other's.
+        objective: its loss.
     """
 
     name: str
@@ -221,7 +253,35 @@ class Task:
     micro_batch_size: int
     advantage: AdvantageConfig
     loss_weight: float = 1.0
+    objective: ObjectiveConfig = field(default_factory=FlowGrpoConfig)
 
     def key(self, metric: str) -> str:
         """The metric's name for this task alone."""
         return f"{self.name}/{metric}" if self.name else metric
+
+
+def tasks_of(sampling: TaskSamplingConfig, advantage: AdvantageConfig, objective: ObjectiveConfig) -> tuple[Task, ...]:
+    """The tasks of a run, with what they leave to the run itself."""
+    return tuple(
+        Task(
+            name,
+            each.group_size,
+            each.micro_batch_size,
+            each.advantage or advantage,
+            each.loss_weight,
+            each.flow.objective if isinstance(each, GenerateConfig) and each.flow is not None else objective,
+        )
+        for name, each in sampling.tasks.given().items()
+    )
+
+
+def check_drawer(sampling: TaskSamplingConfig, policy: str, *, denoises: bool) -> None:
+    """Raises ValueError where images are to be drawn in another way than the policy's."""
+    drawn = sampling.tasks.generate
+    if drawn is not None and (drawn.flow is not None) != denoises:
+        way, remedy = (
+            ("denoises images", "add it, {} for its defaults")
+            if denoises
+            else ("draws images by tokens", "leave it out")
+        )
+        raise ValueError(f"policy.type = {policy} {way}, which sampling.tasks.generate.flow is about; {remedy}")

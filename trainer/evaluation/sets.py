@@ -153,6 +153,8 @@ def _as_trained(config: Config, task: str) -> tuple[float, float]:
         return 1.0, 1.0 if written is None else written.temperature
     drawn = sampling.tasks.generate
     scale = GenerateConfig.model_fields["guidance_scale"].default
+    if drawn is not None and drawn.flow is not None:
+        return drawn.flow.guidance_scale, 1.0
     return (scale, 1.0) if drawn is None else (drawn.guidance_scale, drawn.temperature)
 
 

@@ -96,7 +96,7 @@ def build_updater(session: Session, left_out: Set[str]) -> Updater:
     """
     config, world, policy = session.config, session.world, session.policy
     updates = config.optim.updates_per_rollout
-    members = {task.name: (task.loss_weight, _objective(config, policy)) for task in config.tasks}
+    members = {task.name: (task.loss_weight, _objective(task, config, policy)) for task in config.tasks}
     objective: Objective = Tasks(members) if all(members) else members[""][1]
     if config.sft is not None:
         captions = CaptionData(config.sft, config.seed)
@@ -252,7 +252,7 @@ class RlProgram:
         """Sample one task."""
         session, config = self.session, self.session.config
         batch = session.client.batch(group_size=task.group_size, step=step + 1)
-        seeds, needs = seeds_B(config, task, session.world, step, again), plan_needs(config.objective.type)
+        seeds, needs = seeds_B(config, task, session.world, step, again), plan_needs(task.objective.type)
         plan = self.family.training_plan(config, step, needs, task.name)
         session.gauges.flops.take()  # an evaluation's
         started = time.perf_counter()
@@ -345,9 +345,9 @@ def task_advantages(
     return clamped_B, weight_B, advantage_metrics(scores, group_B, adv_B, weight_B, std_floor_R, config, world)
 
 
-def _objective(config: Config, policy: Policy) -> Objective:
+def _objective(task: Task, config: Config, policy: Policy) -> Objective:
     """One instance a task: each remembers the samples that it has taken."""
-    section = with_longest(config.objective, config.sampling)
+    section = with_longest(task.objective, config.sampling)
     return build_objective(policy, section, micro_batch_size=config.optim.micro_batch_size, seed=config.seed)
 
 
@@ -361,7 +361,8 @@ def _check_same_columns(before: list[str], now: list[str]) -> None:
 
 
 def _policy(config: Config, device: torch.device) -> Policy:
-    policy: Policy = build_policy(config.policy, device, keep_reference=needs_reference(config.objective))
+    keeps = any(needs_reference(task.objective) for task in config.tasks)
+    policy: Policy = build_policy(config.policy, device, keep_reference=keeps)
     return policy
 
 

@@ -192,7 +192,7 @@ class Learner:
         self.policy.trainable.load_state_dict(self.start)
         optim = OptimConfig(lr=1e-4, max_grad_norm=1e9)
         engine = build_engine(self.policy.trainable, optim, DistributedConfig(device="cpu"), WORLD)
-        objective = Tasks({task.name: (1.0, _objective(self.config, self.policy)) for task in self.config.tasks})
+        objective = Tasks({task.name: (1.0, _objective(task, self.config, self.policy)) for task in self.config.tasks})
         Updater(objective, engine, optim, WORLD, 4).step(made, 0)
         named = self.policy.trainable.named_parameters()
         return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named if p.requires_grad}

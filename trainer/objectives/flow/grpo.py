@@ -35,7 +35,8 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
         loss, stats = self._surrogate(batch, found)
         if found.error is not None:
             stats = Stats(stats.count, stats.sums, stats.lows, {**stats.highs, "ratio/replay_error": found.error})
-        return [Term("loss/policy", loss, "terms"), self._kl(batch, found, loss)], stats
+        terms = [Term("loss/policy", loss, "terms"), self._kl(batch, found, loss), _pull(batch, found)]
+        return terms, stats
 
     def _kl(self, batch: RolloutBatch, found: Replayed, loss: Tensor) -> Term:
         """The KL to the reference; without a `kl_beta` a term of 0, so that the metric is always there."""
@@ -93,6 +94,14 @@ class GrpoGuard(StochasticObjective[GrpoGuardConfig]):
             dt_S=lengths if self.config.guard_reweight else None,
             clip_range=self.config.clip_range,
         )
+
+
+def _pull(batch: RolloutBatch, found: Replayed) -> Term:
+    """|advantage * ratio|, which says how much the loss moves the weights: terms of both signs add up to nearly 0."""
+    ratio_BS = (found.replay.logp_BS.detach() - found.old_BS).exp()
+    counted_BS = ratio_BS if found.mask_BS is None else ratio_BS * found.mask_BS
+    weight_B = batch.weight_N * batch.adv_B.abs()
+    return Term("loss/pull", (weight_B[:, None].to(ratio_BS.device) * counted_BS).sum(), "terms", coef=0.0)
 
 
 STOCHASTIC: dict[str, Entry] = {

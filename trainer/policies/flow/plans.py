@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.config import Config, FlowSamplingConfig
+from trainer.config.drawing import FlowDrawing
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.registry import HeldOut, PlanNeeds
@@ -21,12 +22,20 @@ def training_plan(config: Config, step: int, needs: PlanNeeds, task: str) -> Sam
         needs: what the objective asks of it.
     """
     sampling = _sampling(config)
-    stochastic = [] if needs.deterministic else stochastic_steps(sampling.num_inference_steps, _window(config, step))
+    return drawing_plan(sampling, sampling.micro_batch_size, config, step, needs)
+
+
+def drawing_plan(
+    sampling: FlowDrawing, micro_batch_size: int, config: Config, step: int, needs: PlanNeeds
+) -> SamplingPlan:
+    """The plan of rollouts that are denoised as `sampling` says, likewise."""
+    window = _window(sampling, config, step)
+    stochastic = [] if needs.deterministic else stochastic_steps(sampling.num_inference_steps, window)
     fraction, chosen = sampling.timestep_fraction, _generator(config, "trained_steps", step)
     height, width = resolution(sampling, step)
     return SamplingPlan(
         num_inference_steps=sampling.num_inference_steps,
-        micro_batch_size=sampling.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         kind=sampling.kind,
         noise_level=sampling.noise_level,
         stochastic_steps=stochastic,
@@ -67,7 +76,7 @@ def check_plans(config: Config, policy: FlowPolicy) -> None:
         policy.check_size(height, width)
 
 
-def resolution(sampling: FlowSamplingConfig, step: int) -> tuple[int | None, int | None]:
+def resolution(sampling: FlowDrawing, step: int) -> tuple[int | None, int | None]:
     """Height and width of the images after `step` finished steps; None is the model's own."""
     reached = [(height, width) for start, height, width in sampling.resolution_schedule if start <= step]
     return reached[-1] if reached else (sampling.height, sampling.width)
@@ -85,8 +94,7 @@ def _sampling(config: Config) -> FlowSamplingConfig:
     return config.sampling
 
 
-def _window(config: Config, step: int) -> tuple[int, int] | None:
-    sampling = _sampling(config)
+def _window(sampling: FlowDrawing, config: Config, step: int) -> tuple[int, int] | None:
     if sampling.sde_window_size is None:
         return sampling.sde_window
     return window_at(

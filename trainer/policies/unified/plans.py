@@ -23,7 +23,7 @@ def training_plan(config: Config, step: int, needs: PlanNeeds, task: str) -> Tok
             score=section.score,
             think=_thinking(section, section.temperature if section.think is None else section.think.temperature),
         )
-    return _text_plan(section, section.micro_batch_size, section.temperature)
+    return text_plan(config)
 
 
 def evaluation_plan(config: Config, chosen: HeldOut) -> TokenPlan | ImagePlan:
@@ -32,9 +32,19 @@ def evaluation_plan(config: Config, chosen: HeldOut) -> TokenPlan | ImagePlan:
     if chosen.task == "generate":
         think = None if tasks.generate is None else _thinking(tasks.generate, chosen.temperature)
         return ImagePlan(size, chosen.guidance_scale, chosen.temperature, think=think)
-    if tasks.understand is not None:
-        return _text_plan(tasks.understand, size, chosen.temperature)
-    return TokenPlan(size, _WRITTEN_TOKENS, chosen.temperature)
+    return text_plan(config, chosen)
+
+
+def text_plan(config: Config, chosen: HeldOut | None = None) -> TokenPlan:
+    """The plan of answers in training, or of a held-out set: its own temperature, else as in training."""
+    section = _sampling(config).tasks.understand
+    if chosen is None:
+        assert section is not None, "a task that is trained has a section"
+        return _text_plan(section, section.micro_batch_size, section.temperature)
+    size = config.evaluation.batch_size
+    if section is None:
+        return TokenPlan(size, _WRITTEN_TOKENS, chosen.temperature)
+    return _text_plan(section, size, chosen.temperature)
 
 
 def comparison_plan(num_samples: int) -> TokenPlan:

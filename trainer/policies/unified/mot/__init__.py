@@ -13,6 +13,7 @@ from trainer.policies.registry import Entry
 from trainer.policies.unified.mot.exporting import EXPORTERS
 from trainer.policies.unified.mot.loading import load
 from trainer.policies.unified.mot.model import MotModel
+from trainer.policies.unified.mot.plans import check_plans, evaluation_plan, training_plan
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.policies.unified.mot.sizes import sizes
 
@@ -24,4 +25,7 @@ def build(config: MotConfig, device: torch.device) -> MotModel:
     return MotModel(network, codec, words, config, device, about=about, base=base)
 
 
-ENTRY = Entry(family=replace(FLOW, policy=MotPolicy), build=build, exporters=EXPORTERS, sizes=sizes, may_be_random=True)
+MOT = replace(
+    FLOW, policy=MotPolicy, check_plans=check_plans, training_plan=training_plan, evaluation_plan=evaluation_plan
+)
+ENTRY = Entry(family=MOT, build=build, exporters=EXPORTERS, sizes=sizes, may_be_random=True)

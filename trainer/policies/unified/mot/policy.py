@@ -9,14 +9,18 @@ from torch import Tensor, nn
 from trainer.config import ConfigError
 from trainer.config.generation import GenerationConfig
 from trainer.data.sequences import SequencePlan
-from trainer.policies.base import Laying, PackOutput, SamplingPlan
+from trainer.policies.base import Laying, PackOutput, Replays, SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.generation import Instructions, Made
+from trainer.policies.tokens.draw import TokenPlan
+from trainer.policies.tokens.policy import TokenPolicy
+from trainer.policies.tokens.trace import AnswerTrace
 from trainer.policies.unified.inference.context import canvas_size
 from trainer.policies.unified.inference.turns import Turns
 from trainer.policies.unified.mot.flow import MotFlow
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
+from trainer.policies.unified.mot.texts import MotTexts, answer_logits
 from trainer.types import Prompt, Replay, Rollout
 
 
@@ -26,6 +30,10 @@ class MotPolicy:
     def __init__(self, model: MotModel, *, keep_reference: bool) -> None:
         self.model = model
         self._flow = FlowPolicy(MotFlow(model), keep_reference=keep_reference)
+        texts = MotTexts(model)
+        self._texts = TokenPolicy(
+            texts, keep_reference=keep_reference, drawer=texts, logits=answer_logits, copy=self._flow.copy
+        )
 
     @property
     def trainable(self) -> nn.Module:
@@ -45,7 +53,10 @@ class MotPolicy:
         return self.model.about
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._flow.check_prompts(prompts)
+        """Raises ConfigError naming the first prompts that cannot be read, and their number."""
+        asked = [prompt for prompt in prompts if prompt.task == "understand"]
+        self._texts.check_prompts(asked)
+        self._flow.check_prompts([prompt for prompt in prompts if prompt.task != "understand"])
 
     def lay(self, plan: SequencePlan, laying: Laying) -> LaidRow:
         return self.model.lay(plan, laying)
@@ -54,15 +65,21 @@ class MotPolicy:
         return self.model.read(pack)
 
     def sample(
-        self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: SamplingPlan
+        self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: SamplingPlan | TokenPlan
     ) -> Iterator[Rollout]:
+        """Answers by a TokenPlan, images by a SamplingPlan."""
+        if isinstance(plan, TokenPlan):
+            return self._texts.sample(prompts_P, group_size, seeds_B, plan)
         return self._flow.sample(prompts_P, group_size, seeds_B, plan)
 
     def parts(self, rollout: Rollout) -> Sequence[slice]:
-        return self._flow.parts(rollout)
+        return self._of(rollout).parts(rollout)
 
     def replay(self, rollout: Rollout, part: slice, *, reference: bool = False) -> Replay:
-        return self._flow.replay(rollout, part, reference=reference)
+        return self._of(rollout).replay(rollout, part, reference=reference)
+
+    def _of(self, rollout: Rollout) -> Replays:
+        return self._texts if isinstance(rollout.trace, AnswerTrace) else self._flow
 
     def check_size(self, height: int | None, width: int | None) -> None:
         self._flow.check_size(height, width)
