@@ -84,6 +84,8 @@ def _falling(
 def _other_half(row: Mapping[str, float], now: Sequence[Outcome], tasks: Mapping[str, str]) -> list[Alarm]:
     """Rewards of one task whose whole interval of the paired gain is below 0 while one of another task is surely above: what the
     policy gains in one half it pays for in the other. One alarm a set and reward that falls, with the other half's largest rise.
+    None where the same reward surely rises in another set of its task, such as of the same prompts by likelier tokens: that half
+    changes, and does not pay.
     """
     gains = _gains(row, now)
     found = []
@@ -94,7 +96,11 @@ def _other_half(row: Mapping[str, float], now: Sequence[Outcome], tasks: Mapping
             for other, (rise, rise_low, _) in gains.items()
             if rise_low > 0 and task and tasks.get(other[0], task) != task
         ]
-        if high < 0 and others:
+        rises_too = any(
+            rise_low > 0 and other[1] == name[1] and tasks.get(other[0], "") == task
+            for other, (_, rise_low, _) in gains.items()
+        )
+        if high < 0 and others and not rises_too:
             rise, best, half = max(others)
             found.append(
                 Alarm(

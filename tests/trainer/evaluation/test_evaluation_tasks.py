@@ -113,3 +113,22 @@ def test_a_fall_within_the_same_half_is_none_of_the_other() -> None:
     row = score_metrics(now, start)
     assert find_alarms(row, start, now, {"letter"}, AlarmsConfig(), RewardsConfig(), both) == []
     assert find_alarms(row, start, now, {"letter"}, AlarmsConfig(), RewardsConfig(), {"answers": "", "more": ""}) == []
+
+
+def test_a_half_that_rises_in_another_set_pays_for_nothing() -> None:
+    """Sampled answers and images win, greedy answers lose: seen in the first steps of a real run."""
+    sets = {**TASKS, "greedy": "understand"}
+    start = [
+        o
+        for name, reward in (("answers", "letter"), ("greedy", "letter"), ("images", "hps"))
+        for o in outcomes(name, reward, [0.5] * 10)
+    ]
+    for answers, names in ((RISES, []), (STAYS, ["other_half/greedy/letter"])):
+        now = (
+            outcomes("answers", "letter", answers)
+            + outcomes("greedy", "letter", FALLS)
+            + outcomes("images", "hps", RISES)
+        )
+        row = score_metrics(now, start)
+        found = find_alarms(row, start, now, {"letter", "hps"}, AlarmsConfig(), RewardsConfig(), sets)
+        assert [alarm.name for alarm in found] == names
