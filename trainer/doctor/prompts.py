@@ -20,6 +20,7 @@ from trainer.evaluation import load_sets
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.registry import entry_of
 from trainer.programs.assemble import kind_of
+from trainer.programs.packs import PackMaterial, unusable_rows
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.types import Prompt
 
@@ -130,11 +131,32 @@ def _check_given(config: Config) -> Iterator[Finding]:
     if material.num_train:
         yield Finding("data", "OK", f"program: {config.program} trains on {material.num_train} texts with their images")
         yield from _check_texts(config, [*material.prompts, *material.heldout])
-    yield from _notes(material.notes)
+    if isinstance(material, PackMaterial):
+        yield from _check_packs(config, material)
+    else:
+        yield from _notes(material.notes)
     if not config.evaluation.active:
         yield Finding("data", "WARN", "no held-out prompts: nothing is evaluated", "set evaluation.path")
     if sentence := material.overlap.sentence(material.num_train):
         yield Finding("data", "WARN", sentence, "nothing, if that is meant; or take them out of one of the files")
+
+
+def _check_packs(config: Config, material: PackMaterial) -> Iterator[Finding]:
+    """The first rows that each group deals, as files; the policy reads them at the start."""
+    yield from _notes(material.said)
+    for group in material.groups:
+        tried, wrong = unusable_rows(group, config.seed)
+        held_out = sum(1 for _ in group.held_out())
+        told = f"{group.name}: {len(group)} rows, {held_out} held out; of the first {tried} that are drawn {len(wrong)} cannot be used"
+        if wrong:
+            status: Status = "FAIL" if len(wrong) == tried else "WARN"
+            yield Finding(
+                "data", status, f"{told}, such as: {wrong[0]}", "correct the files; rows that are wrong are left out"
+            )
+        else:
+            yield Finding("data", "OK", told)
+    if not any(any(group.held_out()) for group in material.groups):
+        yield Finding("data", "WARN", "no rows are held out: no loss shows overfitting", "set packed.hold_out")
 
 
 def _check_texts(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:

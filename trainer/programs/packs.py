@@ -53,6 +53,19 @@ class PackMaterial(Material):
         return ()
 
 
+def unusable_rows(group: PackGroup, seed: int) -> tuple[int, list[str]]:
+    """How many rows of a group were looked at, as files and before any policy reads them, and what is wrong with some of them."""
+    found = []
+    tried = min(len(group), TRIED)
+    for position in range(tried):
+        plans, number = group.row(position, seed)
+        try:
+            plans.plan(number)
+        except UserError as error:
+            found.append(str(error))
+    return tried, found
+
+
 def read_rows(config: Config) -> PackMaterial:
     """The files of the rows, opened. Raises ConfigError, DataError."""
     packed = packed_of(config)

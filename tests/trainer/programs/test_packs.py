@@ -249,3 +249,24 @@ def test_the_recipe_of_the_page_is_a_recipe(tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     config = load_config(path, Config)
     assert config.packed is not None and config.packed.packs == 8
+
+
+def test_the_doctor_looks_at_the_first_rows_of_each_group(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.pack_rows import groups_of, plans
+    from trainer.doctor.prompts import check_data
+    from trainer.programs import packs
+
+    bad = {"drawings": (2,), "writings": range(9), "thoughts": ()}
+    found = {name: plans(name, 9, bad=rows) for name, rows in bad.items()}
+    monkeypatch.setattr(packs, "read_groups", lambda packed, seed: groups_of(packed, found, seed))
+    findings = [each for each in check_data(make(packed__hold_out=0)) if each.area == "data"]
+    told = {each.message.partition(":")[0]: (each.status, each.message) for each in findings}
+    assert (
+        told["drawings"][0] == "WARN"
+        and "of the first 9 that are drawn 1 cannot be used, such as: drawings:3: txt is missing" in told["drawings"][1]
+    )
+    assert told["writings"][0] == "FAIL" and "9 cannot be used" in told["writings"][1]
+    assert told["thoughts"] == ("OK", "thoughts: 9 rows, 0 held out; of the first 9 that are drawn 0 cannot be used")
+    assert told["no rows are held out"][0] == "WARN"
