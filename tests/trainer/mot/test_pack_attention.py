@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from trainer.policies.unified.attention import Layout, Way, attend, sees
 
@@ -125,6 +127,12 @@ def test_blocks_that_nobody_sees_are_skipped() -> None:
     """Of a pack of many rows the blocks that are computed are few: near its diagonal."""
     layout = _layout(*((number, place, 0, False) for number in range(16) for place in range(128)))
     assert layout.blocks.sparsity() > 90
+    mixed = _random_layout(9, torch.Generator().manual_seed(6))
+    length = len(mixed)
+    wanted = create_block_mask(lambda b, h, q, k: sees(mixed, q, k), None, None, length, length, device="cpu")
+    for ours, theirs in zip(mixed.blocks.as_tuple(), wanted.as_tuple(), strict=True):
+        if isinstance(ours, torch.Tensor):
+            assert torch.equal(ours, theirs), "torch's own way, which has all pairs of tokens in memory"
     some = torch.randint(len(layout), (200,)), torch.randint(len(layout), (200,))
     assert torch.equal(sees(layout, *some), layout.dense_NN[some])
 
@@ -143,3 +151,18 @@ def test_an_empty_pack_has_gradients() -> None:
     out = attend(q, k, v, Layout(*(torch.zeros(0, dtype=torch.int64),) * 3, torch.zeros(0, dtype=torch.bool)), "rows")
     out.sum().backward()
     assert out.shape == (2, 0, 8) and all(each.grad is not None for each in (q, k, v))
+
+
+@pytest.mark.slow
+def test_flex_is_traced_for_a_length_for_another_and_then_for_all() -> None:
+    """What a GPU compiles, as far as torch traces it without one."""
+    traced = torch.compile(flex_attention, backend="eager")
+    torch._dynamo.reset()
+    counters.clear()
+    generator = torch.Generator().manual_seed(0)
+    for rows in (3, 5, 6, 8, 4, 9):
+        layout = _random_layout(rows, generator)
+        q, k, v = (each.detach() for each in _qkv(len(layout), 4, 2, generator))
+        out = traced(q[None], k[None], v[None], block_mask=layout.blocks, enable_gqa=True)[0]
+        torch.testing.assert_close(out, attend(q, k, v, layout, "dense"), rtol=0, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] <= 3

@@ -18,7 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128  # tokens a side of what flex attention computes or skips
 
 Way = Literal["dense", "rows", "flex"]
 
@@ -66,9 +68,11 @@ class Layout:
         def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return sees(self, q, k)
 
-        on_gpu = self.row_N.is_cuda  # compiled there: else all N x N pairs would be in memory at once
-        device = str(self.row_N.device)
-        return create_block_mask(seen, None, None, len(self), len(self), device=device, _compile=on_gpu)
+        some, all_of_it = _seen_blocks(self)
+        masked = _listed(some & ~all_of_it)
+        whole = _listed(all_of_it)
+        length = len(self)
+        return BlockMask.from_kv_blocks(*masked, *whole, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(length, length))
 
     @cached_property
     def batches(self) -> list[RowBatch]:
@@ -115,6 +119,29 @@ class RowBatch:
         inside_RL, places_RL = unbounded_RL <= last_R1, unbounded_RL.minimum(last_R1)
         seen_RLL = sees(layout, places_RL[:, :, None], places_RL[:, None, :]) & inside_RL[:, None, :]
         return RowBatch(places_RL, inside_RL, seen_RLL | torch.eye(longest, dtype=torch.bool, device=device))
+
+
+def _seen_blocks(layout: Layout) -> tuple[Tensor, Tensor]:
+    """For each pair of blocks, bool: whether any token of the first sees any of the second, and whether all see all. One block after
+    another: all pairs of tokens are never in memory together."""
+    length = len(layout)
+    count = -(-length // BLOCK)
+    places = torch.arange(count * BLOCK, device=layout.row_N.device)
+    inside, places = places < length, places.clamp(max=length - 1)
+    some, every = [], []
+    for q, there in zip(places.split(BLOCK), inside.split(BLOCK), strict=True):
+        seen = sees(layout, q[:, None], places[None, :]) & there[:, None] & inside[None, :]
+        by_block = seen.unflatten(1, (count, BLOCK))
+        some.append(by_block.any(2).any(0))
+        every.append(by_block.all(2).all(0))
+    return torch.stack(some), torch.stack(every)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row of blocks has, and which, these first, as flex attention reads them: int32, with axes for batch and heads."""
+    numbers = blocks.sum(1).int()
+    order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
+    return numbers[None, None], order[None, None]
 
 
 def sees(layout: Layout, q: Tensor, k: Tensor) -> Tensor:
