@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.support.reward_servers import Reply, ScriptedServer, good
+from tests.support.tiny_neo import make_qwen3, neo_section
 from tests.support.trainer_runs import ROOT
 from trainer.__main__ import main
 from trainer.config.generation import GenerationConfig
@@ -267,3 +269,31 @@ def test_what_is_missing_is_said(
 def test_every_setting_is_a_flag_and_described() -> None:
     for name, field in GenerationConfig.model_fields.items():
         assert field.description, name
+
+
+def test_a_native_model_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any policy that writes does, by its own sampler: questions about images, the same texts at every start."""
+    base = make_qwen3(tmp_path / "qwen3")
+    config = {
+        "run_name": "answers",
+        "output_dir": str(tmp_path / "outputs"),
+        "max_steps": 1,
+        "program": "supervised",
+        "policy": neo_section(base).model_dump(mode="json", exclude_defaults=True) | {"type": "neo"},
+        "packed": {"groups": [{"name": "a", "sets": [{"path": "a.json", "format": "conversations"}]}]},
+        "distributed": {"num_threads": 1, "device": "cpu"},
+    }
+    (tmp_path / "answers.yaml").write_text(yaml.safe_dump(config))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    asked = [{"prompt": "what color", "source_images": ["red.png"]}, {"prompt": "what shape"}]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    given = ["generate", str(tmp_path / "answers.yaml"), "--prompts", str(tmp_path / "questions.jsonl")]
+    flags = ["--checkpoint", "base", "--task", "answer", "--max-new-tokens", "4", "--samples", "2"]
+    for name in ("one", "two"):
+        assert main([*given, "--output", str(tmp_path / name), *flags]) == 0
+    made = lines(tmp_path / "one" / "made.0.jsonl")
+    assert [row["prompt"] for row in made] == ["what color", "what color", "what shape", "what shape"]
+    assert all([*step] in (["answer"], ["answer", "cut_off"]) for row in made for step in row["steps"])
+    assert made == lines(tmp_path / "two" / "made.0.jsonl")
+    assert main([*given, "--output", str(tmp_path / "three"), *flags[:2]]) == 2
+    assert "--task draw: policy.type = neo can answer; give --task answer" in capsys.readouterr().err
