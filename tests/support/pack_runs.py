@@ -28,7 +28,7 @@ def tree(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "output_dir": str(folder / "outputs"),
         "program": "supervised",
         "max_steps": 6,
-        "policy": {"type": "neo", "grow": {"language": "nowhere"}},
+        "policy": {"type": "mot", "initialize": {}},
         "packed": {
             "groups": [
                 {"name": each["name"], "sets": [each], "mandatory": each["name"] == "thoughts"} for each in sets

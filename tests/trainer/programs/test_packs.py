@@ -194,7 +194,7 @@ def test_a_policy_that_reads_no_packs_is_refused(make: Make, monkeypatch: pytest
 
     monkeypatch.setattr(supervised, "build_policy", lambda section, device, keep_reference: Bigram())
     with pytest.raises(
-        ConfigError, match=r"program = supervised trains on packs, which policy\.type = neo cannot read"
+        ConfigError, match=r"program = supervised trains on packs, which policy\.type = mot cannot read"
     ):
         train(make())
 
