@@ -14,9 +14,11 @@ from tests.support import reward_servers, two_tasks
 from tests.support.reward_servers import ScriptedServer, good
 from tests.support.trainer_runs import read_metrics
 from tests.support.two_tasks import score, write_pairs
+from trainer.__main__ import main
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
+from trainer.rewards import RewardClient
 
 scripted = reward_servers.scripted  # the fixtures
 policy = two_tasks.two_tasks
@@ -144,3 +146,23 @@ def test_a_half_that_pays_for_the_other_is_said_wherever_one_looks(
     assert "what generate gains, understand pays for" in told
     assert told in (folder / "report.html").read_text(encoding="utf-8")
     assert f"ALARM other_half/answers/letter after step 20: {told}" in capfd.readouterr().err
+
+
+def test_a_finished_run_is_evaluated_again_and_its_rewards_are_probed_as_what_they_score(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run({"understand": TEXTS, "generate": IMAGES}, max_steps=1)
+    asked: list[Any] = []
+
+    class Watched(RewardClient):
+        def __init__(self, *args: Any, **given: Any) -> None:
+            asked.append(given.get("requests"))
+            super().__init__(*args, **given)
+
+    monkeypatch.setattr("trainer.programs.evaluate.RewardClient", Watched)
+    assert main(["evaluate", str(folder / "config.yaml")]) == 0
+    told = json.loads((folder / "evaluations" / "step_000001-average" / "evaluation.json").read_text(encoding="utf-8"))
+    last = read_metrics(folder)[-1]
+    for key in ("eval/answers/letter", "eval/images/colour"):
+        assert told[key] == pytest.approx(last[key])
+    assert [each.texts for each in asked] == [{"letter"}], "pictures are no probes of letters"

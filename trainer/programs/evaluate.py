@@ -26,6 +26,7 @@ from trainer.programs.services import start_services
 from trainer.records.progress import Watched
 from trainer.records.recorder import plain_numbers, write_atomic
 from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
+from trainer.rewards.asked import Requests, texts_of
 from trainer.rewards.identity import changes_since
 
 Weights = Literal["average", "trained"]
@@ -77,9 +78,8 @@ def evaluate_checkpoint(
         notify = print if group.is_main else None
         urls = start_services(config.rewards, group, stack, folder / "logs", notify)
         executor = stack.enter_context(ThreadPoolExecutor(1, "evaluation"))
-        client = stack.enter_context(
-            RewardClient(config.rewards, urls=resolve_urls(config.rewards, urls), is_main=group.is_main)
-        )
+        found, asked = resolve_urls(config.rewards, urls), Requests(texts=texts_of(config))
+        client = stack.enter_context(RewardClient(config.rewards, urls=found, is_main=group.is_main, requests=asked))
         for sentence in _check_scorers(client, checkpoint, against):
             if group.is_main:
                 print(sentence)

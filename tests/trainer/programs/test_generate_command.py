@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import yaml
 from PIL import Image
 
 from tests.support.reward_servers import Reply, ScriptedServer, good
+from tests.support.task_configs import task_config
 from tests.support.tiny_neo import make_qwen3, neo_section
 from tests.support.trainer_runs import ROOT
 from trainer.__main__ import main
@@ -297,3 +300,21 @@ def test_a_native_model_answers(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert made == lines(tmp_path / "two" / "made.0.jsonl")
     assert main([*given, "--output", str(tmp_path / "three"), *flags[:2]]) == 2
     assert "--task draw: policy.type = neo can answer; give --task answer" in capsys.readouterr().err
+
+
+def test_rewards_of_texts_are_probed_as_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also after a pause: a service that takes texts refuses pictures, and nothing would be proved."""
+    seen: dict[str, Any] = {}
+
+    class Client(ExitStack):
+        def __init__(self, rewards: Any, **given: Any) -> None:
+            super().__init__()
+            self.config = rewards
+            seen.update(given)
+
+    monkeypatch.setattr(command, "RewardClient", Client)
+    monkeypatch.setattr(command, "start_services", lambda *given: {})
+    group, folder = SimpleNamespace(is_main=True), SimpleNamespace(folder=tmp_path)
+    with ExitStack() as stack:
+        command._scoring(task_config(), cast(Any, group), stack, cast(Any, folder))
+    assert seen["requests"].texts == {"letter"}

@@ -26,6 +26,7 @@ from trainer.programs.generating.makers import maker
 from trainer.programs.generating.scoring import Scoring, has_failed, table
 from trainer.programs.services import start_services
 from trainer.rewards import RewardClient, resolve_urls
+from trainer.rewards.asked import Requests, texts_of
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, Sample
 
@@ -123,7 +124,8 @@ def _identity(asked: Sequence[Asked]) -> str:
 
 def _scoring(config: Config, group: World, stack: ExitStack, folder: OutputFolder) -> Scoring:
     urls = start_services(config.rewards, group, stack, folder.folder / "logs", print if group.is_main else None)
-    client = RewardClient(config.rewards, urls=resolve_urls(config.rewards, urls), is_main=group.is_main)
+    found, asked = resolve_urls(config.rewards, urls), Requests(texts=texts_of(config))
+    client = RewardClient(config.rewards, urls=found, is_main=group.is_main, requests=asked)
     return Scoring(stack.enter_context(client), folder, print)
 
 
