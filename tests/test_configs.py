@@ -29,7 +29,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_recipes_of_the_readme_are_there() -> None:
     wanted = {"quickstart", "quickstart_base", "vlm_quickstart", "vlm_base", "pair_quickstart", "pair_base"}
-    wanted |= {"unified_sft_quickstart"}
+    wanted |= {"unified_sft_quickstart", "unified_base", "unified_rl_quickstart"}
     wanted |= {
         f"{name}{gpus}"
         for name in (

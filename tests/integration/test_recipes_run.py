@@ -21,7 +21,7 @@ from trainer.migration.deepgen.variables import VARIABLES
 ROOT = Path(__file__).resolve().parents[2]
 SD35 = [f"sd35_medium_{name}{gpus}" for name in ("geneval", "multi", "ocr", "pickscore") for gpus in ("", "_1gpu")]
 DEEPGEN = ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"]
-BASES = ["quickstart_base", "vlm_base", "pair_base"]
+BASES = ["quickstart_base", "vlm_base", "pair_base", "unified_base"]
 SMALL = ("sampling.height=16", "sampling.width=16")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
@@ -92,6 +92,7 @@ def test_every_recipe_is_run_here() -> None:
         "vlm_quickstart",
         "pair_quickstart",
         "unified_sft_quickstart",
+        "unified_rl_quickstart",
         *BASES,
         *SD35,
         *DEEPGEN,
@@ -172,6 +173,42 @@ def test_the_quickstart_of_packed_training_trains(workplace: Path, rules_url: st
     shown = json.loads((Path(config.run_dir) / "samples" / "step_000001.json").read_text(encoding="utf-8"))
     thoughtful = [each for each in shown if each.get("text") is not None]
     assert len(thoughtful) == 2 and all(each["image"] and each["sources"] for each in thoughtful)
+
+
+def test_rewards_teach_the_small_mixture_of_transformers(workplace: Path, rules_url: str) -> None:
+    """Drawings and edits in one step, from the model that is shipped; only steps, groups and held-out prompts are fewer."""
+    (workplace / "assets").symlink_to(ROOT / "assets")
+    few = {
+        "name": "edited",
+        "path": "assets/unified_quickstart/drawn_edit.jsonl",
+        "rewards": ["scene"],
+        "max_prompts": 2,
+    }
+    changes = [
+        *("rewards.launch=none", f"rewards.services.rules.urls=['{rules_url}']", "rewards.services.rules.args={}"),
+        *("max_steps=1", "optim.warmup_steps=0", "logging.report_to=[]", "distributed={num_threads: 1}"),
+        *("sampling.prompts_per_step=4", "sampling.group_size=4", "sampling.micro_batch_size=8"),
+        *("rewards.columns.exact.reward=side_by_side", f"evaluation.sets={json.dumps([few])}"),
+    ]
+    config = load_recipe(Path("configs/unified_rl_quickstart.yaml"), Config, changes)
+    assert train(config) == 0
+    check(config)
+    assert "eval/edited/scene" in read_metrics(Path(config.run_dir))[-1]
+
+
+@pytest.mark.slow
+def test_careless_words_make_the_base_that_rewards_start_from(workplace: Path, rules_url: str) -> None:
+    """Two stages: the model that careless people teach is first taught the right words, by the recipe that is named."""
+    (workplace / "assets").mkdir()
+    (workplace / "assets/unified_quickstart").symlink_to(ROOT / "assets/unified_quickstart")
+    (workplace / "outputs/unified_sft_quickstart").mkdir(parents=True)
+    (workplace / "outputs/unified_sft_quickstart/model").symlink_to(ROOT / "assets/unified_base")
+    small = ["max_steps=1", "optim.warmup_steps=0", "packed.expected_tokens=200", "evaluation.sets=[]"]
+    small += ["rewards.columns.exact.reward=side_by_side"]
+    place = ["distributed={num_threads: 1, device: cpu}", "logging.report_to=[]"]
+    url = ["rewards.launch=none", f"rewards.services.rules.urls=['{rules_url}']", "rewards.services.rules.args={}"]
+    assert main(["train", "configs/unified_base.yaml", *small, *place, *url]) == 0
+    assert (workplace / "assets/unified_base/ema.safetensors").is_file()
 
 
 @pytest.mark.slow
