@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,48 @@ def test_memory_grows_with_rows_and_not_with_what_they_hold(tmp_path: Path, name
     assert found.row(1999) == rows[1999]
     assert kept < 150_000  # 16 bytes a row, and what arrays keep ready
     assert peak < 2_000_000
+
+
+def any_value(draw: random.Random, depth: int) -> Any:
+    """A JSON value full of what could be taken for an end."""
+    kind = draw.randrange(8 if depth else 5)
+    if kind < 2:
+        return draw.choice([None, True, 0, -1.5e10, 3])
+    if kind < 5:
+        return "".join(draw.choice('ab"\\{}[],: \n\té\u2028') for _ in range(draw.randrange(8)))
+    if kind < 7:
+        return {draw.choice('a"\\{}[],:'): any_value(draw, depth - 1) for _ in range(draw.randrange(3))}
+    return [any_value(draw, depth - 1) for _ in range(draw.randrange(3))]
+
+
+def test_damaged_files_give_what_json_gives_or_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, path = random.Random(0), tmp_path / "data.json"
+    refused = 0
+    for _ in range(300):
+        monkeypatch.setattr(offsets, "_WINDOW", draw.choice([1, 3, 17, 1000]))
+        held = [{draw.choice('a"}]'): any_value(draw, 3)} for _ in range(1 + draw.randrange(5))]
+        raw = bytearray(json.dumps(held, indent=draw.choice([None, 0, 2]), ensure_ascii=False).encode())
+        path.write_bytes(raw)
+        assert all_of(OffsetRows(path)) == held
+        place = draw.randrange(len(raw))
+        raw[place : place + 1] = bytes([draw.randrange(256)] * draw.randrange(2))  # a byte changed, or one less
+        path.write_bytes(raw)
+        try:
+            found = [row_or_none(OffsetRows(path), number) for number in range(len(OffsetRows(path)))]
+        except DataError:
+            refused += 1
+            found = None
+        try:
+            whole = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(whole, list) and whole:
+            assert found == [each if isinstance(each, dict) else None for each in whole]
+    assert 0 < refused < 300
+
+
+def row_or_none(rows: OffsetRows, number: int) -> dict[str, Any] | None:
+    try:
+        return rows.row(number)
+    except DataError:
+        return None
