@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer.policies.unified.mot.layers import Attends, Pair
+from trainer.policies.unified.attends import Attends, Pair
 
 _ROOM = 64  # places that are added to a cache at a time
 

@@ -8,27 +8,12 @@ Axes: U tokens of words and seen images, G latent tokens, H heads, D numbers of 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.policies.unified.attends import Attends, Pair
 from trainer.policies.unified.mot.geometry import LanguageGeometry
-
-Pair = tuple[Tensor, Tensor]  # of the two kinds of tokens: (U, ...), (G, ...)
-
-
-class Attends(Protocol):
-    """Who sees whom: what a layer asks for its attention."""
-
-    def __call__(self, layer: int, q: Pair, k: Pair, v: Pair) -> Pair:
-        """The attention of both kinds of tokens, (U, H, D) and (G, H, D), for q of that shape, k and v with as many heads or fewer.
-
-        Args:
-            layer: its number, for what is kept from one call to the next.
-        """
-        ...
 
 
 class RmsNorm(nn.Module):

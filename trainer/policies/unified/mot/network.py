@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from trainer.policies.unified.attends import Attends, Pair
 from trainer.policies.unified.mot.geometry import TIME_WIDTH, Geometry, LanguageGeometry
-from trainer.policies.unified.mot.layers import Attends, MotLayer, Pair, RmsNorm, turning
+from trainer.policies.unified.mot.layers import MotLayer, RmsNorm, turning
 from trainer.policies.unified.mot.vision import VisionTower
 
 

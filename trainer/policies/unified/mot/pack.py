@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.policies.base import PackOutput
+from trainer.policies.unified.attends import Pair
 from trainer.policies.unified.attention import Layout, Way, attend
 from trainer.policies.unified.mot.codec import Codec
 from trainer.policies.unified.mot.geometry import COLOURS, Geometry
 from trainer.policies.unified.mot.lay import LaidRow
-from trainer.policies.unified.mot.layers import Pair
 from trainer.policies.unified.mot.network import MotNetwork, Tokens
 from trainer.policies.unified.mot.vision import places, to_patches
 
