@@ -55,6 +55,12 @@ class NeoConfig(PolicySection):
     max_prompt_tokens: int = Field(8192, ge=1, description="A prompt with more tokens is refused by name.")
     max_images: int = Field(16, ge=0, le=1024, description="A prompt with more images is refused by name.")
 
+    check_sight: bool = Field(
+        True,
+        description="Before the first step of RL, prove on its first prompts that images move the answers, that no row depends on its "
+        "neighbours, and that what is drawn is what is trained on; a failure stops the run.",
+    )
+
     @property
     def lora(self) -> LoraConfig | None:
         """It has no adapters: all of a part is trained, or none of it."""

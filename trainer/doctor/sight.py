@@ -8,25 +8,25 @@ from pathlib import Path
 import torch
 
 from trainer.config import AnswersConfig, Config, ConfigError, JanusConfig, VlmConfig
+from trainer.config.neo import NeoConfig
 from trainer.config.preference_objective import DpoConfig
 from trainer.data.datasets import DataError, PromptSampler
 from trainer.doctor.findings import Finding
 from trainer.objectives import plan_needs
 from trainer.objectives.tokens.preference import TokenDpo
 from trainer.objectives.tokens.supervised import SupervisedTokens
+from trainer.policies.base import Policy
 from trainer.policies.registry import build_policy
-from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.sight import Sight, look
-from trainer.policies.unified.policy import UnifiedPolicy
 from trainer.processes.distributed import World, pick_device
 from trainer.programs.assemble import kind_of
-from trainer.programs.sight import SHOWN_ROWS, given_cases, look_by_task
+from trainer.programs.sight import SHOWN_ROWS, given_cases, look_by_task, texts_of
 
 
 def check_sight(config: Config, sampler: PromptSampler | None) -> Iterator[Finding]:
     """Loads the model and looks at a few rows of the first step. Nothing for policies that read no images."""
     section = config.policy
-    if not isinstance(section, VlmConfig | JanusConfig) or not Path(str(section.pretrained)).exists():
+    if not isinstance(section, VlmConfig | JanusConfig | NeoConfig) or not Path(str(section.pretrained)).exists():
         return  # what is missing is said elsewhere
     if not section.check_sight:
         yield Finding(
@@ -44,7 +44,7 @@ def check_sight(config: Config, sampler: PromptSampler | None) -> Iterator[Findi
 
 
 def _look(config: Config, device: torch.device, sampler: PromptSampler | None) -> Sequence[Sight]:
-    built: TokenPolicy | UnifiedPolicy = build_policy(config.policy, device, keep_reference=False)
+    built: Policy = build_policy(config.policy, device, keep_reference=False)
     if config.program == "rl":
         if sampler is None:
             return []  # its data cannot be used, which is said with the data
@@ -53,7 +53,10 @@ def _look(config: Config, device: torch.device, sampler: PromptSampler | None) -
         sampler.load_state_dict(position)
         needs = plan_needs(config.objective.type)
         return look_by_task(config, built, prompts, needs, min(SHOWN_ROWS, len(prompts)))
-    policy = built.texts if isinstance(built, UnifiedPolicy) else built
+    policy = texts_of(built)
+    assert policy is not None, "policies with check_sight write"
+    if config.packed is not None:
+        return []  # packs are read otherwise; nothing is proven on them
     kind = kind_of(config.program)
     rows = kind.deal(config, kind.read(config), World(rank=0, size=1, device=device))
     if isinstance(config.preferences, AnswersConfig):

@@ -35,7 +35,13 @@ _LONGEST = 32  # tokens of an answer that is drawn for it
 
 def is_asked_for(config: Config, policy: Policy) -> bool:
     """Whether the recipe wants it, of a policy that it can be shown of."""
-    return isinstance(policy, TokenPolicy | UnifiedPolicy) and getattr(config.policy, "check_sight", False)
+    return texts_of(policy) is not None and getattr(config.policy, "check_sight", False)
+
+
+def texts_of(policy: Any) -> TokenPolicy | None:
+    """What writes of a policy: the policy itself, or its half for texts; None where it writes none."""
+    found = policy if isinstance(policy, TokenPolicy) else getattr(policy, "texts", None)
+    return found if isinstance(found, TokenPolicy) else None
 
 
 def prove_on_prompts(session: Session, sampler: PromptSampler, needs: Any) -> None:
@@ -47,13 +53,10 @@ def prove_on_prompts(session: Session, sampler: PromptSampler, needs: Any) -> No
     position = sampler.state_dict()
     prompts = sampler.draw()
     sampler.load_state_dict(position)
-    assert isinstance(policy, TokenPolicy | UnifiedPolicy)
     _tell(session, look_by_task(config, policy, prompts, needs, _common(session.world, len(prompts))))
 
 
-def look_by_task(
-    config: Config, policy: TokenPolicy | UnifiedPolicy, prompts: Sequence[Prompt], needs: Any, rows: int
-) -> list[Sight]:
+def look_by_task(config: Config, policy: Policy, prompts: Sequence[Prompt], needs: Any, rows: int) -> list[Sight]:
     """What is found of every task that is trained, by the plan of its rollouts: whether images move the answers, and prompts the
     images; that no row depends on its neighbours; and that what is drawn is what is trained on.
 
@@ -65,7 +68,8 @@ def look_by_task(
         plan = entry_of(config.policy).family.training_plan(config, 0, needs, task.name)
         sides = [prompt.side(task.name) for prompt in prompts]
         if isinstance(plan, TokenPlan):
-            texts = policy.texts if isinstance(policy, UnifiedPolicy) else policy
+            texts = texts_of(policy)
+            assert texts is not None, "only a policy that writes has such a plan"
             with_images = sorted(sides, key=lambda prompt: not prompt.source_images)
             found += look(texts, *drawn_cases(config, texts, with_images[:rows], plan))
         else:
@@ -81,8 +85,8 @@ def prove_on_texts(session: Session, batches: Sequence[Any]) -> None:
     policy = session.policy
     if session.step or not is_asked_for(session.config, policy):
         return
-    assert isinstance(policy, TokenPolicy | UnifiedPolicy)
-    texts, found = policy.texts if isinstance(policy, UnifiedPolicy) else policy, given_cases(batches)
+    texts, found = texts_of(policy), given_cases(batches)
+    assert texts is not None, "it is asked for"
     _tell(session, look(texts, found[: _common(session.world, len(found))]))
 
 

@@ -242,7 +242,7 @@ def pair_row(asked: Scene, question: Question, drawn: Scene, similarity: float, 
     return {
         "similarity": similarity,
         "understand_ann": {
-            "image": _data_url(image),
+            "image": data_url(image),
             "prompt": asked.caption,
             "question": question.text,
             "answer": question.answer,
@@ -251,7 +251,7 @@ def pair_row(asked: Scene, question: Question, drawn: Scene, similarity: float, 
     }
 
 
-def _data_url(image: Pixels) -> str:
+def data_url(image: Pixels) -> str:
     """The image as PNG with a palette: a scene has at most three colours, so nothing is lost and some 150 bytes are enough."""
     file = io.BytesIO()
     Image.fromarray(image).quantize(4).save(file, format="PNG", optimize=True)
@@ -268,7 +268,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def write_blank(path: Path, pairs: Path) -> None:
     """The same questions about blank images: who answers them right has guessed."""
-    url = _data_url(blank())
+    url = data_url(blank())
     _write(path, [{**row, "understand_ann": {**row["understand_ann"], "image": url}} for row in _read(pairs)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from trainer.config import Config
 from trainer.config.neo import NeoConfig
 from trainer.policies.registry import Entry, Family
 from trainer.policies.tokens.plans import check_plans, comparison_plan, evaluation_plan, training_plan
@@ -25,9 +26,13 @@ def build(config: NeoConfig, device: torch.device) -> NeoModel:
     return NeoModel(network, processor, config, device, fields=fields, about=about)
 
 
+def _check_plans(config: Config, policy: NeoPolicy) -> None:
+    check_plans(config, policy.texts)
+
+
 NEO = Family(
     policy=NeoPolicy,
-    check_plans=check_plans,
+    check_plans=_check_plans,
     training_plan=training_plan,
     evaluation_plan=evaluation_plan,
     comparison_plan=comparison_plan,

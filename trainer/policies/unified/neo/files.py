@@ -25,7 +25,7 @@ from trainer.policies.unified.neo.geometry import (
     read_fields,
     to_fields,
 )
-from trainer.policies.unified.neo.growth import grow, read_language
+from trainer.policies.unified.neo.growth import SPREAD, grow, read_language
 from trainer.policies.unified.neo.network import NeoNetwork
 from trainer.policies.unified.neo.processor import NeoProcessor
 from trainer.policies.unified.neo.stages import check_stage
@@ -114,7 +114,10 @@ def _grown(config: NeoConfig, section: GrowConfig) -> tuple[NeoNetwork, NeoProce
     geometry, tokenizer, folder = growing(section)
     network = empty_network(geometry, tokenizer)
     network.to_empty(device="cpu")
-    grow(network, read_language(folder), str(folder))
+    spread = read_fields(folder).get("initializer_range", SPREAD)
+    if not isinstance(spread, int | float) or not 0 < spread < 1:
+        raise ConfigError(f"{folder / SETTINGS}: initializer_range = {spread} is no standard deviation of weights")
+    grow(network, read_language(folder), str(folder), float(spread))
     ids = {
         "img_start_token_id": int(tokenizer.convert_tokens_to_ids(IMAGE_START)),
         "img_context_token_id": int(tokenizer.convert_tokens_to_ids(IMAGE)),

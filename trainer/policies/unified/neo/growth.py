@@ -19,7 +19,7 @@ from trainer.policies.unified.neo.geometry import NeoGeometry
 from trainer.policies.unified.neo.network import NeoNetwork
 from trainer.policies.weight_files import weight_files
 
-SPREAD = 0.02  # standard deviation of new matrices
+SPREAD = 0.02  # standard deviation of new matrices where the language model's own is not known; published Qwen3 have it
 _TARGET = "language_model.model.layers"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -39,15 +39,16 @@ def read_language(folder: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def grow(network: NeoNetwork, language: Mapping[str, Tensor], where: str) -> None:
+def grow(network: NeoNetwork, language: Mapping[str, Tensor], where: str, spread: float = SPREAD) -> None:
     """Fill a network with the language model's weights, and its new parts as NEO begins them.
 
-    New layers and the patch embedding are drawn from torch's generator, N(0, 0.02), norms are 1 and biases 0; rows of the embedding and
-    the head for tokens that the language model did not have are drawn, too.
+    New layers and the patch embedding are drawn from torch's generator, norms are 1 and biases 0; rows of the embedding and the head
+    for tokens that the language model did not have are drawn, too.
 
     Args:
         language: as `read_language` gives it.
         where: the folder, for messages.
+        spread: standard deviation of what is drawn: the language model's `initializer_range`, which goes with its width.
 
     Raises:
         ConfigError: tensors are missing, of other shapes, or of no use.
@@ -55,7 +56,7 @@ def grow(network: NeoNetwork, language: Mapping[str, Tensor], where: str) -> Non
     geometry = network.geometry
     extra = geometry.extra_layers
     assert extra is not None, "it grows by a known number of layers"
-    fresh = _fresh(network)
+    fresh = _fresh(network, spread)
     state = dict(fresh)
     for name, tensor in language.items():
         if name in (_EMBEDDING, _HEAD):
@@ -91,7 +92,7 @@ def image_queries(queries: Tensor, geometry: NeoGeometry) -> Tensor:
     return torch.cat([half, half], 1).flatten(0, 2)
 
 
-def _fresh(network: NeoNetwork) -> dict[str, Tensor]:
+def _fresh(network: NeoNetwork, spread: float) -> dict[str, Tensor]:
     """Every tensor as it is where nothing is known: matrices drawn in order of their names, norms 1, biases 0."""
     state = {}
     for name, tensor in network.state_dict().items():
@@ -100,7 +101,7 @@ def _fresh(network: NeoNetwork) -> dict[str, Tensor]:
         elif name.endswith("bias"):
             state[name] = torch.zeros(tensor.shape)
         else:
-            state[name] = torch.randn(tensor.shape) * SPREAD
+            state[name] = torch.randn(tensor.shape) * spread
     return state
 
 

@@ -41,10 +41,11 @@ def load_tokenizer(folder: Path, field: str) -> Any:
     Raises:
         ConfigError: there is none that transformers can read.
     """
-    from transformers import AddedToken, AutoTokenizer
+    from transformers import AddedToken, AutoTokenizer, Qwen3Config
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        # Beside a config.json of NEO's, whose model_type transformers does not know and warns of.
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), config=Qwen3Config(), local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{field} = {folder} has no tokenizer that transformers can read: {error}") from error
     known = tokenizer.get_vocab()
