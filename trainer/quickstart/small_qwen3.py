@@ -113,7 +113,7 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         ids_BT, inside_BT = _batch(tokenizer, [framed(*talk(rng)) for _ in range(BATCH)])
         logits = network(input_ids=ids_BT, attention_mask=inside_BT).logits[:, :-1]
         targets = ids_BT[:, 1:].masked_fill(inside_BT[:, 1:] == 0, -100)
-        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        loss: Any = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
