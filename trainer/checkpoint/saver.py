@@ -179,24 +179,9 @@ class Saver:
             set_aside_after(self._config.run_dir / "checkpoints", checkpoint.step)
 
     def _share(self) -> dict[str, dict[str, Tensor]] | None:
-        """This rank's share of the parameters, all their tensors by kind; None when a weight is not finite.
-
-        Every rank reads every parameter, because reading may be a collective. Each goes to the rank with the fewest elements
-        so far, which all ranks compute alike; the others copy nothing.
-        """
-        loads: list[int] = [0] * self._world.size
-        kept: dict[str, dict[str, Tensor]] = {}
-        finite = True
-        for name in self._trained.names:
-            owner = loads.index(min(loads))
-            loads[owner] += self._trained.numel(name)
-            keep = owner == self._world.rank
-            found: dict[str, Tensor] = {}
-            for each in self._tensors:
-                found |= each.read(name, keep=keep)
-            if keep:
-                finite = finite and bool(found["weight"].isfinite().all())
-                kept[name] = {kind: tensor.contiguous() for kind, tensor in found.items()}
+        """This rank's share of the parameters; None when a weight is not finite on some rank."""
+        kept = share(self._trained, self._tensors, self._world)
+        finite = all(bool(kinds["weight"].isfinite().all()) for kinds in kept.values())
         return None if self._world.any(not finite) else kept
 
     def _restore_tensors(self, checkpoint: Checkpoint) -> None:
@@ -210,6 +195,26 @@ class Saver:
         torch.set_rng_state(random_state["cpu"])
         if "cuda" in random_state and self._world.device.type == "cuda":
             torch.cuda.set_rng_state(random_state["cuda"], self._world.device)
+
+
+def share(trained: Trained, tensors: Sequence[TensorOwner], world: World) -> dict[str, dict[str, Tensor]]:
+    """This rank's share of the parameters, all their tensors by kind. All ranks together.
+
+    Every rank reads every parameter, because reading may be a collective. Each goes to the rank with the fewest elements so far,
+    which all ranks compute alike; the others copy nothing. So no rank ever holds the model: what it holds more while saving is its
+    share, and one tensor that is whole for as long as it is read.
+    """
+    loads: list[int] = [0] * world.size
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name in trained.names:
+        owner = loads.index(min(loads))
+        loads[owner] += trained.numel(name)
+        found: dict[str, Tensor] = {}
+        for each in tensors:
+            found |= each.read(name, keep=owner == world.rank)
+        if owner == world.rank:
+            kept[name] = {kind: tensor.contiguous() for kind, tensor in found.items()}
+    return kept
 
 
 def _random_state(world: World) -> dict[str, Tensor]:

@@ -111,6 +111,24 @@ def check_accumulation(path: str | None, owner: Owner, size: int) -> None:
         )
 
 
+def node_share(settings: Mapping[str, Any]) -> int:
+    """Ranks among which ZeRO-3 keeps a second copy of the weights (`zero_hpz_partition_size`, arXiv 2306.10209); 1 is none."""
+    found = settings["zero_optimization"].get("zero_hpz_partition_size", AUTO)
+    return int(found) if stage(settings) == 3 and found != AUTO else 1
+
+
+def check_node_share(path: str | None, size: int) -> None:
+    """Raises ConfigError when the ranks that share a second copy of the weights do not divide `size` ranks."""
+    if path is None:
+        return
+    share = node_share(read_deepspeed(path))
+    if share < 1 or size % share:
+        raise ConfigError(
+            f"zero_hpz_partition_size is {share} in {path}, which {size} ranks cannot be divided into; write the number of GPUs of a "
+            "node there, or use configs/deepspeed/zero3.json"
+        )
+
+
 def _claims(settings: Mapping[str, Any], owner: Owner) -> Iterator[tuple[str, Any, str, Any]]:
     """Settings of the file that the configuration owns: key, their value, our field, our value."""
     optim = owner.optim

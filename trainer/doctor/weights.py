@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from safetensors import SafetensorError
 
 from trainer.config import Config
-from trainer.config.deepspeed import read_deepspeed, stage
+from trainer.config.deepspeed import node_share, read_deepspeed, stage
 from trainer.config.objective import AveragedSection
 from trainer.objectives import needs_reference
 from trainer.policies.registry import Sizes, entry_of
@@ -84,6 +84,8 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
         held.host += share if place == "cpu" else 0.0
 
     add("weights", whole, 3, "param")
+    if zero and (share := node_share(settings)) > 1:
+        held.device["second copy of the weights"] = whole / share
     add("gradients", whole, 2, "optimizer")
     add("optimizer", whole * (3 if zero else 2), 1, "optimizer")  # ZeRO steps a float32 copy beside AdamW's moments
     add("average", whole, 3, "param")

@@ -8,11 +8,11 @@ moments are float32; what a policy computes in bfloat16, it does by autocast.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class ZeroEngine:
         # Parameters without a gradient on any rank so far, and those that this rank had one for in the present step.
         self._waiting, self._reached = set(self._parameters), set[str]()
         for name, parameter in self._parameters.items():
-            parameter.register_hook(functools.partial(self._reach, name))  # type: ignore[no-untyped-call]
+            parameter.register_hook(partial(self._reach, name))  # type: ignore[no-untyped-call]
         with _quiet_deepspeed(world):
             self._engine, self._adamw = self._build(passed_on(settings), groups)
         self._zero = self._engine.optimizer
@@ -149,15 +149,19 @@ class ZeroEngine:
     def read(self, name: str, *, keep: bool = True) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        parameter, found = self._parameters[name], {}
-        found["weight"] = safe_get_full_fp32_param(parameter)
+        parameter = self._parameters[name]
+        gathers: dict[str, Callable[[], Tensor]] = {"weight": partial(safe_get_full_fp32_param, parameter)}
         steps = [state["step"] for state in self._adamw.state.values() if "step" in state]
         if steps and name not in self._waiting:
-            found |= {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
-            found["step"] = torch.tensor(float(steps[0]))
-        if not keep:
-            return {}
-        return {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in found.items()}
+            gathers |= {key: partial(safe_get_full_optimizer_state, parameter, key) for key in _MOMENTS}
+            gathers["step"] = lambda: torch.tensor(float(steps[0]))
+        found = {}
+        for key, gather in gathers.items():
+            whole = gather()  # of one kind at a time: the largest parameter may be gigabytes
+            if keep:
+                found[key] = whole.detach().to("cpu", torch.float32, copy=True)
+            del whole
+        return found
 
     @torch.no_grad()
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -185,6 +189,8 @@ class ZeroEngine:
         parameter = self._parameters[name]
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(weight)
+        if self.stage == 3:
+            parameter.ds_secondary_tensor = None  # the second copy of a node (hpZ) is of the weight before
         self._set(parameter, weight)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:

@@ -14,7 +14,7 @@ from trainer.checkpoint import Checkpoint, CheckpointError, find_resume
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.starting import find_start
 from trainer.config import Config
-from trainer.config.deepspeed import check_accumulation
+from trainer.config.deepspeed import check_accumulation, check_node_share
 from trainer.config.file import dump_config
 from trainer.config.programs import ProgramName
 from trainer.data.overlap import FILE as LEFT_OUT
@@ -84,6 +84,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Pro
         material = kind.read(config)
         ranks = stack.enter_context(world(config.distributed))
         check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, ranks.size)
+        check_node_share(config.distributed.deepspeed, ranks.size)
         if ranks.is_main:
             stack.enter_context(run_lock(config.run_dir))
         checkpoint, passed_over = find_start(config, ranks)

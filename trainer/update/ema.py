@@ -47,6 +47,7 @@ class Ema:
         for name, parameter in self._parameters.items():
             if _is_cut(parameter):
                 parameter.partition()  # type: ignore[attr-defined]  # a gathered copy would outlive the change of the part it was made of
+                parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]  # and so would a node's second copy (hpZ)
             held = _held(parameter)
             own = held.detach().clone()
             held.copy_(self.shadow[name])
@@ -60,10 +61,10 @@ class Ema:
         in the same order."""
         average, parameter = self.shadow[name].detach(), self._parameters[name]
         if _is_cut(parameter):
-            parts = [torch.empty_like(average) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, average)
             shape = _shape(parameter)
-            average = torch.cat(parts)[: shape.numel()].view(shape)  # the last parts are padded
+            whole = average.new_empty(dist.get_world_size() * average.numel())
+            dist.all_gather(list(whole.split(average.numel())), average)
+            average = whole[: shape.numel()].view(shape)  # the last parts are padded
         return {self.kind: average.to("cpu", torch.float32, copy=True)} if keep else {}
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ STAGES: dict[str, dict[str, Any] | None] = {
     "zero2": {"stage": 2},
     "zero3": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "zero3_whole": {"stage": 3},
+    "zero3_hybrid": {"stage": 3, "stage3_param_persistence_threshold": 0, "zero_hpz_partition_size": 2},
     "zero3_offload": {"stage": 3, "stage3_param_persistence_threshold": 0, **OFFLOAD},
 }
 GROUPED = ("none", "zero2", "zero3")  # run once more with `GROUPS`, as "<stage>+groups"
