@@ -201,8 +201,7 @@ def share(trained: Trained, tensors: Sequence[TensorOwner], world: World) -> dic
     """This rank's share of the parameters, all their tensors by kind. All ranks together.
 
     Every rank reads every parameter, because reading may be a collective. Each goes to the rank with the fewest elements so far,
-    which all ranks compute alike; the others copy nothing. So no rank ever holds the model: what it holds more while saving is its
-    share, and one tensor that is whole for as long as it is read.
+    which all ranks compute alike; the others copy nothing.
     """
     loads: list[int] = [0] * world.size
     kept: dict[str, dict[str, Tensor]] = {}

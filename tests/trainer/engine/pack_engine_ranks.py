@@ -4,6 +4,7 @@ stages. Rank 0 writes what it saw as JSON."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.allocations import peak_bytes
 from tests.support.pack_rows import packed
 from tests.support.small_mot import four_rows, image, picture, row, small_mot, text
 from tests.support.tiny_neo import make_qwen3, neo_section
@@ -96,9 +96,7 @@ def build(name: str, group: World, folder: Path, step: int = 0) -> tuple[Updater
         policy: Any = small_mot(**MADE[kind])
     else:
         torch.manual_seed(0)
-        policy = build_policy(
-            neo_section(folder / "qwen3", **MADE[kind]), torch.device("cpu"), keep_reference=False
-        )
+        policy = build_policy(neo_section(folder / "qwen3", **MADE[kind]), torch.device("cpu"), keep_reference=False)
     path = None
     if (zero := STAGES[stage]) is not None:
         path = str(folder / f"{group.rank}.json")
@@ -129,11 +127,8 @@ def one_case(name: str, group: World, folder: Path) -> dict[str, Any]:
         rows.append(updater.step(None, number))
         ema.update()
     saved = state(updater.engine, ema)
-    # What a rank holds more at most while its share of a checkpoint is put together, and the share itself.
-    kept: list[Any] = []
-    held = peak_bytes(lambda: kept.append(share(updater.engine, (updater.engine, ema), group)))
-    own = sum(tensor.nbytes for kinds in kept[0].values() for tensor in kinds.values())
-    shares = group.gather([held, own, len(kept[0])])
+    kept = share(updater.engine, (updater.engine, ema), group)
+    shares = group.gather([sum(tensor.nbytes for kinds in kept.values() for tensor in kinds.values()), len(kept)])
     # It moves into a fresh engine, which then takes the very step that this one takes.
     fresh, fresh_ema = build(name, group, folder, STEPS)
     for each, tensors in saved.items():
@@ -156,11 +151,11 @@ def main(argv: list[str]) -> int:
     """`argv`: the file to write, and cases."""
     output, cases = Path(argv[0]), argv[1:]
     torch.set_num_threads(1)
+    folder = output.with_name(f"{output.stem}_rank{os.environ.get('RANK', '0')}")
+    folder.mkdir(parents=True)
+    if any(case.startswith("neo") for case in cases):
+        make_qwen3(folder / "qwen3")  # before the ranks meet: transformers lets only the first of them write
     with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        folder = output.parent / f"rank{group.rank}_of_{group.size}"
-        folder.mkdir(parents=True)
-        if any(case.startswith("neo") for case in cases):
-            make_qwen3(folder / "qwen3")
         found = {case: one_case(case, group, folder) for case in cases}
         if group.is_main:
             output.write_text(json.dumps(found), encoding="utf-8")

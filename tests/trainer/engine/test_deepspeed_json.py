@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.config import Config, ConfigError
-from trainer.config.deepspeed import check_accumulation, passed_on, read_deepspeed, stage
+from trainer.config.deepspeed import check_accumulation, check_node_share, passed_on, read_deepspeed, stage
 from trainer.config.file import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,3 +110,13 @@ def test_files_that_cannot_be_used(write: Write, tmp_path: Path, text: str | Non
     override = write(text) if text is not None else [f"distributed.deepspeed={tmp_path / 'none.json'}"]
     with pytest.raises(ConfigError, match=message):
         load_config(RECIPE, Config, override)
+
+
+def test_ranks_are_whole_nodes_where_each_has_a_second_copy_of_the_weights() -> None:
+    path = str(ROOT / "configs" / "deepspeed" / "zero3_hybrid.json")
+    assert passed_on(read_deepspeed(path))["zero_optimization"]["zero_hpz_partition_size"] == 8
+    for ranks in (8, 32):
+        check_node_share(path, ranks)
+    check_node_share(str(ROOT / "configs" / "deepspeed" / "zero3.json"), 3)
+    with pytest.raises(ConfigError, match=r"zero_hpz_partition_size is 8 in .*hybrid\.json, which 12 ranks cannot be"):
+        check_node_share(path, 12)
