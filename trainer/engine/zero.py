@@ -190,7 +190,7 @@ class ZeroEngine:
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(weight)
         if self.stage == 3:
-            parameter.ds_secondary_tensor = None  # the second copy of a node (hpZ) is of the weight before
+            parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]  # a node's copy (hpZ) is of the weight before
         self._set(parameter, weight)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:

@@ -63,7 +63,7 @@ class Ema:
         if _is_cut(parameter):
             shape = _shape(parameter)
             whole = average.new_empty(dist.get_world_size() * average.numel())
-            dist.all_gather(list(whole.split(average.numel())), average)
+            dist.all_gather(list(whole.chunk(dist.get_world_size())), average)
             average = whole[: shape.numel()].view(shape)  # the last parts are padded
         return {self.kind: average.to("cpu", torch.float32, copy=True)} if keep else {}
 
