@@ -98,7 +98,7 @@ def test_the_likeliest_image_is_that_of_transformers(janus: JanusModel) -> None:
 
 def test_images_are_those_of_transformers_own_decoder(janus: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
     network: Any = janus.network
-    monkeypatch.setattr("trainer.policies.unified.janus.model._DECODED", 2)  # three images in two parts
+    monkeypatch.setattr("trainer.policies.unified.janus.model.MOST_DECODED", 2)  # three images in two parts
     rollout = drawn(janus, PLAN, PROMPTS[:1])
     with torch.no_grad():
         told = network.decode_image_tokens(trace_of(rollout).tokens_BN)
