@@ -16,8 +16,8 @@ from trainer.config.generation import GenerationConfig
 from trainer.policies.base import Laying, SamplingPlan
 from trainer.policies.generation import Generates, Instructions, Made, Written
 from trainer.policies.tokens.draw import Answer, TokenPlan
-from trainer.policies.unified.inference import engine, turns
-from trainer.policies.unified.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context
+from trainer.policies.unified.mot.inference import engine, turns
+from trainer.policies.unified.mot.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.pack import pack_rows

@@ -20,7 +20,7 @@ from trainer.config import ConfigError
 from trainer.policies.base import Laying
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.lora import autocast
-from trainer.policies.unified.inference.context import Context, Size, canvas_size
+from trainer.policies.unified.mot.inference.context import Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.network import MotNetwork
 from trainer.policies.unified.mot.pack import Pack, pack_rows

@@ -15,9 +15,9 @@ from trainer.policies.generation import Instructions, Made
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.tokens.trace import AnswerTrace
-from trainer.policies.unified.inference.context import canvas_size
-from trainer.policies.unified.inference.turns import Turns
 from trainer.policies.unified.mot.flow import MotFlow
+from trainer.policies.unified.mot.inference.context import canvas_size
+from trainer.policies.unified.mot.inference.turns import Turns
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.texts import MotTexts, answer_logits

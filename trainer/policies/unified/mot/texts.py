@@ -18,8 +18,8 @@ from trainer.policies.lora import autocast
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.trace import AnswerTrace
-from trainer.policies.unified.inference import engine
-from trainer.policies.unified.inference.context import Context
+from trainer.policies.unified.mot.inference import engine
+from trainer.policies.unified.mot.inference.context import Context
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.network import MotNetwork

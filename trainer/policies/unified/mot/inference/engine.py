@@ -16,8 +16,8 @@ from trainer.policies.lora import autocast
 from trainer.policies.tokens.draw import Answer, TokenPlan
 from trainer.policies.tokens.llama.decode import Drawn
 from trainer.policies.tokens.llama.drawer import answers_of
-from trainer.policies.unified.inference.cache import Cache, Keeping, OnCanvas, Writing
 from trainer.policies.unified.mot.geometry import COLOURS
+from trainer.policies.unified.mot.inference.cache import Cache, Keeping, OnCanvas, Writing
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.network import Tokens

@@ -20,8 +20,8 @@ from torch import Tensor
 from trainer.config.generation import GenerationConfig
 from trainer.policies.generation import Instructions, Made, Purpose, Written
 from trainer.policies.tokens.draw import TokenPlan
-from trainer.policies.unified.inference import engine
-from trainer.policies.unified.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context, Size, canvas_size
+from trainer.policies.unified.mot.inference import engine
+from trainer.policies.unified.mot.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.vision import from_patches, to_patches
 from trainer.samplers.guidance import Guidance
