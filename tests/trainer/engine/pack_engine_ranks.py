@@ -52,6 +52,10 @@ class Filled:
     rows: Sequence[Laid]
     left_out: Sequence[str] = field(default_factory=tuple)
 
+    @property
+    def keys(self) -> Sequence[tuple[int, int]]:
+        return [(0, place) for place in range(len(self.rows))]
+
 
 class OwnPacks:
     """A rank's packs: of three a step, the first of two ranks has one, the second two."""
@@ -105,7 +109,7 @@ def build(name: str, group: World, folder: Path, step: int = 0) -> tuple[Updater
     optim = OptimConfig(lr=LR, schedule="constant", weight_decay=0.1, max_grad_norm=0.5)
     given = OwnPacks(policy, packs_of(kind[:3], folder), group, step)
     engine = build_engine(policy.trainable, optim, DistributedConfig(device="cpu", deepspeed=path), group)
-    objective = SupervisedPacks(policy, packed(loss={"reduction": "square"}), given)
+    objective = SupervisedPacks(policy, packed(loss={"reduction": "square"}), given, ["all"])
     return Updater(objective, engine, optim, group, max_steps=100), Ema(policy.trainable, DECAY)
 
 
