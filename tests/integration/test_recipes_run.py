@@ -17,10 +17,12 @@ from trainer.config import Config
 from trainer.loop import train
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.variables import VARIABLES
+from trainer.programs.stages import export_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 SD35 = [f"sd35_medium_{name}{gpus}" for name in ("geneval", "multi", "ocr", "pickscore") for gpus in ("", "_1gpu")]
 DEEPGEN = ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"]
+NATIVE = ["neo_quickstart_1", "neo_quickstart_2", "neo_quickstart"]
 BASES = ["quickstart_base", "vlm_base", "pair_base", "unified_base"]
 SMALL = ("sampling.height=16", "sampling.width=16")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -93,6 +95,7 @@ def test_every_recipe_is_run_here() -> None:
         "pair_quickstart",
         "unified_sft_quickstart",
         "unified_rl_quickstart",
+        *NATIVE,
         *BASES,
         *SD35,
         *DEEPGEN,
@@ -144,6 +147,29 @@ def test_the_quickstart_of_pairs_trains(workplace: Path, rules_url: str) -> None
         assert rows[-1][f"{task}/ratio/replay_error"] < 1e-4
     assert rows[-1]["grad_norm"] > 0
     assert {"eval/drawn/scene", "eval/answered/accuracy"} <= rows[-1].keys()
+
+
+def test_the_native_models_three_stages_train(workplace: Path, rules_url: str) -> None:
+    """Its own rows and pictures, a step each; each stage starts from the folder that the one before has left."""
+    (workplace / "assets").symlink_to(ROOT / "assets")
+    few = "{name: few, path: assets/neo_quickstart/unseen.jsonl, max_prompts: 4}"
+    for name in NATIVE:
+        answers = [
+            f"rewards.services.rules.urls=['{rules_url}']",
+            "rewards.launch=none",
+            "evaluation.path=null",
+            f"evaluation.sets=[{few}]",
+        ]
+        changes = [
+            *("after=null", "max_steps=1", "optim.warmup_steps=0", "logging.report_to=[]"),
+            *("distributed={num_threads: 1}", "packed.rows_per_pack=4"),
+            *(answers if name == "neo_quickstart" else ()),
+        ]
+        config = load_recipe(Path(f"configs/{name}.yaml"), Config, changes)
+        assert train(config) == 0 and export_trained(config) == 0
+        last = read_metrics(Path(config.run_dir))[-1]
+        assert last["step"] == 1 and last["loss/ce"] > 0 and last["grad_norm"] > 0 and last["packed/left_out"] == 0
+    assert "eval/few/accuracy" in last
 
 
 def test_the_quickstart_of_packed_training_trains(workplace: Path, rules_url: str) -> None:

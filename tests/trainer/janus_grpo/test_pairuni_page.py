@@ -52,10 +52,14 @@ def test_fields_of_the_tables_are_ours() -> None:
 
 
 def test_the_recipes_of_the_page_are_ours(tmp_path: Path) -> None:
-    whole, part = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAIRS, re.DOTALL))
+    whole, denoised, part = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAIRS, re.DOTALL))
     config = checked(tmp_path / "recipe.yaml", Config, whole)
     assert isinstance(config.sampling, TaskSamplingConfig) and config.sampling.similarity_threshold == 0.6
     assert {each.task for each in config.evaluation.sets} == {"understand", "generate"}
+    assert denoised["sampling"]["tasks"]["generate"]["flow"]["objective"]["type"] == "flow_grpo"
+    unified = {"policy": {"type": "mot", "initialize": {}}, "evaluation": {}}
+    flow = checked(tmp_path / "recipe.yaml", Config, {**whole, **denoised, **unified})
+    assert isinstance(flow.sampling, TaskSamplingConfig) and flow.sampling.tasks.generate is not None
     tasks = {**whole["sampling"]["tasks"], "generate": part["generate"]}
     thinking = checked(tmp_path / "recipe.yaml", Config, {**whole, "sampling": {**whole["sampling"], "tasks": tasks}})
     assert isinstance(thinking.sampling, TaskSamplingConfig) and thinking.sampling.tasks.generate is not None

@@ -19,7 +19,7 @@ def test_every_section_has_an_entry_that_fits_it(name: str) -> None:
 
 
 def test_formats_of_all_policies() -> None:
-    known = ("deepgen", "deepgen_pt", "deepseek", "diffusers", "hf", "lora", "nanovlm", "neo", "safetensors")
+    known = ("bagel", "deepgen", "deepgen_pt", "deepseek", "diffusers", "hf", "lora", "nanovlm", "neo", "safetensors")
     assert all_formats() == known
 
 

@@ -35,7 +35,11 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
         loss, stats = self._surrogate(batch, found)
         if found.error is not None:
             stats = Stats(stats.count, stats.sums, stats.lows, {**stats.highs, "ratio/replay_error": found.error})
-        terms = [Term("loss/policy", loss, "terms"), self._kl(batch, found, loss), _pull(batch, found)]
+        terms = [Term("loss/policy", loss, "terms"), self._kl(batch, found, loss)]
+        if batch.rollout.samples[
+            0
+        ].prompt.task:  # beside another task: how much of what moves the weights is this one's
+            terms.append(_pull(batch, found))
         return terms, stats
 
     def _kl(self, batch: RolloutBatch, found: Replayed, loss: Tensor) -> Term:
@@ -99,7 +103,8 @@ class GrpoGuard(StochasticObjective[GrpoGuardConfig]):
 def _pull(batch: RolloutBatch, found: Replayed) -> Term:
     """|advantage * ratio|, which says how much the loss moves the weights: terms of both signs add up to nearly 0."""
     ratio_BS = (found.replay.logp_BS.detach() - found.old_BS).exp()
-    counted_BS = ratio_BS if found.mask_BS is None else ratio_BS * found.mask_BS
+    # Selected, not multiplied: what a mask leaves out may be NaN, and 0 * NaN is NaN.
+    counted_BS = ratio_BS if found.mask_BS is None else torch.where(found.mask_BS, ratio_BS, 0.0)
     weight_B = batch.weight_N * batch.adv_B.abs()
     return Term("loss/pull", (weight_B[:, None].to(ratio_BS.device) * counted_BS).sum(), "terms", coef=0.0)
 

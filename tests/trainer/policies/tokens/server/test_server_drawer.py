@@ -159,7 +159,8 @@ def test_a_push_whose_probe_differs_is_no_push(rig: Callable[..., Rig]) -> None:
     answers = made.draw()
     assert len(answers) == 16
     asked = [body for path, body in made.servers[0].asked if "seed" in body.get("sampling_params", {})]
-    assert not asked and any("differ by 0.01" in note and made.servers[0].url in note for note in made.notes)
+    assert not asked
+    wait_until(lambda: any("differ by 0.01" in note and made.servers[0].url in note for note in made.notes))
     made.servers[0].probe = lambda request: LOGP
     wait_until(lambda: made.servers[0].label == "run.1")
     made.draw()
