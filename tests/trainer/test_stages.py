@@ -85,6 +85,7 @@ def test_a_stage_that_leaves_nothing_is_refused(stages: list[Path], capsys: Any)
     assert "two.yaml: after = one.yaml, but that recipe has no checkpoint.export" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_processes_train_a_stage_by_itself(stages: list[Path], monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "two.yaml"]) == 2
