@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.support.pack_rows import packed
 from tests.support.small_mot import four_rows, image, picture, row, small_mot, text
 from tests.support.tiny_neo import make_qwen3, neo_section
+from tests.trainer.engine.engine_ranks import same
 from trainer.checkpoint.saver import share
 from trainer.config import DistributedConfig, OptimConfig
 from trainer.data.sequences import SequencePlan
@@ -115,13 +116,6 @@ def build(name: str, group: World, folder: Path, step: int = 0) -> tuple[Updater
 
 def state(engine: Engine, ema: Ema) -> dict[str, dict[str, Tensor]]:
     return {name: {**engine.read(name), **ema.read(name)} for name in engine.names}
-
-
-def same(left: dict[str, dict[str, Tensor]], right: dict[str, dict[str, Tensor]]) -> bool:
-    return all(
-        left[name].keys() == right[name].keys() and all(torch.equal(left[name][k], right[name][k]) for k in left[name])
-        for name in left
-    )
 
 
 def one_case(name: str, group: World, folder: Path) -> dict[str, Any]:
