@@ -170,6 +170,8 @@ def test_the_native_models_three_stages_train(workplace: Path, rules_url: str) -
         last = read_metrics(Path(config.run_dir))[-1]
         assert last["step"] == 1 and last["loss/ce"] > 0 and last["grad_norm"] > 0 and last["packed/left_out"] == 0
     assert "eval/few/accuracy" in last
+    page = (Path(config.run_dir) / "report.html").read_text(encoding="utf-8")
+    assert "was trained on packs of texts and images." in page
 
 
 def test_the_quickstart_of_packed_training_trains(workplace: Path, rules_url: str) -> None:

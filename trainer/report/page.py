@@ -214,7 +214,8 @@ def sentence(run: RunFolder) -> str:
     per_step = run.setting("sampling", "prompts_per_step"), run.setting("sampling", "group_size")
     program, kind = run.setting("program", default="rl"), "answers" if run.writes else "images"
     if program == "supervised":
-        return f"The policy “{policy}” was trained on given {kind}."
+        given = "packs of texts and images" if run.setting("packed") else f"given {kind}"
+        return f"The policy “{policy}” was trained on {given}."
     if program == "preference":
         return f"The policy “{policy}” was trained on pairs of {kind}, of which one is preferred."
     text = f"The policy “{policy}” was post-trained by RL ({str(estimator).upper()})"
