@@ -30,10 +30,11 @@ from trainer.records.keys import SENTENCES
 from trainer.records.recorder import Recorder
 from trainer.records.starts import keep_start
 from trainer.report import build_report
+from trainer.report.charts.axis import tick
 from trainer.report.images import build_gallery, read_correctly
 from trainer.report.page import MAX_TABLE_ROWS, evaluations, failures, headlines, render, state
 from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
-from trainer.report.svg import inline, tick
+from trainer.report.svg import inline
 
 ABOUT = (
     "A 2.4 M-parameter SD3 transformer, trained from scratch in minutes on rendered words with noisy captions: 20 % of "

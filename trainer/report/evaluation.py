@@ -74,14 +74,14 @@ def _measured(row: Mapping[str, Any]) -> list[Measured]:
         gains = [number(row.get(f"{key}/{name}")) for name in ("gain", "gain_low", "gain_high")]
         gain, verdict = "–", ""
         if not math.isnan(gains[1]):
-            gain = "{} ({} to {})".format(*_alike(gains, "+"))
+            gain = "{} ({} to {})".format(*alike(gains, "+"))
             verdict = "up" if gains[1] > 0 else "down" if gains[2] < 0 else ""
-        mean, *ends = _alike([value, low, high])
+        mean, *ends = alike([value, low, high])
         found.append(Measured(key.removeprefix("eval/"), mean, " to ".join(ends), gain, verdict))
     return found
 
 
-def _alike(numbers: Sequence[float], sign: str = "") -> list[str]:
+def alike(numbers: Sequence[float], sign: str = "") -> list[str]:
     """A mean and the ends of its interval with as many decimals as give the interval's width two or three figures."""
     _, low, high = numbers
     width = high - low

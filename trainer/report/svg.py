@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from trainer.report.charts.axis import tick
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -153,12 +155,6 @@ def _place_legend(axes: Axes) -> bool:
             handletextpad=0.5,
         )
     return bool(handles)
-
-
-def tick(value: float) -> str:
-    """A tick's label, whole in itself: `0.25`, `5e−5`, `12000`."""
-    text = f"{value:.6g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
-    return re.sub(r"e([+−])0*", r"e\1", text.replace("-", "−")).replace("e+", "e")
 
 
 def _slug(title: str) -> str:

@@ -1,0 +1,205 @@
+"use strict";
+/* Makes a uPlot chart of each `figure.chart`, when it comes near the window: values under the pointer or the arrow keys,
+   zoom by dragging (a double click shows all again), curves that can be put out, a large view. `charts.update(name, numbers)`
+   shows new numbers of the figure with that `data-chart`. Nothing is written as markup. */
+const charts = (() => {
+  const DASHES = [[], [6, 3], [1.5, 2.5], [8, 3, 1.5, 3], [12, 4], [4, 2]];
+  const SHAPE = 250 / 440, MARKED = 60;
+  const made = new Map(); // figure -> { numbers, plot, columns, hidden, at }
+  const waiting = new Map(); // figure -> newer numbers than the page has, until it is started
+
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(5))).replace("-", "−"));
+
+  /** uPlot's columns: one x of all curves, then per curve its values and the ends of its band; where each curve's lie. */
+  function columnsOf(numbers) {
+    const tables = numbers.series.map((each) => (each.low.length ? [each.x, each.y, each.low, each.high] : [each.x, each.y]));
+    let next = 1;
+    const places = tables.map((table) => { const at = next; next += table.length - 1; return at; });
+    return { data: tables.length ? uPlot.join(tables) : [[], []], places };
+  }
+
+  function options(state, figure, width) {
+    const { numbers, columns } = state;
+    const soft = color("--soft"), grid = { stroke: color("--grid"), width: 1 };
+    const axis = { stroke: soft, grid, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+    const series = [{}], bands = [];
+    numbers.series.forEach((each, n) => {
+      const stroke = color(`--s${each.color}`);
+      const marked = each.x.length === 1 || (each.thick && each.x.length <= MARKED);
+      series.push({
+        label: each.label, stroke, width: each.thick ? 2.5 : 1.5, dash: DASHES[each.dash], show: !state.hidden.has(n),
+        points: { show: marked, size: 6, fill: stroke },
+      });
+      if (each.low.length) {
+        for (const _ of [0, 1]) series.push({ stroke: "transparent", width: 0, points: { show: false }, show: !state.hidden.has(n) });
+        bands.push({ series: [columns.places[n] + 2, columns.places[n] + 1], fill: fade(stroke) });
+      }
+    });
+    return {
+      width, height: Math.round(figure.classList.contains("large") ? Math.min(width * SHAPE, window.innerHeight * 0.7) : width * SHAPE),
+      series, bands, legend: { show: false },
+      scales: { x: { time: false }, y: { range: (_, low, high) => rangeOf(numbers, low, high) } },
+      axes: [
+        { ...axis, size: 26, values: words, label: numbers.x_label, labelSize: 16, labelGap: 0, labelFont: axis.font },
+        { ...axis, size: 52, values: words },
+      ],
+      cursor: { sync: { key: numbers.x_label, scales: ["x", null] }, points: { size: 7 }, drag: { x: true, y: false } },
+      hooks: { setCursor: [(plot) => read(figure, state, plot)], draw: [(plot) => marks(plot, numbers)] },
+    };
+  }
+
+  const words = (_, values) => values.map((value) => (value == null ? "" : short(value)));
+
+  function fade(stroke) {
+    const probe = document.createElement("canvas").getContext("2d");
+    probe.fillStyle = stroke;
+    return `${probe.fillStyle}2e`;
+  }
+
+  function rangeOf(numbers, low, high) {
+    if (low == null) return [0, 1];
+    if (numbers.unit && low >= 0 && high <= 1) [low, high] = [0, 1];
+    if (numbers.zero && low > 0) low = 0;
+    if (low === high) {
+      const pad = Math.abs(low) / 10 || 1;
+      if (low && !numbers.zero) low -= pad;
+      high += pad;
+    }
+    const pad = 0.04 * (high - low);
+    return [numbers.zero && low === 0 ? 0 : low - pad, high + pad];
+  }
+
+  function marks(plot, numbers) {
+    const pen = plot.ctx, { top, height } = plot.bbox;
+    pen.save();
+    pen.strokeStyle = color("--ink");
+    pen.setLineDash([1.5, 3]);
+    for (const at of numbers.marks) {
+      const x = plot.valToPos(at, "x", true);
+      pen.beginPath(); pen.moveTo(x, top); pen.lineTo(x, top + height); pen.stroke();
+    }
+    pen.restore();
+  }
+
+  /** The nearest number of a column to a place in it: other curves have points where this one has none. */
+  function nearest(column, at) {
+    for (let away = 0; away < column.length; away++) {
+      if (column[at - away] != null) return column[at - away];
+      if (column[at + away] != null) return column[at + away];
+    }
+    return null;
+  }
+
+  const last = (column) => { for (let n = column.length - 1; n >= 0; n--) if (column[n] != null) return column[n]; return null; };
+
+  function read(figure, state, plot) {
+    const at = plot.cursor.idx, { data, places } = state.columns;
+    const shown = at != null && plot.cursor.left >= 0;
+    figure.querySelectorAll(".legend output").forEach((output, n) => {
+      if (!(n in places)) return;
+      const column = data[places[n]];
+      output.textContent = short(shown ? nearest(column, at) : last(column));
+    });
+    state.at.textContent = shown ? `${state.numbers.x_label} ${short(data[0][at])}` : "";
+  }
+
+  function draw(figure) {
+    const state = made.get(figure), place = figure.querySelector(".drawn");
+    state.plot?.destroy();
+    state.columns = columnsOf(state.numbers);
+    place.classList.add("live");
+    state.plot = new uPlot(options(state, figure, place.clientWidth), state.columns.data, place);
+    const over = state.plot.over;
+    over.tabIndex = 0;
+    over.setAttribute("role", "img");
+    over.setAttribute("aria-label", `${figure.querySelector("svg").getAttribute("aria-label")} Arrow keys read values.`);
+    over.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+      if (step === undefined) return;
+      event.preventDefault();
+      const xs = state.columns.data[0], from = state.plot.cursor.idx ?? (step > 0 ? -1 : xs.length);
+      const to = Math.max(0, Math.min(xs.length - 1, from + step));
+      state.plot.setCursor({ left: state.plot.valToPos(xs[to], "x"), top: 10 });
+    });
+  }
+
+  function start(figure) {
+    const data = figure.querySelector('script[type="application/json"]');
+    const at = document.createElement("p");
+    at.className = "at";
+    at.setAttribute("role", "status");
+    const enlarge = document.createElement("button");
+    enlarge.type = "button";
+    enlarge.className = "enlarge";
+    enlarge.textContent = "⤢";
+    enlarge.setAttribute("aria-label", "enlarge the chart");
+    enlarge.setAttribute("aria-pressed", "false");
+    enlarge.addEventListener("click", () => {
+      enlarge.setAttribute("aria-pressed", String(figure.classList.toggle("large")));
+      draw(figure);
+    });
+    figure.append(at, enlarge);
+    made.set(figure, { numbers: waiting.get(figure) ?? JSON.parse(data.textContent), plot: null, columns: null, hidden: new Set(), at });
+    keys(figure);
+    draw(figure);
+  }
+
+  /** The keys of the legend put curves out and on again. */
+  function keys(figure) {
+    const state = made.get(figure), entries = figure.querySelectorAll(".legend li");
+    if (entries.length < 2) return;
+    entries.forEach((entry, n) => {
+      const key = document.createElement("button");
+      key.type = "button";
+      key.className = "key";
+      key.setAttribute("aria-pressed", "true");
+      key.setAttribute("aria-label", `show ${state.numbers.series[n].label}`);
+      key.addEventListener("click", () => {
+        const off = !state.hidden.delete(n);
+        if (off) state.hidden.add(n);
+        key.setAttribute("aria-pressed", String(!off));
+        draw(figure);
+      });
+      entry.querySelector(".key").replaceWith(key);
+    });
+  }
+
+  const shapeOf = (numbers) => numbers.series.map((each) => (each.low.length ? "b" : "l")).join("");
+
+  function update(name, numbers) {
+    for (const figure of document.querySelectorAll("figure.chart")) {
+      if (figure.dataset.chart !== name) continue;
+      const state = made.get(figure);
+      if (!state) { waiting.set(figure, numbers); continue; }
+      if (numbers.series.length !== state.numbers.series.length) continue; // its legend is of other curves
+      const alike = shapeOf(numbers) === shapeOf(state.numbers), xs = state.columns.data[0], { min, max } = state.plot.scales.x;
+      const whole = min <= xs[0] && max >= xs[xs.length - 1];
+      state.numbers = numbers;
+      if (!alike) { draw(figure); continue; }
+      state.columns = columnsOf(numbers);
+      state.plot.setData(state.columns.data, whole);
+      if (!whole) state.plot.redraw(); // a view that was zoomed into stays
+      read(figure, state, state.plot);
+    }
+  }
+
+  const coming = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      coming.unobserve(target);
+      start(target);
+      resizing.observe(target);
+    }
+  }, { rootMargin: "300px" });
+  const resizing = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const plot = made.get(target)?.plot, width = target.querySelector(".drawn").clientWidth;
+      if (plot && width && plot.width !== width) draw(target);
+    }
+  });
+  const begin = () => document.querySelectorAll("figure.chart").forEach((figure) => coming.observe(figure));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => [...made.keys()].forEach(draw));
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin); else begin();
+  return { update };
+})();
