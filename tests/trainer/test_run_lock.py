@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from trainer.config import ConfigError
-from trainer.processes.run_lock import run_lock
+from trainer.processes.run_lock import is_held, run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.processes.run_lock import run_lock
+from trainer.processes.run_lock import is_held, run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -47,3 +49,14 @@ def test_a_folder_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
         run_lock(tmp_path / "outputs" / "run"),
     ):
         pass
+
+
+def test_who_asks_whether_a_run_is_held_keeps_no_trainer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_lock(tmp_path), (tmp_path / ".lock").open("rb") as other:
+        assert is_held(other)
+    with (tmp_path / ".lock").open("rb") as other:
+        assert not is_held(other)
+        fcntl.flock(other, fcntl.LOCK_SH)  # somebody asks just now ...
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(other, fcntl.LOCK_UN))  # ... and is done soon
+        with run_lock(tmp_path):
+            assert is_held(other)

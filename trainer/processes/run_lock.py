@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from trainer.config import ConfigError
+
+_TRIES, _PAUSE_S = 20, 0.05  # who only asks whether the lock is held has it for a moment
 
 
 @contextmanager
@@ -25,10 +29,28 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             f"the run folder {run_dir} cannot be written: {error.strerror}; correct its owner, or set output_dir"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process trains in {run_dir} now: wait for it, stop it, or choose another run_name"
-            ) from error
+        for rest in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not rest:
+                    raise ConfigError(
+                        f"another process trains in {run_dir} now: wait for it, stop it, or choose another run_name"
+                    ) from error
+                time.sleep(_PAUSE_S)
         yield
+
+
+def is_held(lock: BinaryIO) -> bool:
+    """Whether a trainer holds the lock of a run, given its open file.
+
+    The system tells only who tries: the lock is taken, together with others who ask, and let go at once. `run_lock` tries
+    for a second, so a start that meets this moment is not refused.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return False
