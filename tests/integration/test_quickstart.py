@@ -98,6 +98,7 @@ def kill_ocr_after_step(run_dir: Path, trainer: ForkedTrainer, step: int) -> Non
         process.kill()
 
 
+@pytest.mark.slow
 def test_ocr_killed_under_a_running_trainer_comes_back_and_the_run_goes_on(run_dir: Path) -> None:
     folder = run_dir.parent
     overrides = ["run_name=killed", f"output_dir={folder}", "max_steps=4", f"evaluation.path='{folder / 'few.jsonl'}'"]

@@ -32,6 +32,7 @@ def rank_pid(launcher: int, rank: int) -> int:
     raise AssertionError(f"no child of {launcher} has RANK={rank}")
 
 
+@pytest.mark.slow
 def test_what_does_not_divide_is_said_once_with_both_numbers(recipe: Callable[..., Path]) -> None:
     config = recipe("run", sampling__prompts_per_step=3, sampling__micro_batch_size=4)
     done = subprocess.run(

@@ -266,6 +266,10 @@ def check_read(path: Path, format: PromptFormat = "auto") -> None:
 @example(content=b"\xef\xbb\xbf\xef\xbb\xbfx", suffix=".txt")
 @example(content=b'prompt,index\n"a\n\n",1\n"b', suffix=".csv")
 @example(content=b'{"caption": 1}', suffix=".jsonl")
+@example(content=b"\n\r\r0", suffix=".csv")
+@example(content=b"0\r0", suffix=".csv")
+@example(content=b"prompt,x\rred,1\r", suffix=".csv")
+@example(content=b"a" * 140_000, suffix=".csv")
 def test_random_bytes_are_prompts_or_a_data_error(tmp_path: Path, content: bytes, suffix: str) -> None:
     check_read(write(tmp_path, f"fuzz{suffix}", content))
 

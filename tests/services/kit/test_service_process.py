@@ -18,6 +18,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.waiting import wait_until
+
 ITEM = {"id": "a", "prompt": "abc", "completion": "c"}
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
@@ -126,13 +128,6 @@ def test_httpx_client_reads_the_refusal_of_a_large_body(bounded):
 
 
 GATED = "tests.services.kit.gated_service"
-
-
-def wait_until(holds, what, timeout_s=30):
-    until = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < until, what
-        time.sleep(0.02)
 
 
 def test_sigterm_finishes_queued_work_and_exits_0(serving, tmp_path):

@@ -395,6 +395,7 @@ main(["--port", flags["--port"], "--model", flags["--served-model-name"], "--ans
 """
 
 
+@pytest.mark.slow
 def test_serve_runs_vllm_and_the_gateway_restarts_it_and_stops_both(tmp_path):
     program, log = tmp_path / "vllm", tmp_path / "log"
     program.write_text(FAKE_VLLM)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.reward_servers import ROOT
+from tests.support.waiting import wait_until
 from trainer.config import RewardsConfig
 from trainer.rewards import LocalServices, RewardServiceError, resolve_urls
 from trainer.rewards.launch import _LocalService, to_flags
@@ -49,13 +49,6 @@ def service_pids(marker: Path) -> list[int]:
         if b"child.py" not in (line := Path(f"/proc/{pid}/cmdline").read_bytes())
         and b"services.kit.testing.fakes" in line
     ]
-
-
-def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import csv
 import importlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ def find_delimiter(path: Path, prompt_column: str | None) -> str:
 
     A comma where none does. Raises DataError: not UTF-8, or two columns could be the prompts.
     """
-    header = next((line for line in read_text(path).split("\n") if line.strip()), "").strip("\r")
+    header = next((line for line in re.split("[\r\n]", read_text(path)) if line.strip()), "")
     for delimiter in _DELIMITERS:
-        names = next(csv.reader([header], delimiter=delimiter), [])
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            continue  # longer than the module reads; whoever reads the table says so
         if prompt_column in names if prompt_column is not None else _column(path, names) is not None:
             return delimiter
     return ","

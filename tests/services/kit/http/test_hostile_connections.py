@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 
 from services.kit.http import protocol
 from services.kit.http.protocol import LEAST_SENT, MAX_AHEAD, MAX_HEADERS, PatientProtocol, protocol_with, sweep
+from tests.support.waiting import wait_until
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET %s HTTP/1.1\r\n" + HOST
@@ -72,13 +72,6 @@ def send(port, *pieces):
         return rest_of(sock)
 
 
-def until(holds, what, timeout_s=20):
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
 def status_of(url, **more):
     try:
         return httpx.get(url, trust_env=False, timeout=20, **more).status_code
@@ -93,14 +86,14 @@ def test_clients_that_never_read_do_not_shut_others_out(crowded):
             sock = stack.enter_context(connected(crowded.port, small=True))
             with suppress(ConnectionError):
                 sock.sendall((GET % b"/" + b"\r\n") * 400)
-        until(lambda: status_of(crowded.url + "/ready") == 200, "shut out while the others are still there")
+        wait_until(lambda: status_of(crowded.url + "/ready") == 200, "shut out while the others are still there")
 
 
 def test_an_answer_that_is_not_read_ends_the_connection_and_is_logged(crowded):
     """No more requests than may be sent ahead; the answers fill what the sockets hold."""
     with connected(crowded.port, small=True) as sock:
         sock.sendall((GET % b"/" + b"\r\n") * MAX_AHEAD)
-        until(lambda: any("answers were not read" in line for line in crowded.errors), "still waited for")
+        wait_until(lambda: any("answers were not read" in line for line in crowded.errors), "still waited for")
         received = rest_of(sock)
     assert received.startswith(b"HTTP/1.1 200 ") and received.count(b"HTTP/1.1 200 ") <= MAX_AHEAD
 
@@ -133,8 +126,8 @@ def test_requests_that_come_drop_by_drop_give_way(crowded, what):
             sock = stack.enter_context(connected(crowded.port))
             sock.sendall(SLOW[what] % b"Authorization: Bearer abcdefghijklmnopqrstuvwxyz\r\n")
             assert sock.recv(12) in (b"HTTP/1.1 100", b"HTTP/1.1 200"), "it was admitted"
-        until(lambda: status_of(crowded.url + "/health") == 200, "shut out", timeout_s=8)
-        until(lambda: status_of(crowded.url + "/v1/info", headers=BEARER) == 200, "shut out", timeout_s=8)
+        wait_until(lambda: status_of(crowded.url + "/health") == 200, "shut out", timeout_s=8)
+        wait_until(lambda: status_of(crowded.url + "/v1/info", headers=BEARER) == 200, "shut out", timeout_s=8)
 
 
 def test_connections_with_a_token_do_not_count_among_strangers(crowded):

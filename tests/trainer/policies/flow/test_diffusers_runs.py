@@ -63,6 +63,7 @@ def test_a_run_trains_and_resumes_bit_for_bit(
     assert resumed.keys() == last.keys() and all(torch.equal(resumed[name], last[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_nobody_is_told_to_install_torchvision(tmp_path: Path) -> None:
     """transformers says so at the first import of a pipeline; a process of its own sees that."""
     code = (

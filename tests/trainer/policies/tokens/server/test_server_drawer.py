@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.support.scripted_vllm import LOGP, ScriptedVllm
+from tests.support.waiting import wait_until
 from tests.trainer.policies.tokens.test_token_policy import make_policy
 from trainer.policies.tokens.draw import Reading, TokenPlan
 from trainer.policies.tokens.policy import TokenPolicy
@@ -364,10 +364,3 @@ def test_adapters_have_a_new_name_each_time(rig: Callable[..., Rig], monkeypatch
     server.kill()
     server.start()
     assert {answer.version for answer in made.draw()} == {1} and server.adapters == ["run.2"]
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < until, "it did not come to it"
-        time.sleep(0.02)
