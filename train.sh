@@ -41,12 +41,14 @@ require_integer() { # name, value, least
     fi
 }
 
-# Sets CONFIG to an absolute path: as given, seen from where the command was typed, else from the repository.
+# Sets CONFIG to an absolute path: as given, seen from where the command was typed, else from the repository; or by its name.
 resolve_config() { # path
     if [[ -f "$1" ]]; then
         CONFIG="$(cd "$(dirname "$1")" && pwd -P)/$(basename "$1")"
     elif [[ "$1" != /* && -f "$ROOT/$1" ]]; then
         CONFIG="$ROOT/$1"
+    elif [[ "$1" != */* && -f "$ROOT/configs/$1.yaml" ]]; then
+        CONFIG="$ROOT/configs/$1.yaml"
     else
         die "no config file $1. There are: $(cd "$ROOT" && printf '%s ' configs/*.yaml)"
     fi

@@ -36,6 +36,10 @@ COPY services/kit services/kit
 COPY services/${SERVICE} services/${SERVICE}
 COPY docker/ready.py docker/
 RUN python3 -m compileall -q machine wire services
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="rewards-${SERVICE}" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 EXPOSE ${PORT}
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "docker/ready.py"]

@@ -31,12 +31,17 @@ COPY scripts/setup_venv.sh scripts/torch_pins.sh scripts/
 COPY requirements/base.txt requirements/cpu.txt requirements/cuda.txt requirements/
 COPY assets assets
 COPY configs configs
+COPY rewards rewards
 COPY machine machine
 COPY wire wire
 COPY services services
 COPY trainer trainer
-RUN python3 -m compileall -q machine wire services trainer \
+RUN python3 -m compileall -q rewards machine wire services trainer \
     && install -d -o 10001 -g 10001 outputs
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="rewards-trainer" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 VOLUME /app/outputs
 # The image's environment is the one train.sh would make, so the same command works inside and outside.

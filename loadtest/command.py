@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from loadtest.measurements import Measurements, rate_sentence
-from loadtest.options import Options, UsageError, read_options
+from loadtest.options import PROG, Options, UsageError, read_options
 from loadtest.page import render_page
 from loadtest.sender import Sender
 from loadtest.workload import Workload, arrival_times, read_prompts
@@ -22,9 +22,9 @@ from wire.schema import ScorerInfo, ServiceInfo
 _BAR = "{percentage:3.0f}% |{bar:20}| {n:.0f}/{total:.0f} s  {desc}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Make one load test. Returns the exit status: 0, 1 (a limit does not hold) or 2 (no test could be made)."""
-    options = read_options(argv)
+    options = read_options(argv, prog)
     try:
         _check_writable(options.report, options.json_out)
         sender = Sender(options, _read_token(options.token_file))

@@ -23,6 +23,9 @@ example:
   python -m loadtest http://127.0.0.1:18082 --rate 20 --duration 30 --mix 256:0.5,512:0.4,1024x512:0.1"""
 
 
+PROG = "python -m loadtest"
+
+
 class UsageError(ValueError):
     """The test cannot be made as asked; the message says what to change."""
 
@@ -53,9 +56,9 @@ class Options:
     max_error_share: float | None
 
 
-def read_options(argv: Sequence[str] | None = None) -> Options:
+def read_options(argv: Sequence[str] | None = None, prog: str = PROG) -> Options:
     """The options of a command line. Exits with status 2 and a sentence when one is wrong."""
-    parser = _parser()
+    parser = _parser(prog)
     given = parser.parse_args(argv)
     try:
         _check_url(given.url, given.i_may_load_this_host)
@@ -86,9 +89,9 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtest",
+        prog=prog,
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -146,7 +146,7 @@ def test_the_lists_of_paths_are_complete() -> None:
         for name in ("PATH_FIELDS", "PATH_VARIABLES")
     )
     sources = "".join(path.read_text() for path in (ROOT / "trainer/config").glob("*.py"))
-    named = set(re.findall(r"^    (\w+): FilePath", sources, re.M))
+    named = set(re.findall(r"^    (\w+): (?:File|Output)Path", sources, re.M))
     named -= {"prompt_column", "split"}  # names, not paths
     assert named <= fields, named - fields
     theirs = {n for n, v in VARIABLES.items() if v.field and re.search(r"path|checkpoint|config|dir|folder", v.field)}

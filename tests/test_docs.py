@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 from pydantic_settings import BaseSettings
 
+from rewards.command import VERBS
+from services.kit.catalogue import CATALOGUE
 from services.kit.scorer import Item, Score
 from services.rules.scorer import RulesScorer
 from trainer.__main__ import VERBATIM, build_parser
@@ -172,3 +174,18 @@ def test_the_reward_in_ten_lines_works_and_its_recipe_loads(tmp_path: Path) -> N
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(merged(quickstart, yaml.safe_load(recipe))), encoding="utf-8")
     assert load_config(path, Config, []).rewards.columns["brightness"].service == "mine"
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_of_rewards_are_understood(page: Path) -> None:
+    """In bash blocks: the verb, the service, and the words that the trainer's parser takes."""
+    text = page.read_text(encoding="utf-8")
+    for line in "".join(blocks("bash", text)).replace("\\\n", " ").splitlines():
+        if not (match := re.match(r"(?:source <\()?(?:\.venv/bin/)?(?:python -m )?rewards ([^#|>&;)]+)", line.strip())):
+            continue
+        verb, *rest = shlex.split(match[1])
+        assert verb in {*VERBS, "--help", "--version"}, line
+        if verb == "serve":
+            assert rest[0] in {entry.name for entry in CATALOGUE}, line
+        elif verb in VERBS and (command := VERBS[verb].command) is not None:
+            assert build_parser().parse_args([command, *rest]).command == command, line

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("machine", "wire", "services", "loadtest", "trainer")
+OURS = ("machine", "wire", "services", "loadtest", "trainer", "rewards")
 
 KIT_BASE = (
     "wire",
@@ -51,13 +51,28 @@ RULES: dict[str, tuple[str, ...]] = {
     "services.kit": ("machine", "wire"),  # the app, its process, its commands: all of the kit
     "services.*": ("services.kit", "machine", "wire"),  # any one service; never another
     "loadtest": ("wire",),
+    # The command: its table names programs that it does not import; what a verb brings along may.
+    "=rewards": (),
+    "rewards.shipped": (),  # where recipes and assets lie: a leaf
+    "rewards.command": ("=rewards",),
+    "=rewards.__main__": ("rewards.command",),
+    "rewards.recipes": ("rewards.command", "rewards.shipped"),
+    "rewards.serve": ("rewards.command", "=services.kit.catalogue"),
+    "rewards.migrate": ("rewards.command", "=trainer.__main__"),
+    "rewards.completion": ("=rewards", "rewards.command", "rewards.shipped", "=services.kit.catalogue"),
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": (),
+    "trainer.config": ("rewards.shipped",),
     "trainer.seeds": (),
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
-    "trainer.processes.launch": ("machine", "trainer.config", "trainer.processes", "trainer.migration"),  # a command
+    "trainer.processes.launch": (  # a command
+        "machine",
+        "rewards.shipped",
+        "trainer.config",
+        "trainer.processes",
+        "trainer.migration",
+    ),
     "trainer.engine": ("trainer.config", "trainer.processes"),
     "trainer.advantages": ("trainer.types",),
     "trainer.losses": ("trainer.types",),
@@ -104,9 +119,9 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
         "trainer.processes.children",
     ),
-    "trainer.processes.children": (),
+    "trainer.processes.children": ("rewards.shipped",),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config", "trainer.processes.children"),
-    "trainer.migration": ("trainer.config", "trainer.data"),
+    "trainer.migration": ("rewards.shipped", "trainer.config", "trainer.data"),
     "trainer.data.sequences": (),
     "trainer.data": (
         "trainer.types",
@@ -196,13 +211,19 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.quotes",
     ),
     "trainer.loop": ("trainer.types", "trainer.config", "trainer.processes", "trainer.programs"),
-    "trainer.__main__": ("trainer",),
+    "trainer.__main__": ("trainer", "rewards.shipped"),
 }
 
 # What else these may import, beside the standard library.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "machine": ("torch",),
     "wire": ("pydantic", "PIL", "certifi"),
+    "=rewards": (),
+    "rewards.shipped": (),
+    "rewards.command": (),
+    "rewards.recipes": (),
+    "rewards.serve": (),
+    "rewards.completion": (),
     "trainer.types": ("torch", "numpy", "PIL"),
     "trainer.config": ("pydantic", "pydantic_core", "yaml"),
     "trainer.advantages": ("torch",),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("machine", "wire", "services", "loadtest", "trainer")
+PACKAGES = ("machine", "wire", "services", "loadtest", "trainer", "rewards")
 MAX_FUNCTION_LINES = 80
 MAX_FILE_LINES = 400
 SKIPPED_FOLDERS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 # times slower (docs/decisions/0003-passive-threads.md). Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from rewards.shipped import recipe
 from trainer.config import Config, ConfigError
 from trainer.config.base import UserError, did_you_mean
 from trainer.config.paths import check_policy_files
@@ -274,9 +275,9 @@ def _format(name: str) -> str:
     return name
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="RL post-training with rewards as services.")
+def build_parser(prog: str = "python -m trainer") -> argparse.ArgumentParser:
+    """The command line; `prog` is what was typed before the command."""
+    parser = argparse.ArgumentParser(prog=prog, description="RL post-training with rewards as services.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -286,7 +287,9 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def takes_config(command: argparse.ArgumentParser) -> None:
-        command.add_argument("config", type=Path, help="A recipe of configs/.")
+        command.add_argument(
+            "config", type=recipe, help="A recipe: its file, or the name of one of configs/, as in quickstart."
+        )
         command.add_argument("overrides", nargs="*", metavar="key=value", help="Fields to override, as in seed=2.")
 
     takes_config(add("train", _train, "Train by the recipe's program; goes on where an earlier start stopped."))
@@ -356,7 +359,7 @@ def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None
     if not argv or argv[0].startswith("-") or argv[0] in COMMANDS:
         return
     if argv[0].endswith((".yaml", ".yml")):
-        remedy = f"; to train with it: python -m trainer train {argv[0]}"
+        remedy = f"; to train with it: {parser.prog} train {argv[0]}"
     else:
         remedy = did_you_mean(argv[0], COMMANDS)
     parser.error(f"no command {argv[0]!r} (there are {', '.join(COMMANDS)}){remedy}")
@@ -368,8 +371,8 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Na
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser()
+def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer") -> int:
+    parser = build_parser(prog)
     _check_command(parser, sys.argv[1:] if argv is None else argv)
     args = _parsed(parser, sys.argv[1:] if argv is None else argv)
     try:

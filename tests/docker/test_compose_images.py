@@ -27,7 +27,7 @@ SERVICES = sorted({service["build"]["args"]["SERVICE"] for service in own_servic
 DOCKERFILES = ("docker/service.Dockerfile", "docker/trainer.Dockerfile")
 # Engines and backends that a user adds to the image; the code says so when they are missing.
 OPTIONAL = {"paddleocr", "paddle", "pytesseract"}
-OURS = {"machine", "wire", "services", "loadtest", "trainer"}
+OURS = {"machine", "wire", "services", "loadtest", "trainer", "rewards"}
 
 
 def lines(name: str) -> list[str]:

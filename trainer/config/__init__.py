@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.advantage import AdvantageConfig, GdpoConfig
-from trainer.config.base import ConfigError, FilePath, Section, did_you_mean
+from trainer.config.base import ConfigError, FilePath, OutputPath, Section, did_you_mean
 from trainer.config.data import DataConfig, DatasetConfig
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.deepspeed import Owner, check_deepspeed
@@ -119,7 +119,7 @@ class Config(Section):
     }
 
     run_name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under output_dir.")
-    output_dir: FilePath = Field("outputs", description="Where runs live.")
+    output_dir: OutputPath = Field("outputs", description="Where runs live.")
     seed: int = Field(1, ge=0, lt=2**31, description="Seed of everything random in the run.")
     max_steps: int = Field(ge=1, description="Training steps.")
     resume: FilePath = Field(

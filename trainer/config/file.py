@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.base import ConfigError, Section
+from rewards.shipped import FOLDER, recipes
+from trainer.config.base import ConfigError, Section, nearest
 from trainer.config.errors import explain
 from trainer.config.old_keys import refuse_old_keys
 
@@ -67,9 +68,11 @@ def checked(path: str | Path, model: type[ConfigT], raw: dict[str, Any]) -> Conf
 
 
 def _recipes_beside(path: Path) -> str:
-    """What to do about a recipe that is not there: the nearest name in its folder, if there is one."""
+    """What to do about a recipe that is not there: the nearest name in its folder or among the shipped ones, if there is one."""
+    if len(path.parts) == 1 and not path.suffix:
+        return nearest(path.name, recipes())
     near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else "the recipes are in configs/"
+    return f"did you mean {path.parent / near[0]}?" if near else f"the recipes are in {FOLDER / 'configs'}"
 
 
 def _of_another_kind(path: Path, raw: dict[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from rewards.shipped import is_shipped
 from trainer.config.base import ConfigError
 from trainer.config.policy import PolicyConfig
 from trainer.config.programs import ProgramName
@@ -24,9 +25,15 @@ def is_hub_id(name: str) -> bool:
 def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
     """Raises ConfigError for weights that are not there: before torch is imported and the model built, which takes seconds.
 
-    Programs vlm_base and pair_base write the folder that others start from.
+    Programs vlm_base and pair_base write the folder that others start from, and refuse to write it over a shipped one.
     """
     if program in ("vlm_base", "pair_base"):
+        folder = getattr(policy, "pretrained", None)
+        if folder is not None and is_shipped(folder):
+            raise ConfigError(
+                f"policy.pretrained = {folder}: program {program} writes this folder, and it is the one that others start from "
+                "as it was shipped; give another one, as in policy.pretrained=my_base"
+            )
         return
     for field, path in _named(policy):
         if not Path(path).exists():

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Section, Share
+from trainer.config.base import FilePath, OutputPath, Section, Share
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
 from trainer.config.packed import PackedConfig
 from trainer.config.supervised_loss import SftLossConfig
@@ -43,7 +43,7 @@ class PreferencesConfig(Section):
 class QuickstartBaseConfig(Section):
     """The rendered words that the quickstart's base is trained on, with captions that are often wrong."""
 
-    output: FilePath = Field(description="The safetensors file that is written once all steps are made.")
+    output: OutputPath = Field(description="The safetensors file that is written once all steps are made.")
     batch_size: int = Field(128, ge=1, description="Images of a step, over all ranks.")
     char_noise: Share = Field(0.2, description="Share of caption characters that are wrong, as web captions are.")
     color_noise: Share = Field(0.3, description="Share of caption colours that are wrong.")

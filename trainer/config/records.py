@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.config.base import FilePath, Section
+from trainer.config.base import OutputPath, Section
 
 
 class KeepBestConfig(Section):
@@ -25,7 +25,7 @@ class CheckpointConfig(Section):
     keep_best: KeepBestConfig | None = Field(
         None, description="Best checkpoints kept besides; checkpoints/best names the best one. null: none."
     )
-    export: FilePath | None = Field(
+    export: OutputPath | None = Field(
         None,
         description="Folder that the trained model is written into once all steps are made, as `python -m trainer export` does: its "
         "averaged weights in float32, in the first format of the policy. What is there already stays. null writes none.",

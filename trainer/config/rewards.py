@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from rewards.shipped import shipped_in
 from trainer.config.base import FilePath, Name, Section, Share, did_you_mean
 from trainer.config.service_names import check_args, check_module, check_reward
 
@@ -32,11 +33,15 @@ URL_VARIABLES = {
 }
 
 
+def _with_shipped(args: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+    return {name: shipped_in(value) if isinstance(value, str) else value for name, value in args.items()}
+
+
 class ServiceConfig(Section):
     """One reward service: where it is, or how to start it."""
 
     module: str | None = Field(None, description="Service to start when rewards.launch is local: `ocr`, `rules`.")
-    args: dict[str, str | int | float | bool] = Field(
+    args: Annotated[dict[str, str | int | float | bool], AfterValidator(_with_shipped)] = Field(
         default_factory=dict, description="Command-line flags of the started service, without dashes."
     )
     urls: tuple[str, ...] = Field((), description="Where it runs. Several: the least loaded is asked first.")

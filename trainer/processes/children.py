@@ -8,7 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository
+from rewards.shipped import FOLDER
+
+ROOT = Path(__file__).resolve().parents[2]  # has our packages
+# What a Python that is started needs on PYTHONPATH to find them: the checkout. An installed one finds them as this one does; its
+# folder has all other packages, too, and would put them before those of another environment, such as vLLM's.
+OURS = (str(ROOT),) if FOLDER == ROOT else ()
 _GRACE_S = 5.0
 _LOG_LINES = 15
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from machine.gpus import GpuError, check_processes, check_torch_uses, shown
+from rewards.shipped import recipe
 from trainer.config import Config, ConfigError
 from trainer.config.paths import check_policy_files
 from trainer.migration import load_recipe
@@ -116,8 +117,8 @@ def _send(number: int) -> None:
             os.kill(pid, number)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer.processes.launch") -> int:
+    args = build_parser(prog).parse_args(argv)
     try:
         _check_recipe(args.command, args.nproc)
     except ConfigError as error:
@@ -158,11 +159,9 @@ def _run(args: argparse.Namespace, relay: Relay) -> int:
     return 128 + end.signal if end.signal else end.code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = "python -m trainer.processes.launch") -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.processes.launch", description="Start one process per GPU."
-    )
+    parser = argparse.ArgumentParser(prog=prog, description="Start one process per GPU.")
     parser.add_argument("--nproc", type=int, required=True, help="Processes on this node.")
     parser.add_argument("--nnodes", type=int, default=1, help="Nodes.")
     parser.add_argument("--node-rank", type=int, default=0, help="This node's number.")
@@ -181,7 +180,7 @@ def _check_recipe(command: Sequence[str], nproc: int) -> None:
     if command[:1] != ["train"] or len(command) < 2:
         return
     with contextlib.redirect_stderr(io.StringIO()):
-        config = load_recipe(command[1], Config, command[2:])
+        config = load_recipe(recipe(command[1]), Config, command[2:])
     check_policy_files(config.policy, config.program)
     if config.distributed.device == "cpu":
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewards.shipped import shipped
 from trainer.config.base import ConfigError
 from trainer.migration.deepgen.dataset_yaml import prompt_format, read_dataset_yaml
 from trainer.migration.deepgen.eval_yaml import read_eval_yaml
@@ -29,7 +30,7 @@ def translate_files(raw: dict[str, Any]) -> list[str]:
         fields = raw.get(section)
         if not isinstance(fields, dict) or not isinstance(path := fields.get(_FIELD), str) or not path:
             continue  # nothing named, or what the check will refuse
-        origins.append(translate(fields, path))
+        origins.append(translate(fields, shipped(path)))
         fields[_FIELD] = None
     return origins
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from rewards.shipped import FOLDER
 from trainer.config.base import ConfigError
 from trainer.migration.deepgen.data_translation import count_prompts, data_lines
 from trainer.migration.deepgen.idle import idle_flags
@@ -25,7 +26,7 @@ _KEEP_ALL = 1000
 _EXTRAS = "wandb, swanlab: pip install --require-hashes -r requirements/reporters.txt"
 
 
-_OURS = Path(__file__).resolve().parents[3] / "configs" / "deepspeed"
+_OURS = FOLDER / "configs" / "deepspeed"
 
 
 def translate(args: argparse.Namespace) -> tuple[dict[str, Line], list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rewards.shipped import FOLDER
 from trainer.config.base import ConfigError
 from trainer.config.paths import is_hub_id
 from trainer.migration.command_line import CommandLine, gpus_of
@@ -24,7 +25,7 @@ _SCHEDULES = {
 }
 _REPORTERS = ("tensorboard", "wandb", "swanlab")
 _DEEPSPEED = ("zero2", "zero3", "zero3_offload")
-_OURS = Path(__file__).resolve().parents[3] / "configs" / "deepspeed"
+_OURS = FOLDER / "configs" / "deepspeed"
 _KEEP_ALL = 1000
 
 

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rewards.shipped import FOLDER
 from trainer.config.base import ConfigError
 from trainer.data.formats.neo.registry import Used, used_sets
 from trainer.migration.command_line import CommandLine, gpus_of
 from trainer.migration.neo.flags import flags
 from trainer.migration.recipe_text import Line
 
-_OURS = Path(__file__).resolve().parents[3] / "configs" / "deepspeed"
+_OURS = FOLDER / "configs" / "deepspeed"
 _REGISTRY = "neo/data/__init__.py"
 _SCHEDULES = {
     "cosine_with_min_lr": "cosine",

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rewards.shipped import FOLDER
 from trainer.config.base import ConfigError
 from trainer.migration.command_line import CommandLine, gpus_of
 from trainer.migration.recipe_text import Line
 from trainer.migration.unireason.flags import FIXED, flags
 
-_OURS = Path(__file__).resolve().parents[3] / "configs" / "deepspeed"
+_OURS = FOLDER / "configs" / "deepspeed"
 _STAGES = {"FULL_SHARD": "zero3", "HYBRID_SHARD": "zero3", "SHARD_GRAD_OP": "zero2", "NO_SHARD": None}
 _REGISTRY = "data/dataset_info.py"
 _INSTRUCTIONS = "data/interleave_datasets"

@@ -17,7 +17,7 @@ import httpx
 from trainer.config import ConfigError
 from trainer.config.vllm import VllmLaunchConfig
 from trainer.policies.tokens.server import ROOT_VARIABLE
-from trainer.processes.children import ROOT, Child
+from trainer.processes.children import OURS, Child
 from trainer.types import StopTrainingError
 
 MAX_RESTARTS = 5  # in a row, without weights between them
@@ -245,7 +245,7 @@ def environment(ours: Mapping[str, str], given: Mapping[str, str]) -> dict[str, 
         for name, value in os.environ.items()
         if name not in _NOT_FOR_SERVERS and not name.startswith("TORCHELASTIC_")
     }
-    path = os.pathsep.join(filter(None, [given.get("PYTHONPATH"), str(ROOT)]))
+    path = os.pathsep.join(filter(None, [given.get("PYTHONPATH"), *OURS]))
     return kept | dict(ours) | dict(given) | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
