@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config import OptimConfig
 from trainer.engine.groups import Group, split, trained
+from trainer.engine.muon import Muon
 from trainer.processes.distributed import World
 
 # What each optimizer keeps of a parameter; AdamW counts its steps, the others are of the parameter's shape.
@@ -98,7 +99,7 @@ class LocalEngine:
 
 
 def _optimizers(groups: Sequence[Group], config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
-    """AdamW and Muon (Jordan 2024; torch's, with its momentum of .95), each only where a group has it."""
+    """AdamW and Muon (Jordan 2024, with a momentum of .95), each only where a group has it."""
     settings: dict[str, list[dict[str, object]]] = {}
     for group in groups:
         entry = {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "rate": group.rate}
@@ -107,5 +108,5 @@ def _optimizers(groups: Sequence[Group], config: OptimConfig) -> dict[str, torch
     if "adamw" in settings:
         optimizers["adamw"] = torch.optim.AdamW(settings["adamw"], lr=config.lr, betas=config.betas)
     if "muon" in settings:
-        optimizers["muon"] = torch.optim.Muon(settings["muon"], lr=config.lr)
+        optimizers["muon"] = Muon(settings["muon"], lr=config.lr)
     return optimizers
