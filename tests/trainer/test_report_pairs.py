@@ -188,3 +188,32 @@ def test_a_browser_shows_both_sides_beside_each_other_where_there_is_room(
     assert (seen["scroll"], seen["wide"]) == (seen["client"], 0)
     assert seen["beside"] == [width > 640] * 3
     assert (seen["images"], seen["broken"], seen["scripts"]) == (3 + 3 * 2 + 2, 0, 0)
+
+
+def test_an_edit_has_its_source_beside_it_and_what_was_thought(tmp_path: Path) -> None:
+    source, folder = squares(0, 0, 200), tmp_path / "edits"
+    logging = LoggingConfig(report_to=(), progress=False)
+    config = yaml.safe_dump({"run_name": "edits", "max_steps": 2})
+    with Recorder(folder, config_yaml=config, is_main=True, resume_step=None, max_steps=2, logging=logging) as recorder:
+        (folder / "config.yaml").write_text(config, encoding="utf-8")
+        for step in (0, 2):
+            record = {"id": "e#0", "prompt_id": "e", "prompt": "make left like grass", "images": (squares(0, 99, 0),)}
+            said = {
+                "text": f"thought {step}",
+                "scores": {"exact": step / 2},
+                "targets": None,
+                "sources": [source, None],
+            }
+            recorder.save_samples(step, [record | said])
+            recorder.record({"step": step, "eval/exact": step / 2})
+    problems: list[str] = []
+    gallery = build_gallery(load_run(folder), problems)
+    assert problems == [] and gallery is not None
+    (card,) = gallery.cards
+    assert [(shot.label, shot.width, shot.missing) for shot in card.given] == [
+        ("given", 32, "image missing"),
+        ("given", 0, "image missing"),
+    ]
+    assert [shot.plan for shot in card.shots] == ["thought 0", "thought 2"]
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert "thought 0" in page and "thought 2" in page and 'alt="given: image for make left like grass"' in page

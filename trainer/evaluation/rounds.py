@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ AT_ONCE = 1024  # samples of a rank under way while everything waits for them; b
 class Scored:
     """What a rank knows of its samples, before all ranks put theirs together.
 
-    `shown` are the first samples of the first set of each task, as `Recorder.save_samples` takes them; on the main rank only.
+    `shown` are the first samples of some sets (`shown_sets`), as `Recorder.save_samples` takes them; on the main rank only.
     """
 
     outcomes: list[Outcome]
@@ -148,8 +149,7 @@ class Rounds:
         batches: int,
         executor: Executor | None = None,
     ) -> Scorer:
-        shown = chosen.name in shown_sets(self.sets) and self._world.is_main
-        kept = self._config.evaluation.num_pictures if shown else 0
+        shown = shown_sets(self.sets, self._config.evaluation.num_pictures) if self._world.is_main else {}
         return Scorer(
             self._client,
             chosen,
@@ -157,7 +157,7 @@ class Rounds:
             step=step,
             limit=limit,
             batches=batches,
-            kept=kept,
+            kept=shown.get(chosen.name, 0),
             executor=executor,
             rewards=self._config.rewards,
         )
@@ -169,9 +169,19 @@ class Rounds:
         return max(1, min(BATCHES, *(rewards.services[name].max_in_flight // (2 * n) for name, n in asked.items())))
 
 
-def shown_sets(sets: Sequence[EvaluationSet]) -> set[str]:
-    """The names of the sets whose first samples are kept for the report: the first of each task."""
-    return {next(each.name for each in sets if each.task == task) for task in {each.task for each in sets}}
+def shown_sets(sets: Sequence[EvaluationSet], pictures: int) -> dict[str, int]:
+    """How many samples of which sets are kept for the report, by the sets' names: `pictures` of each task, shared evenly by the first
+    sets of its kinds. Words alone, images beside them, and a thought first are kinds; a control is shown only where nothing else is."""
+    first: dict[tuple[str, bool, bool], str] = {}
+    for each in sets:
+        kind = each.task, each.think is not None, any(prompt.source_images for prompt in each.prompts)
+        if each.alarms or all(task != each.task for task, *_ in first):
+            first.setdefault(kind, each.name)
+    shown: dict[str, int] = {}
+    for task in dict.fromkeys(task for task, *_ in first):
+        names = [name for (of, *_), name in first.items() if of == task]
+        shown |= {name: (pictures + place) // len(names) for place, name in enumerate(reversed(names))}
+    return shown
 
 
 def watched(sets: Sequence[EvaluationSet], outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -183,4 +193,6 @@ def watched(sets: Sequence[EvaluationSet], outcomes: Sequence[Outcome]) -> list[
 def _joined(parts: Sequence[Scorer]) -> Scored:
     outcomes = [outcome for part in parts for outcome in part.collect()]
     reasons = [part.stop_reason for part in parts if part.stop_reason]
-    return Scored(outcomes, [each for part in parts for each in part.shown], reasons[0] if reasons else None)
+    # The first of each set, then the second of each: what a page shows before its fold has something of all.
+    shown = [each for row in zip_longest(*(part.shown for part in parts)) for each in row if each is not None]
+    return Scored(outcomes, shown, reasons[0] if reasons else None)

@@ -55,12 +55,14 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
-    """A prompt's images, and per reward a score for each of them. `pair` names the pair that the prompt is a side of."""
+    """A prompt's images, and per reward a score for each of them. `pair` names the pair that the prompt is a side of; `given` are the
+    images of the prompt itself."""
 
     prompt: str
     shots: tuple[Shot, ...]
     scores: tuple[tuple[str, tuple[Score, ...]], ...]
     pair: str = ""
+    given: tuple[Shot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def build_gallery(run: RunFolder, problems: list[str]) -> Gallery | None:
         records = [column[key] for column in columns if key in column]
         shots = [_shot(run.path, label, record, problems) for label, record in zip(labels, records, strict=False)]
         scores = tuple(score_table(records, bounded))
-        cards.append(Card(str(first.get("prompt", "")), tuple(shots), scores, pair_of(first)))
+        given = _given_images(run, first, problems)
+        cards.append(Card(str(first.get("prompt", "")), tuple(shots), scores, pair_of(first), given))
     judged = [card for card in cards if len(card.shots) == len(labels) and all(s.right is not None for s in card.shots)]
     right = tuple(sum(bool(card.shots[n].right) for card in judged) for n in range(len(labels)))
     return Gallery(tuple(cards), labels, right, len(judged))
@@ -141,6 +144,15 @@ def _shot(run_dir: Path, label: str, record: Mapping[str, Any], problems: list[s
         right=read_correctly(str(read), [str(target) for target in targets]) if known else None,
         plan=record["text"] if isinstance(record.get("text"), str) else None,
     )
+
+
+def _given_images(run: RunFolder, record: Mapping[str, Any], problems: list[str]) -> tuple[Shot, ...]:
+    sources = record.get("sources")
+    shots = []
+    for name in sources if isinstance(sources, list) else []:
+        uri, width, height = data_uri(run.path, name, problems)
+        shots.append(Shot("given", uri, "image missing", width, height, read=None, right=None))
+    return tuple(shots)
 
 
 def bounded_rewards(records: Sequence[Mapping[str, Any]]) -> set[str]:

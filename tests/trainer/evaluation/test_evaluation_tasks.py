@@ -13,7 +13,8 @@ from trainer.config import AlarmsConfig, Config, RewardsConfig
 from trainer.evaluation.alarms import Alarm, find_alarms
 from trainer.evaluation.outcomes import Outcome, score_metrics
 from trainer.evaluation.rounds import shown_sets
-from trainer.evaluation.sets import load_sets
+from trainer.evaluation.sets import EvaluationSet, load_sets
+from trainer.types import Prompt
 
 TASKS = {"answers": "understand", "images": "generate"}
 
@@ -26,7 +27,22 @@ def test_a_set_is_drawn_as_its_task_is_trained_and_scored_by_its_rewards(tmp_pat
     assert (images.task, images.temperature, images.guidance_scale, images.rewards) == ("generate", 1.0, 3.0, ("hps",))
     assert [prompt.task for prompt in images.prompts] == ["generate"] * 4
     assert answers.prompts[0].source_images and not images.prompts[0].source_images
-    assert shown_sets([answers, images]) == {"answers", "images"}
+    assert shown_sets([answers, images], 24) == {"answers": 24, "images": 24}
+
+
+def test_every_kind_of_set_is_shown_and_controls_are_not() -> None:
+    """`num_pictures` of a task are shared by the first set of each kind: words alone, images beside them, a thought first."""
+    words, picture = (Prompt("p", "draw"),), (Prompt("e", "make", source_images=("a.png",)),)
+    sets = [
+        EvaluationSet("drawn", words, 1, 1, 1.0, ()),
+        EvaluationSet("more", words, 1, 1, 1.0, ()),
+        EvaluationSet("edited", picture, 1, 1, 1.0, ()),
+        EvaluationSet("control", words, 1, 1, 1.0, (), think=4, alarms=False),
+        EvaluationSet("riddles", words, 1, 1, 1.0, (), think=4),
+    ]
+    assert shown_sets(sets, 24) == {"drawn": 8, "edited": 8, "riddles": 8}
+    assert shown_sets(sets, 5) == {"drawn": 2, "edited": 2, "riddles": 1}
+    assert shown_sets(sets[3:4], 4) == {"control": 4}
 
 
 def test_a_task_that_is_not_trained_is_drawn_as_its_section_would_have_it(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def test_what_is_shown_has_the_answer_and_the_images_of_its_prompt(tmp_path: Pat
     assert record["targets"] == ["red"] and record["images"] == ()
     small, missing = record["sources"]
     assert small.shape == (128, 256, 3) and (small[0, 0] == (255, 0, 0)).all() and missing is None
+    drawn = Sample("q#1", "q", prompt, images=(np.zeros((8, 8, 3), np.uint8),))
+    scorer = score([Placed(0, 1, drawn)], kept=1, duplicates=1)
+    scorer.collect()
+    [record] = scorer.shown
+    assert record["text"] is None and record["sources"][0].shape == (128, 256, 3), "of an edit, too"
 
 
 def outcomes(seed: int, right: float, form: float, *, length: float = 10, truncated: float = 0.0) -> list[Outcome]:

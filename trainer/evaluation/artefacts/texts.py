@@ -81,14 +81,15 @@ def distinct(texts: Sequence[str]) -> dict[str, float]:
 
 
 def shown(sample: Sample) -> dict[str, Any]:
-    """The text, its length, whether it came to its end, and the images of its prompt, small."""
+    """The text, its length, whether it came to its end; and the images of its prompt, small, also where there is no text."""
+    sources = [_small(each) for each in sample.prompt.source_images]
     if sample.text is None:
-        return {"text": None}
+        return {"text": None, **({"sources": sources} if sources else {})}
     return {
         "text": sample.text,
         "length": length(sample),
         "finished": sample.finished,
-        "sources": [_small(each) for each in sample.prompt.source_images],
+        "sources": sources,
     }
 
 
