@@ -374,6 +374,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.use_ema": ("1", FLAG),
     "policy.constant_words": ("1", FLAG),
     "policy.max_latent_size": ("0", "greater than or equal to 1"),
+    "policy.interpolate_positions": ("1", FLAG),
     "policy.initialize.hidden_size": ("7", "greater than or equal to 8"),
     "policy.initialize.num_layers": ("0", "greater than or equal to 1"),
     "policy.initialize.num_heads": ("0", "greater than or equal to 1"),

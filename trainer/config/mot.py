@@ -83,6 +83,11 @@ class MotConfig(PolicySection):
         "the whole mask; auto is flex on a GPU, else rows.",
     )
     max_latent_size: int = Field(64, ge=1, description="Latent patches a side that positions are made for.")
+    interpolate_positions: bool = Field(
+        False,
+        description="Spread the patches of every image over the whole tables of positions, as BAGEL's interpolate_pos does; else patch i of a "
+        "side has position i. Weights go with the way they were trained.",
+    )
 
     @model_validator(mode="after")
     def _one_start(self) -> MotConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -164,3 +165,23 @@ def test_in_half_precision_the_errors_are_about_the_same(plans: Sequence[Sequenc
 def test_a_kernel_for_gpus_is_refused_elsewhere() -> None:
     with pytest.raises(ConfigError, match=r"policy\.attention = flex has no gradients on cpu"):
         small_mot(attention="flex")
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(4, 4, 64), (3, 5, 64), (7, 1, 70), (70, 64, 70)])
+def test_interpolated_places_are_the_buckets_of_fractions(height: int, width: int, side: int) -> None:
+    """BAGEL cuts [0, 1) into as many buckets as the table has positions a side, and patch i of n lies at i / n."""
+    ends = np.arange(1, side) / side
+    rows, columns = (np.searchsorted(ends, np.arange(n) / n, side="right") for n in (height, width))
+    assert places(height, width, side, spread=True).tolist() == (rows[:, None] * side + columns).flatten().tolist()
+    assert places(height, width, side).tolist() == [y * side + x for y in range(height) for x in range(width)]
+
+
+def test_interpolated_places_reach_both_tables(plans: Sequence[SequencePlan]) -> None:
+    """Of 4 x 4 patches in tables of 8 x 8 latents and 4 x 4 seen patches: every other position, and each."""
+    model = small_mot(interpolate_positions=True).model
+    given = pack_rows(
+        [model.lay(plans[1], Laying(seed=0))], model.codec, model.network.geometry, model.device, model.way
+    )
+    latents = [16 * y + 2 * x for y in range(4) for x in range(4)]
+    assert given.tokens.latent_places_G.tolist() == latents * (len(given.tokens.latent_places_G) // 16)
+    assert given.tokens.patch_places_V.tolist() == list(range(16))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.small_mot import picture
+from tests.support.small_mot import picture, small_mot
 from trainer.config.generation import GenerationConfig
 from trainer.policies.base import Laying, SamplingPlan
 from trainer.policies.generation import Generates, Instructions, Made, Written
@@ -26,6 +26,12 @@ from trainer.samplers.guidance import Guidance, guided_velocity
 from trainer.types import Prompt
 
 SAID = Instructions(think="think", refine="look")
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["places in order", "places spread"])
+def placed(request: pytest.FixtureRequest) -> MotPolicy:
+    """With either way of giving patches their positions."""
+    return small_mot(interpolate_positions=request.param)
 
 
 def settings(**changed: Any) -> GenerationConfig:
@@ -46,9 +52,9 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> list[Context]:
 
 
 def test_an_image_is_drawn_after_a_kept_context_as_in_the_whole_row(
-    policy: MotPolicy, contexts: Sequence[Context]
+    placed: MotPolicy, contexts: Sequence[Context]
 ) -> None:
-    model = policy.model
+    model = placed.model
     x = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
     kept = engine.read(model, [each.laid(model) for each in contexts])
     assert kept.there_BL.sum(1).tolist() == [each.laid(model).length for each in contexts]

@@ -39,7 +39,7 @@ MODEL: Mapping[str, Flag] = {
     "vit_patch_size": Flag(14, (), _FIXED, "whole"),
     "vit_max_num_patch_per_side": Flag(70, (), _FIXED, "whole"),
     "connector_act": Flag("gelu_pytorch_tanh", (), _FIXED),
-    "interpolate_pos": Flag(False, (), _FIXED, "flag"),
+    "interpolate_pos": Flag(False, ("policy.interpolate_positions",), "", "flag"),
     "vit_select_layer": Flag(-2, (), _FIXED, "whole"),
     "vit_rope": Flag(False, (), _FIXED, "flag"),
     "text_cond_dropout_prob": Flag(0.1, ("packed.dropout.text",), "", "number"),

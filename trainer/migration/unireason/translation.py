@@ -77,6 +77,7 @@ def _policy(line: CommandLine) -> dict[str, Line]:
         "policy.max_latent_size": Line(
             size, "" if "max_latent_size" in line.given else "32 there, which does not fit the published weights"
         ),
+        "policy.interpolate_positions": Line(line["interpolate_pos"]),
         "policy.dtype": Line("bfloat16", "trained weights stay float32"),
         "policy.gradient_checkpointing": Line(True, "always on there"),
         "policy.attention": Line("flex" if line["use_flex"] else "auto"),

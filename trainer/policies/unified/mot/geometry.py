@@ -68,12 +68,14 @@ class Geometry:
     Attributes:
         token_channels: numbers of a latent token: those of the codec times the square of the latent patch.
         max_latent_size: latent tokens a side that positions are made for.
+        interpolated: images of any size take the whole of both tables of positions.
     """
 
     language: LanguageGeometry
     vision: VisionGeometry
     token_channels: int
     max_latent_size: int
+    interpolated: bool = False
 
 
 def read_geometry(folder: Path, token_channels: int, max_latent_size: int) -> Geometry:

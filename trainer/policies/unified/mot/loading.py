@@ -34,7 +34,8 @@ def load(config: MotConfig, device: torch.device) -> tuple[MotNetwork, Codec, Wo
     """
     if config.initialize is not None:
         words = Words.fresh(config.initialize.words)
-        network = MotNetwork(fresh_geometry(config.initialize, len(words), config.max_latent_size))
+        geometry = fresh_geometry(config.initialize, len(words), config.max_latent_size)
+        network = MotNetwork(replace(geometry, interpolated=config.interpolate_positions))
         initialize(network)
         return network, LinearCodec.fitted(config.initialize.image_size, device), words, "Random weights."
     assert config.pretrained is not None, "the configuration has checked it"
@@ -42,7 +43,7 @@ def load(config: MotConfig, device: torch.device) -> tuple[MotNetwork, Codec, Wo
     codec = load_codec(folder, device, compute_dtype(config))
     geometry = read_geometry(folder, codec.channels * codec.latent_patch**2, config.max_latent_size)
     with torch.device("meta"):
-        network = MotNetwork(geometry)
+        network = MotNetwork(replace(geometry, interpolated=config.interpolate_positions))
     path, words = weights_file(config), Words.load(folder)
     fill(network, path, config)
     grow(network, len(words))

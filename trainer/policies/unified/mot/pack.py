@@ -95,7 +95,11 @@ def pack_rows(rows: Sequence[LaidRow], codec: Codec, geometry: Geometry, device:
         latent_places_G=torch.cat(
             [
                 _empty(),
-                *(places(*row.sizes[each.source], geometry.max_latent_size) for row in rows for each in row.latents),
+                *(
+                    places(*row.sizes[each.source], geometry.max_latent_size, spread=geometry.interpolated)
+                    for row in rows
+                    for each in row.latents
+                ),
             ]
         ).to(device),
         image_G=image_G.to(device),
@@ -170,7 +174,10 @@ def _seen(rows: Sequence[LaidRow], geometry: Geometry, device: torch.device) -> 
     patch = geometry.vision.patch_size
     images = [pixels for row in rows for pixels in row.seen]
     cut = [to_patches(pixels.to(device).permute(2, 0, 1), patch) for pixels in images]
-    where = [places(p.shape[0] // patch, p.shape[1] // patch, geometry.vision.side) for p in images]
+    where = [
+        places(p.shape[0] // patch, p.shape[1] // patch, geometry.vision.side, spread=geometry.interpolated)
+        for p in images
+    ]
     none = torch.zeros(0, patch * patch * COLOURS, dtype=torch.uint8, device=device)
     return {
         "patches": torch.cat([none, *cut]).float() / 127.5 - 1,  # mean and spread 0.5, as published

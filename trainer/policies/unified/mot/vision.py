@@ -118,6 +118,12 @@ def from_patches(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
     return cut.permute(order).reshape(*leading, channels, height * patch, width * patch)
 
 
-def places(height: int, width: int, side: int) -> Tensor:
-    """Where the patches of an image (height, width, in patches) lie in a table of `side` x `side` positions, int64."""
-    return (torch.arange(height)[:, None] * side + torch.arange(width)).flatten()
+def places(height: int, width: int, side: int, *, spread: bool = False) -> Tensor:
+    """Where the patches of an image (height, width, in patches) lie in a table of `side` x `side` positions, int64.
+
+    Args:
+        spread: patch i of n lies at i / n of the table, rounded down, so that every image takes the whole table, as BAGEL's programs place
+            them where they interpolate; else patch i lies at i.
+    """
+    row_H, column_W = (torch.arange(count) * (side if spread else count) // count for count in (height, width))
+    return (row_H[:, None] * side + column_W).flatten()

@@ -50,8 +50,9 @@ class Canvas:
     def __init__(self, model: MotModel, cache: Cache, size: tuple[int, int]) -> None:
         self._model, self._num = model, size[0] * size[1]
         count, device = len(cache), model.device
+        geometry = model.network.geometry
         tags = torch.tensor([model.words.image_start, model.words.image_end], device=device)
-        where = places(*size, model.network.geometry.max_latent_size).to(device)
+        where = places(*size, geometry.max_latent_size, spread=geometry.interpolated).to(device)
         self._attends = OnCanvas(cache, _TAGS, self._num)
         self._tokens = replace(
             no_tokens(model),
