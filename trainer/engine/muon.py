@@ -37,11 +37,12 @@ class Muon(torch.optim.Muon):
         momentum, rate = group["momentum"], group["lr"]
         updates = []
         for parameter in parameters:
-            state = self.state[parameter]
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None, "chosen so"
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            held = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-            updates.append(parameter.grad.lerp(held, momentum) if group["nesterov"] else held)
+            held = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            updates.append(gradient.lerp(held, momentum) if group["nesterov"] else held)
         rows, columns = parameters[0].shape
         stacked = torch.stack(updates).bfloat16()
         wide = orthogonal(
