@@ -170,21 +170,16 @@ def script(shell: str, version: str) -> str:
 
 
 def _fish(version: str) -> str:
-    lines = [
-        f"# rewards {version}: completion for fish. To use it: rewards completion fish | source",
-        "set -l verbs " + " ".join(VERBS),
-        "complete -c rewards -n 'not __fish_seen_subcommand_from $verbs' -f",
-    ]
-    lines = [
-        lines[0],
-        *(f"complete -c rewards -n __fish_use_subcommand -f -a {n} -d '{v.text}'" for n, v in VERBS.items()),
-    ]
+    lines = [f"# rewards {version}: completion for fish. To use it: rewards completion fish | source"]
+    for name, verb in VERBS.items():
+        said = verb.text.replace("'", "\\'")
+        lines.append(f"complete -c rewards -n __fish_use_subcommand -f -a {name} -d '{said}'")
     for verbs, words in _after().items():
         seen = f"'__fish_seen_subcommand_from {' '.join(verbs)}; and test (count (commandline -opc)) -eq 2'"
         lines.append(f"complete -c rewards -n {seen} -a '{' '.join(words)}'")
-    for verb in VERBS:
-        for flag in [*FLAGS.get(verb, ()), "--help"]:
-            lines.append(f"complete -c rewards -n '__fish_seen_subcommand_from {verb}' -l {flag.removeprefix('--')}")
+    for name in VERBS:
+        for flag in [*FLAGS.get(name, ()), "--help"]:
+            lines.append(f"complete -c rewards -n '__fish_seen_subcommand_from {name}' -l {flag.removeprefix('--')}")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -307,6 +308,14 @@ def test_bash_completes_verbs_recipes_services_and_flags(tmp_path: Path) -> None
     assert completed("rewards", "doctor", "my", cwd=tmp_path) == ["my", "recipe.yaml"]  # one file, its name has a blank
     assert completed("rewards", "evaluate", "quickstart", "--ch") == ["--checkpoint"]
     assert completed("rewards", "migrate", "neo", "x", cwd=tmp_path) == []
+
+
+def test_fish_is_told_what_each_verb_does() -> None:
+    """A verb's text has quotes, which end fish's own where they are not escaped."""
+    lines = [shlex.split(line.replace("\\'", "’")) for line in completion.script("fish", __version__).splitlines()[1:]]
+    assert {line[7]: line[9].replace("’", "'") for line in lines if line[4] == "__fish_use_subcommand"} == {
+        name: verb.text for name, verb in VERBS.items()
+    }
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from rewards import __version__
 from scripts.hash_requirements import pins
 from services.kit.guard.auth import Tokens
 from tests.support.deployment import ROOT, own_services, settings_of
@@ -176,6 +177,24 @@ def test_what_an_image_copies_is_there_and_not_ignored(file: str) -> None:
                 path = source.replace("${SERVICE}", "ocr").rstrip("/")
                 assert (ROOT / path).exists(), source
                 assert any(path == entry or path.startswith(entry + "/") for entry in allowed), source
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_images_say_their_version(file: str) -> None:
+    """After what is built of the pins and the code, so that a new version alone builds nothing again; whoever builds can give another."""
+    text = (ROOT / file).read_text()
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', text))
+    name = "rewards-${SERVICE}" if "service" in file else "rewards-trainer"
+    assert labels == {"title": name, "version": "${VERSION}", "licenses": "Apache-2.0"}
+    assert re.findall(r"^ARG VERSION=(.+)$", text, re.MULTILINE) == [__version__]
+    assert text.index("compileall") < text.index("ARG VERSION") < text.index("LABEL") < text.index("\nUSER")
+
+
+def test_compose_builds_with_the_labels_of_the_dockerfiles() -> None:
+    """No build argument of compose stands in their way, and its images are those that build_images.sh makes."""
+    for name, service in own_services().items():
+        assert set(service["build"]["args"]) == {"SERVICE", "PORT"}, name
+        assert service["build"]["dockerfile"] == "docker/service.Dockerfile"
 
 
 def test_nothing_secret_can_reach_the_build() -> None:
