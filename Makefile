@@ -1,7 +1,7 @@
 # What people run by hand. `make help` lists it. The virtual environment is the one train.sh and test.sh make.
 PY := $(or $(VENV),.venv)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm check audit lint format test openapi images
+.PHONY: help venv vllm check audit lint format test openapi images release
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,3 +33,6 @@ openapi: venv  ## Write the committed OpenAPI files from the services
 
 images:  ## Build the services' container images (docker, podman or buildah)
 	bash scripts/build_images.sh
+
+release: venv  ## Build the wheel and the source distribution, look at them, try them in an empty environment
+	$(PY) -m scripts.release

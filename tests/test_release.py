@@ -233,3 +233,29 @@ def test_uncommitted_changes_and_differing_versions_are_not_released(
     with pytest.raises(release.ReleaseError, match=r"CITATION\.cff says 0\.0\.9"):
         release.release(tmp_path, dirty=True, try_it=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_wheel_that_is_installed_scores_and_says_what_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The script of the release as it is run by hand: an empty environment, packages from the index, a real service."""
+    if not BUILDS:
+        pytest.skip("hatchling is not installed: `bash test.sh` installs it")
+    probe = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "sniffio==1.3.1",
+        "-d",
+        str(tmp_path / "probe"),
+    ]
+    if subprocess.run(probe, capture_output=True, timeout=300, check=False).returncode != 0:
+        pytest.skip("no package index can be reached")
+    assert release.main(["--output", str(tmp_path / "dist"), "--dirty"]) == 0, capfd.readouterr().err
+    said = capfd.readouterr().out
+    assert "all of them and nothing else" in said and "$ rewards score" in said
+    assert re.search(r"red\.png +1\b", said) or re.search(r"red\.png +0\.9", said), said

@@ -15,5 +15,6 @@ def check_installed(names: Sequence[str]) -> None:
         raise ConfigError(
             f"logging.report_to names {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed. "
             "Install the optional reporters: .venv/bin/python -m pip install --require-hashes -r "
-            "requirements/reporters.txt, or leave them out: logging.report_to=[tensorboard]"
+            "requirements/reporters.txt (without a checkout: pip install 'rewards-as-services[reporters]'), or leave them out: "
+            "logging.report_to=[tensorboard]"
         )
