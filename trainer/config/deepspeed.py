@@ -30,7 +30,8 @@ PASSED = (
     "steps_per_print",
 )
 OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-CHECKED = (*OWNED, "optimizer", "scheduler", "bf16", "fp16")
+_TABLES = ("optimizer", "scheduler", "bf16", "fp16")
+CHECKED = (*OWNED, *_TABLES)
 
 
 def read_deepspeed(path: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def read_deepspeed(path: str) -> dict[str, Any]:
     """
     where = f"distributed.deepspeed = {path}"
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}; there are configs/deepspeed/*.json") from error
     except ValueError as error:
@@ -53,6 +54,19 @@ def read_deepspeed(path: str) -> dict[str, Any]:
     if unknown:
         raise ConfigError(
             f"{where}: {', '.join(unknown)} would have no effect; take it out (known: {', '.join([*PASSED, *CHECKED])})"
+        )
+    for key in (*_TABLES, "zero_optimization"):
+        if not isinstance(raw.get(key, AUTO), dict) and raw.get(key, AUTO) != AUTO:
+            raise ConfigError(f'{where}: {key} is {raw[key]!r}; it is a table of settings, or "{AUTO}", or left out')
+    params = raw["optimizer"].get("params", AUTO) if isinstance(raw.get("optimizer"), dict) else AUTO
+    share = zero.get("zero_hpz_partition_size", AUTO)
+    if not isinstance(params, dict) and params != AUTO:
+        raise ConfigError(
+            f'{where}: optimizer.params is {params!r}; it is a table of settings, or "{AUTO}", or left out'
+        )
+    if share != AUTO and (not isinstance(share, int) or isinstance(share, bool)):
+        raise ConfigError(
+            f'{where}: zero_hpz_partition_size is {share!r}; it is the number of GPUs of a node, or "{AUTO}", or left out'
         )
     settings: dict[str, Any] = raw
     return settings
@@ -150,14 +164,16 @@ def _claims(settings: Mapping[str, Any], owner: Owner) -> Iterator[tuple[str, An
             "torch_adam": ("the choice of AdamW", AUTO),
             "adam_w_mode": ("the choice of AdamW", True),
         }
-        for name, theirs in optimizer.get("params", {}).items():
+        params = optimizer.get("params", AUTO)
+        for name, theirs in ({} if params == AUTO else params).items():
             field, value = ours_by_name.get(name, ("AdamW's own default", AUTO))
             yield f"optimizer.params.{name}", theirs, field, value
     if settings.get("scheduler", AUTO) != AUTO:
         yield "scheduler", settings["scheduler"].get("type"), "optim.schedule", optim.schedule
     # Weights and optimizer states are float32 under every stage; the policy computes in its dtype by autocast.
     for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
-        if settings.get(key, {}).get("enabled", AUTO) is True:
+        table = settings.get(key, AUTO)
+        if table != AUTO and table.get("enabled", AUTO) is True:
             yield f"{key}.enabled", dtype, "policy.dtype", owner.dtype
 
 

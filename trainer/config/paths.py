@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from trainer.config.policy import PolicyConfig
 from trainer.config.programs import ProgramName
 
 # Fields of the policies' sections that name what is read at the start; a cache folder is made where there is none.
-_READ = ("checkpoint", "pretrained", "sd3_path", "qwen_path", "lmm_checkpoint")
+_READ = ("checkpoint", "pretrained", "weights", "sd3_path", "qwen_path", "lmm_checkpoint")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -42,7 +43,7 @@ def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
 
 def nearest_path(path: Path) -> str:
     """The remedy for a path that is not there: the nearest one that is, or that it should be corrected."""
-    there = next(parent for parent in path.absolute().parents if parent.is_dir())
+    there = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
     missing, *rest = path.absolute().relative_to(there).parts
     near = difflib.get_close_matches(missing, [each.name for each in there.iterdir()], n=1)
     if not near:

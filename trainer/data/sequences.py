@@ -58,12 +58,14 @@ class ImageItem:
         use: how it is read.
         droppable: as for texts.
         resize: how it is scaled; None is the policy's own way.
+        among: how many images of its conversation share the pixels that one alone may have; a policy says how.
     """
 
     path: str
     use: Use
     droppable: bool = False
     resize: Resize | None = None
+    among: int = 1
 
 
 Item = TextItem | ImageItem

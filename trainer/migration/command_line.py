@@ -1,23 +1,34 @@
-"""Reads a command line as it is typed, or the one in a shell script. Nothing is run."""
+"""Reads a command line as it is typed, or the one in a shell script (`scripts`). Nothing is run."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from trainer.config.base import ConfigError, nearest
+from trainer.config.base import ConfigError, did_you_mean
+from trainer.migration.scripts import Script
 
 Kind = Literal["text", "texts", "whole", "number", "flag"]
 
-_SET = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)$", re.DOTALL)
-_USED = re.compile(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))")
-_ENDS = re.compile(r"^(\||\|\||&&|;|&|\d?>{1,2}(&\d|.+)?|2>&1)$")  # what ends a command in a shell
+_LAUNCHERS = (
+    "torchrun",
+    "python",
+    "python3",
+    "accelerate",
+    "deepspeed",
+    "srun",
+    "nohup",
+    "env",
+    "bash",
+    "sudo",
+    "numactl",
+)
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -47,6 +58,7 @@ class CommandLine:
         given: names of the flags that were typed.
         folders: where its relative paths are looked for, the first first.
         runs_in: the folder that the program runs in, where those count from that are nowhere yet.
+        notes: what is to be said of how it was typed.
     """
 
     program: str
@@ -54,6 +66,7 @@ class CommandLine:
     given: frozenset[str]
     folders: Sequence[Path] = field(default_factory=lambda: (Path.cwd(),))
     runs_in: Path = field(default_factory=Path.cwd)
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -72,40 +85,87 @@ class CommandLine:
         return os.path.abspath(self.home(name) / name)
 
 
-def read_command_line(program: str, flags: Mapping[str, Flag], entry: str, arguments: Sequence[str]) -> CommandLine:
+def read_command_line(
+    program: str,
+    flags: Mapping[str, Flag],
+    entry: str,
+    arguments: Sequence[str],
+    presets: Mapping[str, str] = MappingProxyType({}),
+) -> CommandLine:
     """The flags of a command, whether or not it begins with torchrun; or those in a script, where its path alone is given.
 
-    As argparse has it, the beginning of a flag's name will do where one flag alone begins so, and --no_x is --x false.
+    As argparse has it, the beginning of a flag's name will do where one flag alone begins so, --no_x is --x false, and of a flag that
+    is given twice the last one counts, which is said.
 
     Args:
         program: its name, for messages.
         flags: those that it knows.
         entry: the file of Python that it starts, by which the line is found in a script.
+        presets: flags that come before those that are typed, by the first word.
 
     Raises:
-        ConfigError: a flag that is not known, with the nearest one, a value of another kind, or a script without the command.
+        ConfigError: a flag that is not known, with the nearest one, a value of another kind, a first word that is nothing of this, or a
+            script without the command.
     """
-    folders, runs_in = [Path.cwd()], Path.cwd()
-    if len(arguments) == 1 and not arguments[0].startswith("-"):
-        arguments, more = _of_script(Path(arguments[0]), entry)
+    folders, runs_in, notes = [Path.cwd()], Path.cwd(), list[str]()
+    before: list[str] = []
+    first = arguments[0] if arguments else ""
+    if first in presets and not Path(first).exists():
+        before, arguments = shlex.split(presets[first]), arguments[1:]
+    elif len(arguments) == 1 and not first.startswith("-") and (Path(first).exists() or not _near(first, presets)):
+        arguments, more, notes = Script(Path(first)).command(entry)
         folders += more
         runs_in = more[-1] if len(more) > 1 else runs_in  # it changes into the last one
-    values, problems = {name: flag.default for name, flag in flags.items()}, []
+    else:
+        _check_beginning(program, entry, arguments, presets)
+    values, problems = {name: flag.default for name, flag in flags.items()}, list[str]()
     given: set[str] = set()
-    for typed, words in _split(arguments, entry):
-        name = _whole(typed, flags)
-        if name in flags:
-            values[name], problem = _value(flags[name], words)
-        elif name.startswith("no_") and (name := _whole(name[3:], flags)) in flags and flags[name].kind == "flag":
-            values[name], problem = False, "takes no value" if words else ""
-        else:
-            problems.append(f"--{typed} is no flag of {program}: {nearest(typed, flags)}")
-            continue
-        problems += [f"--{typed} {problem}"] if problem else []
-        given.add(name)
+    for words_given, typed_here in ((before, False), (arguments, True)):
+        seen: set[str] = set()
+        for typed, words in _split(words_given, entry):
+            name = _whole(typed, flags)
+            if name in flags:
+                value, problem = _value(flags[name], words)
+            elif name.startswith("no_") and (name := _whole(name[3:], flags)) in flags and flags[name].kind == "flag":
+                value, problem = False, "takes no value" if words else ""
+            else:
+                problems.append(_unknown(program, typed, flags))
+                continue
+            problems += [f"--{typed} {problem}"] if problem else []
+            if typed_here and name in seen and values[name] != value:
+                notes.append(f"--{name} is given twice, {values[name]} and {value}: the last one counts")
+            values[name] = value
+            seen.add(name)
+        given |= seen
     if problems:
         raise ConfigError("\n  ".join([f"the command line of {program} cannot be used:", *problems]))
-    return CommandLine(program, values, frozenset(given), tuple(folders), runs_in)
+    return CommandLine(program, values, frozenset(given), tuple(folders), runs_in, tuple(notes))
+
+
+def _check_beginning(program: str, entry: str, arguments: Sequence[str], presets: Mapping[str, str]) -> None:
+    """Raises ConfigError: the words before the first flag are no launcher's, which would be passed over."""
+    first = arguments[0] if arguments else "--"
+    starts = any(Path(word).name == entry for word in arguments) or Path(first).name in _LAUNCHERS or "=" in first
+    if first.startswith("-") or starts:
+        return
+    names = f"neither a stage ({', '.join(presets)})" if presets else "neither a script"
+    raise ConfigError(
+        f"{first!r} is {names} nor the beginning of a command line of {program}, which has torchrun or {entry} in it, or begins with a "
+        f"flag{_near(first, presets)}"
+    )
+
+
+def _near(word: str, presets: Mapping[str, str]) -> str:
+    """The end of a sentence about a word that may be meant for one of these, in whatever case; empty where it is not."""
+    same = [name for name in presets if name.lower() == word.lower()]
+    return f"; did you mean {same[0]}?" if same else did_you_mean(word, presets)
+
+
+def _unknown(program: str, typed: str, flags: Mapping[str, Flag]) -> str:
+    beginnings = [f"--{name}" for name in flags if typed and name.startswith(typed)]
+    if beginnings:
+        return f"--{typed} is no flag of {program}, and the beginning of {', '.join(beginnings)}: write one of them out"
+    return f"--{typed} is no flag of {program}: {did_you_mean(typed, flags).removeprefix('; ') or 'see --help for those that are'}"
 
 
 def flag_lines(flags: Mapping[str, Flag]) -> list[str]:
@@ -126,8 +186,12 @@ def check_recipe(program: str, flags: Mapping[str, Flag], text: str) -> None:
     try:
         checked("the recipe that it becomes", Config, yaml.safe_load(text))
     except ConfigError as error:
+        # " optim.betas:" or " optim.betas.0:"
+        said = str(error)
         meant = [
-            f"--{name}" for name, flag in flags.items() if any(f" {field}:" in str(error) for field in flag.fields)
+            f"--{name}"
+            for name, flag in flags.items()
+            if any(f" {field}{end}" in said for field in flag.fields for end in (":", ".0:", ".1:"))
         ]
         raise ConfigError(f"{', '.join(meant) or f'the command line of {program}'}: {error}") from error
 
@@ -148,16 +212,17 @@ def _whole(typed: str, flags: Mapping[str, Flag]) -> str:
 
 def _split(arguments: Sequence[str], entry: str) -> Iterator[tuple[str, list[str]]]:
     """Each flag with the words behind it, but the name of the program that torchrun starts."""
-    name, words = "", list[str]()
+    name: str | None = None
+    words: list[str] = []
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
-            if name:
+            if name is not None:
                 yield name, words
-            name, equals, value = word[2:].partition("=")
-            name, words = name.replace("-", "_"), [value] if equals else []
-        elif name and word != "-m" and not (word.endswith(".py") and (words or Path(word).name == entry)):
+            typed, equals, value = word[2:].partition("=")
+            name, words = typed.replace("-", "_"), [value] if equals else []
+        elif name is not None and word != "-m" and not (word.endswith(".py") and (words or Path(word).name == entry)):
             words.append(word)
-    if name:
+    if name is not None:
         yield name, words
 
 
@@ -171,6 +236,8 @@ def _value(flag: Flag, words: Sequence[str]) -> tuple[Any, str]:
         return not words or words[0].lower() in _TRUE, ""
     if len(words) != 1:
         return None, f"takes one value, not {len(words)}{': ' if words else ''}{' '.join(words)}"
+    if not words[0].strip():
+        return None, "has an empty value; give one, or leave the flag out"
     return (words[0], "") if flag.kind == "text" else _number(flag.kind, words[0])
 
 
@@ -179,67 +246,3 @@ def _number(kind: Kind, word: str) -> tuple[Any, str]:
         return (int(word) if kind == "whole" else float(word)), ""
     except ValueError:
         return None, f"{word!r} is no {'whole number' if kind == 'whole' else 'number'}"
-
-
-def _of_script(path: Path, entry: str) -> tuple[list[str], list[Path]]:
-    """The words of the command that starts `entry`, its variables filled in; and the folders that the script is in or goes to."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give the script, or the command line itself") from error
-    known: dict[str, str] = {}
-    folders = [path.resolve().parent]
-    for line in _lines(text):
-        words = shlex.split(line.removeprefix("export "), comments=True)
-        named = entry in line or any(entry in known.get(used[1] or used[3], "") for used in _USED.finditer(line))
-        if named and len(words) > 1:  # a single word sets a variable
-            return list(_words(path, line, known)), folders
-        if match := _SET.match(line):
-            try:
-                known[match[1]] = " ".join(shlex.split(_filled(path, match[2], known), comments=True))
-            except ConfigError:
-                known.pop(match[1], None)  # it needs a variable that is not set; the command may do without it
-        elif line.startswith("cd "):
-            folders.append((folders[0] / _filled(path, line[3:], known).strip("\"' ")).resolve())
-    raise ConfigError(f"{path} has no line that starts {entry}; give the command line itself")
-
-
-def _lines(text: str) -> Iterator[str]:
-    """The lines of a script, without comments; one that goes on behind a backslash or inside quotes is one line."""
-    whole = ""
-    # A comment between the lines of a command would end it, as in a shell.
-    for line in re.sub(r"\\\n", " ", text).split("\n"):
-        if not whole and line.strip().startswith("#"):
-            continue
-        whole = f"{whole} {line}".strip() if whole else line.strip()
-        try:
-            shlex.split(whole, comments=True)
-        except ValueError:  # a quote has no end yet
-            continue
-        if whole:
-            yield whole
-        whole = ""
-
-
-def _words(path: Path, line: str, known: Mapping[str, str]) -> Iterator[str]:
-    """The command's words from the first flag on, to where the command ends."""
-    words = shlex.split(line)
-    first = next((n for n, word in enumerate(words) if word.startswith("--")), len(words))
-    for word in words[first:]:
-        if _ENDS.match(word):
-            return
-        filled = _filled(path, word, known)
-        yield from [filled] if filled == word or " " in word else shlex.split(filled)
-
-
-def _filled(path: Path, line: str, known: Mapping[str, str]) -> str:
-    """A line with the variables that the script has set, or the environment has."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[3]
-        found = known.get(name, os.environ.get(name, match[2]))
-        if found is None:
-            raise ConfigError(f"{path} uses ${name}, which it does not set; set it in the environment")
-        return found
-
-    return _USED.sub(value, re.sub(r"\$\([^)]*\)", ".", line))

@@ -104,7 +104,25 @@ def test_a_fixed_accumulation_must_fit_the_ranks(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[]", "must hold zero_optimization.stage"), (None, "cannot be read")]
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must hold zero_optimization.stage"),
+        (None, "cannot be read"),
+        ('{"zero_optimization": {"stage": "auto"}}', "must hold zero_optimization.stage, a number from 0 to 3"),
+        (
+            '{"zero_optimization": {"stage": 2}, "bf16": true}',
+            'bf16 is True; it is a table of settings, or "auto", or left out',
+        ),
+        ('{"zero_optimization": {"stage": 2}, "fp16": null}', "fp16 is None; it is a table"),
+        ('{"zero_optimization": {"stage": 2}, "optimizer": "AdamW"}', "optimizer is 'AdamW'; it is a table"),
+        ('{"zero_optimization": {"stage": 2}, "optimizer": {"params": 3}}', "optimizer.params is 3; it is a table"),
+        ('{"zero_optimization": {"stage": 2}, "scheduler": "WarmupLR"}', "scheduler is 'WarmupLR'; it is a table"),
+        (
+            '{"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "x"}}',
+            "zero_hpz_partition_size is 'x'; it is the number of GPUs",
+        ),
+    ],
 )
 def test_files_that_cannot_be_used(write: Write, tmp_path: Path, text: str | None, message: str) -> None:
     override = write(text) if text is not None else [f"distributed.deepspeed={tmp_path / 'none.json'}"]

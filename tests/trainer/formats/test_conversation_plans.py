@@ -99,6 +99,17 @@ def test_a_video_is_so_many_of_its_frames(
     assert brief(plans.plan(1)) == ["user: a ", *expected, " b", "assistant: x (CE)"]
 
 
+def test_images_of_a_conversation_share_what_one_may_have(tmp_path: Path, pictures: Path) -> None:
+    """Frames count as images."""
+    rows = [
+        row(human("a"), gpt("b"), image="red.png"),
+        row(human("<image> <image> <video>"), gpt("b"), image=["red.png", "blue.png"], video="video"),
+    ]
+    plans = plans_of(write_rows(tmp_path / "rows.json", rows), "conversations", image_folder=str(pictures))
+    among = [[item.among for item in plans.plan(n).items if isinstance(item, ImageItem)] for n in (0, 1)]
+    assert among == [[1], [5] * 5]
+
+
 def test_frames_are_spaced_evenly() -> None:
     assert _spaced(9, 5) == [0, 2, 4, 6, 8]
     assert _spaced(100, 4) == [0, 33, 66, 99]
@@ -119,6 +130,8 @@ TURNS = (human("a"), gpt("b"))
         (row(human("a"), gpt("")), "conversations[1]: value: the text is empty"),
         (row(human("a"), gpt(3)), "conversations[1]: value: 3 is a int, not a text"),
         (row(human("a"), gpt("b", is_input="yes")), "conversations[1]: is_input: 'yes' is neither true nor false"),
+        (row(human("a"), gpt("b", is_inputs=True)), "conversations[1]: is_inputs: not known; did you mean is_input, by which"),
+        (row(human("a"), gpt("b", is_input=None)), "conversations[1]: is_input: None is neither true nor false"),
         (row(human("a")), "conversations: no turn of gpt's is learnt"),
         (row(human("a"), gpt("b", is_input=True)), "conversations: no turn of gpt's is learnt"),
         (row(human("a"), gpt("see <image>"), image="red.png"), "conversations[1]: value: <image> stands in an answer"),
@@ -133,6 +146,12 @@ TURNS = (human("a"), gpt("b"))
         (row(*TURNS, images=["red.png", None]), "images[1]: None is a NoneType"),
         (row(*TURNS, video="clip.mp4"), "clip.mp4 is a file; videos are read as folders of frames: write them with ffmpeg"),
         (row(*TURNS, video="nowhere"), "video: no folder at"),
+        (row(*TURNS, video="x" * 5000), "video: no folder at"),
+        (row(*TURNS, image="x" * 5000 + ".png"), "cannot be read: File name too long"),
+        (row(*TURNS, image=[["red.png"]]), "image[0]: ['red.png'] is a list, not a text"),
+        (row(*TURNS, image=0), "image: 0 is a int, not a text"),
+        (row(human("<image_1> <image_2>"), gpt("b"), image=["red.png", "blue.png"]), "0 <image> marks for 2 images"),
+        (row(*TURNS, image="red.png", video=[["red.png"]]), "conversations: 0 <image> marks for 1 image"),
         (row(*TURNS, video="empty"), "video: 'empty' holds no image in .png"),
         ([], "[] is a list, not an object"),
         ([3], "3 is a int, not an object"),

@@ -96,6 +96,15 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path: Path) -> None:
         ('[{"a": "b}]', "behind row 0, where a row belongs: a quote or bracket before it may have no end"),
         ('[{"a": 1}]]', "1 bytes stand behind the array's end"),
         ("[" + "[" * 9 + "]" * 9 + "]", "where a row belongs"),
+        (
+            '{"rows": [{"a": 1},\n {"a": 2}]}',
+            'begins with an object over several lines, \'{"rows": [{"a": 1},\'; a file is an array of rows',
+        ),
+        ('{\n "a": 1\n}\n{\n "a": 2\n}', "begins with an object over several lines, '{'"),
+        (
+            '[{"a": 1}]\n[{"a": 2}]',
+            "10 bytes stand behind the array's end; leave them out, or, where each line is a list of rows, end",
+        ),
         ("[]", "holds no row"),
         ("", "holds no row"),
         (" \n\n", "holds no row"),
@@ -106,6 +115,38 @@ def test_an_array_that_cannot_be_looked_through_is_refused(tmp_path: Path, text:
         OffsetRows(written(tmp_path, text))
     assert message in str(error.value)
     assert "data.json" in str(error.value)
+
+
+def test_a_first_line_that_is_cut_off_hides_no_other(tmp_path: Path) -> None:
+    rows = OffsetRows(written(tmp_path, '{"a": 1, "b\n{"a": 2}\n', "data.jsonl"))
+    assert rows.row(1) == {"a": 2}
+    with pytest.raises(DataError, match=r"data\.jsonl:1: not a JSON object"):
+        rows.row(0)
+
+
+def test_a_field_that_comes_twice_is_named(tmp_path: Path) -> None:
+    rows = OffsetRows(written(tmp_path, '[{"a": 1, "b": {"c": 2, "c": 3}}, {"a": 1, "a": 2}]'))
+    for number, name in enumerate("ca"):
+        with pytest.raises(
+            DataError, match=rf"data\.json:{number + 1}: not a JSON object \(the field '{name}' comes twice\)"
+        ):
+            rows.row(number)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32", "latin-1"])
+def test_another_encoding_is_said(tmp_path: Path, encoding: str) -> None:
+    """JSON's own reader would guess it, row by row."""
+    mark = "\ufeff" * encoding.endswith("e")
+    raw = f'{mark}[{{"a": "\xe9"}}]'.encode(encoding)
+    with pytest.raises(DataError, match=r"not UTF-8 text|not a JSON object"):
+        all_of(OffsetRows(written(tmp_path, raw)))
+
+
+def test_a_folder_and_a_name_that_is_too_long_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder; name the file with the rows in it"):
+        OffsetRows(tmp_path)
+    with pytest.raises(DataError, match=r"no file at .*xxx"):
+        OffsetRows(tmp_path / ("x" * 400))
 
 
 def test_no_file_is_said_with_the_nearest(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from tests.support.packed_rows import ROWS, write_images, write_rows
 from trainer.config.packed import PackedConfig
 from trainer.data.formats.groups import group_notes, read_groups
 from trainer.data.formats.neo.registry import Used, read_neo_registry, used_sets
-from trainer.data.formats.tables import Named, assigned_texts, python_tables
 from trainer.data.formats.unireason import instructions
 from trainer.data.formats.unireason.grouping import read_grouping
 from trainer.data.formats.unireason.instructions import PUBLISHED, REFINE, THINK, read_instructions
@@ -140,9 +139,17 @@ def test_a_registry_may_be_yaml(files: Path) -> None:
         ({"edits": {"weight": 1}}, "edits: dataset_names: None is no list of data sets"),
         ({"edits": {"dataset_names": ["edits"]}}, "edits: weight: missing, which is 0 there"),
         ({"edits": {"dataset_names": ["edits"], "weight": 0}}, "edits: weight: 0: no row of it would be drawn"),
-        ({"edits": {"dataset_names": ["edits"], "weight": "much"}}, "edits: weight: Input should be a valid number"),
+        ({"edits": {"dataset_names": ["edits"], "weight": "much"}}, "edits: weight: must be a valid number (given: 'much')"),
+        ({"edits": {"dataset_names": ["edits"], "weight": -1}}, "edits: weight: must be greater than 0 (given: -1)"),
+        ({"edits": {"dataset_names": ["edits"], "weight": True}}, "edits: weight: must be a valid number (given: True)"),
+        ({"edits": {"dataset_names": ["edits"], "weight": float("nan")}}, "edits: weight: must be a finite number (given: nan)"),
+        ({"edits": {"dataset_names": ["edits"], "weight": 1, "is_mandatory": "yes, please"}}, "edits: is_mandatory: must be a valid boolean"),
+        ({"edits": {"dataset_names": ["edits"], "weight": 1, "num_used_data": 2.5}}, "num_used_data: 2.5 is neither a whole number"),
+        ({"edits": {"dataset_names": ["edits"], "weight": 1, "num_used_data": True}}, "num_used_data: True is neither a whole number"),
+        ({"edits": {"dataset_names": ["edits"], "weight": 1, "num_used_data": float("inf")}}, "num_used_data: inf is neither a whole"),
+        ({"edits": {"dataset_names": ["edits"], "weight": 1, "vit_image_transform_args": {"image_stride": 0, "max_image_size": 1, "min_image_size": 1}}}, "vit_image_transform_args.image_stride: must be greater than or equal to 1 (given: 0)"),
         ({"edits": {"dataset_names": ["edits"], "weight": 1, "is_mandatry": True}}, "is_mandatry: not known; did you mean is_mandatory?"),
-        ({"edits": {"dataset_names": ["edits"], "weight": 1, "num_used_data": "few"}}, "num_used_data: 'few' is neither a number of rows"),
+        ({"edits": {"dataset_names": ["edits"], "weight": 1, "num_used_data": "few"}}, "num_used_data: 'few' is neither a whole number of rows nor None"),
         ({"edits": {"dataset_names": ["edits"], "weight": 1, "num_used_data": [1, 2]}}, "num_used_data: 2 numbers for 1 data sets"),
         ({"edits": {"dataset_names": ["edits"], "weight": 1, "image_transform_args": {"image_stride": 16}}}, "max_image_size: missing"),
         ({"edits": {"dataset_names": ["edits"], "weight": 1, "image_transform_args": {"stride": 16}}}, "stride: not known"),
@@ -163,8 +170,65 @@ def test_a_wrong_table_of_groups_is_refused_by_name(files: Path, change: Any, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("edits: {weight: 1}\nedits: {weight: 2}\n", "the key 'edits' comes twice; keep one of them"),
+        ("edits: {weight: 1, weight: 2}\n", "the key 'weight' comes twice"),
+        ("edits: {shuffle_seed: 2024-13-45}\n", "cannot be read as YAML (month must be in 1..12)"),
+        ("edits: !!python/object/apply:os.system [id]\n", "cannot be read as YAML (could not determine a constructor"),
+        ("edits:\n\tweight: 1\n", "cannot be read as YAML (while scanning"),
+        ("a: 1\n---\nb: 1\n", "cannot be read as YAML (expected a single document"),
+        ("edits: " + "[" * 3000 + "]" * 3000, "cannot be read as YAML (maximum recursion depth exceeded"),
+        ("edits: \xff", "not UTF-8 text (byte 7); save the file as UTF-8"),
+        ("edits: \0", "cannot be read as YAML (unacceptable character"),
+        ("", "None is no table of names"),
+        ("g: &a [x, x, x, x, x, x, x, x]\n" + "".join(f"g{n}: &a{n} [{', '.join(['*a' + str(n - 1 or '')] * 8)}]\n" for n in range(1, 9)), "is no table of fields"),
+    ],
+)  # fmt: skip
+def test_yaml_that_cannot_be_read_is_refused(files: Path, text: str, message: str) -> None:
+    (files / "groups.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError) as error:
+        read_groups(packed(files), seed=0)
+    assert message in str(error.value) and "groups.yaml" in str(error.value)
+
+
+def test_anchors_and_merged_tables_are_read(files: Path) -> None:
+    text = "pictures: &all\n  dataset_names: [first]\n  weight: 1\nedits:\n  <<: *all\n  dataset_names: [edits]\n"
+    (files / "groups.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert [(each.name, each.weight, len(each)) for each in read_groups(packed(files), seed=0)] == [
+        ("pictures", 1.0, 3),
+        ("edits", 1.0, 1),
+    ]
+
+
+def test_a_field_that_is_nearly_one_is_not_passed_over(files: Path) -> None:
+    """Images would be looked for in the working directory."""
+    (files / "dataset_info.py").write_text(
+        INFO.format(root=files).replace('"image_prefix_dir": ROOT', '"image_prefix": ROOT')
+    )
+    with pytest.raises(DataError, match=r"pictures: first: image_prefix: not known; did you mean image_prefix_dir\?$"):
+        read_groups(packed(files), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("DATASET_REGISTRY = {}", "no table DATASET_INFO, a dictionary of constants"),
-        ("DATASET_REGISTRY = make()\nDATASET_INFO = {}", "no table DATASET_REGISTRY"),
+        (
+            "DATASET_REGISTRY = make()\nDATASET_INFO = {}",
+            "dataset_info.py:1: DATASET_REGISTRY is made or changed by code there",
+        ),
+        (
+            "DATASET_REGISTRY = {'pictures': t2i()}\nDATASET_INFO = {}",
+            "dataset_info.py:1: DATASET_REGISTRY: pictures is made or changed",
+        ),
+        (
+            "DATASET_REGISTRY = {'pictures': 't2i'}\nDATASET_INFO = {'pictures': load()}",
+            "py:2: DATASET_INFO: pictures is made or changed",
+        ),
+        (
+            "DATASET_REGISTRY = {'pictures': 't2i', 'edits': 'edit'}\nDATASET_INFO = {'pictures': {'first': {'jsonl_path': get('x')}}}",
+            "dataset_info.py:2: DATASET_INFO: pictures: first: jsonl_path is made or changed by code there, and nothing of the file is run; "
+            "write it as constants, or the same tables as YAML",
+        ),
         ("DATASET_REGISTRY = {", "cannot be read as Python"),
         ("DATASET_REGISTRY = {}\nDATASET_INFO = {}", "DATASET_REGISTRY: no group pictures; known are: none"),
     ],
@@ -174,15 +238,6 @@ def test_a_wrong_registry_is_refused_by_name(files: Path, text: str, message: st
     with pytest.raises(DataError) as error:
         read_groups(packed(files), seed=0)
     assert message in str(error.value)
-
-
-def test_constants_are_read_and_code_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "tables.py"
-    path.write_text(
-        "A = 'a'\nB: dict = {'x': [A, 1, None], A: Some.Class}\nC = print('no')\nD = {**B}\ndef f():\n    p = 'in'\n"
-    )
-    assert python_tables(path) == {"A": "a", "B": {"x": ["a", 1, None], "a": Named("Class")}}
-    assert assigned_texts(path, "p") == ["in"]
 
 
 def sections(**fields: Any) -> PackedConfig:
@@ -229,6 +284,10 @@ def test_a_wrong_instruction_is_refused_by_name(
 NEO = """
 SHAPES = {"annotation_path": "shapes.jsonl", "data_path": "pictures"}
 data_dict = {"shapes": SHAPES, "texts": {"annotation_path": "texts.json", "data_path": ""}, "empty": {"annotation_path": ""}}
+data_dict["gone"] = load("gone")
+data_dict["made"] = {"annotation_path": path("made"), "data_path": None}
+data_dict["near"] = {"annotation_path": "a.json", "data_paths": ""}
+data_dict["numbers"] = {"annotation_path": 3}
 """
 
 
@@ -250,8 +309,20 @@ def test_the_sets_of_a_run_are_found_with_their_shares(tmp_path: Path) -> None:
     ("use", "message"),
     [
         ("shape%50", "no data set 'shape' in {}; did you mean shapes?"),
-        ("nothing", "no data set 'nothing' in {}; known are: SHAPES, shapes, texts, empty"),
+        ("nothing", "no data set 'nothing' in {}; known are: SHAPES, shapes, texts, empty, made, near, numbers"),
         ("shapes%x", "'x' is no number; write shapes%25"),
+        ("shapes%1_0", "'1_0' is no number"),
+        ("shapes%", "'' is no number"),
+        ("shapes%nan", "nan is no percentage"),
+        ("shapes,", "no data set '' in {}"),
+        ("Shapes", "no data set 'Shapes' in {}; did you mean shapes?"),
+        ("made", "made: annotation_path is made or changed by code there"),
+        ("near", "near: data_paths: not known; did you mean data_path?"),
+        ("numbers", "numbers: annotation_path: 3 is no path"),
+        (
+            "more",
+            "no data set 'more' in {}; known are: SHAPES, shapes, texts, empty, made, near, numbers; data_dict['gone'] (line 4) is made or changed by code, which is not run",
+        ),
         ("shapes%-1", "-1 is no percentage; give one from 0 to 100"),
         ("shapes,shapes%5", "shapes stands there twice"),
         ("empty", "empty: annotation_path is empty"),

@@ -195,7 +195,7 @@ def test_epochs_are_counted_in_rows(tmp_path: Path) -> None:
     ("program", "more", "words"),
     [
         ("pairuni", "--num_generation_text 4", "--num_generation_text is no flag of pairuni: did you mean num_generations_text?"),
-        ("pairuni", "--reward_funcs hps", "--reward_funcs is no flag of pairuni: known are"),
+        ("pairuni", "--reward_funcs hps", "--reward_funcs is no flag of pairuni: see --help for those that are"),
         ("pairuni", "--max_steps many", "--max_steps 'many' is no whole number"),
         ("pairuni", "--learning_rate fast", "--learning_rate 'fast' is no number"),
         ("pairuni", "--bf16 perhaps", "--bf16 'perhaps' is neither true nor false"),

@@ -13,12 +13,14 @@ from PIL import Image
 from tests.support.small_mot import image, picture, row, small_mot, text
 from trainer.config import ConfigError
 from trainer.config.mot import MotConfig
-from trainer.data.sequences import Resize, SequencePlan
+from trainer.data.sequences import ImageItem, Resize, SequencePlan
 from trainer.policies.base import Laying
-from trainer.policies.unified.mot.lay import LaidRow
+from trainer.policies.unified.mot.inference.context import Context
+from trainer.policies.unified.mot.lay import LaidRow, lay_row
 from trainer.policies.unified.mot.pictures import fitted, read_pixels
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.samplers.schedules import shifted
+from trainer.types import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,28 @@ def test_images_are_scaled_between_a_shortest_and_a_longest_side(
     size: tuple[int, int], resize: Resize, wanted: tuple[int, int]
 ) -> None:
     assert fitted(*size, resize) == wanted
+
+
+@pytest.mark.parametrize(("among", "wanted"), [(1, (980, 980)), (2, (924, 924)), (4, (462, 462))])
+def test_images_of_a_conversation_share_the_most_pixels(among: int, wanted: tuple[int, int]) -> None:
+    """14 * 14 * 9 * 1024 pixels, evenly: 980 * 980 is above a half of them, by 1.063 as published, and then to the stride."""
+    assert fitted(2000, 2000, Resize(14, 980, 224), among) == wanted
+
+
+def test_a_row_says_how_many_images_share_them(policy: MotPolicy) -> None:
+    asked = []
+
+    def reader(path: str, resize: Resize, among: int) -> torch.Tensor:
+        asked.append(among)
+        return torch.zeros(8, 8, 3, dtype=torch.uint8)
+
+    model = policy.model
+    plan = row("rows.json row 1", *[image("a.png", "seen", among=3)] * 3, image("b.png", "drawn"))
+    lay_row(plan, Laying(0), model.words, model.ways, reader=reader)
+    assert asked == [3, 3, 3, 1]
+    question = Prompt("q", "what", source_images=("a.png", "b.png"))
+    assert [item.among for item in Context("q").questioned(question).items if isinstance(item, ImageItem)] == [2, 2]
+    assert {item.among for item in Context("q").asked(question).items if isinstance(item, ImageItem)} == {1}
 
 
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def test_percentages_beyond_all_and_of_nothing_are_said(kit: Path) -> None:
     [group] = nested(lines)["packed"]["groups"]
     assert [each["name"] for each in group["sets"]] == ["shapes"] and "share" not in group["sets"][0]
     assert said == [
+        "--dataset_use is given twice, shapes and shapes%150,texts%0: the last one counts",
         "--dataset_use: texts%0 takes no row; it is left out",
         "--dataset_use: shapes%150 is more than all rows; it takes all",
     ]
@@ -193,12 +195,44 @@ def test_what_does_nothing_is_said_with_the_reason(kit: Path) -> None:
         (f"{READ} --dtype half", "--dtype half: there are bfloat16 and float32"),
         (f"{READ} --per_device_train_batch_size 0", "--per_device_train_batch_size: the recipe that it becomes"),
         (f"{READ} --max_pixels 10", "min_pixels = 12544 is more than max_pixels = 10"),
+        (f"2B_1PTT {READ}", "'2B_1PTT' is neither a stage (2B_1PT, 2B_2MTsi, "),
+        (f"2b_1pt {READ}", "begins with a flag; did you mean 2B_1PT?"),
+        (f"{READ} --warmup_ratio 2", "--warmup_ratio 2 is no share of --max_steps; give one from 0 to 1"),
+        (f"{READ} --attn_implementation fast", "--attn_implementation fast: there are flex_attention, eager, sdpa, flash_attention_2"),
+        (f"{READ} --dynamic_image_size tiles", "--dynamic_image_size tiles: there is native_resolution alone"),
+        (f"{READ} --output_dir=", "--output_dir has an empty value"),
+        (f"{READ} --optim adamw_torch", "--optim is no flag of NEO: see --help"),
+        (f"{READ} --max_pixels 10", "min_pixels = 12544 is more than max_pixels = 10; lower it"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_refused_by_name(kit: Path, given: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         from_neo(given.split())
     assert message in str(error.value)
+
+
+def test_what_is_rounded_is_said_beside_its_line(kit: Path) -> None:
+    lines, _ = translate(read_neo(f"{READ} --warmup_steps 500000 --attn_implementation flash_attention_2".split()))
+    assert (lines["optim.warmup_steps"].value, lines["policy.attention"].value) == (199999, "auto")
+    assert lines["optim.warmup_steps"].comment == "500000 there, which max_steps cuts off"
+    assert lines["policy.attention"].comment == "flash_attention_2 there"
+
+
+def test_a_deepspeed_file_with_auto_everywhere_is_taken(kit: Path) -> None:
+    """As those that are published beside the scripts."""
+    auto = {
+        "fp16": {"enabled": "auto", "loss_scale": 0},
+        "bf16": "auto",
+        "optimizer": {"type": "AdamW", "params": "auto"},
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "sub_group_size": 1e9},
+    }
+    (kit / "all.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(auto).encode())
+    recipe = yaml.safe_load(from_neo(f"{READ} --deepspeed all.json --bf16 True".split()))
+    assert recipe["distributed"]["deepspeed"] == str(kit / "all.json")
 
 
 def test_an_unknown_data_set_lists_the_known_ones(kit: Path) -> None:

@@ -159,6 +159,34 @@ def test_both_spellings_beginnings_of_names_and_no_are_understood(kit: Path) -> 
     assert (tree["packed"]["loss"]["reduction"], tree["policy"]["attention"]) == ("square", "flex")
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torchrun --standalone --nproc_per_node 2 train/pretrain_unified_navit.py",
+        "torchrun --rdzv-backend c10d --rdzv_endpoint host:1 --nproc-per-node=2 train/pretrain_unified_navit.py",
+        "python -m torch.distributed.run --nproc_per_node 2 train/pretrain_unified_navit.py",
+        "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 train/pretrain_unified_navit.py",
+    ],
+)
+def test_what_starts_it_is_no_flag(kit: Path, launcher: str) -> None:
+    assert recipe(f"{launcher} {START}")["packed"]["packs"] == 2
+
+
+def test_a_flag_that_is_given_twice_is_said_and_the_last_counts(kit: Path) -> None:
+    assert recipe(f"{START} --lr 1e-5 --lr=2e-5")["optim"]["lr"] == 2e-5
+    assert idle(f"{START} --lr 1e-5 --lr=2e-5") == ["--lr is given twice, 1e-05 and 2e-05: the last one counts"]
+    assert idle(f"{START} --lr 1e-5 --lr=1e-5") == []
+    assert idle(f"align {START} --lr 1e-5") == [], "that is what a stage's name is for"
+
+
+def test_sizes_of_packs_of_the_first_stage_are_the_codes(kit: Path) -> None:
+    """The paper does not say them, and the script is of the second."""
+    packed = recipe(f"align {START}")["packed"]
+    assert (packed["expected_tokens"], packed["max_tokens"], packed["max_row_tokens"]) == (32768, 36864, 16384)
+    packed = recipe(f"reason {START}")["packed"]
+    assert (packed["expected_tokens"], packed["max_tokens"], packed["max_row_tokens"]) == (32768, 50000, 50000)
+
+
 def test_defaults_are_those_of_the_code(kit: Path) -> None:
     tree = recipe(START)
     assert (tree["max_steps"], tree["policy"]["max_latent_size"], tree["packed"]["packs"]) == (20000, 64, 1)
@@ -239,7 +267,23 @@ def test_what_does_nothing_is_said_with_the_reason(kit: Path) -> None:
     ("given", "message"),
     [
         (f"{START} --total_step_count 3", "--total_step_count is no flag of UniReason: did you mean total_steps?"),
-        (f"{START} --wandb x", "--wandb is no flag of UniReason"),
+        (f"{START} --wandb x", "--wandb is no flag of UniReason, and the beginning of --wandb_project, --wandb_name, "),
+        (f"aling {START}", "'aling' is neither a stage (align, reason) nor the beginning of a command line of UniReason"),
+        ("aling", "'aling' is neither a stage (align, reason)"),
+        (f"Align {START}", "begins with a flag; did you mean align?"),
+        ("nowhere.sh", "nowhere.sh cannot be read"),
+        (f"hello world {START}", "'hello' is neither a stage"),
+        (f"{START} --lr=", "--lr has an empty value; give one, or leave the flag out"),
+        (f"{START} --model_path=", "--model_path has an empty value"),
+        (f"{START} --=3", "-- is no flag of UniReason"),
+        (f"{START} --lr", "--lr takes one value, not 0"),
+        (f"{START} --lr 1e-5 2e-5", "--lr takes one value, not 2: 1e-5 2e-5"),
+        (f"{START} --lr nan", "--lr: the recipe that it becomes"),
+        (f"{START} --total_steps 1e3", "--total_steps '1e3' is no whole number"),
+        (f"{START} --total_steps 0", "--total_steps 0 must be at least 1: the run ends there"),
+        (f"{START} --beta1 1.0", "--beta1, --beta2: the recipe that it becomes"),
+        (f"{START} --nproc_per_node gpu", "--nproc_per_node 'gpu' is no whole number"),
+        (f"{START} --no_use_flex True", "--no_use_flex takes no value"),
         (f"{START} --lr fast", "--lr 'fast' is no number"),
         (f"{START} --use_flex perhaps", "--use_flex 'perhaps' is neither true nor false"),
         (f"{START} --vit_select_layer -1", "--vit_select_layer -1: the published model has -2, and nothing else is read"),

@@ -235,7 +235,7 @@ class TestRowsThatTakePart:
         config = packed(
             [{"name": "drawings", "sets": [{"name": "drawings", "path": "a", "format": "t2i", "share": 0}]}]
         )
-        with pytest.raises(DataError, match="drawings has no row to train on"):
+        with pytest.raises(DataError, match="drawings: share = 0 of 5 rows is no row; raise it, or leave the set out"):
             groups_of(config, {"drawings": plans("drawings", 5)})
 
     def test_two_sets_of_one_name_are_refused(self) -> None:

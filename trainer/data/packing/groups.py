@@ -112,9 +112,13 @@ def _set(plans: Plans, section: PackSetConfig, hold_out: int, seed: int) -> Pack
     total = len(plans)
     # Rounded down, after a rounding that takes the dust of binary fractions off: .29 of 100 rows are 29.
     used = min(int(round(section.share * total, 6)), section.max_rows or total)
+    if not used:
+        raise DataError(
+            f"packed.groups: {plans.name}: share = {section.share:g} of {total} rows is no row; raise it, or leave the set out"
+        )
     if section.held_out:
         return PackSet(plans, total, used, used, seed)
-    if used and used <= hold_out:
+    if used <= hold_out:
         raise DataError(
             f"packed.hold_out = {hold_out} rows of each set leave none of the {used} rows of {plans.name} to train on; lower it"
         )

@@ -18,6 +18,7 @@ MAX_TARGET_LENGTH = 4096
 MAX_METADATA_DEPTH = 32
 MAX_SOURCE_IMAGES = 8
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
+_MANY = 10_000
 _FOLDERS_LOOKED_INTO = 100
 _RULE = "relative paths count from the prompt file's folder or `images` in it, or from the data set's `image_dir`"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -157,6 +158,19 @@ def _check_type(where: str, path: Path) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as a message quotes it: cut when long."""
+    """A value as a message quotes it: cut when long, and not written out where it has very many parts."""
+    if not _is_small(value):
+        return f"{type(value).__name__} of {len(value)} entries"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it has at most 10,000 parts: lists that share lists can say as many as would fill the memory."""
+    left, count = [value], 0
+    while left and count <= _MANY:
+        each = left.pop()
+        count += 1
+        if isinstance(each, list | tuple | dict):
+            left += each.values() if isinstance(each, dict) else each
+    return not left

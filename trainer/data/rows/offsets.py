@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import codecs
 import io
 import json
+import os
 import re
 from array import array
 from collections.abc import Iterator
@@ -18,7 +20,6 @@ _WINDOW = 1 << 18  # bytes that are looked through at once
 _DEEPEST = 6  # lists and objects inside a row
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-_BOM = b"\xef\xbb\xbf"
 
 
 def _value() -> re.Pattern[bytes]:
@@ -49,7 +50,9 @@ class OffsetRows:
     """
 
     def __init__(self, path: Path, *, lists: bool = False) -> None:
-        if not path.is_file():
+        if os.path.isdir(path):
+            raise DataError(f"{path.absolute()} is a folder; name the file with the rows in it")
+        if not os.path.isfile(path):  # also where the name is longer than the system allows
             raise DataError(f"no file at {path.absolute()}; {nearest_path(path)}")
         self.path = path
         self._lists = lists
@@ -87,10 +90,10 @@ class OffsetRows:
         # What else stands there makes the row wrong, so that the parser is to see it.
         text = raw.strip() if found is None or raw[found.end() :].strip(self._between) else found.group()
         try:
-            value = json.loads(text)
+            value = json.loads(text.decode(), object_pairs_hook=_once)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{where}: not UTF-8 text (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
+                f"{where}: not UTF-8 text (byte 0x{text[error.start]:02x}); save the file as UTF-8"
             ) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not a JSON object ({error}); correct the row or leave it out") from error
@@ -100,13 +103,16 @@ class OffsetRows:
 
     def _find(self, file: BinaryIO) -> None:
         head = file.read(_WINDOW)
-        mark = len(_BOM) if head.startswith(_BOM) else 0
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{self.path}: not UTF-8 text but UTF-16; save the file as UTF-8")
+        mark = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
         first = _SPACE.match(head, mark).end()  # type: ignore[union-attr]  # it matches no space, too
         is_array = head[first : first + 1] == b"[" and not self._is_lines(head[first:])
         self._between += b",]" * (is_array or self._lists) + b"[" * self._lists
         if is_array:
             self._keep_all(str(self.path), file, first)
         else:
+            self._refuse_spread(head[first:])
             file.seek(mark)
             self._keep_lines(file, mark)
 
@@ -118,6 +124,16 @@ class OffsetRows:
             return isinstance(json.loads(head.split(b"\n", 1)[0]), list)
         except ValueError:
             return False
+
+    def _refuse_spread(self, head: bytes) -> None:
+        """Raises DataError where an object goes over several lines, each of which would be a broken row."""
+        whole = head if len(head) < _WINDOW else head[: head.rfind(b"\n") + 1]  # the last line may go on
+        first = [line.strip() for line in whole.split(b"\n") if line.strip()][:2]
+        if len(first) == 2 and first[0].startswith(b"{") and not any(map(_is_json, first)):
+            raise DataError(
+                f"{self.path}: begins with an object over several lines, {shown(first[0].decode(errors='replace'))}; a file is an array of "
+                "rows, or one row a line. Where the rows are in a field of it, save that list alone"
+            )
 
     def _keep_lines(self, file: BinaryIO, start: int) -> None:
         for number, line in enumerate(file, start=1):
@@ -178,9 +194,29 @@ def _elements(where: str, file: BinaryIO, start: int) -> Iterator[tuple[int, byt
             what = f"{shown(window[at : at + 20].decode(errors='replace'))} stands" if window[at:] else "the file ends"
             raise DataError(
                 f"{where}: {what} at byte {base + at}, behind row {count}, where {'a comma or ]' if wanted == b',]' else 'a row'} "
-                "belongs: a quote or bracket before it may have no end. Correct it, or save one object a line, where only a broken "
-                "line is lost"
+                f"belongs: a quote or bracket before it may have no end, or lists lie in lists more than {_DEEPEST} deep. Correct it, or "
+                "save one object a line, where only a broken line is lost"
             )
     rest = window[at:] + file.read()
     if rest.strip():
-        raise DataError(f"{where}: {len(rest.strip())} bytes stand behind the array's end; leave them out")
+        raise DataError(
+            f"{where}: {len(rest.strip())} bytes stand behind the array's end; leave them out, or, where each line is a list of rows, end "
+            "the file's name in .jsonl"
+        )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises ValueError: a field comes twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found

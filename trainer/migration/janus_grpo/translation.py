@@ -52,7 +52,7 @@ def translate(line: CommandLine) -> tuple[dict[str, Line], list[str]]:
         "checkpoint.keep": Line(line["save_total_limit"] or _KEEP_ALL, "" if line["save_total_limit"] else "all, there"),
         **_logging(line),
     }  # fmt: skip
-    return lines, list(_idle(line))
+    return lines, [*line.notes, *_idle(line)]
 
 
 def _prompts_per_step(line: CommandLine) -> Line:

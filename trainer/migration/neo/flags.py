@@ -22,6 +22,11 @@ LAUNCHER: Mapping[str, Flag] = {
     "node_rank": Flag(None, (), _OTHERS),
     "master_addr": Flag(None, (), _OTHERS),
     "master_port": Flag(None, (), _OTHERS),
+    "standalone": Flag(False, (), _OTHERS, "flag"),
+    "rdzv_backend": Flag(None, (), _OTHERS),
+    "rdzv_endpoint": Flag(None, (), _OTHERS),
+    "rdzv_id": Flag(None, (), _OTHERS),
+    "max_restarts": Flag(0, (), "a run goes on by the same command", "whole"),
 }
 MODEL: Mapping[str, Flag] = {
     "model_name_or_path": Flag(None, ("policy.pretrained",), "a NEO folder (stages 2 and 3)"),

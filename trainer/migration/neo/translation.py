@@ -26,6 +26,7 @@ _SCHEDULES = {
     "constant_with_warmup": "constant",
 }
 _ATTENTION = {"flex_attention": "flex", "eager": "dense", "sdpa": "dense"}
+_FLASH = ("flash_attention_2", "flash_attention_3")
 _REPORTERS = ("tensorboard", "wandb", "swanlab")
 _KEEP_ALL = 1000
 _GROWN = ("rope_theta_hw", "rope_theta_vision", "vision_hidden_size", "patch_size", "downsample_ratio")
@@ -58,7 +59,7 @@ def translate(line: CommandLine) -> tuple[dict[str, Line], list[str]]:
         "checkpoint.keep": Line(line["save_total_limit"] or _KEEP_ALL, "" if line["save_total_limit"] else "all, there"),
         **_logging(line),
     }  # fmt: skip
-    return lines, [*empty, *_idle(line)]
+    return lines, [*line.notes, *empty, *_idle(line)]
 
 
 def _policy(line: CommandLine) -> dict[str, Line]:
@@ -80,6 +81,10 @@ def _policy(line: CommandLine) -> dict[str, Line]:
         lines |= {f"policy.grow.{name}": Line(line[name]) for name in _GROWN}
     if (name := line["dtype"]) not in (None, "bfloat16", "float32"):
         raise ConfigError(f"--dtype {name}: there are bfloat16 and float32")
+    if (attention := line["attn_implementation"]) not in (None, *_ATTENTION, *_FLASH):
+        raise ConfigError(f"--attn_implementation {attention}: there are {', '.join((*_ATTENTION, *_FLASH))}")
+    if (size := line["dynamic_image_size"]) != "native_resolution":
+        raise ConfigError(f"--dynamic_image_size {size}: there is native_resolution alone; leave the flag out")
     return {
         **lines,
         "policy.train": Line("stage_1" if line["train_buffer"] else "all"),
@@ -87,7 +92,9 @@ def _policy(line: CommandLine) -> dict[str, Line]:
         "policy.max_pixels": Line(line["max_pixels"]),
         "policy.dtype": Line(name or ("bfloat16" if line["bf16"] else "float32")),
         "policy.gradient_checkpointing": Line(line["gradient_checkpointing"]),
-        "policy.attention": Line(_ATTENTION.get(line["attn_implementation"], "auto")),
+        "policy.attention": Line(
+            _ATTENTION.get(attention, "auto"), f"{attention} there" if attention in _FLASH else ""
+        ),
     }
 
 
@@ -150,11 +157,14 @@ def _optim(line: CommandLine) -> dict[str, Line]:
     )
     if name not in _SCHEDULES:
         raise ConfigError(f"--lr_scheduler_type {name} is not offered; take one of {', '.join(_SCHEDULES)}")
-    warmup = 0 if name == "constant" else min(given or math.ceil(steps * ratio), steps - 1)
+    if not 0 <= ratio <= 1:
+        raise ConfigError(f"--warmup_ratio {ratio:g} is no share of --max_steps; give one from 0 to 1")
+    asked = 0 if name == "constant" else given or math.ceil(steps * ratio)
+    warmup = min(asked, steps - 1)
     lines = {
         "optim.lr": Line(line["learning_rate"]),
         "optim.schedule": Line(_SCHEDULES[name]),
-        "optim.warmup_steps": Line(warmup),
+        "optim.warmup_steps": Line(warmup, f"{asked} there, which max_steps cuts off" if asked > warmup else ""),
         "optim.betas": Line([line["adam_beta1"], line["adam_beta2"]]),
         "optim.weight_decay": Line(line["weight_decay"]),
         "optim.max_grad_norm": Line(line["max_grad_norm"] or 1e9),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from trainer.migration.command_line import CommandLine, check_recipe, flag_lines, read_command_line
 from trainer.migration.recipe_text import render
@@ -37,9 +35,7 @@ def from_unireason(arguments: Sequence[str]) -> str:
 
 def read_unireason(arguments: Sequence[str]) -> CommandLine:
     """The flags that were typed; those of a stage before them, where its name comes first. Raises ConfigError."""
-    if arguments and arguments[0] in PRESETS and not Path(arguments[0]).exists():
-        arguments = [*shlex.split(PRESETS[arguments[0]]), *arguments[1:]]
-    return read_command_line("UniReason", flags(), ENTRY, arguments)
+    return read_command_line("UniReason", flags(), ENTRY, arguments, PRESETS)
 
 
 def unireason_help() -> str:

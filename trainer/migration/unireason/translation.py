@@ -41,7 +41,7 @@ def translate(line: CommandLine) -> tuple[dict[str, Line], list[str]]:
         "checkpoint.keep": Line(_KEEP, "as its code keeps; its help says 3"),
         "logging.report_to": Line([], "W&B is off; [wandb] turns it on, offline unless WANDB_API_KEY is set"),
     }
-    return lines, list(_idle(line))
+    return lines, [*line.notes, *_idle(line)]
 
 
 def _check_fixed(line: CommandLine) -> None:
@@ -165,6 +165,8 @@ def _beside(line: CommandLine, name: str) -> str | None:
 def _optim(line: CommandLine) -> dict[str, Line]:
     if (schedule := line["lr_scheduler"]) not in ("constant", "cosine"):
         raise ConfigError(f"--lr_scheduler {schedule}: there are constant and cosine")
+    if line["total_steps"] < 1:
+        raise ConfigError(f"--total_steps {line['total_steps']} must be at least 1: the run ends there")
     if line["warmup_steps"] >= line["total_steps"]:
         raise ConfigError(
             f"--warmup_steps {line['warmup_steps']} is not below --total_steps {line['total_steps']}; lower it"

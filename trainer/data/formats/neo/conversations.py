@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.base import did_you_mean
 from trainer.data.formats.fields import LONGEST_TEXT, Images, shown_names
 from trainer.data.formats.neo.frames import frames_of
 from trainer.data.prompts.checks import DataError, check_text, shown
@@ -62,7 +63,8 @@ class ConversationPlans:
         _check_marks(where, turns, IMAGE, len(paths))
         _check_marks(where, turns, VIDEO, len(videos))
         pictures = {IMAGE: iter([(path,) for path in paths]), VIDEO: iter(videos)}
-        return SequencePlan(where, tuple(item for turn in turns for item in _items(turn, pictures, self.images)))
+        among = len(paths) + sum(map(len, videos))
+        return SequencePlan(where, tuple(item for turn in turns for item in _items(turn, pictures, self.images, among)))
 
 
 def _turns(where: str, row: Mapping[str, Any]) -> list[_Turn]:
@@ -87,6 +89,11 @@ def _turn(where: str, value: Any) -> _Turn:
     role = ROLES.get(value["from"]) if isinstance(value["from"], str) else None
     if role is None:
         raise DataError(f"{where}: from: {shown(value['from'])} is none of {', '.join(ROLES)}; rename it")
+    for name in value:
+        if name not in ("from", "value", "is_input") and did_you_mean(str(name), ["is_input"]):
+            raise DataError(
+                f"{where}: {name}: not known; did you mean is_input, by which an answer is given and not learnt?"
+            )
     given = value.get("is_input", False)
     if not isinstance(given, bool):
         raise DataError(f"{where}: is_input: {shown(given)} is neither true nor false")
@@ -134,10 +141,12 @@ def _check_marks(where: str, turns: Sequence[_Turn], mark: str, have: int) -> No
         )
 
 
-def _items(turn: _Turn, pictures: Mapping[str, Iterator[tuple[str, ...]]], images: Images) -> Iterator[Item]:
+def _items(
+    turn: _Turn, pictures: Mapping[str, Iterator[tuple[str, ...]]], images: Images, among: int
+) -> Iterator[Item]:
     """A turn's texts and images in order. The first is a text, empty where an image comes first, which says whose turn it is."""
     for n, part in enumerate(_MARK.split(turn.text)):
         if n % 2:  # a mark
-            yield from (ImageItem(path, "seen", resize=images.seen) for path in next(pictures[part]))
+            yield from (ImageItem(path, "seen", resize=images.seen, among=among) for path in next(pictures[part]))
         elif n == 0 or part:
             yield TextItem(part, learnt=turn.learnt, role=turn.role if n == 0 else None)

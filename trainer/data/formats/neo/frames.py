@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def frames_of(where: str, value: Any, images: Images, count: int) -> tuple[str, 
         names = list(value)
     else:
         folder = images.folder / check_text(where, value)
-        if not folder.is_dir():
-            what = f"{folder} is a file" if folder.is_file() else f"no folder at {folder.absolute()}"
+        if not os.path.isdir(folder):  # also where the name is longer than the system allows
+            what = f"{folder} is a file" if os.path.isfile(folder) else f"no folder at {folder.absolute()}"
             raise DataError(
                 f"{where}: {what}; videos are read as folders of frames: write them with ffmpeg -i VIDEO -vf fps=1 "
                 f"FOLDER/%05d.png, and name the folder"

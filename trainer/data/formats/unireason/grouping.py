@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,15 @@ _IDLE = {
     "resume_data_status": "a run that goes on goes on with its rows, too",
     "frame_sampler_args": "no rows with videos are read from this table",
 }
+# Their names of our fields, for messages.
+_THEIRS = {
+    "mandatory": "is_mandatory",
+    **{
+        f"{ours}.{field}": f"{theirs}.{name}"
+        for ours, theirs in (("image_size", "image_transform_args"), ("seen_size", "vit_image_transform_args"))
+        for field, name in (("stride", "image_stride"), ("longest", "max_image_size"), ("shortest", "min_image_size"))
+    },
+}
 _SCALING = {"image_stride": "stride", "max_image_size": "longest", "min_image_size": "shortest"}
 
 
@@ -46,7 +57,7 @@ def read_grouping(path: Path, registry: Path) -> tuple[tuple[PackGroupConfig, ..
     Raises:
         DataError: a file, a group, a data set or a field that is not known, or a value that cannot be used.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"no file at {path.absolute()}; {nearest_path(path)}")
     table = read_yaml_table(path)
     known = read_registry(registry)
@@ -66,24 +77,26 @@ def _group(where: str, name: str, fields: Any, known: Registry) -> PackGroupConf
         if field not in _FIELDS:
             raise DataError(f"{where}: {field}: not known; {nearest(str(field), _FIELDS)}")
     weight = fields.get("weight", 0.0)
-    if weight == 0:
+    if weight == 0 and not isinstance(weight, bool):
         raise DataError(
             f"{where}: weight: {'missing, which is 0 there' if 'weight' not in fields else '0'}: no row of it would be drawn but "
             "where it is mandatory; give one above 0, or leave the group out"
         )
     tree = {
         "name": name,
-        "sets": _sets(where, name, fields, known),
+        "sets": tuple(_sets(where, name, fields, known)),
         "weight": weight,
         "mandatory": fields.get("is_mandatory", False),
         "image_size": _scaling(f"{where}: image_transform_args", fields.get("image_transform_args")),
         "seen_size": _scaling(f"{where}: vit_image_transform_args", fields.get("vit_image_transform_args")),
     }
     try:
-        return PackGroupConfig.model_validate(tree)
+        return PackGroupConfig.model_validate(tree, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        field = ".".join(map(str, first["loc"]))
+        said = first["msg"].replace("Input should", "must")
+        raise DataError(f"{where}: {_THEIRS.get(field, field)}: {said} (given: {shown(first['input'])})") from error
 
 
 def _sets(where: str, name: str, fields: Mapping[str, Any], known: Registry) -> list[dict[str, Any]]:
@@ -112,13 +125,14 @@ def _sets(where: str, name: str, fields: Mapping[str, Any], known: Registry) -> 
 
 def _count(where: str, value: Any) -> int | None:
     """How many rows are used; None for all, which is written None, 0 or a number below."""
-    if value in (None, "None", "null"):
+    if value is None or value in ("None", "null"):
         return None
-    try:
-        count = int(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {shown(value)} is neither a number of rows nor None, for all") from error
-    return count if count > 0 else None
+    text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[-+]?\d{1,18}", text, re.ASCII):
+        raise DataError(
+            f"{where}: {shown(value)} is neither a whole number of rows nor None, for all; write one of them"
+        )
+    return int(text) if int(text) > 0 else None
 
 
 def _scaling(where: str, fields: Any) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ for letter: name a file with them. Its sha256 tells whether they are those."""
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _read(kind: str, name: str | None, own: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _text(field: str, path: Path) -> str:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{field}: no file at {path.absolute()}; {nearest_path(path)}")
     try:
         text = path.read_bytes().decode("utf-8-sig")

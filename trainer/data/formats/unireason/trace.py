@@ -12,7 +12,7 @@ from trainer.data.prompts.checks import DataError, shown
 FIELD = "Text Reasoning Trace"
 _REFERENCE = re.compile(r"<image_start>\[([^\]]+)\]<image_end>")
 _THOUGHT = re.compile(r"THOUGHT\s*\d+:\s*")
-_BRACKET = re.compile(r"<image_(?:start|end)>")
+_BRACKET = re.compile(r"<image_(?:start|end)>", re.IGNORECASE)
 
 
 def read_trace(where: str, row: Mapping[str, Any], images: Images) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -23,7 +23,7 @@ from trainer.policies.unified.mot.pictures import read_pixels
 from trainer.policies.unified.mot.words import Words
 from trainer.samplers.schedules import shifted
 
-Reader = Callable[[str, Resize], Tensor]
+Reader = Callable[[str, Resize, int], Tensor]  # an image's path, its scaling, and `ImageItem.among`
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class _Builder:
                 f"set the stride to a multiple of {side}",
             )
         try:
-            return self.reader(item.path, resize)
+            return self.reader(item.path, resize, item.among)
         except (OSError, ValueError) as error:
             raise self._unreadable(f"the image {item.path} cannot be read: {error}", "replace the file") from error
 

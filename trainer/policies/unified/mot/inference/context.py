@@ -53,7 +53,8 @@ class Context:
         """With a question behind it: its images are seen, then its text is read."""
         context = self
         for path in prompt.source_images:
-            context = replace(context, items=(*context.items, ImageItem(path, "seen", droppable=True)))
+            seen = ImageItem(path, "seen", droppable=True, among=len(prompt.source_images))
+            context = replace(context, items=(*context.items, seen))
         return context.said(prompt.text)
 
     def said(self, text: str) -> Context:
@@ -75,10 +76,10 @@ class Context:
         plan = SequencePlan(f"prompt {self.id!r}", self.items)
         return lay_row(plan, laying, model.words, model.ways, reader=self._read, canvas=canvas)
 
-    def _read(self, path: str, resize: Resize) -> Tensor:
+    def _read(self, path: str, resize: Resize, among: int) -> Tensor:
         if path in self.made:
-            return scaled(Image.fromarray(self.made[path]), resize)
-        return read_pixels(path, resize)
+            return scaled(Image.fromarray(self.made[path]), resize, among)
+        return read_pixels(path, resize, among)
 
 
 def canvas_size(model: MotModel, height: int | None, width: int | None) -> Size:
