@@ -73,7 +73,7 @@ def test_a_row_of_everything(policy: MotPolicy, red: str) -> None:
     words = policy.model.words
     ids = [*words.encode("make blue"), words.end, words.image_start]
     assert laid.asked == list(zip([begin, begin + 1, begin + 2, begin + 3], ids, strict=True))
-    assert laid.learnt == (4,) and laid.drawn == 4 * 2 and laid.length == len(laid.und) + 5 * 2
+    assert laid.learnt == (3, 1) and laid.drawn == 4 * 2 and laid.length == len(laid.und) + 5 * 2
 
 
 def test_what_is_left_out_takes_a_position_where_it_is_an_image(policy: MotPolicy, red: str) -> None:

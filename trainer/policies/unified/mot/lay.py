@@ -134,14 +134,11 @@ class _Builder:
             self._word(token, self.position, 0, noised=False)
             self.position += 1
             self.order += 1
-        asked = []
         if item.learnt:
-            asked += [(first + place, token) for place, token in enumerate((*ids, self.words.end))]
+            self._ask([(first + place, token) for place, token in enumerate((*ids, self.words.end))])
         if item.then_image:
-            asked.append((len(self.row.und) - 1, self.words.image_start))
-        if asked:
-            self.row.asked += asked
-            self.row.learnt = (*self.row.learnt, len(asked))
+            # Counted by itself, as BAGEL does: it weighs 1, however long the text before it is.
+            self._ask([(len(self.row.und) - 1, self.words.image_start)])
 
     def image(self, item: ImageItem, fate: float) -> None:
         seen = item.use == "seen"
@@ -184,6 +181,10 @@ class _Builder:
             return self.laying.levels[copy]
         u = torch.sigmoid(torch.randn((), generator=self.random, dtype=torch.float64)).item()
         return shifted(u, self.laying.shift)
+
+    def _ask(self, asked: list[tuple[int, int]]) -> None:
+        self.row.asked += asked
+        self.row.learnt = (*self.row.learnt, len(asked))
 
     def _framed(self, inside: Callable[[int], None], *, noised: bool) -> None:
         self.blocks += 1
