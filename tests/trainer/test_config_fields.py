@@ -608,13 +608,14 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
 }
 # Of a task whose images are denoised: what a run that only denoises has in other places.
 FLOW_TASK = "sampling.tasks.generate.flow"
+FLOW_LOSSES = ("flow_grpo", "grpo_guard", "diffusion_nft", "awm", "diffusion_dpo")
 CONFIG_CASES |= {
     FLOW_TASK: ("3", FIELDS),
     f"{FLOW_TASK}.objective": ("3", FIELDS),
     **{f"{FLOW_TASK}.{name}": CONFIG_CASES[f"sampling.{name}"] for name in FlowDrawing.model_fields},
     **{
         f"{FLOW_TASK}.objective.{name}": CONFIG_CASES[f"objective.{name}"]
-        for kind in ("flow_grpo", "grpo_guard")
+        for kind in FLOW_LOSSES
         for name in OBJECTIVES[kind].model_fields
     },
 }
@@ -632,7 +633,7 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
         return base | {"sft": {"sets": [{"path": "pictures.json"}]}}
     if path.startswith(f"{FLOW_TASK}.objective."):
         name = path.rpartition(".")[2]
-        kind = next(kind for kind in ("flow_grpo", "grpo_guard") if name in OBJECTIVES[kind].model_fields)
+        kind = next(kind for kind in FLOW_LOSSES if name in OBJECTIVES[kind].model_fields)
         drawn = {"rewards": {"ocr": 1.0}, "flow": {"objective": {"type": kind}}}
         return base | {"sampling": TASKS | {"tasks": {"generate": drawn}}}
     if path.startswith(OF_TASKS):

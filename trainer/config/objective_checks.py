@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.config.drawing import FlowDrawing
 from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, TimestepSection
 from trainer.config.preference_objective import DpoConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
@@ -32,12 +33,9 @@ def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> Non
     if isinstance(sampling, TaskSamplingConfig) and sampling.tasks.generate is not None:
         flow = sampling.tasks.generate.flow
         if flow is not None:
-            _check_steps(flow.objective, flow.kind, sampling.pipeline, "sampling.tasks.generate.flow.")
-    if not isinstance(sampling, FlowSamplingConfig):
-        return
-    if isinstance(objective, TimestepSection):
-        _check_forward(objective.type, sampling)
-    _check_steps(objective, sampling.kind, sampling.pipeline, "")
+            _check_images(flow.objective, flow, sampling.pipeline, "sampling.tasks.generate.flow.")
+    if isinstance(sampling, FlowSamplingConfig):
+        _check_images(objective, sampling, sampling.pipeline, "")
 
 
 def with_longest(objective: ObjectiveConfig, sampling: SamplingConfig) -> ObjectiveConfig:
@@ -51,29 +49,35 @@ def with_longest(objective: ObjectiveConfig, sampling: SamplingConfig) -> Object
     return objective
 
 
-def _check_forward(objective: str, sampling: FlowSamplingConfig) -> None:
-    named = f"objective.type = {objective}"
+def _check_images(objective: ObjectiveConfig, drawing: FlowDrawing, pipeline: str, where: str) -> None:
+    """Args: where: what stands before `objective`, in the name of its section."""
+    if isinstance(objective, TimestepSection):
+        _check_forward(objective.type, drawing, where)
+    _check_steps(objective, drawing.kind, pipeline, where)
+
+
+def _check_forward(objective: str, drawing: FlowDrawing, where: str) -> None:
+    named, section = f"{where}objective.type = {objective}", where or "sampling."
     for name in _STOCHASTIC:
-        value = getattr(sampling, name)
-        if value != FlowSamplingConfig.model_fields[name].default:
+        value = getattr(drawing, name)
+        if value != FlowDrawing.model_fields[name].default:
             value = list(value) if isinstance(value, tuple) else value
             raise ValueError(
-                f"sampling.{name} = {value} shapes stochastic steps, but {named} samples without noise; leave it out"
+                f"{section}{name} = {value} shapes stochastic steps, but {named} samples without noise; leave it out"
             )
-    if sampling.same_noise:
+    if drawing.same_noise:
         raise ValueError(
-            f"sampling.same_noise = true with {named}, which samples without noise: all images of a group would be "
+            f"{section}same_noise = true with {named}, which samples without noise: all images of a group would be "
             "one; set same_noise to false"
         )
-    if sampling.guidance_scale != 1 and objective != "diffusion_dpo":
+    if drawing.guidance_scale != 1 and objective != "diffusion_dpo":
         raise ValueError(
-            f"sampling.guidance_scale = {sampling.guidance_scale:g}, but {named} trains the velocity without guidance "
+            f"{section}guidance_scale = {drawing.guidance_scale:g}, but {named} trains the velocity without guidance "
             "that drew the samples; set guidance_scale to 1"
         )
 
 
 def _check_steps(objective: ObjectiveConfig, kind: str, pipeline: str, where: str) -> None:
-    """Args: where: what stands before `objective`, in the name of its section."""
     if objective.type == "grpo_guard" and kind == "cps":
         raise ValueError(
             f"{where}objective.type = grpo_guard normalises ratios of Gaussian densities, and the log-probability of "
@@ -94,6 +98,6 @@ def _check_steps(objective: ObjectiveConfig, kind: str, pipeline: str, where: st
         )
     if isinstance(objective, AveragedSection) and objective.old_decay:
         raise ValueError(
-            f"objective.old_decay = {objective.old_decay:g} compares with the weights that drew the samples, which with "
+            f"{where}objective.old_decay = {objective.old_decay:g} compares with the weights that drew the samples, which with "
             "sampling.pipeline = one_step_off are gone by then; set old_decay to 0 or pipeline to on_policy"
         )

@@ -12,7 +12,14 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.advantage import AdvantageConfig
 from trainer.config.base import Name, Positive, Section, Share
 from trainer.config.drawing import FlowDrawing
-from trainer.config.objective import FlowGrpoConfig, GrpoGuardConfig, ObjectiveConfig
+from trainer.config.objective import (
+    AwmConfig,
+    DiffusionDpoConfig,
+    DiffusionNftConfig,
+    FlowGrpoConfig,
+    GrpoGuardConfig,
+    ObjectiveConfig,
+)
 
 TaskName = Literal["understand", "generate"]
 _LENGTHS = {
@@ -107,11 +114,14 @@ class ThinkConfig(Section):
 
 
 class FlowTaskConfig(FlowDrawing):
-    """Images denoised by a policy that also writes, and the loss on their stochastic steps."""
+    """Images denoised by a policy that also writes, and the loss on them."""
 
     default_types: ClassVar[Mapping[str, str]] = {"objective": "flow_grpo"}
 
-    objective: Annotated[FlowGrpoConfig | GrpoGuardConfig, Field(discriminator="type")] = Field(
+    objective: Annotated[
+        FlowGrpoConfig | GrpoGuardConfig | DiffusionNftConfig | AwmConfig | DiffusionDpoConfig,
+        Field(discriminator="type"),
+    ] = Field(
         default_factory=FlowGrpoConfig,
         description="The loss on images; `objective` of the recipe is that on the tokens of answers.",
     )

@@ -89,10 +89,12 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
     add("gradients", whole, 2, "optimizer")
     add("optimizer", whole * (3 if zero else 2), 1, "optimizer")  # ZeRO steps a float32 copy beside AdamW's moments
     add("average", whole, 3, "param")
-    if isinstance(config.objective, AveragedSection) and config.objective.old_decay:
+    objectives = [task.objective for task in config.tasks]
+    if any(isinstance(each, AveragedSection) and each.old_decay for each in objectives):
         add("sampling policy", whole, 3, "param")
     add("frozen weights", found.network, 3, "param")
     held.device["frozen weights"] += found.others + found.positions
-    if needs_reference(config.objective) and not found.network:
-        held.device["reference"] = whole + found.positions  # a copy of its own; adapters are switched off instead
+    if any(map(needs_reference, objectives)) and getattr(config.policy, "lora", None) is None:
+        # A copy of the network, frozen parts included; adapters are switched off instead.
+        held.device["reference"] = whole + found.network + found.positions
     return held

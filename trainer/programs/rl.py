@@ -103,7 +103,8 @@ def build_updater(session: Session, left_out: Set[str]) -> Updater:
         share = (world.rank, world.size)
         objective = with_supervised(objective, policy, config.sft, captions, config.seed, share=share, updates=updates)
         captions.leave_out(left_out)
-    old = old_policy(policy.trainable, config.objective)
+    found = (old_policy(policy.trainable, task.objective, task.name) for task in config.tasks)
+    old = next((each for each in found if each is not None), None)  # objectives of images alone have one
     return Updater(objective, session.engine, config.optim, world, config.max_steps, old=old)
 
 
@@ -257,7 +258,7 @@ class RlProgram:
         session.gauges.flops.take()  # an evaluation's
         started = time.perf_counter()
         rollouts = []
-        with self.updater.sampling_policy():
+        with self.updater.sampling_policy(task.name):
             sides_P = [prompt.side(task.name) for prompt in prompts_P]
             for drawn in self.policy.sample(sides_P, task.group_size, seeds, plan):
                 rollout = replace(marked(drawn, again), sampled_is_old=_old_logp(config) == "sampled")

@@ -69,7 +69,10 @@ def _shared(config: Config) -> tuple[str, ...]:
 
 def loss_shares(tasks: Sequence[Task], row: Mapping[str, float]) -> dict[str, float]:
     """`<task>/loss_share`: how much of what moves the weights is each task's, by the sizes of its policy terms; empty for a
-    policy with one kind of task."""
-    pulls = {task.key("loss_share"): task.loss_weight * row[task.key("loss/pull")] for task in tasks if task.name}
+    policy with one kind of task, and where a task's objective has no such sizes: those of the forward process."""
+    named = [task for task in tasks if task.name]
+    if any(task.key("loss/pull") not in row for task in named):
+        return {}
+    pulls = {task.key("loss_share"): task.loss_weight * row[task.key("loss/pull")] for task in named}
     together = sum(pulls.values())
     return {name: pull / together for name, pull in pulls.items()} if together else {}

@@ -11,19 +11,23 @@ from trainer.update.schedule import old_decay
 
 
 class OldPolicy(Ema):
-    """A moving average of the trained weights whose decay changes over the run (`trainer.update.schedule.old_decay`)."""
+    """A moving average of the trained weights whose decay changes over the run (`trainer.update.schedule.old_decay`).
 
-    def __init__(self, module: nn.Module, config: AveragedSection) -> None:
+    Attributes:
+        task: the one whose samples it draws; empty for a policy that has one kind of sample.
+    """
+
+    def __init__(self, module: nn.Module, config: AveragedSection, task: str = "") -> None:
         super().__init__(module, config.old_decay, kind="old")
-        self.config = config
+        self.config, self.task = config, task
 
     def follow(self, step: int) -> None:
         """Move towards the weights after training step `step` (from 0)."""
         self.update(old_decay(self.config, step))
 
 
-def old_policy(module: nn.Module, config: ObjectiveConfig) -> OldPolicy | None:
+def old_policy(module: nn.Module, config: ObjectiveConfig, task: str = "") -> OldPolicy | None:
     """The sampling policy of an objective; None where samples are drawn with the trained weights."""
     if isinstance(config, AveragedSection) and config.old_decay:
-        return OldPolicy(module, config)
+        return OldPolicy(module, config, task)
     return None

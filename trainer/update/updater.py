@@ -47,9 +47,9 @@ class Updater:
         self.max_steps, self.updates, self.old = max_steps, optim.updates_per_rollout, old
 
     @contextmanager
-    def sampling_policy(self) -> Iterator[None]:
-        """Inside the block the policy has the weights that rollouts are drawn with."""
-        if self.old is None:
+    def sampling_policy(self, task: str = "") -> Iterator[None]:
+        """Inside the block the policy has the weights that rollouts of this task are drawn with."""
+        if self.old is None or self.old.task != task:
             yield
             return
         with self.old.applied():
@@ -93,7 +93,8 @@ class Updater:
             return
         with self.old.applied():
             for item in work.items:
-                if item.batch.update is None:  # what only one update has was not sampled by the policy
+                # What only one update has was not sampled by the policy, and samples of other tasks by the trained weights.
+                if item.batch.update is None and self.old.task in ("", *item.batch.kind.split("/")):
                     self.objective.terms(item.batch, item.part)
 
     def _backward(self, items: Sequence[Item], counts: Mapping[str, float], tally: Tally) -> None:

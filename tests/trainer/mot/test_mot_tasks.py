@@ -18,10 +18,13 @@ from tests.support.trainer_runs import ROOT, read_metrics
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.data.sequences import TextItem
+from trainer.doctor.weights import held_bytes, sizes
 from trainer.loop import train
 from trainer.policies.base import Laying
+from trainer.policies.registry import build_policy
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.unified.mot.policy import MotPolicy
+from trainer.records import keys
 from trainer.types import Prompt, Rollout
 
 __all__ = ["scripted"]  # a fixture
@@ -155,6 +158,28 @@ def test_both_halves_are_trained_in_one_update(
     assert last["eval/understand/words"] is not None and last["eval/generate/pixels"] is not None
 
 
+@pytest.mark.parametrize("kind", ["diffusion_nft", "awm", "diffusion_dpo"])
+def test_images_may_be_trained_on_the_forward_process(
+    tmp_path: Path, scripted: Callable[..., ScriptedServer], no_drawings: None, kind: str
+) -> None:
+    """With a moving average that draws images, answers are drawn by the trained weights all the same."""
+    averaged = {"old_decay": 0.9} if kind != "diffusion_dpo" else {}
+    flow = {"num_inference_steps": 3, "objective": {"type": kind, "kl_beta": 0.01, **averaged}}
+    config = recipe(tmp_path, scripted(varied).url, flow=flow)
+    sampled = config.sampling.model_copy(update={"old_logp": "sampled"})
+    optim = config.optim.model_copy(update={"lr": 2e-2})
+    config = config.model_copy(update={"sampling": sampled, "optim": optim, "max_steps": 3})
+    assert train(config) == 0
+    rows = read_metrics(config.run_dir)
+    drawn = [key for each in rows for key in each if key.startswith("generate/")]
+    assert [key for key in drawn if keys.sentence_of(key) is None] == []
+    for each in rows[1:]:
+        assert each["understand/ratio/min"] == pytest.approx(1, abs=1e-4) == each["understand/ratio/max"]
+        assert each["grad_norm"] > 0 and "generate/loss/policy" in each and "generate/loss_share" not in each
+    if kind == "diffusion_nft":
+        assert rows[1]["generate/nft/drift"] == 0 < rows[3]["generate/nft/drift"], "images are drawn by the average"
+
+
 @pytest.mark.parametrize(
     ("generate", "said"),
     [
@@ -169,6 +194,10 @@ def test_both_halves_are_trained_in_one_update(
             {"flow": {"objective": {"type": "flow_grpo", "importance_cap": 3.0}}},
             "sampling.tasks.generate.flow.objective.importance_cap = 3 acts only on rollouts of older weights",
         ),
+        (
+            {"flow": {"kind": "flow_sde", "objective": {"type": "awm"}}},
+            "sampling.tasks.generate.flow.kind = flow_sde shapes stochastic steps, but sampling.tasks.generate.flow.objective.type = awm",
+        ),
         ({"flow": {"sde_window": [0, 9]}}, "sde_window [0, 9) does not fit num_inference_steps = 6"),
     ],
 )
@@ -176,6 +205,22 @@ def test_what_does_not_fit_is_said(tmp_path: Path, generate: dict[str, Any], sai
     with pytest.raises(ConfigError) as caught:
         recipe(tmp_path, "http://127.0.0.1:1", **generate)
     assert said in str(caught.value)
+
+
+def test_the_doctor_counts_the_copy_that_a_tasks_objective_compares_with(tmp_path: Path) -> None:
+    """All of it, what is frozen included; and the average that draws a task's images."""
+    flow = {"objective": {"type": "diffusion_nft", "kl_beta": 0.01, "old_decay": 0.5}}
+    config = recipe(tmp_path, "http://127.0.0.1:1", flow=flow)
+    plain = config.objective.model_copy(update={"kl_beta": 0.0})
+    policy = config.policy.model_copy(update={"freeze": ("vision", "language")})
+    config = config.model_copy(update={"objective": plain, "policy": policy})
+    found = sizes(config)
+    assert found is not None
+    told = held_bytes(config, found, ranks=1).device
+    built: MotPolicy = build_policy(config.policy, torch.device("cpu"), keep_reference=True)
+    assert built._flow.copy is not None
+    assert told["reference"] == sum(each.nbytes for each in built._flow.copy.parameters())
+    assert told["sampling policy"] == told["weights"] > 0 < told["frozen weights"]
 
 
 def test_a_size_that_cannot_be_drawn_is_said_before_the_first_step(

@@ -85,7 +85,7 @@ class Context:
 def canvas_size(model: MotModel, height: int | None, width: int | None) -> Size:
     """Latent tokens of an image of this size in pixels; None is the model's own. Raises ConfigError with the nearest that fits."""
     side, most = model.ways.token_side, model.ways.latent_side
-    asked = [model.codec.image_size if each is None else each for each in (height, width)]
+    asked = [model.ways.latent.longest if each is None else each for each in (height, width)]
     fits = [min(max(round(each / side), 1), most) for each in asked]
     if [each * side for each in fits] != asked:
         raise ConfigError(
