@@ -35,8 +35,10 @@ def _from_the_root(monkeypatch: pytest.MonkeyPatch, no_drawings: None) -> Iterat
 
 
 def rows() -> dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]]:
-    """Of each kind those that are trained on, 16 in all, and those that are not: other words for the same, or another edit."""
-    t2i = [{"txt": f"{word} {each}", "image_path": f"{each}.png"} for word in ("draw", "one") for each in COLOURS]
+    """Of each kind those that are trained on, 16 in all, and those that are not: words that were not seen together, or another edit."""
+    words = ("draw", "one", "a")
+    t2i = {(word, each): {"txt": f"{word} {each}", "image_path": f"{each}.png"} for word in words for each in COLOURS}
+    unseen = set(zip(words, COLOURS, strict=True))  # each word and each colour is seen, these three together not
     edits = [
         {"instruction": f"make it {after}", "input_image": f"{before}.png", "output_image": f"{after}.png"}
         for before in COLOURS
@@ -49,9 +51,9 @@ def rows() -> dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]]:
         for thing, each in LIKE.items()
     ]
     return {
-        "t2i": (t2i[:5], t2i[5:]),
+        "t2i": ([row for key, row in t2i.items() if key not in unseen], [t2i[key] for key in sorted(unseen)]),
         "edit": (edits[:5], edits[5:]),
-        "t2i_reason": (thoughts[:4] + thoughts[4:5] * 2, thoughts[5:]),
+        "t2i_reason": (thoughts[:5], thoughts[5:]),
     }
 
 
@@ -66,7 +68,7 @@ def recipe(folder: Path) -> Config:
             path.write_text(json.dumps(half))
             sets.append({"name": f"{kind}_{name}", "path": str(path), "format": kind, "held_out": name == "unseen"})
         groups.append({"name": kind, "sets": sets})
-    words = ["draw", "one", "make", "it", "is", "like", *COLOURS, *LIKE]
+    words = ["draw", "one", "a", "make", "it", "is", "like", *COLOURS, *LIKE]
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 128}
     (folder / "think.txt").write_text("it is")
     tree: dict[str, Any] = {
