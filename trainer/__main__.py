@@ -386,7 +386,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer") -> 
             except Exception as error:
                 return watch.fail(*describe(error))
     except KeyboardInterrupt:
-        print("interrupted; the next start goes on from the newest checkpoint, if there is one", file=sys.stderr)
+        rest = {
+            "train": "; the next start goes on from the newest checkpoint, if there is one",
+            "sft": "; the next start goes on from the newest checkpoint, if there is one",
+            "generate": "; what is made is kept, and the same command goes on",
+        }
+        print(f"interrupted{rest.get(args.command, '')}", file=sys.stderr)
         return 130
 
 

@@ -6,6 +6,7 @@ import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +15,23 @@ from trainer.config import ConfigError
 _TRIES, _PAUSE_S = 20, 0.05  # who only asks whether the lock is held has it for a moment
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a refusal says.
+
+    Attributes:
+        folder: what the folder is.
+        does: what the other process does there.
+        elsewhere: the remedies where the folder cannot be written, and where another process is there.
+    """
+
+    folder: str = "run folder"
+    does: str = "trains"
+    elsewhere: tuple[str, str] = ("set output_dir", "choose another run_name")
+
+
 @contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
+def run_lock(run_dir: Path, words: Words = Words()) -> Iterator[None]:
     """Make the run folder and hold `run_dir/.lock`. The system lets go of it when the process ends, however it ends.
 
     Raises:
@@ -26,7 +42,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         file = (run_dir / ".lock").open("ab")
     except OSError as error:
         raise ConfigError(
-            f"the run folder {run_dir} cannot be written: {error.strerror}; correct its owner, or set output_dir"
+            f"the {words.folder} {run_dir} cannot be written: {error.strerror}; correct its owner, or {words.elsewhere[0]}"
         ) from error
     with file:
         for rest in reversed(range(_TRIES)):
@@ -36,7 +52,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 if not rest:
                     raise ConfigError(
-                        f"another process trains in {run_dir} now: wait for it, stop it, or choose another run_name"
+                        f"another process {words.does} in {run_dir} now: wait for it, stop it, or {words.elsewhere[1]}"
                     ) from error
                 time.sleep(_PAUSE_S)
         yield

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.support.forked import ForkedTrainer, run_ranks
 from tests.support.reward_servers import Reply, ScriptedServer, good
 from tests.support.task_configs import task_config
 from tests.support.tiny_neo import make_qwen3, neo_section
@@ -22,7 +26,9 @@ from tests.support.trainer_runs import ROOT
 from trainer.__main__ import main
 from trainer.config.generation import GenerationConfig
 from trainer.policies.generation import Instructions, Made, Written
+from trainer.processes.run_lock import run_lock
 from trainer.programs.generating import command
+from trainer.programs.generating.folder import OutputFolder, stem_of
 from trainer.types import Prompt
 
 FEW = [
@@ -119,6 +125,182 @@ def test_a_start_that_was_stopped_is_gone_on_with(
     assert batches == [2]
     assert pictures(cut) == pictures(whole)
     assert lines(cut / "made.0.jsonl") == lines(whole / "made.0.jsonl")
+
+
+def asked(path: Path | str, prompts: Path, out: Path, *more: str) -> list[str]:
+    return ["generate", str(path), "--prompts", str(prompts), "--output", str(out), *FEW, *more]
+
+
+def made(out: Path) -> dict[str, dict[str, Any]]:
+    """Whole lines of all ranks, by sample."""
+    rows = [json.loads(line) for path in sorted(out.glob("made.*")) for line in path.read_bytes().split(b"\n")[:-1]]
+    assert len({row["id"] for row in rows}) == len(rows), "no sample twice"
+    return {row["id"]: row for row in rows}
+
+
+@pytest.mark.slow
+def test_a_killed_start_is_gone_on_with(recipe: Callable[..., Path], prompts: Path, tmp_path: Path) -> None:
+    """By SIGKILL, wherever it is; then by one start that goes on: to the byte what an undisturbed one makes, nothing twice."""
+    path, many = recipe(), ["--samples", "12", "--batch-size", "1"]
+    with ForkedTrainer(asked(path, prompts, tmp_path / "cut", *many), tmp_path / "killed", dict(os.environ)) as killed:
+        while not (there := tmp_path / "cut" / "made.0.jsonl").exists() or there.read_bytes().count(b"\n") < 3:
+            assert killed.poll() is None, killed.stderr
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(60)
+    assert 3 <= len(made(tmp_path / "cut")) < 36
+    for name in ("cut", "whole"):
+        assert main(asked(path, prompts, tmp_path / name, *many)) == 0
+    assert made(tmp_path / "cut") == made(tmp_path / "whole") and len(made(tmp_path / "whole")) == 36
+    finished = {name: data for name, data in pictures(tmp_path / "cut").items() if not name.startswith(".")}
+    assert finished == pictures(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_share_what_is_made_and_one_goes_on_with_it(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path
+) -> None:
+    """Also behind the torn lines that both leave when they are killed."""
+    path, out = recipe(), tmp_path / "two"
+    run_ranks(
+        "trainer.__main__", *asked(path, prompts, out, "--samples", "4", "--score"), ranks=2, output=tmp_path / "ranks"
+    )
+    assert main(asked(path, prompts, tmp_path / "one", "--samples", "4", "--score")) == 0
+    assert made(out).keys() == made(tmp_path / "one").keys() and len(lines(out / "made.1.jsonl")) == 6
+    assert pictures(out) == pictures(tmp_path / "one")
+    scores = [
+        sorted((row["id"], row["scores"]["color"]) for path in folder.glob("scores.*") for row in lines(path))
+        for folder in (out, tmp_path / "one")
+    ]
+    assert scores[0] == scores[1]
+    for rank in (0, 1):
+        kept, torn, *_ = (out / f"made.{rank}.jsonl").read_bytes().splitlines(keepends=True)
+        (out / f"made.{rank}.jsonl").write_bytes(kept + torn[:20])
+    assert main(asked(path, prompts, out, "--samples", "4")) == 0
+    assert made(out) == made(tmp_path / "one") and pictures(out) == pictures(tmp_path / "one")
+
+
+def test_a_torn_line_of_a_rank_that_is_no_more_is_passed_over(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = asked(recipe(), prompts, tmp_path / "out")
+    assert main(given) == 0
+    whole = made(tmp_path / "out")
+    kept, *rest = (tmp_path / "out" / "made.0.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out" / "made.0.jsonl").write_bytes(kept)
+    (tmp_path / "out" / "made.1.jsonl").write_bytes(rest[0] + rest[1][:40])
+    assert main(given) == 0
+    assert made(tmp_path / "out") == whole
+    (tmp_path / "out" / "made.1.jsonl").write_bytes(b"no JSON\n")
+    assert main(given) == 2
+    assert "made.1.jsonl:1 is damaged (Expecting value" in capsys.readouterr().err
+
+
+def test_two_starts_do_not_write_into_one_folder(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = asked(recipe(), prompts, tmp_path / "out")
+    with run_lock(tmp_path / "out"):
+        assert main(given) == 2
+    assert "another process generates in " in (said := capsys.readouterr().err) and "or give another --output" in said
+    assert main(given) == 0
+
+
+def test_a_disk_that_is_full_is_said_and_the_same_command_goes_on(
+    recipe: Callable[..., Path],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Wherever it fills up: behind an image, or inside a line."""
+    given, fsync, left = asked(recipe(), prompts, tmp_path / "out"), os.fsync, {"now": 0}
+
+    def full(descriptor: int) -> None:
+        left["now"] -= 1
+        if left["now"] < 0:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    for room in (0, 2, 1):
+        left["now"] = room
+        assert main(given) == 2
+        said = capsys.readouterr().err
+        assert f"the output folder {tmp_path / 'out'} cannot be written: No space left on device; make room" in said
+        assert "Traceback" not in said
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert main(given) == 0
+    assert main(asked(recipe(), prompts, tmp_path / "whole")) == 0
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+    assert pictures(tmp_path / "whole").items() <= pictures(tmp_path / "out").items()
+
+
+def test_ctrl_c_says_how_to_go_on(
+    recipe: Callable[..., Path],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add, given = OutputFolder.add, asked(recipe(), prompts, tmp_path / "out")
+
+    def interrupted(*args: Any) -> dict[str, Any]:
+        monkeypatch.setattr(OutputFolder, "add", add)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OutputFolder, "add", interrupted)
+    assert main(given) == 130
+    assert "interrupted; what is made is kept, and the same command goes on" in capsys.readouterr().err
+    assert main(given) == 0 and len(made(tmp_path / "out")) == 3
+
+
+def test_another_recipe_does_not_go_on_in_its_folder(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`base` is another model there, and the sentences before a thought may be others."""
+    assert main(asked(recipe(), prompts, tmp_path / "out")) == 0
+    assert main(asked(recipe(seed=99), prompts, tmp_path / "out")) == 2
+    assert "was begun with recipe = " in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_left_alone(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert main(asked(recipe(), prompts, tmp_path / "mine")) == 2
+    assert "mine holds notes.txt and nothing of an earlier start; give a new folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("x")
+    assert main(asked(recipe(), prompts, tmp_path / "file")) == 2
+    assert "file cannot be written: File exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--temperature", ".5"], ["--temperature does nothing here: policy.type = tiny draws by its own sampler, which has no such setting"]),
+        (["--renorm", "channel", "--guidance-interval", "0", "1"], ["--guidance-interval does nothing", "--renorm does nothing"]),
+        (["--samples", "2", "--seed", "3"], []),
+    ],
+)  # fmt: skip
+def test_a_setting_that_does_nothing_is_said(
+    recipe: Callable[..., Path],
+    prompts: Path,
+    tmp_path: Path,
+    given: list[str],
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(asked(recipe(), prompts, tmp_path / "out", *given)) == 0
+    found = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate: ")]
+    assert len(found) == len(said) and all(each in line for each, line in zip(said, found, strict=True))
+
+
+def test_names_of_files_are_of_one_sample_each() -> None:
+    names = ["a#0", "a#0#1", "a-0#1", "a b#0", "a/b#0", "../a#0", "A#0", ".a#0", "é#0", "a" * 150 + "#0"]
+    stems = [stem_of(name) for name in names]
+    assert len(set(stems)) == len(names) and stems[0] == "a-0"
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", stem) for stem in stems)
 
 
 def test_a_folder_of_other_settings_or_prompts_is_refused(

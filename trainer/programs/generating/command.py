@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,17 +19,21 @@ from trainer.config.generation import GenerationConfig
 from trainer.data.prompts import read_prompt_file
 from trainer.evaluation.thinking import instructions_of
 from trainer.policies.base import Samples
+from trainer.policies.generation import Instructions
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
+from trainer.processes.run_lock import Words, run_lock
 from trainer.programs.evaluate import BASE, Weights, load_weights, named_or_newest
 from trainer.programs.generating.folder import OutputFolder
-from trainer.programs.generating.makers import maker
+from trainer.programs.generating.makers import idle_settings, maker
 from trainer.programs.generating.scoring import Scoring, has_failed, table
 from trainer.programs.services import start_services
 from trainer.rewards import RewardClient, resolve_urls
 from trainer.rewards.asked import Requests, texts_of
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, Sample
+
+_WORDS = Words("output folder", "generates", ("give another --output",) * 2)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def generate(
 
     Raises:
         ConfigError: the policy cannot do what is asked for, or the folder is of something else.
+        OutputError: the folder cannot be written.
         DataError, CheckpointError, RewardServiceError, StopTrainingError: as in an evaluation.
     """
     if score and not config.rewards.columns:
@@ -72,22 +78,34 @@ def generate(
         )
     checkpoint = None if source == BASE else named_or_newest(source, config.run_dir)
     asked = _asked(read_prompt_file(prompts, dataset=prompts.stem).prompts, settings)
-    label = BASE if checkpoint is None else f"{checkpoint.path.absolute()} ({weights})"
+    label = BASE if checkpoint is None else f"{checkpoint.path.absolute()} (step {checkpoint.step}, {weights})"
     instructions = instructions_of(config)
-    told = {"weights": label, "prompts": _identity(asked), **settings.model_dump(exclude={"batch_size"})}
+    told = {
+        "weights": label,
+        "recipe": _recipe(config, instructions),
+        "prompts": _identity(asked),
+        **settings.model_dump(exclude={"batch_size"}),
+    }
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
+        if group.is_main:
+            stack.enter_context(run_lock(output, _WORDS))
+        group.barrier()  # only one start cuts off lines that a killed one has left
         folder = OutputFolder(output, told, group.rank)
         torch.manual_seed(config.seed)  # as training does: what has no file starts from random weights
         policy: Samples = build_policy(config.policy, group.device, keep_reference=False)
         made_by = maker(policy, config, settings)
+        if group.is_main:
+            for sentence in idle_settings(
+                policy, config, settings, edits=any(each.prompt.source_images for each in asked)
+            ):
+                print(f"generate: {sentence}", file=sys.stderr)
         policy.check_prompts([each.prompt for each in asked[:: settings.samples]])
         if checkpoint is not None:
             load_weights(policy, checkpoint, weights)
         scoring = _scoring(config, group, stack, folder) if score else None
+        mine, there = asked[group.rank :: group.size], folder.made()
         group.barrier()  # all have seen what is there before one adds to it
-        mine = asked[group.rank :: group.size]
-        there = folder.made()
         if scoring is not None:
             _score_old(scoring, mine, there, folder, settings)
         todo = [each for each in mine if each.id not in there]
@@ -114,6 +132,13 @@ def _asked(prompts: Sequence[Prompt], settings: GenerationConfig) -> list[Asked]
         for prompt in prompts
         for number in range(settings.samples)
     ]
+
+
+def _recipe(config: Config, instructions: Instructions) -> str:
+    """A hash of what a recipe says of a sample beside the settings: the policy, how it samples, and the fixed sentences."""
+    told = [config.policy.model_dump(mode="json"), config.sampling.model_dump(mode="json"), config.seed]
+    told += [instructions.think, instructions.refine]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _identity(asked: Sequence[Asked]) -> str:

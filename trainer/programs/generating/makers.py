@@ -14,12 +14,39 @@ from trainer.policies.registry import entry_of
 from trainer.policies.tokens.draw import TokenPlan
 from trainer.types import Prompt, Sample
 
+# Settings by what they are about.
+_ALWAYS = {"task", "samples", "seed", "batch_size", "think", "refine"}
+_OF_TEXTS = {"temperature", "max_new_tokens"}
+_OF_PICTURES = {"num_inference_steps", "shift", "text_guidance", "height", "width"}
+_OF_TURNS = {"image_guidance", "refine_text_guidance", "guidance_interval", "renorm", "renorm_min"}
+
 
 def maker(policy: Samples, config: Config, settings: GenerationConfig) -> Generates:
     """Raises ConfigError where the policy cannot do what the settings ask for."""
     made = policy if isinstance(policy, Generates) else _Sampler(policy, config)
     made.check_generation(settings)
     return made
+
+
+def idle_settings(policy: Samples, config: Config, settings: GenerationConfig, *, edits: bool) -> list[str]:
+    """A sentence for each setting that was given and does nothing here. `edits`: whether a prompt has a source image."""
+    own: dict[str, str] = {}
+    if settings.task == "answer":
+        acts, reason = _OF_TEXTS, "an answer is a text"
+    elif isinstance(policy, Generates):
+        acts = _OF_PICTURES | _OF_TURNS | (_OF_TEXTS if settings.think or settings.refine else set())
+        reason = "nothing is written without --think or --refine"
+        if not settings.refine:
+            own["refine_text_guidance"] = "there is no suggestion without --refine"
+            own |= {} if edits else {"image_guidance": "no prompt has a source image"}
+    else:
+        acts = _OF_PICTURES if config.sampling.type == "flow" else {"text_guidance", "temperature"}
+        reason = f"policy.type = {config.policy.type} draws by its own sampler, which has no such setting"
+    return [
+        f"--{name.replace('_', '-')} does nothing here: {own.get(name, reason)}"
+        for name in GenerationConfig.model_fields
+        if name in settings.model_fields_set and (name in own or name not in _ALWAYS | acts)
+    ]
 
 
 @dataclass(frozen=True)
