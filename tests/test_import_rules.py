@@ -32,6 +32,7 @@ KIT_BASE = (
 RULES: dict[str, tuple[str, ...]] = {
     "machine": (),
     "wire": (),
+    "wire.client": ("wire",),  # the client that is installed alone
     "=services": (),
     # The kit: what a scorer's author imports, then the rooms, each of which may import those above it.
     "services.kit.scorer": ("=wire.schema",),
@@ -224,6 +225,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "rewards.recipes": (),
     "rewards.serve": (),
     "rewards.completion": (),
+    "wire.client": ("pydantic", "PIL", "numpy", "httpx"),
     "trainer.types": ("torch", "numpy", "PIL"),
     "trainer.config": ("pydantic", "pydantic_core", "yaml"),
     "trainer.advantages": ("torch",),
@@ -561,6 +563,7 @@ def test_every_module_imports_without_gpu_network_or_torchvision() -> None:
     [
         ("wire.schema", ("torch", "fastapi", "httpx", "numpy")),
         ("wire.images", ("torch", "fastapi", "httpx", "numpy")),
+        ("wire.client", ("torch", "fastapi", "numpy", "services", "trainer")),
         ("trainer.config", ("torch", "diffusers", "fastapi", "httpx")),
         ("services.rules.scorer", ("torch", "diffusers", "fastapi")),
         ("services.kit.app", ("torch", "diffusers", "onnxruntime")),

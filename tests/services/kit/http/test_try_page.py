@@ -11,10 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +19,15 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image, ImageDraw, ImageFont, ImageStat
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from benchmarks.shapes_detector import draw
 from services.geneval.settings import GenevalSettings, make_scorer
-from services.kit.app import create_app
-from services.kit.run import bind, url_of
-from services.kit.scorer import Failure, Item, Result, Score, Scorer
-from services.kit.settings import ServiceSettings
+from services.kit.scorer import Failure, Item, Result, Score
 from services.kit.testing.fakes import FakeScorer, PromptLengthScorer
 from tests.support.chromium import CHROMIUM, NOT_INSTALLED
+from tests.support.serving_here import serving_here
 from tests.support.tiny_services import SHAPES_DETECTOR
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -84,27 +78,6 @@ class EchoScorer(PromptLengthScorer):
     def score_item(self, item: Item) -> Result:
         sizes = [list(image.size) for image in (*item.images, *item.source_images)]
         return Score(1.0, {}, {"sizes": sizes, "completion": item.completion, "metadata": dict(item.metadata)})
-
-
-@contextmanager
-def serving_here(scorer: Scorer, name: str = "test", **settings: Any) -> Iterator[str]:
-    """The URL of a real server in a thread of this process."""
-    made = ServiceSettings(port=0, **settings)
-    sock = bind(made)
-    server = uvicorn.Server(uvicorn.Config(create_app(scorer, name, made), log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-    thread.start()
-    try:
-        url = url_of(sock)
-        until = time.monotonic() + 60
-        while httpx.get(url + "/ready").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join()
-        sock.close()
 
 
 @dataclass
