@@ -25,6 +25,7 @@ KIT_BASE = (
     "services.kit.settings",
     "services.kit.errors",
     "services.kit.metrics",
+    "services.kit.samples",
 )
 
 # A module is judged by the longest entry that is its name or a package above it. It may import what that entry covers
@@ -37,6 +38,7 @@ RULES: dict[str, tuple[str, ...]] = {
     # The kit: what a scorer's author imports, then the rooms, each of which may import those above it.
     "services.kit.scorer": ("=wire.schema",),
     "services.kit.rows": ("=wire.schema",),
+    "services.kit.samples": ("=wire.schema",),
     "services.kit.settings": ("wire",),
     "services.kit.errors": ("wire",),
     "services.kit.metrics": (),

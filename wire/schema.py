@@ -34,17 +34,28 @@ Message = Annotated[str, AfterValidator(_cut)]
 
 
 class ErrorCode(StrEnum):
-    """Why an item has no score."""
+    """Why an item has no score.
 
-    BAD_INPUT = "bad_input"  # the item itself is wrong: a truncated image, a missing field
-    NOT_APPLICABLE = "not_applicable"  # the reward does not apply to this item (OCR without a target)
-    PARSE_ERROR = "parse_error"  # a judge answered something that is not an answer
-    TRUNCATED = "truncated"  # a judge's answer was cut off
-    NON_FINITE = "non_finite"  # the scorer returned NaN or infinity
-    TIMEOUT = "timeout"  # the deadline passed
-    OVERLOADED = "overloaded"  # the queue was full
-    UPSTREAM = "upstream"  # a server behind the service failed
-    INTERNAL = "internal"  # a bug in the scorer
+    - `bad_input`: the item itself is wrong: a truncated image, a missing field.
+    - `not_applicable`: the reward does not apply to this item (OCR without a target).
+    - `parse_error`: a judge answered something that is not an answer.
+    - `truncated`: a judge's answer was cut off.
+    - `non_finite`: the scorer returned NaN or infinity.
+    - `timeout`: the deadline passed.
+    - `overloaded`: the queue was full.
+    - `upstream`: a server behind the service failed.
+    - `internal`: a bug in the scorer.
+    """
+
+    BAD_INPUT = "bad_input"
+    NOT_APPLICABLE = "not_applicable"
+    PARSE_ERROR = "parse_error"
+    TRUNCATED = "truncated"
+    NON_FINITE = "non_finite"
+    TIMEOUT = "timeout"
+    OVERLOADED = "overloaded"
+    UPSTREAM = "upstream"
+    INTERNAL = "internal"
 
 
 def _is_number(value: object) -> object:
@@ -151,6 +162,8 @@ class ScoreRequest(_Wire):
 
 
 class ItemError(_Wire):
+    """Why this item has no score; its neighbours keep theirs."""
+
     code: ErrorCode
     message: Message = Field(description=f"Why; cut after {MAX_MESSAGE_LENGTH} characters.")
 
@@ -158,16 +171,16 @@ class ItemError(_Wire):
 class ItemResult(_Wire):
     """A finite score, or null with an error."""
 
-    id: str
-    score: float | None
+    id: str = Field(description="The item's.")
+    score: float | None = Field(description="A finite number; null where there is none, and never a default.")
     components: dict[str, float] = Field(default_factory=dict, description="Named finite parts of the score.")
     details: dict[str, JsonValue] = Field(
         default_factory=dict, description="What was seen: recognised texts, boxes, a judge's words."
     )
     error: ItemError | None = None
-    cached: bool = False
-    queue_ms: float = 0.0
-    compute_ms: float = 0.0
+    cached: bool = Field(default=False, description="Whether the score was known from before.")
+    queue_ms: float = Field(default=0.0, description="Milliseconds that the item waited.")
+    compute_ms: float = Field(default=0.0, description="Milliseconds of the batch that it was scored in.")
 
     @model_validator(mode="after")
     def _score_or_error(self) -> ItemResult:
@@ -184,9 +197,9 @@ class ItemResult(_Wire):
 class ScorerInfo(_Wire):
     """What produced the scores: enough to tell two runs apart."""
 
-    name: str
+    name: str = Field(description="The reward's name, as a request gives it.")
     revision: str = Field(description="Changes whenever the same input may score differently.")
-    template_sha256: str | None = None
+    template_sha256: str | None = Field(default=None, description="Of the text that a judge is asked with.")
     range: tuple[float | None, float | None] = Field(description="Lowest and highest score; null where unbounded.")
     higher_is_better: bool = True
     grouped: bool = Field(
@@ -195,9 +208,11 @@ class ScorerInfo(_Wire):
 
 
 class ScoreResponse(_Wire):
-    results: list[ItemResult]
+    """What `POST /v1/score` answers."""
+
+    results: list[ItemResult] = Field(description="Exactly one for each item id.")
     scorer: ScorerInfo
-    request_id: str
+    request_id: str = Field(description="The request's own, or one that was made up; in the service's logs, too.")
     schema_version: str = SCHEMA_VERSION
 
 
@@ -207,18 +222,26 @@ class ServiceInfo(_Wire):
     service: str
     schema_version: str = SCHEMA_VERSION
     rewards: list[ScorerInfo]
-    default_reward: str
-    limits: dict[str, float]
+    default_reward: str = Field(description="The reward of a request that names none.")
+    limits: dict[str, float] = Field(description="What one request may hold at most.")
     about: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="What else the service says of itself, such as the scripts an OCR model writes.",
     )
 
 
+class Status(_Wire):
+    """`GET /health` and `GET /ready`."""
+
+    status: Literal["alive", "ready"]
+
+
 class RequestError(_Wire):
-    code: str
-    message: Message
-    field: Message | None = None
+    """Why a request as a whole was refused."""
+
+    code: str = Field(description="The kind of refusal, such as `unauthorized`; each status has its own.")
+    message: Message = Field(description="A sentence: what is wrong, with its numbers, and what to do.")
+    field: Message | None = Field(default=None, description="The field at fault, such as items.3.images.0.data.")
 
 
 class ErrorBody(_Wire):

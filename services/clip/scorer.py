@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
 from PIL import Image
 
+from services.clip.samples import samples
 from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
 from services.kit.models.sources import Source
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -31,6 +34,7 @@ class ClipScorer(NetworkScorer):
     network: device, dtype, max_batch and threads, as `NetworkScorer` takes them.
     """
 
+    off_scale = ("truncated_tokens",)
     image_only = ("aesthetic", "image_similarity", "diversity")  # clients that send no prompts may ask for these
 
     def __init__(
@@ -48,6 +52,10 @@ class ClipScorer(NetworkScorer):
         self._served: dict[str, tuple[Backbone, Reward]] = {}
         self.backbones: dict[Source, Backbone] = {}
         self._rewards = {info.name: info for info in self._infos()}
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     def load(self) -> None:
         """Raises SourceError, also for an aesthetic head made for another backbone."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import get_args
 
 from PIL import Image
 from prometheus_client.registry import Collector
 from pydantic import JsonValue
 
-from services.eval.dimensions import Language
+from services.eval.dimensions import DIMENSIONS, Language
 from services.eval.judge import REWARD, Judgement, JudgeMethod, Missing, judge_image
 from services.eval.parsing import official_verdicts
 from services.eval.prompts import Point, PointsError, Prompt, read_points
+from services.eval.samples import samples
 from services.kit.judge.client import JudgeClient, JudgeEndpoint
 from services.kit.judge.metrics import JudgeMetrics
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -32,6 +35,14 @@ class EvalScorer:
     An answer that cannot be read is `parse_error`, one that was cut is `truncated`; neither is a score of 0.
     """
 
+    form: Mapping[str, JsonValue] = {
+        "title": "Test points",
+        "columns": [
+            {"field": "testpoints", "label": "Dimension", "choices": [dimension.name for dimension in DIMENSIONS]},
+            {"field": "descriptions", "label": "What must be seen"},
+        ],
+    }
+
     def __init__(self, endpoint: JudgeEndpoint, method: JudgeMethod, *, wait_s: float = 900.0) -> None:
         self._method = method
         self._wait_s = wait_s
@@ -47,6 +58,10 @@ class EvalScorer:
     @property
     def rewards(self) -> Mapping[str, ScorerInfo]:
         return {REWARD: self._info}
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     @property
     def collectors(self) -> Sequence[Collector]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
 from PIL import Image
@@ -13,9 +14,11 @@ from pydantic import JsonValue
 from services.geneval.grounding import GroundingTask, gdino_score
 from services.geneval.reward_server import RewardServerRows
 from services.geneval.rules import Verdict, verdict
+from services.geneval.samples import CLOSED, samples
 from services.geneval.specification import Specification
 from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
 from services.kit.models.sources import Source
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -74,6 +77,10 @@ class GenevalScorer(NetworkScorer):
             name: ScorerInfo(name=name, revision=revision, range=_RANGES.get(name, (0.0, 1.0)))
             for name in (*_MARKS, "gdino")
         }
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples(open_vocabulary=self._sources[0].kind != CLOSED)
 
     def load(self) -> None:
         """Raises SourceError."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
@@ -11,9 +12,11 @@ from PIL import Image
 from pydantic import JsonValue
 
 from services.hps.checkpoint import REWARDS, Checkpoint
+from services.hps.samples import samples
 from services.hps.tokenizer import Tokenizer, Tokens
 from services.hps.vocabulary import read_merges
 from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -42,6 +45,8 @@ class HpsScorer(NetworkScorer):
     Raises ValueError when the device is not there.
     """
 
+    off_scale = ("truncated_tokens",)
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -58,6 +63,10 @@ class HpsScorer(NetworkScorer):
         weights = f"{checkpoint.version} sha256:{checkpoint.sha256[:16]}"
         revision = f"{SCORING_REVISION} {weights} resize={RESIZE} {self._dtype}"
         self._rewards = {name: ScorerInfo(name=name, revision=revision, range=(-1.0, 1.0))}
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     def load(self) -> None:
         """Raises VocabularyError or CheckpointError."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from PIL import Image
 from pydantic import JsonValue
 
+from services.imagereward.samples import samples
 from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
 from services.kit.models.sources import Source, SourceError
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -36,6 +39,8 @@ class ImageRewardScorer(NetworkScorer):
     network: device, dtype, max_batch and threads, as `NetworkScorer` takes them.
     """
 
+    off_scale = ("truncated_tokens", "raw")
+
     def __init__(
         self,
         weights: Source,
@@ -48,6 +53,10 @@ class ImageRewardScorer(NetworkScorer):
         self._tokenizer: Any = None
         revision = f"{SCORING_REVISION} {weights.name} {self._dtype}"
         self._rewards = {"imagereward": ScorerInfo(name="imagereward", revision=revision, range=(None, None))}
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     def load(self) -> None:
         """Raises SourceError."""

@@ -6,26 +6,31 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, Response
 
+from services.kit.catalogue import CATALOGUE
 from services.kit.dispatch.base import StartError
-from services.kit.errors import RESPONSES, install_error_map
-from services.kit.http.docs_page import render_docs
+from services.kit.errors import install_error_map, responses
+from services.kit.http.docs_page import add_docs
+from services.kit.http.document import BEARER, make_document
 from services.kit.http.service import Service
 from services.kit.http.shell import Shell
 from services.kit.http.try_page import try_page
 from services.kit.legacy import LEGACY_ERRORS, add_legacy_routes
 from services.kit.scorer import AsyncScorer, Scorer
 from services.kit.settings import ServiceSettings
-from wire.schema import SCHEMA_VERSION, ScoreRequest, ScoreResponse, ServiceInfo
+from wire.schema import MAX_ID_LENGTH, SCHEMA_VERSION, ScoreRequest, ScoreResponse, ServiceInfo, Status
 
 logger = logging.getLogger("services.app")
-_REF = "#/components/schemas/{model}"
+_REWARD = {
+    "name": "reward",
+    "in": "query",
+    "required": False,
+    "description": "Which of the service's rewards; its default otherwise.",
+    "schema": {"type": "string", "maxLength": MAX_ID_LENGTH},
+}
 
 
 def create_app(
@@ -70,73 +75,93 @@ def create_app(
     if add_routes is not None:
         add_routes(app)
     app.add_middleware(Shell, service=service, errors_of=LEGACY_ERRORS if settings.legacy else None)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    port = next((entry.port for entry in CATALOGUE if entry.name == service_name), settings.port)
+    app.openapi = lambda: make_document(app, service, port)  # type: ignore[method-assign]
     return app
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-        return {status: RESPONSES[status] for status in statuses}
-
-    @app.post(
-        "/v1/score",
-        summary="Score items",
-        response_model=None,
-        responses={200: {"model": ScoreResponse, "description": "One result per item id."}, **RESPONSES},
-        openapi_extra={"requestBody": _request_body()},
-    )
-    async def score(request: Request) -> Response:
-        response = await service.score(request, request.scope["arrived"])
-        return Response(response.model_dump_json(), media_type="application/json")
-
-    @app.get("/health", summary="Alive", response_model=None)
-    async def health() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/ready", summary="Loaded, and warm-up scores came back", response_model=None, responses=answers(503))
-    async def ready() -> dict[str, str]:
-        service.check_ready()
-        return {"status": "ready"}
-
-    @app.get("/v1/info", summary="Rewards and limits", responses=answers(401))
-    async def info() -> ServiceInfo:
-        return await service.info()
-
-    @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=answers(401))
-    async def metrics() -> Response:
-        return Response(service.render_metrics(), media_type=service.metrics.content_type)
+    _add_scoring(app, service)
+    _add_state(app, service)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return try_page(service.name)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(render_docs(app.openapi()))
+    add_docs(app, service)
 
 
-def _request_body() -> dict[str, Any]:
-    schema = {"$ref": _REF.format(model="ScoreRequest")}
-    parts = {
-        "type": "object",
-        "required": ["request"],
-        "properties": {"request": schema},
-        "additionalProperties": {"type": "string", "format": "binary"},
-        "description": "The JSON part `request`, and one binary part per image, under the name its `part` field gives.",
-    }
-    return {
-        "required": True,
-        "content": {
-            "application/json": {"schema": schema},
-            "multipart/form-data": {"schema": parts, "encoding": {"request": {"contentType": "application/json"}}},
+def _add_scoring(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/score",
+        operation_id="score",
+        tags=["scoring"],
+        summary="Score items",
+        description="Each item gets a finite score, or null with an error; one bad item never fails its neighbours. Images "
+        "are in the JSON as base64, or parts of a multipart body, which is smaller.",
+        response_model=None,
+        responses={200: {"model": ScoreResponse, "description": "One result per item id."}, **responses()},
+        openapi_extra={"security": BEARER},
+    )
+    async def score(request: Request) -> Response:
+        response = await service.score(request, request.scope["arrived"])
+        return Response(response.model_dump_json(), media_type="application/json")
+
+    @app.get(
+        "/v1/sample",
+        operation_id="sample",
+        tags=["scoring"],
+        summary="A request that scores well",
+        description="The body of a request for `POST /v1/score`, which the named reward (else the default) scores well.",
+        response_model=None,
+        responses={200: {"model": ScoreRequest, "description": "A request."}, **responses(401, 403, 404, 421, 429)},
+        openapi_extra={"security": BEARER, "parameters": [_REWARD]},
+    )
+    async def sample(request: Request) -> Response:
+        found = await asyncio.to_thread(service.sample, request.query_params.get("reward"))
+        return Response(found.model_dump_json(exclude_none=True, exclude_defaults=True), media_type="application/json")
+
+    @app.get(
+        "/v1/info",
+        operation_id="info",
+        tags=["scoring"],
+        summary="Rewards and limits",
+        description="What is served: each reward's revision, range and direction, and the most that one request may hold.",
+        responses=responses(401, 403, 421, 429),
+        openapi_extra={"security": BEARER},
+    )
+    async def info() -> ServiceInfo:
+        return await service.info()
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", operation_id="health", tags=["state"], summary="Alive", openapi_extra={"security": []})
+    async def health() -> Status:
+        return Status(status="alive")
+
+    @app.get(
+        "/ready",
+        operation_id="ready",
+        tags=["state"],
+        summary="Loaded, and warm-up scores came back",
+        responses=responses(503),
+        openapi_extra={"security": []},
+    )
+    async def ready() -> Status:
+        service.check_ready()
+        return Status(status="ready")
+
+    @app.get(
+        "/metrics",
+        operation_id="metrics",
+        tags=["state"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={
+            200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            **responses(401, 403, 421, 429),
         },
-    }
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        tree = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, request = models_json_schema([(ScoreRequest, "validation")], ref_template=_REF)
-        tree.setdefault("components", {}).setdefault("schemas", {}).update(request["$defs"])
-        app.openapi_schema = tree
-    return app.openapi_schema
+        openapi_extra={"security": BEARER},
+    )
+    async def metrics() -> Response:
+        return Response(service.render_metrics(), media_type=service.metrics.content_type)

@@ -25,27 +25,7 @@ LINGER_S = 2.0  # how long a refused body is read and thrown away, so that the c
 
 _MODELS: dict[str, type[BaseModel]] = {"items": ScoreItem, "images": ImageRef, "source_images": ImageRef}
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "Not JSON, or not multipart with a `request` part."},
-    401: {"model": ErrorBody, "description": "No bearer token, or a wrong one."},
-    403: {"model": ErrorBody, "description": "Asked by a web page of another host."},
-    404: {"model": ErrorBody, "description": "No such path or reward."},
-    405: {"model": ErrorBody, "description": "The path exists, the method does not."},
-    408: {"model": ErrorBody, "description": "The body did not arrive in time."},
-    413: {"model": ErrorBody, "description": "Above a limit; the message has both numbers."},
-    415: {"model": ErrorBody, "description": "Neither application/json nor multipart/form-data."},
-    421: {"model": ErrorBody, "description": "Asked for under a host name that is not the service's."},
-    422: {"model": ErrorBody, "description": "A field is wrong; `field` names it, such as items.3.images.0.data."},
-    429: {
-        "model": ErrorBody,
-        "description": "The queue is full or the client above its limit; see `Retry-After` (seconds).",
-    },
-    500: {"model": ErrorBody, "description": "A bug."},
-    503: {"model": ErrorBody, "description": "Loading or shutting down."},
-    504: {"model": ErrorBody, "description": "The deadline passed before any item had a result."},
-}
-
-_CODES = {
+CODES = {  # of a refusal, by its status
     400: "malformed",
     401: "unauthorized",
     403: "forbidden",
@@ -63,6 +43,71 @@ _CODES = {
 }
 
 
+# Of each status: when it is given, and a message as it may read.
+_ABOUT = {
+    400: (
+        "Not JSON, or not multipart with a `request` part.",
+        "the body is not JSON: expected value at line 1 column 1",
+    ),
+    401: (
+        "No bearer token, or a wrong one. Only where the service was started with --token-file.",
+        "send `Authorization: Bearer <token>` with a token of this service",
+    ),
+    403: (
+        "Asked by a web page of another host.",
+        "pages of example.com may not use this service: start it with --allowed-hosts and that name, if they should",
+    ),
+    404: ("No such path or reward.", "no reward 'strict2' here; ocr serves: multi, strict"),
+    405: ("The path exists, the method does not.", "GET is not allowed on /v1/score"),
+    408: ("The body did not arrive in time.", "the body did not arrive within 60 s"),
+    413: (
+        "Above a limit; the message has both numbers.",
+        "2000 items; the limit is 1024: split the request",
+    ),
+    415: (
+        "Neither application/json nor multipart/form-data.",
+        "content type text/plain is not served: send application/json or multipart/form-data",
+    ),
+    421: (
+        "Asked for under a host name that is not the service's.",
+        "this service is not known as 'rewards.example.com': ask for localhost or its address, or start it with "
+        "--allowed-hosts and that name",
+    ),
+    422: (
+        "A field is wrong; `field` names it, such as items.3.images.0.data.",
+        "no such field; did you mean `images`?",
+    ),
+    429: (
+        "The queue is full or the client above its limit; see `Retry-After` (seconds).",
+        "4096 items are in flight and 8 more would exceed the limit of 4096; try again in 1 s",
+    ),
+    500: ("A bug.", "a bug; its trace is in the log under request id 3f2a"),
+    503: ("Loading or shutting down.", "ocr is loading; poll /ready"),
+    504: (
+        "The deadline passed before any item had a result.",
+        "none of 8 items had a result within 2000 ms",
+    ),
+}
+_FIELDS = {413: "items", 415: "content-type", 421: "host", 403: "origin", 422: "items.0.image", 404: "reward"}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of these statuses, or of all: what OpenAPI says of them, each with an example."""
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": _ABOUT[status][0],
+            "content": {"application/json": {"example": _example(status)}},
+        }
+        for status in statuses or _ABOUT
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    error = RequestError(code=CODES[status], message=_ABOUT[status][1], field=_FIELDS.get(status))
+    return ErrorBody(error=error).model_dump(exclude_none=True)
+
+
 class ApiError(Exception):
     """An answer that is not 2xx: its status, message, and the field at fault. `code` is the status's own if not given."""
 
@@ -77,7 +122,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code or _CODES.get(status, "error")
+        self.code = code or CODES.get(status, "error")
         self.message = message
         self.field = field
         self.headers = dict(headers or {})

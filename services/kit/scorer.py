@@ -58,6 +58,12 @@ class Scorer(Protocol):
     event loop, too, before `load` or after. Rewards that look at the images alone, whatever the prompt, may be named in
     an attribute `image_only`. One that serves other trainers' requests with rows of metadata has an attribute
     `legacy_rows`, a `ServesRows`.
+
+    For its page and its API's examples it has an attribute `samples`: by reward, an input that it scores well
+    (services/kit/samples.py). Components that are no part of the score's range, such as counts, are named in an attribute
+    `off_scale`, and nothing draws them as a share. Metadata that is easier to fill in than to write is described by an
+    attribute `form`: its `title`, and `columns`, each with the `field` of the metadata that gets the column as a list, its
+    `label`, and perhaps `choices`.
     """
 
     @property

@@ -11,10 +11,12 @@ from typing import cast
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import JsonValue
 
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from services.ocr.alphabet import Alphabet, refusal
 from services.ocr.engines import EngineOptions, Line, build_engine
 from services.ocr.layout import reading_orders
+from services.ocr.samples import samples
 from services.ocr.scoring import (
     VARIANTS,
     Case,
@@ -71,6 +73,10 @@ class OcrScorer:
         if self._alphabet is None:
             return {"scripts": None, "characters": None}
         return {"scripts": dict(self._alphabet.scripts()), "characters": self._alphabet.ranges()}
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     @property
     def max_batch(self) -> int:

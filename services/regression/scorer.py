@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -13,8 +14,10 @@ from pydantic import JsonValue
 
 from services.kit.models.network_scorer import NetworkOptions, NetworkScorer
 from services.kit.models.sources import Source, SourceError
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from services.regression.recipe import Recipe
+from services.regression.samples import sample_of
 from wire.schema import ErrorCode, ScorerInfo
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ class RegressionScorer(NetworkScorer):
         revision = f"{SCORING_REVISION} {backbone.name} {weights.name} recipe {fields} {self._dtype}"
         info = ScorerInfo(name=recipe.name, revision=revision, template_sha256=digest, range=(None, None))
         self._rewards = {recipe.name: info}
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return {self._recipe.name: sample_of(self._recipe)}
 
     def load(self) -> None:
         """Raises SourceError."""

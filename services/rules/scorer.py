@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import get_args
 
 from PIL import Image
 from pydantic import JsonValue
 
+from services.kit.samples import Sample
 from services.kit.scorer import Item, Result
 from services.rules import answers, color, forms, jpeg, objects, side_by_side
 from services.rules.batches import BatchReward
 from services.rules.functions import FunctionReward, FunctionsError, load_functions
-from services.rules.lengths import Lengths
+from services.rules.lengths import Lengths, Unit
+from services.rules.samples import samples
 from wire.schema import ScorerInfo
 
 MAX_BATCH = 64  # functions of one item gain nothing from a batch; a small one lets callers take turns
@@ -57,6 +61,8 @@ class RulesScorer:
     Raises FunctionsError when a file cannot be used or two rewards have one name.
     """
 
+    off_scale = get_args(Unit)  # how long a text is
+
     def __init__(
         self, functions: Sequence[str] = (), lengths: Lengths | None = None, *, conversational: bool = False
     ) -> None:
@@ -89,6 +95,10 @@ class RulesScorer:
     @property
     def image_only(self) -> Sequence[str]:
         return [name for name, reward in self._rewards.items() if reward.image_only]
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples(self._lengths.unit)
 
     @property
     def max_batch(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from prometheus_client.registry import Collector
@@ -14,8 +15,10 @@ from services.kit.judge.client import JudgeClient, JudgeError, Part
 from services.kit.judge.content import image_part, text_part
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.templates import Template, load_template, own_template
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from services.textjudge.marks import MATCH, QUALITY, NoMarkError, fill, read_mark
+from services.textjudge.samples import samples
 from services.textjudge.settings import TextJudgeSettings
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -44,6 +47,10 @@ class TextJudgeScorer:
     @property
     def rewards(self) -> Mapping[str, ScorerInfo]:
         return self._rewards
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     @property
     def collectors(self) -> Sequence[Collector]:

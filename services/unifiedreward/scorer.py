@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from PIL import Image, ImageDraw
 from prometheus_client.registry import Collector
@@ -12,14 +13,16 @@ from prometheus_client.registry import Collector
 from services.kit.judge.client import JudgeClient
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.templates import Template
+from services.kit.samples import Sample
 from services.kit.scorer import Item, Result
 from services.unifiedreward.asking import Asker
 from services.unifiedreward.groups import GroupJudge
 from services.unifiedreward.kinds import PAIR_QUESTIONS, RANGES
 from services.unifiedreward.points import PointJudge
+from services.unifiedreward.samples import samples
 from services.unifiedreward.settings import UnifiedRewardSettings
 from services.unifiedreward.texts import Texts, template_sha256
-from wire.schema import ScorerInfo
+from wire.schema import ErrorCode, ScorerInfo
 
 # What the judge is shown, how answers are read and scores are made; a change changes this and every cached score's key.
 REVISION = "4"
@@ -30,6 +33,12 @@ class UnifiedRewardScorer:
 
     Raises ValueError, with the remedy, when a template or the key file cannot be used.
     """
+
+    # Of a group's comparisons: how many there were, how they ended, and a strength that is no share.
+    off_scale = (
+        *("wins", "ties", "n_valid", "n_asked", "position_flips", "bradley_terry"),
+        *(f"n_{code.value}" for code in ErrorCode),
+    )
 
     def __init__(self, settings: UnifiedRewardSettings) -> None:
         self._settings = settings
@@ -56,6 +65,10 @@ class UnifiedRewardScorer:
     @property
     def rewards(self) -> Mapping[str, ScorerInfo]:
         return self._rewards
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     @property
     def collectors(self) -> Sequence[Collector]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -14,6 +15,7 @@ from services.kit.judge.client import JudgeClient, JudgeError
 from services.kit.judge.content import image_part, text_part
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.templates import Template, load_template, own_template
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from services.vqa.questions import (
     FLOOR,
@@ -26,6 +28,7 @@ from services.vqa.questions import (
     likeliest,
     probabilities,
 )
+from services.vqa.samples import samples
 from services.vqa.settings import VqaSettings
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -55,6 +58,10 @@ class VqaScorer:
     @property
     def rewards(self) -> Mapping[str, ScorerInfo]:
         return self._rewards
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sample]:
+        return samples()
 
     @property
     def collectors(self) -> Sequence[Collector]:

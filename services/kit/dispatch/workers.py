@@ -18,12 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 
-from pydantic import JsonValue
-
+from services.kit.dispatch.described import Described
 from services.kit.dispatch.isolation import NOT_AWAITED, score_isolated
 from services.kit.dispatch.patience import Backoff, NobodyWaits, Patience, StartFailed, WorkerDied, always
 from services.kit.dispatch.transport import receive, send, send_stop
-from services.kit.rows import ServesRows
 from services.kit.scorer import Failure, Item, Result, Scorer
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -41,7 +39,7 @@ _LOADED = "loaded"
 _spawning = threading.Lock()
 
 
-class ProcessPool:
+class ProcessPool(Described):
     """Implements `Scorer` with `workers` processes. `score` may be called by as many threads at once.
 
     `factory` is called once here, for the scorer's names and limits (its `load` is not), and once in every process:
@@ -65,7 +63,8 @@ class ProcessPool:
         if workers < 1:
             raise ValueError(f"workers is {workers}; a pool needs at least 1")
         self._factory = factory
-        self._front = factory()
+        self._front: Scorer = factory()
+        super().__init__(self._front)
         self._workers = workers
         self._recycle_after = recycle_after
         self._batch_timeout_s = batch_timeout_s
@@ -91,24 +90,6 @@ class ProcessPool:
     @property
     def max_batch(self) -> int:
         return self._front.max_batch
-
-    @property
-    def about(self) -> Mapping[str, JsonValue]:
-        """What the scorer says of itself."""
-        about: Mapping[str, JsonValue] = getattr(self._front, "about", {})
-        return about
-
-    @property
-    def image_only(self) -> Sequence[str]:
-        """The scorer's rewards that look at the images alone."""
-        named: Sequence[str] = getattr(self._front, "image_only", ())
-        return named
-
-    @property
-    def legacy_rows(self) -> ServesRows | None:
-        """How the scorer serves requests with rows of metadata; None where it does not."""
-        serves: ServesRows | None = getattr(self._front, "legacy_rows", None)
-        return serves
 
     def warmup(self) -> Sequence[tuple[str, Item]]:
         return self._front.warmup()

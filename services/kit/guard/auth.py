@@ -11,7 +11,9 @@ from pathlib import Path
 
 from services.kit.guard.limits import Allowance
 
-OPEN_ROUTES = frozenset({("GET", "/"), ("GET", "/health"), ("GET", "/ready")})  # the page asks for the token itself
+ASSETS = ("/docs/swagger-ui.js", "/docs/swagger-ui.css")  # of the API's page: Swagger UI as it was published
+# The two pages hold nothing that is not published, and ask for the token themselves.
+OPEN_ROUTES = frozenset(("GET", path) for path in ("/", "/docs", *ASSETS, "/health", "/ready"))
 # Clients of the legacy protocols, and many of a judge's own routes, have only a URL to put a token in.
 LEGACY_PATHS = frozenset({"/", "/compute"})
 PASSED_PATHS = frozenset({"/v1/chat/completions", "/v1/models"})

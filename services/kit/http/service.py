@@ -8,18 +8,18 @@ import math
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from fastapi import Request
-from pydantic import JsonValue
 from starlette.requests import ClientDisconnect
 
 from services.kit.dispatch.base import Job, Outcome, QueueFull, StartError
 from services.kit.dispatch.cache import ScoreCache
 from services.kit.dispatch.caller import Caller, NotAwaited
 from services.kit.dispatch.decoding import Decoded, Decoding
+from services.kit.dispatch.described import Described
 from services.kit.dispatch.jobs import check_groups, make_plan
 from services.kit.dispatch.loops import Loop
 from services.kit.errors import ApiError, overloaded
@@ -33,11 +33,11 @@ from services.kit.http.dispatchers import make_parts
 from services.kit.http.fetch import ImageFetcher
 from services.kit.http.intake import Parsed, parse_request
 from services.kit.metrics import Metrics
-from services.kit.rows import ServesRows
+from services.kit.samples import Sample
 from services.kit.scorer import AsyncScorer, Failure, Scorer
 from services.kit.settings import ServiceSettings
 from wire.images import ImageLimits
-from wire.schema import ErrorCode, ItemResult, ScoreResponse, ScorerInfo, ServiceInfo
+from wire.schema import ErrorCode, ItemResult, ScoreRequest, ScoreResponse, ScorerInfo, ServiceInfo
 
 logger = logging.getLogger("services.service")
 
@@ -63,9 +63,9 @@ class Service:
         self.audit = AuditLog(settings.audit_log, name, self.metrics.audit_failures) if settings.audit_log else None
         self.rewards: dict[str, ScorerInfo] = dict(scorer.rewards)
         self.default_reward = next(iter(self.rewards))
-        self.image_only = frozenset(getattr(scorer, "image_only", ()))
-        self.legacy_rows: ServesRows | None = getattr(scorer, "legacy_rows", None)
-        self._about: Callable[[], Mapping[str, JsonValue]] = lambda: getattr(scorer, "about", {})
+        self._described = Described(scorer)
+        self.image_only = frozenset(self._described.image_only)
+        self.legacy_rows = self._described.legacy_rows
         self.draining = False
         self.failure: str | None = None
         self._ready = False
@@ -177,8 +177,30 @@ class Service:
             rewards=list(self.rewards.values()),
             default_reward=self.default_reward,
             limits=limits,
-            about=dict(await asyncio.to_thread(self._about)),
+            about=await asyncio.to_thread(self._described.all_about),
         )
+
+    def samples(self) -> dict[str, Sample]:
+        """By reward, of those that are served, an input that it scores well; not every reward has one."""
+        known = self._described.samples
+        return {name: known[name] for name in self.rewards if name in known}
+
+    def sample(self, reward: str | None) -> ScoreRequest:
+        """A request that the named reward, else the default one, scores well. Raises ApiError 404."""
+        name = reward or self.default_reward
+        self.info_of(name)
+        sample = self.samples().get(name)
+        if sample is None:
+            raise ApiError(404, f"the reward {name!r} has no sample: its author gave none", field="reward")
+        return sample.request(name)
+
+    def info_of(self, reward: str) -> ScorerInfo:
+        """What a reward is. Raises ApiError 404."""
+        info = self.rewards.get(reward)
+        if info is None:
+            known = ", ".join(self.rewards)
+            raise ApiError(404, f"no reward {reward!r} here; {self.name} serves: {known}", field="reward")
+        return info
 
     async def score(
         self, request: Request, arrived: float, parse: Parse = parse_request, leaves_after_s: float | None = None
@@ -216,10 +238,7 @@ class Service:
     ) -> ScoreResponse:
         wanted = parsed.request
         reward = wanted.reward or self.default_reward
-        info = self.rewards.get(reward)
-        if info is None:
-            known = ", ".join(self.rewards)
-            raise ApiError(404, f"no reward {reward!r} here; {self.name} serves: {known}", field="reward")
+        info = self.info_of(reward)
         request_id = wanted.request_id or request.scope.get("request_id") or uuid.uuid4().hex
         count = len(wanted.items)
         request.scope.update(request_id=request_id, reward=reward, items=count)

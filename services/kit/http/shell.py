@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.kit.errors import ApiError, ErrorResponse
-from services.kit.guard.auth import LEGACY_PATHS, OPEN_ROUTES, PASSED_PATHS
+from services.kit.guard.auth import ASSETS, LEGACY_PATHS, OPEN_ROUTES, PASSED_PATHS
 from services.kit.guard.hosts import PROBES, Hosts
 from services.kit.http.service import Service
 
@@ -23,7 +23,7 @@ request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _QUIET = frozenset({*PROBES, "/metrics"})
 _SCORING = frozenset({"/v1/score", "/", "/compute"})
-_KNOWN = frozenset({*_QUIET, *_SCORING, "/v1/info", "/docs", "/openapi.json"})
+_KNOWN = frozenset({*_QUIET, *_SCORING, "/v1/info", "/v1/sample", "/docs", "/openapi.json", *ASSETS})
 # Characters in the logs. A request line may have 64 KiB, and needs no token to be logged.
 _LONGEST_METHOD, _LONGEST_PATH = 32, 256
 _AUDITED = ("reward", "prompts_sha256", "body_bytes")  # beside what the access log has

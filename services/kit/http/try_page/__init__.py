@@ -6,32 +6,26 @@ script that are in it, by their hashes, requests to this service only, and no wr
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from functools import cache
 from html import escape
 from pathlib import Path
 
 from starlette.responses import HTMLResponse
 
+from services.kit.http.pages import hashed, page_headers
+
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("elements.js", "pictures.js", "call.js", "answer.js", "page.js")  # one script, in this order
+_SCRIPTS = ("elements.js", "pictures.js", "rows.js", "call.js", "answer.js", "page.js")  # one script, in this order
 
 
 def try_page(service_name: str) -> HTMLResponse:
     """The page of a service, with its security headers."""
     document, policy = _render(service_name)
-    headers = {
-        "Content-Security-Policy": policy,
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "no-cache",
-    }
-    return HTMLResponse(document, headers=headers)
+    return HTMLResponse(document, headers=page_headers(policy))
 
 
 @cache
-def _render(service_name: str) -> tuple[str, str]:
+def _render(service_name: str) -> tuple[str, tuple[str, ...]]:
     """The document and its content security policy."""
     style = _read("page.css")
     script = "\n".join(_read(name) for name in _SCRIPTS)
@@ -39,8 +33,8 @@ def _render(service_name: str) -> tuple[str, str]:
     document = document.replace("{{style}}", style).replace("{{script}}", script)
     policy = (
         "default-src 'none'",
-        f"style-src '{_hash(style)}'",
-        f"script-src '{_hash(script)}'",
+        f"style-src '{hashed(style)}'",
+        f"script-src '{hashed(script)}'",
         "require-trusted-types-for 'script'",
         "connect-src 'self'",
         "img-src data: blob:",
@@ -48,12 +42,8 @@ def _render(service_name: str) -> tuple[str, str]:
         "form-action 'none'",
         "frame-ancestors 'none'",
     )
-    return document, "; ".join(policy)
+    return document, policy
 
 
 def _read(name: str) -> str:
     return (_FOLDER / name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

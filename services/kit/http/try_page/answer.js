@@ -2,8 +2,10 @@
 
 const BOX_COLOR = "#d6006c";
 
-function showAnswer(place, { ms, body }, pictures) {
-  const cards = body.results.map((result, n) => makeCard(result, pictures[n], body.scorer, body.results.length > 1));
+/** `offScale`: the components that are no part of the range, such as counts, which no bar can show. */
+function showAnswer(place, { ms, body }, pictures, offScale) {
+  const several = body.results.length > 1;
+  const cards = body.results.map((result, n) => makeCard(result, pictures[n], body.scorer, several, offScale));
   const numbers = body.results.filter((result) => result.error === null || result.compute_ms > 0);
   const worst = (name) => milliseconds(Math.max(0, ...numbers.map((result) => result[name])));
   const times = make("dl", { className: "times" });
@@ -19,7 +21,7 @@ function showAnswer(place, { ms, body }, pictures) {
   place.replaceChildren(...cards, times);
 }
 
-function makeCard(result, picture, scorer, several) {
+function makeCard(result, picture, scorer, several, offScale) {
   const card = make("article", { className: several ? "card compact" : "card" });
   const words = make("div", { className: "words" });
   if (picture) {
@@ -28,13 +30,13 @@ function makeCard(result, picture, scorer, several) {
     drawPicture(canvas, picture, boxesOf(result.details));
   }
   card.append(words);
-  words.append(result.error === null ? scored(result, scorer) : failed(result.error));
+  words.append(result.error === null ? scored(result, scorer, offScale) : failed(result.error));
   const details = detailsOf(result.details);
   if (details) words.append(details);
   return card;
 }
 
-function scored(result, scorer) {
+function scored(result, scorer, offScale) {
   const block = make("div", { className: "scored" });
   const about = `${scorer.name}, ${rangeText(scorer.range)}, ${scorer.higher_is_better ? "higher" : "lower"} is better`;
   block.append(make("p", { className: "score" }, number(result.score)), meter(result.score, scorer.range, "score"));
@@ -43,7 +45,8 @@ function scored(result, scorer) {
   if (parts.length) {
     const table = make("dl", { className: "parts" });
     for (const [name, value] of parts) {
-      table.append(make("dt", {}, name), make("dd", {}, meter(value, scorer.range, name), number(value)));
+      const bar = offScale.includes(name) ? "" : meter(value, scorer.range, name);
+      table.append(make("dt", {}, name), make("dd", {}, bar, number(value)));
     }
     block.append(table);
   }
@@ -78,7 +81,9 @@ function boxesOf(details) {
   return linesOf(details).map(({ box }) => (Array.isArray(box) && box.every(isPoint) ? box : []));
 }
 
-/** The picture in its own pixels, upright as the service reads it, boxes over it. */
+const LEAST_SHOWN = 320; // pixels of a picture's longer side
+
+/** The picture upright as the service reads it, boxes over it; each pixel of a small one becomes several. */
 async function drawPicture(canvas, picture, boxes) {
   let image;
   try {
@@ -87,12 +92,15 @@ async function drawPicture(canvas, picture, boxes) {
     canvas.hidden = true; // the service, too, will have said that it cannot read it
     return;
   }
-  canvas.width = image.width;
-  canvas.height = image.height;
+  const scale = Math.max(1, Math.floor(LEAST_SHOWN / Math.max(image.width, image.height)));
+  canvas.width = image.width * scale;
+  canvas.height = image.height * scale;
   const pen = canvas.getContext("2d");
-  pen.drawImage(image, 0, 0);
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   const unit = Math.max(1, Math.max(canvas.width, canvas.height) / 320);
-  boxes.forEach((box, n) => drawBox(pen, box, n + 1, unit));
+  boxes.forEach((box, n) => drawBox(pen, box.map(([x, y]) => [x * scale, y * scale]), n + 1, unit));
+  canvas.dataset.scale = scale;
   canvas.dataset.boxes = boxes.length;
 }
 

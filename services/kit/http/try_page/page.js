@@ -4,8 +4,7 @@ const page = { info: null, sending: null };
 
 const pictures = new PictureField(byId("pictures"), { label: "Pictures", several: true, onProblem: showProblem });
 const sources = new PictureField(byId("sources"), { label: "Source picture", several: false, onProblem: showProblem });
-const sample = make("button", { type: "button", className: "link", id: "sample" }, "or use a sample");
-byId("pictures").querySelector(".drop").after(sample);
+const form = new RowsForm(byId("rows"));
 
 /** What is chosen; the token is kept nowhere else. */
 const token = () => byId("token").value.trim();
@@ -29,7 +28,6 @@ async function loadInfo() {
   if (answer.status === 401) {
     page.info = null;
     byId("token-field").hidden = false;
-    byId("docs").hidden = true; // a link cannot carry a token
     if (token()) showProblem("The service does not know this token.", "unauthorized");
     else byId("token").focus();
     return;
@@ -42,6 +40,7 @@ async function loadInfo() {
   page.info = answer.body;
   byId("reward").replaceChildren(...page.info.rewards.map((each) => make("option", { value: each.name }, each.name)));
   byId("reward").value = page.info.default_reward;
+  form.describe(page.info.about.form);
   showReward();
 }
 
@@ -83,10 +82,13 @@ function readForm() {
     throw new Error('Metadata must be a JSON object, such as {"color": "red"}.');
   }
   const completion = byId("completion").value;
+  const filled = form.values();
+  const twice = Object.keys(filled).find((name) => name in metadata);
+  if (twice) throw new Error(`Metadata has "${twice}", and so has the form above: leave it out of one.`);
   if (!pictures.pictures.length && !completion) throw new Error("Give a picture first, or use the sample.");
   const targets = byId("targets").value.split("\n").map((line) => line.trim()).filter(Boolean);
   return {
-    reward: reward(), prompt: byId("prompt").value, targets, completion, metadata,
+    reward: reward(), prompt: byId("prompt").value, targets, completion, metadata: { ...metadata, ...filled },
     pictures: [...pictures.pictures], sources: [...sources.pictures],
   };
 }
@@ -114,7 +116,7 @@ async function score() {
   const stopClock = startClock();
   try {
     const answer = await send(call, token(), sending.signal);
-    showAnswer(byId("answer"), answer, inputs.pictures);
+    showAnswer(byId("answer"), answer, inputs.pictures, page.info.about.off_scale ?? []);
     showRaw(answer.body);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -173,13 +175,35 @@ async function copyCommand() {
   setTimeout(() => (button.textContent = "Copy"), 2000);
 }
 
+/** Fill the form with the request that the service says scores well: everything in it, and nothing else. */
 async function useSample() {
-  const chosen = reward();
+  showProblem("");
+  if (!page.info) await loadInfo();
+  if (!page.info) return;
+  let answer;
+  try {
+    answer = await ask(`v1/sample?reward=${encodeURIComponent(byId("reward").value)}`, token());
+  } catch (error) {
+    showProblem(error.message, error.code);
+    return;
+  }
+  if (answer.status !== 200 || !answer.body) {
+    showProblem(answer.body?.error?.message ?? `status ${answer.status}`, answer.body?.error?.code);
+    return;
+  }
+  const { items } = answer.body;
+  const { prompt, targets, completion, metadata, source_images: before } = items[0];
+  byId("prompt").value = prompt;
+  byId("targets").value = (targets ?? []).join("\n");
+  byId("completion").value = completion ?? "";
+  const left = form.fill(metadata);
+  byId("metadata").value = Object.keys(left).length ? JSON.stringify(left) : "";
+  byId("more").open = Boolean(targets?.length || completion || before?.length || Object.keys(left).length);
   pictures.clear();
-  if (!byId("prompt").value.trim()) byId("prompt").value = SAMPLE_PROMPT;
-  const files = [await drawSample("FRESH BREAD")];
-  if (chosen?.grouped) files.push(await drawSample("FRSEH BRAED"));
-  await pictures.add(files);
+  sources.clear();
+  await pictures.add(filesOf(items.flatMap((item) => item.images), "sample"));
+  await sources.add(filesOf(before ?? [], "sample_before"));
+  byId("send").focus();
 }
 
 byId("form").addEventListener("submit", (event) => {
@@ -192,7 +216,7 @@ byId("form").addEventListener("keydown", (event) => {
 byId("token").addEventListener("change", loadInfo);
 byId("reward").addEventListener("change", showReward);
 byId("copy").addEventListener("click", copyCommand);
-sample.addEventListener("click", useSample);
+byId("sample").addEventListener("click", useSample);
 
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) pictures.add(event.clipboardData.files);

@@ -27,35 +27,13 @@ function toPng(canvas) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-const SAMPLE_PROMPT = 'a shop sign that says "FRESH BREAD" in red';
-
-/** A picture for whoever has none at hand. */
-async function drawSample(text) {
-  const canvas = make("canvas", { width: 512, height: 320 });
-  const pen = canvas.getContext("2d");
-  const sky = pen.createLinearGradient(0, 0, 0, 320);
-  sky.addColorStop(0, "#dfeaf5");
-  sky.addColorStop(1, "#f7efe2");
-  pen.fillStyle = sky;
-  pen.fillRect(0, 0, 512, 320);
-  pen.fillStyle = "#8a6f57";
-  pen.fillRect(120, 20, 6, 80);
-  pen.fillRect(386, 20, 6, 80);
-  pen.fillStyle = "#fffdf8";
-  pen.strokeStyle = "#8a6f57";
-  pen.lineWidth = 6;
-  pen.beginPath();
-  pen.roundRect(44, 92, 424, 130, 16);
-  pen.fill();
-  pen.stroke();
-  pen.fillStyle = "#d21f1f";
-  pen.font = "bold 54px Arial, Helvetica, sans-serif";
-  pen.textAlign = "center";
-  pen.textBaseline = "middle";
-  pen.fillText(text, 256, 160, 380);
-  const file = new File([await toPng(canvas)], `${text.toLowerCase().replace(" ", "_")}.png`, { type: "image/png" });
-  file.isDrawn = true;
-  return file;
+/** The pictures of a request as files; they are nowhere on this machine, so that the page offers to save them. */
+function filesOf(refs, stem) {
+  return refs.map((ref, n) => {
+    const bytes = Uint8Array.from(atob(ref.data), (letter) => letter.charCodeAt(0));
+    const name = `${stem}${n ? `_${n + 1}` : ""}.${SENT_AS_THEY_ARE[ref.media_type]}`;
+    return Object.assign(new File([bytes], name, { type: ref.media_type }), { isDrawn: true });
+  });
 }
 
 /** A field that holds pictures. `onProblem` gets a sentence when something is no picture. */
@@ -106,7 +84,9 @@ class PictureField {
       ...this.pictures.map((picture) => {
         const remove = make("button", { type: "button", "aria-label": `Remove ${picture.name}` }, "×");
         remove.addEventListener("click", () => this.remove(picture));
-        return make("li", {}, make("img", { src: picture.url, alt: picture.name, title: picture.name }), remove);
+        const image = make("img", { src: picture.url, alt: picture.name, title: picture.name });
+        image.addEventListener("load", () => image.classList.toggle("small", image.naturalHeight < 80));
+        return make("li", {}, image, remove);
       }),
     );
   }

@@ -58,11 +58,15 @@ def test_every_service_has_a_file():
     assert {path.stem for path in FILES} >= {"ocr", "rules"}
 
 
-def test_the_files_differ_in_the_name_of_the_service_alone():
+def test_the_files_differ_in_name_port_and_examples_alone():
     """So what holds of one holds of all, and not each has to be asked everything."""
     named = [(path.stem, json.loads(path.read_text("utf-8"))) for path in FILES]
-    assert len({json.dumps(tree | {"info": tree["info"] | {"title": ""}}) for _, tree in named}) == 1
     assert all(name in tree["info"]["title"] for name, tree in named)
+    for _, tree in named:
+        tree["info"]["title"] = tree["servers"] = ""
+        for media in tree["paths"]["/v1/score"]["post"]["requestBody"]["content"].values():
+            assert media.pop("examples")
+    assert len({json.dumps(tree) for _, tree in named}) == 1
 
 
 @pytest.mark.parametrize("path", ASKED)

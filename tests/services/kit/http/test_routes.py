@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
+import hashlib
 import json
 import logging
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from services.kit.catalogue import DEPLOYED
+from services.kit.guard.auth import ASSETS
+from services.kit.http import docs_page
 from services.kit.logs import JsonFormatter
 from services.kit.openapi import FOLDER, render
 from services.kit.scorer import Failure
@@ -19,6 +25,7 @@ from tests.support.gated import Gated, until
 from wire.schema import ErrorBody, ErrorCode, ServiceInfo
 
 pytestmark = pytest.mark.anyio
+DOCS = Path(docs_page.__file__).parent
 
 ITEM = {"id": "a", "prompt": "p", "completion": "c"}
 TOKEN = "0123456789abcdef-secret"
@@ -135,9 +142,10 @@ async def test_tokens_close_all_but_health_and_ready(running, tmp_path):
     file = tmp_path / "tokens"
     file.write_text(f"# who\n\nother:{'y' * 20}\ntrainer:{TOKEN}\n")
     async with running(ConstantScorer(), token_file=file) as client:
-        for path in ("/health", "/ready"):
+        for path in ("/health", "/ready", "/", "/docs", *ASSETS):
             assert (await client.get(path)).status_code == 200
-        for path in ("/v1/info", "/metrics", "/docs", "/openapi.json", "/nowhere"):
+        assert "ScoreRequest" not in (await client.get("/docs")).text, "the document needs a token"
+        for path in ("/v1/info", "/v1/sample", "/metrics", "/openapi.json", "/nowhere"):
             answer = await client.get(path)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), path
         for wrong in ("Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer \xff"):
@@ -179,7 +187,19 @@ async def test_openapi_describes_the_bodies_that_are_sent(running):
         page = await client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert all(f"{path}</h2>" in page.text for path in tree["paths"]) and "ScoreRequest" in page.text
-    assert not re.search(r"<script|<link|src=|//", page.text), "the page loads nothing, also without the internet"
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        [text] = re.findall(rf"<{tag}(?: type=\"module\")?>(.*?)</{tag}>", page.text, re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert policy[directive] == f"'self' 'sha256-{digest}'"
+    assert (policy["default-src"], policy["connect-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+    assert set(re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page.text)) == {
+        "docs/swagger-ui.js",
+        "docs/swagger-ui.css",
+        "openapi.json",
+        ".",
+    }
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg|127\.0\.0\.1)", page.text), "nothing of elsewhere"
     score = tree["paths"]["/v1/score"]["post"]
     assert set(score["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     for status in ("400", "401", "404", "413", "415", "422", "429", "500", "503", "504"):
@@ -205,3 +225,24 @@ async def test_a_bug_while_starting_is_said_and_not_called_loading(running):
         answer = await client.get("/ready")
         assert answer.status_code == 503
         assert "did not start: starting raised KeyError: 'warmup'" in answer.json()["error"]["message"]
+
+
+async def test_swagger_ui_is_served_as_it_was_published(running):
+    """Version, origin, licence and digests are in a file beside it; who takes gzip gets it packed, as it lies there."""
+    noted = (DOCS / "swagger-ui.txt").read_text("utf-8")
+    assert re.match(r"Swagger UI 5\.\d+\.\d+ \(Apache-2\.0, swagger-ui\.LICENSE\)", noted)
+    assert "Apache License" in (DOCS / "swagger-ui.LICENSE").read_text("utf-8")
+    digests = {packed: digest for packed, digest in re.findall(r"^(\S+\.gz) +\S+ +([0-9a-f]{64})$", noted, re.M)}
+    assert set(digests) == {path.name for path in DOCS.glob("*.gz")} == {f"{Path(path).name}.gz" for path in ASSETS}
+    async with running(ConstantScorer()) as client:
+        for path in ASSETS:
+            packed = (DOCS / f"{Path(path).name}.gz").read_bytes()
+            whole = gzip.decompress(packed)
+            assert hashlib.sha256(whole).hexdigest() == digests[f"{Path(path).name}.gz"]
+            plain = await client.get(path, headers={"accept-encoding": "identity"})
+            assert plain.content == whole and "content-encoding" not in plain.headers
+            answer = await client.get(path, headers={"accept-encoding": "gzip"})
+            assert answer.headers["content-encoding"] == "gzip" and answer.headers["content-length"] == str(len(packed))
+            assert answer.content == whole and answer.headers["vary"] == "Accept-Encoding"
+    script = gzip.decompress((DOCS / "swagger-ui.js.gz").read_bytes()).decode()
+    assert f'PACKAGE_VERSION:"{noted.split()[2]}"' in script

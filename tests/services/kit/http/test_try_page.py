@@ -24,6 +24,7 @@ from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from benchmarks.shapes_detector import draw
 from services.geneval.settings import GenevalSettings, make_scorer
+from services.kit.samples import Sample
 from services.kit.scorer import Failure, Item, Result, Score
 from services.kit.testing.fakes import FakeScorer, PromptLengthScorer
 from tests.support.chromium import CHROMIUM, NOT_INSTALLED
@@ -258,9 +259,10 @@ def test_the_sample_needs_no_file_and_can_be_saved_for_the_command(
     page.locator("#prompt").press("Control+Enter")
     expect(page.locator(".score data")).to_have_count(1)
     assert shown_scores(page) == [1.0]
+    assert page.get_by_label("Prompt").input_value() == 'a shop sign that says "FRESH BREAD" in red'
     with page.expect_download() as saved:
-        page.get_by_role("link", name="Save fresh_bread.png").click()
-    saved.value.save_as(tmp_path / "fresh_bread.png")
+        page.get_by_role("link", name="Save sample.png").click()
+    saved.value.save_as(tmp_path / "sample.png")
     again = run_command(page, tmp_path)["results"][0]
     assert (again["score"], again["cached"]) == (1.0, True)
     page.get_by_role("button", name="Score", exact=True).click()
@@ -404,7 +406,7 @@ def test_a_closed_service_asks_for_its_token(open_page: OpenPage, tmp_path: Path
         assert httpx.post(url + "/").status_code == 401
         page = open_page(url)
         expect(page.get_by_label("Token")).to_be_focused()
-        expect(page.locator("#docs")).to_be_hidden()
+        expect(page.get_by_role("link", name="API")).to_be_visible()  # its page asks for the token itself
         give(page, tmp_path / "x.png")
         score(page, "closed")
         expect(page.locator("#problem")).to_contain_text("This service needs a token: type it above.")
@@ -525,6 +527,9 @@ def test_the_objects_that_geneval_found_are_boxed(open_page: OpenPage, tmp_path:
         assert shown_scores(page) == [1.0]
         assert page.locator(".lines li span:first-child").all_inner_texts() == ["circle"]
         drawn = canvas_image(page)
+        scale = int(page.locator(".card canvas").get_attribute("data-scale") or 0)
+    assert scale == 5, "64 pixels are shown as 320"
+    left, top, right, bottom = (scale * value for value in (left, top, right, bottom))
     pink = [
         (x, y)
         for x in range(drawn.width)
@@ -533,5 +538,44 @@ def test_the_objects_that_geneval_found_are_boxed(open_page: OpenPage, tmp_path:
     ]
     columns, rows = sorted(x for x, _ in pink), sorted(y for _, y in pink)
     # The detector's box is a pixel or two beside the drawn one; the number's label stands above its corner.
-    assert columns[0] == pytest.approx(left, abs=5) and columns[-1] == pytest.approx(right, abs=5)
-    assert rows[0] <= top and rows[-1] == pytest.approx(bottom, abs=5)
+    assert columns[0] == pytest.approx(left, abs=5 * scale) and columns[-1] == pytest.approx(right, abs=5 * scale)
+    assert rows[0] <= top and rows[-1] == pytest.approx(bottom, abs=5 * scale)
+
+
+class CountingScorer(PromptLengthScorer):
+    """A share and a count, both between 0 and 1, and a sample that is one pixel wide and high."""
+
+    name = "counting"
+    off_scale = ("words",)
+    samples: Mapping[str, Sample] = {
+        "counting": Sample("x" * 5, (Image.new("RGB", (24, 12), "red"),), targets=("A", "B"))
+    }
+
+    @property
+    def rewards(self) -> Mapping[str, ScorerInfo]:
+        return {name: ScorerInfo(name=name, revision="1", range=(0.0, 1.0)) for name in ("counting", "plain")}
+
+    def score_item(self, item: Item) -> Result:
+        return Score(len(item.prompt) / 10, {"share": 0.5, "words": 1.0})
+
+
+@pytest.mark.browser
+def test_counts_get_no_bar_and_small_pictures_are_enlarged(open_page: OpenPage) -> None:
+    """The picture of 24 x 12 pixels is shown 13 times as large, each of its pixels a square; the sample fills the form."""
+    with serving_here(CountingScorer()) as url:
+        page = open_page(url)
+        expect(page.locator("#reward option")).to_have_count(2)
+        page.get_by_label("Metadata").evaluate("field => { field.value = 'left over'; }")
+        page.get_by_role("button", name="or use a sample").click()
+        expect(page.get_by_label("Targets")).to_have_value("A\nB")
+        expect(page.locator("#pictures .thumbs img.small")).to_have_count(1)
+        page.get_by_role("button", name="Score", exact=True).click()
+        expect(page.locator(".parts dt")).to_have_count(2)
+        assert shown_scores(page) == [0.5]
+        named = page.locator(".meter").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))")
+        assert named == ["score", "share"]
+        assert page.locator(".parts dd data").all_inner_texts() == ["0.5", "1"]
+        assert canvas_image(page).size == (24 * 13, 12 * 13)
+        page.get_by_label("Reward").select_option("plain")
+        page.get_by_role("button", name="or use a sample").click()
+        expect(page.locator("#problem")).to_contain_text("the reward 'plain' has no sample: its author gave none")
