@@ -61,6 +61,7 @@ VERBS: dict[str, Verb] = {
     "report": _trainer("report", "build report.html from a run folder"),
     "flight": _trainer("flight", "print the last steps before a crash"),
     "build-pairs": _trainer("build-pairs", "pair captioned images with questions about images"),
+    "score": Verb("wire.client.command:score", "score images with a reward service"),
     "serve": Verb("rewards.serve:main", "start a reward service, as in: rewards serve ocr", extra="services"),
     "loadtest": Verb("loadtest.command:main", "send a service load and measure it", extra="services"),
     "recipes": Verb("rewards.recipes:main", "list the recipes that come along, or print one"),

@@ -50,7 +50,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "services.kit.models": (*KIT_BASE, "machine"),
     "services.kit.judge": (*KIT_BASE, "services.kit.guard", "services.kit.http", "services.kit.models"),
     "services.kit.testing": (*KIT_BASE, "services.kit.run"),
-    "=services.kit.openapi": ("services.kit",),
+    "=services.kit.openapi": ("services.kit", "wire"),
     "services.kit": ("machine", "wire"),  # the app, its process, its commands: all of the kit
     "services.*": ("services.kit", "machine", "wire"),  # any one service; never another
     "loadtest": ("wire",),

@@ -5,4 +5,4 @@ import sys
 from wire.client.command import score
 
 if __name__ == "__main__":
-    sys.exit(score())
+    sys.exit(score(prog="python -m wire.client"))

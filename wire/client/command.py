@@ -36,7 +36,7 @@ class Asked:
     metadata: Mapping[str, Any] | None = None
 
 
-def build_parser(prog: str = "rewards score") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Score images, or texts, with a reward service.",
@@ -58,9 +58,9 @@ def build_parser(prog: str = "rewards score") -> argparse.ArgumentParser:
     return parser
 
 
-def score(argv: Sequence[str] | None = None) -> int:
+def score(argv: Sequence[str] | None = None, prog: str = "rewards score") -> int:
     """Run the command; returns its exit status. Exits with 2 and a sentence when the arguments are wrong."""
-    parser = build_parser()
+    parser = build_parser(prog)
     options = parser.parse_args(argv)
     try:
         asked = read_asked(options)
@@ -81,12 +81,12 @@ def score(argv: Sequence[str] | None = None) -> int:
                 deadline_s=options.deadline_s,
             )
         except RewardClientError as error:
-            print(f"rewards score: {error}", file=sys.stderr)
+            print(f"{prog}: {error}", file=sys.stderr)
             return NO_ANSWER
         except ValueError as error:
             parser.error(str(error))
         except KeyboardInterrupt:
-            print("rewards score: stopped", file=sys.stderr)
+            print(f"{prog}: stopped", file=sys.stderr)
             return 130
     lines = (
         [_json(each, row) for each, row in zip(asked, scores, strict=True)] if options.json else table(asked, scores)
