@@ -34,7 +34,7 @@ def check(case: str, actual: dict[str, Any]) -> None:
 
 
 def test_unequal_packs_on_two_ranks_are_one_process_and_none_waits_for_ever(tmp_path: Path) -> None:
-    found = launch(tmp_path, "uneven-none", "lonely-none")
+    found = launch(tmp_path, "uneven-none", "lonely-none", "token-none", "sample-none")
     for case, actual in found.items():
         check(case, actual)
     totals = [[ranks[step] for ranks in found["lonely-none"]["made"]] for step in range(6)]

@@ -24,8 +24,10 @@ LOSS = {"reduction": "square", "ce_weight": 2.0}
 FIELDS: dict[str, dict[str, Any]] = {
     "uneven": {"packs": 3, "loss": LOSS, "workers": 2},
     "lonely": {"packs": 2, "loss": LOSS, "fill": "rows", "rows_per_pack": 1},
+    "token": {"packs": 3, "loss": {"reduction": "token"}},
+    "sample": {"packs": 3, "loss": {"reduction": "sample", "per": "row", "mse_weight": 0.5}},
 }
-STEPS = {"uneven": 2, "lonely": 6}
+STEPS = {"uneven": 2, "lonely": 6, "token": 1, "sample": 1}
 
 
 def steps_of(case: str, group: World = WORLD, deepspeed: str | None = None) -> dict[str, Any]:
