@@ -66,6 +66,22 @@ def test_answers_are_scored_as_they_were_drawn(questions: Sequence[Prompt], plan
         assert alone.samples[0].text == whole.samples[n].text, "an answer depends on its seed and prompt"
 
 
+def test_ranks_that_share_weights_write_equally_long(questions: Sequence[Prompt]) -> None:
+    """Under ZeRO-3 all ranks gather a layer together: one whose answers have ended goes on beside the others, and says no more."""
+    found = []
+    for shared in (False, True):
+        policy, passes = small_mot(), []
+        if shared:
+            next(policy.trainable.parameters()).ds_id = 0  # as DeepSpeed marks them
+        policy.trainable.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        every = tuple(range(policy.model.network.geometry.language.vocab_size))
+        (rollout,) = answered(policy, questions, 6, stop_ids=every)
+        found.append(([sample.text for sample in rollout.samples], rollout.logp_BS, len(passes)))
+    (texts, logp_BS, few), (again, same_BS, many) = found
+    assert (few, many) == (1 + 1, 1 + 6), "the questions are read, then word by word"
+    assert texts == again and torch.equal(logp_BS, same_BS) and logp_BS.shape == (6, 1)
+
+
 def test_an_answers_tokens_cost_what_a_packs_do(policy: MotPolicy, questions: Sequence[Prompt]) -> None:
     """The log-probability of an answer is minus the cross-entropy of the same text, learnt in a row: of the model's own distribution,
     without what an answer may not hold."""

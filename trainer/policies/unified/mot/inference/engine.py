@@ -16,6 +16,7 @@ from trainer.policies.lora import autocast
 from trainer.policies.tokens.draw import Answer, TokenPlan
 from trainer.policies.tokens.llama.decode import Drawn
 from trainer.policies.tokens.llama.drawer import answers_of
+from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.unified.mot.geometry import COLOURS
 from trainer.policies.unified.mot.inference.cache import Cache, Keeping, OnCanvas, Writing
 from trainer.policies.unified.mot.lay import LaidRow
@@ -115,7 +116,9 @@ def write(model: MotModel, cache: Cache, seeds_B: Sequence[int], plan: TokenPlan
     token_B, has_ended_B = torch.full_like(rows_B, words.start), torch.zeros_like(rows_B, dtype=torch.bool)
     nothing = replace(no_tokens(model), order_U=rows_B)
     drawn: list[Drawn] = []
-    while len(drawn) < plan.max_new_tokens and not has_ended_B.all():
+    # Where weights are gathered in every call, all ranks make equally many: none stops before the others.
+    may_stop = not is_cut(model.network)
+    while len(drawn) < plan.max_new_tokens and not (may_stop and has_ended_B.all()):
         attends.next()
         with autocast(model.config, device):
             tokens = replace(nothing, words_T=token_B, positions_U=cache.position_B + len(drawn))
