@@ -16,7 +16,7 @@ from trainer.data.sequences import ImageItem, Resize, SequencePlan
 from trainer.policies.base import Laying
 from trainer.policies.unified.mot.inference.context import Context
 from trainer.policies.unified.mot.lay import LaidRow, lay_row
-from trainer.policies.unified.mot.pictures import fitted, read_pixels
+from trainer.policies.unified.mot.pictures import fitted, read_rgb, scaled
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.samplers.schedules import shifted
 from trainer.types import Prompt
@@ -153,25 +153,42 @@ def test_images_of_a_conversation_share_the_most_pixels(among: int, wanted: tupl
     assert fitted(2000, 2000, Resize(14, 980, 224), among) == wanted
 
 
-def test_a_row_says_how_many_images_share_them(policy: MotPolicy) -> None:
+def test_a_row_says_how_many_images_share_them(
+    policy: MotPolicy, red: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
-    def reader(path: str, resize: Resize, among: int) -> torch.Tensor:
+    def scale(rgb: Image.Image, resize: Resize, among: int) -> torch.Tensor:
         asked.append(among)
         return torch.zeros(8, 8, 3, dtype=torch.uint8)
 
+    monkeypatch.setattr("trainer.policies.unified.mot.lay.scaled", scale)
     model = policy.model
-    plan = row("rows.json row 1", *[image("a.png", "seen", among=3)] * 3, image("b.png", "drawn"))
-    lay_row(plan, Laying(0), model.words, model.ways, reader=reader)
+    blue = picture(tmp_path, "blue")
+    plan = row("rows.json row 1", *[image(red, "seen", among=3)] * 3, image(blue, "drawn"))
+    lay_row(plan, Laying(0), model.words, model.ways)
     assert asked == [3, 3, 3, 1]
     question = Prompt("q", "what", source_images=("a.png", "b.png"))
     assert [item.among for item in Context("q").questioned(question).items if isinstance(item, ImageItem)] == [2, 2]
     assert {item.among for item in Context("q").asked(question).items if isinstance(item, ImageItem)} == {1}
 
 
+def test_an_image_that_a_row_uses_twice_is_decoded_once(policy: MotPolicy, red: str) -> None:
+    """An edit's source: by its latents and seen, at two scales."""
+    opened = []
+
+    def reader(path: str) -> Image.Image:
+        opened.append(path)
+        return read_rgb(path)
+
+    plan = row("edit", image(red, "clean", resize=SMALL), image(red, "seen"), image(red, "drawn"))
+    laid = lay_row(plan, Laying(0), policy.model.words, policy.model.ways, reader=reader)
+    assert opened == [red] and len(laid.drawn_from) == 2 and len(laid.seen) == 1
+
+
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read_pixels(str(tmp_path / "clear.png"), Resize(8, 8, 8)) == 255).all()
+    assert (scaled(read_rgb(str(tmp_path / "clear.png")), Resize(8, 8, 8)) == 255).all()
 
 
 def _bad(case: str, folder: Path) -> SequencePlan:

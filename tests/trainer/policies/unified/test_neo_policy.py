@@ -23,6 +23,7 @@ from trainer.policies.tokens.sight import Case, look
 from trainer.policies.unified.neo import build
 from trainer.policies.unified.neo.exporting import reload, write
 from trainer.policies.unified.neo.policy import NeoPolicy
+from trainer.policies.unified.neo.tokenizer import load_tokenizer
 from trainer.programs.sight import texts_of
 from trainer.types import Prompt
 
@@ -277,3 +278,12 @@ def test_rewards_of_texts_move_it(
     assert {each["status"] for each in sight} == {"OK"}
     rows_of_run = read_metrics(tmp_path / "rl")
     assert len(rows_of_run) == 3 and rows_of_run[-1]["grad_norm"] > 0
+
+
+def test_a_tokenizer_of_its_own_kind_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are encoded by the tokenizer below transformers', by several threads at once."""
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: object())
+    with pytest.raises(
+        ConfigError, match=r"policy.tokenizer = .* has no tokenizer.json; write it with transformers' fast"
+    ):
+        load_tokenizer(tmp_path, "policy.tokenizer")

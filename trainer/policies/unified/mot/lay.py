@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trainer.config import ConfigError
 from trainer.data.sequences import ImageItem, Resize, SequencePlan, TextItem
 from trainer.policies.base import Laying
-from trainer.policies.unified.mot.pictures import read_pixels
+from trainer.policies.unified.mot.pictures import read_rgb, scaled
 from trainer.policies.unified.mot.words import Words
 from trainer.samplers.schedules import shifted
 
-Reader = Callable[[str, Resize, int], Tensor]  # an image's path, its scaling, and `ImageItem.among`
+Reader = Callable[[str], Image.Image]  # of the image of a path, in RGB
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class _Builder:
     def __init__(self, plan: SequencePlan, laying: Laying, words: Words, ways: Ways, reader: Reader) -> None:
         self.row = LaidRow(plan.id)
         self.laying, self.words, self.ways, self.reader = laying, words, ways, reader
+        self.opened: dict[str, Image.Image] = {}
         self.random = torch.Generator().manual_seed(laying.seed)
         # One number for each item, whether it may be dropped or not: then no item's fate depends on its neighbours' kinds.
         self.fates = torch.rand(len(plan.items), generator=self.random).tolist()
@@ -211,7 +213,10 @@ class _Builder:
                 f"set the stride to a multiple of {side}",
             )
         try:
-            return self.reader(item.path, resize, item.among)
+            # An edit's source is read by its latents and seen: two scalings of one file, which is decoded once.
+            if item.path not in self.opened:
+                self.opened[item.path] = self.reader(item.path)
+            return scaled(self.opened[item.path], resize, item.among)
         except (OSError, ValueError) as error:
             raise self._unreadable(f"the image {item.path} cannot be read: {error}", "replace the file") from error
 
@@ -233,13 +238,13 @@ def lay_row(
     words: Words,
     ways: Ways,
     *,
-    reader: Reader = read_pixels,
+    reader: Reader = read_rgb,
     canvas: tuple[int, int] | None = None,
 ) -> LaidRow:
     """The row as tokens. Raises ConfigError naming the row where it cannot be read.
 
     Args:
-        reader: gives the pixels of an image, scaled.
+        reader: gives the image of a path; asked once for each.
         canvas: rows and columns of latent tokens of an image that is to be drawn at the row's end.
     """
     if laying.levels is not None and len(laying.levels) != laying.copies:

@@ -32,13 +32,13 @@ def fitted(width: int, height: int, resize: Resize, among: int = 1) -> tuple[int
     return size
 
 
-def read_pixels(path: str, resize: Resize, among: int = 1) -> Tensor:
-    """The image, `fitted`: (H, W, 3), uint8; what is transparent is white. Raises OSError and ValueError where it is none."""
+def read_rgb(path: str) -> Image.Image:
+    """The image; what is transparent is white. Raises OSError and ValueError where it is none."""
     picture = images.read_picture(Path(path))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         above = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    return scaled(picture.convert("RGB"), resize, among)
+    return picture.convert("RGB")
 
 
 def scaled(rgb: Image.Image, resize: Resize, among: int = 1) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 # ImageNet's mean and standard deviation of red, green and blue.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = np.array(MEAN, np.float32), np.array(STD, np.float32)
 WIDEST = 200  # a longer side of more than so many shorter ones is refused
 
 
@@ -60,12 +62,16 @@ def cut(image: Image.Image, patch: int, merge: int, min_pixels: int, max_pixels:
     height, width = scaled_size(image.height, image.width, patch * merge, min_pixels, max_pixels)
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)) / 255
-    pixels = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
+    pixels = (np.asarray(image.convert("RGB"), dtype=np.float32) / 255 - _MEAN) / _STD
     rows, columns = height // (patch * merge), width // (patch * merge)
     # (rows, patches down, pixels down, columns, patches across, pixels across, channels)
     split = pixels.reshape(rows, merge, patch, columns, merge, patch, 3)
-    numbers = split.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3 * patch * patch)
+    numbers = np.ascontiguousarray(split.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, 3 * patch * patch)
+    return Patches(torch.from_numpy(numbers), _places(rows, columns, merge), (rows, columns))
+
+
+@lru_cache(maxsize=64)
+def _places(rows: int, columns: int, merge: int) -> Tensor:
+    """Row and column of each patch of so many rows and columns of tokens, in the order of `Patches`."""
     places = torch.stack(torch.meshgrid(torch.arange(rows * merge), torch.arange(columns * merge), indexing="ij"), -1)
-    places = places.reshape(rows, merge, columns, merge, 2).transpose(1, 2).reshape(-1, 2)
-    return Patches(numbers.contiguous(), places.contiguous(), (rows, columns))
+    return places.reshape(rows, merge, columns, merge, 2).transpose(1, 2).reshape(-1, 2).contiguous()

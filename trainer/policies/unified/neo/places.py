@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,23 +26,23 @@ def places_of(ids_T: Tensor, grids: Sequence[tuple[int, int]], image_id: int) ->
     Raises:
         ValueError: the images have another number of tokens than there are places for them.
     """
-    is_image_T = ids_T == image_id
-    before_T = torch.cat([torch.zeros(1, dtype=torch.bool), is_image_T[:-1]])
-    starts_T = is_image_T & ~before_T
-    steps_T = (~is_image_T | starts_T).long()  # an image takes one step, with its first token
-    images_T = torch.where(is_image_T, starts_T.long().cumsum(0), 0)
-    runs = torch.bincount(images_T[is_image_T], minlength=1)[1:].tolist()
+    # In numpy: a row's arrays are so short that each of torch's operations would cost more than all of them.
+    is_image_T = ids_T.numpy() == image_id
+    starts_T = is_image_T.copy()
+    starts_T[1:] &= ~is_image_T[:-1]
+    images_T = np.where(is_image_T, starts_T.cumsum(), 0)
+    runs = np.bincount(images_T[is_image_T], minlength=1)[1:].tolist()
     if runs != [rows * columns for rows, columns in grids]:
         raise ValueError(
             f"the images have {[rows * columns for rows, columns in grids]} tokens, the text has places for {runs}"
         )
-    places_3T = torch.zeros(3, len(ids_T), dtype=torch.int64)
-    places_3T[0] = steps_T.cumsum(0) - 1
+    places_3T = np.zeros((3, len(is_image_T)), np.int64)
+    places_3T[0] = (~is_image_T | starts_T).cumsum() - 1  # an image takes one step, with its first token
     if grids:
-        places_3T[1:, is_image_T] = torch.cat([_grid(*grid) for grid in grids], 1)
-    return places_3T, images_T
+        places_3T[1:, is_image_T] = np.concatenate([_grid(*grid) for grid in grids], 1)
+    return torch.from_numpy(places_3T), torch.from_numpy(images_T)
 
 
-def _grid(rows: int, columns: int) -> Tensor:
+def _grid(rows: int, columns: int) -> np.ndarray:
     """(2, rows * columns): row and column of each token, row by row."""
-    return torch.stack([torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)])
+    return np.stack(np.divmod(np.arange(rows * columns), columns))

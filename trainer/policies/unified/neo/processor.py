@@ -67,7 +67,9 @@ class NeoProcessor:
         return [cut(each, geometry.patch_size, geometry.merge, config.min_pixels, limit) for each in images]
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # By the tokenizer below: for a short text transformers' own costs five times as much, and it sets its truncation at each
+        # call, which two threads must not do at once.
+        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def image_ids(self, patches: Patches) -> list[int]:

@@ -48,6 +48,8 @@ def load_tokenizer(folder: Path, field: str) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), config=Qwen3Config(), local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{field} = {folder} has no tokenizer that transformers can read: {error}") from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ConfigError(f"{field} = {folder} has no tokenizer.json; write it with transformers' fast tokenizer")
     known = tokenizer.get_vocab()
     missing = [AddedToken(name, special=True, normalized=False) for name in SPECIAL if name not in known]
     tokenizer.add_tokens(missing, special_tokens=True)

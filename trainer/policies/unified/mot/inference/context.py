@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from trainer.config import ConfigError
-from trainer.data.sequences import ImageItem, Item, Resize, SequencePlan, TextItem
+from trainer.data.sequences import ImageItem, Item, SequencePlan, TextItem
 from trainer.policies.base import Laying
 from trainer.policies.unified.mot.lay import LaidRow, lay_row
 from trainer.policies.unified.mot.model import MotModel
-from trainer.policies.unified.mot.pictures import read_pixels, scaled
+from trainer.policies.unified.mot.pictures import read_rgb
 from trainer.types import Prompt
 
 Size = tuple[int, int]  # latent tokens of an image, rows and columns
@@ -76,10 +75,8 @@ class Context:
         plan = SequencePlan(f"prompt {self.id!r}", self.items)
         return lay_row(plan, laying, model.words, model.ways, reader=self._read, canvas=canvas)
 
-    def _read(self, path: str, resize: Resize, among: int) -> Tensor:
-        if path in self.made:
-            return scaled(Image.fromarray(self.made[path]), resize, among)
-        return read_pixels(path, resize, among)
+    def _read(self, path: str) -> Image.Image:
+        return Image.fromarray(self.made[path]) if path in self.made else read_rgb(path)
 
 
 def canvas_size(model: MotModel, height: int | None, width: int | None) -> Size:
