@@ -1,14 +1,16 @@
 """Packs against padded batches of the same rows, and what a million rows cost.
 
-    python benchmarks/packing.py                     # all three tables
-    python benchmarks/packing.py layouts --rounds 5  # one of them: layouts, copies, rows
+    python benchmarks/packing.py                     # all tables
+    python benchmarks/packing.py layouts --rounds 7  # one of them: layouts, lengths, copies, rows, starts
 
 layouts  The quickstart's rows of packed training through a small Mixture-of-Transformers, forward and backward, one thread: tokens of
          rows (not of padding) a CPU second, and the share of padding, for a padded batch and for packs of several lengths, each
          attended row by row and with one dense mask. Every layout has the same rows; they take turns, medians are shown, and the ratio
          is to the padded batch attended row by row.
+lengths  One pack of more and more rows, attended both ways: CPU microseconds a token, which stay the same where the cost is linear.
 copies   Noised copies of each image that share their row's context: loss images a CPU second.
 rows     A JSON lines file of so many rows: seconds and memory to open it, CPU microseconds to find which row comes where and to parse it.
+starts   A whole run of one step on such a file: its CPU seconds and the most memory that it had.
 
 CPU seconds count this process alone, so a busy machine moves them little; ratios of one run are what to compare.
 """
@@ -17,9 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +36,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "assets" / "unified_quickstart"
 LENGTHS = (128, 256, 512, 1024, 2048)
+WHOLE = (256, 512, 1024, 2048, 4096, 8192, 16384)
+LONGEST_DENSE = 4096
 FORMATS = {"t2i": "t2i.json", "edit": "edit.json", "t2i_reason": "t2i_reason.jsonl", "edit_reason": "edit_reason.jsonl"}
 WEIGHTS = {"t2i": 0.35, "edit": 0.25, "t2i_reason": 0.2, "edit_reason": 0.2}
 
@@ -176,6 +183,38 @@ def copies(rounds: int, tokens: int) -> dict[str, Any]:
     return found
 
 
+def lengths(rounds: int) -> dict[str, Any]:
+    policies = {way: policy_of(way) for way in ("rows", "dense")}
+    packs = {tokens: laid_rows(policies["rows"], tokens) for tokens in WHOLE}
+    cases = {
+        f"{tokens} {way}": partial(pass_over, policies[way], [rows])
+        for tokens, rows in packs.items()
+        for way in policies
+        if way == "rows" or tokens <= LONGEST_DENSE
+    }
+    seconds = take_turns(cases, rounds)
+    found = {}
+    print("\n| tokens of a pack | rows | row by row, us a token | one dense mask, us a token |\n|---|---|---|---|")
+    for tokens, rows in packs.items():
+        length = sum(row.length for row in rows)
+        each = {way: 1e6 * seconds[f"{tokens} {way}"] / length for way in policies if f"{tokens} {way}" in seconds}
+        found[str(tokens)] = {"tokens": length, "rows": len(rows), "us_a_token": each}
+        dense = f"{each['dense']:.0f}" if "dense" in each else ""
+        print(f"| {length:,} | {len(rows)} | {each['rows']:.0f} | {dense} |")
+    return found
+
+
+def write_rows(folder: Path, count: int) -> Path:
+    """A JSON lines file of so many rows of about 300 bytes, and their one image."""
+    path = folder / "rows.jsonl"
+    shutil.copy(next((ROWS / "scenes").glob("*.png")), folder / "a.png")
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(count):
+            text = f"draw a red disc left of a blue bar, number {row}, " + "in front of a wall " * 10
+            file.write(json.dumps({"type": "T2I_SFT", "image": "", "image_path": "a.png", "txt": text}) + "\n")
+    return path
+
+
 def rows(count: int) -> dict[str, Any]:
     from trainer.config.packed import PackedConfig
     from trainer.data.formats.groups import read_groups
@@ -184,12 +223,7 @@ def rows(count: int) -> dict[str, Any]:
     print("\n| rows | file MB | open s | memory MB | places us | with parsing us |\n|---|---|---|---|---|---|")
     for number in (count // 100, count // 10, count):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rows.jsonl"
-            shutil.copy(next((ROWS / "scenes").glob("*.png")), Path(folder) / "a.png")
-            with path.open("w", encoding="utf-8") as file:
-                for row in range(number):
-                    text = f"draw a red disc left of a blue bar, number {row}, " + "in front of a wall " * 10
-                    file.write(json.dumps({"type": "T2I_SFT", "image": "", "image_path": "a.png", "txt": text}) + "\n")
+            path = write_rows(Path(folder), number)
             group = {"name": "all", "sets": [{"path": str(path), "format": "t2i"}]}
             config = PackedConfig.model_validate({"groups": [group]})
             before, begun = resident(), time.process_time()
@@ -215,6 +249,43 @@ def rows(count: int) -> dict[str, Any]:
     return found
 
 
+def starts(count: int) -> dict[str, Any]:
+    """Processes of their own, so that what the first has read is in no other's memory."""
+    found: dict[str, Any] = {}
+    print("\n| rows | CPU s of a run of one step | most memory, MB |\n|---|---|---|")
+    for number in (count // 1000, count):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            recipe = folder / "recipe.yaml"
+            recipe.write_text(json.dumps(recipe_of(write_rows(folder, number), folder)), encoding="utf-8")
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "trainer", "train", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL
+            )
+            _, status, used = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(f"the run on {number:,} rows ended with {os.waitstatus_to_exitcode(status)}")
+            # Linux counts ru_maxrss in kB of 1024 bytes.
+            found[str(number)] = {"cpu_s": used.ru_utime + used.ru_stime, "memory_mb": used.ru_maxrss * 1024 / 1e6}
+            print(f"| {number:,} | {found[str(number)]['cpu_s']:.1f} | {found[str(number)]['memory_mb']:,.0f} |")
+    return found
+
+
+def recipe_of(path: Path, folder: Path) -> dict[str, Any]:
+    """A run of one step of a small Mixture-of-Transformers on a file of rows."""
+    return {
+        "run_name": "start",
+        "output_dir": str(folder / "outputs"),
+        "program": "supervised",
+        "max_steps": 1,
+        "policy": {"type": "mot", "initialize": {"words": vocabulary()}, "dtype": "float32"},
+        "packed": {"groups": [{"name": "all", "sets": [{"path": str(path), "format": "t2i"}]}], "hold_out": 64}
+        | {"expected_tokens": 512, "max_tokens": 1024, "max_row_tokens": 1024, "buffer_below": 0},
+        "optim": {"lr": 1e-3, "ema_decay": 0.0},
+        "logging": {"report_to": [], "progress": False},
+        "distributed": {"device": "cpu", "num_threads": 1},
+    }
+
+
 def resident() -> float:
     """Memory of this process, MB."""
     import psutil
@@ -224,23 +295,29 @@ def resident() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Packs against padded batches; a million rows.")
-    parser.add_argument("tables", nargs="*", default=["layouts", "copies", "rows"], help="layouts, copies, rows")
+    parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=2048, help="of a step's rows")
+    parser.add_argument("--tokens", type=int, default=2048, help="of the rows of layouts and copies")
     parser.add_argument("--count", type=int, default=1_000_000, help="rows of the largest file")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks" / "packing.json")
     given = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    for table in given.tables:
-        if table == "rows":
-            found[table] = rows(given.count)
-        else:
-            found[table] = {"layouts": layouts, "copies": copies}[table](given.rounds, given.tokens)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    for table in given.tables:
+        found[table] = TABLES[table](given)
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "layouts": lambda given: layouts(given.rounds, given.tokens),
+    "lengths": lambda given: lengths(given.rounds),
+    "copies": lambda given: copies(given.rounds, given.tokens),
+    "rows": lambda given: rows(given.count),
+    "starts": lambda given: starts(given.count),
+}
 
 
 if __name__ == "__main__":
