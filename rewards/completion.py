@@ -62,6 +62,17 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--output",
     ),
     "launch": ("--nproc", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--max-restarts"),
+    "score": (
+        "--prompt",
+        "--prompts",
+        "--reward",
+        "--target",
+        "--group",
+        "--token-file",
+        "--ca-file",
+        "--deadline-s",
+        "--json",
+    ),
     "loadtest": (
         "--rate",
         "--duration",

@@ -26,6 +26,7 @@ from trainer.__main__ import COMMANDS, build_parser, checked
 from trainer.config import Config, ConfigError
 from trainer.migration import load_recipe
 from trainer.processes import launch
+from wire.client.command import build_parser as score_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,6 +103,7 @@ def test_completion_knows_the_flags_of_every_program() -> None:
     of_trainer = next(action.choices for action in build_parser()._actions if action.choices)
     wanted = {name: flags(of_trainer[name]) for name in VERBS if VERBS[name].command}
     wanted["launch"] = flags(launch.build_parser())
+    wanted["score"] = flags(score_parser("rewards score"))
     wanted["loadtest"] = flags(loadtest_parser("rewards loadtest"))
     written = {name: {*completion.FLAGS.get(name, ()), "--help"} for name in wanted}
     assert written == wanted, "write into rewards/completion.py: " + str(
