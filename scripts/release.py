@@ -16,6 +16,7 @@ import argparse
 import email
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -168,29 +169,50 @@ def try_in_an_empty_environment(wheel: Path) -> None:
         subprocess.run(pip, check=True, env=_bare())
         for words in (["--version"], ["--help"], ["recipes"]):
             _run([command, *words], folder)
-        _check_score(command, folder)
+        _check_score(python, command, folder)
 
 
-def _check_score(command: str, folder: str) -> None:
-    """A red image and a prompt that asks for red, scored by the rules service of this checkout."""
-    from PIL import Image
+FIVE_LINES = """\
+import sys
+from wire.client import RewardClient
+with RewardClient(sys.argv[1]) as client:
+    (row,) = client.score(images=["disc.png"], prompts="a disc in red", reward="color_match")
+print(f"score {row.score:.3f}")
+"""
 
-    Image.new("RGB", (64, 64), (220, 20, 20)).save(f"{folder}/red.png")
-    service = [sys.executable, "-m", "services.rules", "--port", "0"]
+
+def _check_score(python: str, command: str, folder: str) -> None:
+    """A red disc and a prompt that asks for one, scored by the rules service of this checkout: by five lines and by the command."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(image).ellipse((12, 12, 52, 52), fill=(220, 20, 20))
+    image.save(f"{folder}/disc.png")
+    service = [sys.executable, "-m", "services.rules", "--port", "0", "--log-level", "warning"]
     with subprocess.Popen(service, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         try:
             url = next(line for line in running.stdout if " listening on " in line).split()[-1]
             next(line for line in running.stdout if line.strip().endswith(" ready"))
-            words = ["score", url, f"{folder}/red.png", "--prompt", "a red square", "--reward", "color_match"]
-            print(_run([command, *words], folder), end="")
+            print(FIVE_LINES.rstrip())
+            for words in (
+                [python, "-c", FIVE_LINES, url],
+                [command, "score", url, "disc.png", "--prompt", "a disc in red", "--reward", "color_match"],
+            ):
+                print(said := _run(words, folder), end="")
+                if float(said.split()[-1]) < 0.9:
+                    raise ReleaseError(f"the score of a red disc that was asked for is below .9: {said}")
+            loaded = _run([python, "-c", "import sys, wire.client; print('torch' in sys.modules)"], folder)
+            if loaded.strip() != "False":
+                raise ReleaseError("importing wire.client imports torch")
         finally:
             running.terminate()
 
 
 def _run(command: Sequence[str], folder: str) -> str:
     """What a command of the empty environment prints, typed outside the checkout. Raises ReleaseError where it fails."""
-    _say(f"$ rewards {' '.join(command[1:])}".replace(f"{folder}/", ""))
+    if "-c" not in command:
+        _say(f"$ rewards {shlex.join(command[1:])}".replace(f"{folder}/", ""))
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=_bare())
     if done.returncode != 0:
         raise ReleaseError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
