@@ -27,7 +27,8 @@ CASES = {
     "rewards completion bash": ["-m", "rewards", "completion", "bash"],
     "rewards train --help": ["-m", "rewards", "train", "--help"],
     "import rewards": ["-c", "import rewards"],
-    "import wire.schema": ["-c", "import wire.schema"],
+    "import wire.client": ["-c", "import wire.client"],
+    "rewards score --help": ["-m", "rewards", "score", "--help"],
 }
 
 
