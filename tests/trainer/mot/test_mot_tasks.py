@@ -14,7 +14,7 @@ import yaml
 from tests.support.pair_rows import pair, side, write_pairs
 from tests.support.reward_servers import Reply, ScriptedServer, good, scripted
 from tests.support.small_mot import SIZES, image, picture, row, small_mot, text
-from tests.support.trainer_runs import ROOT, read_metrics
+from tests.support.trainer_runs import ROOT, read_metrics, run_trainer
 from trainer.config import Config, ConfigError
 from trainer.config.file import load_config
 from trainer.data.sequences import TextItem
@@ -221,6 +221,22 @@ def test_what_does_not_fit_is_said(tmp_path: Path, generate: dict[str, Any], sai
     with pytest.raises(ConfigError) as caught:
         recipe(tmp_path, "http://127.0.0.1:1", **generate)
     assert said in str(caught.value)
+
+
+@pytest.mark.slow
+def test_both_halves_are_trained_by_two_ranks_that_share_the_weights(
+    tmp_path: Path, scripted: Callable[..., ScriptedServer]
+) -> None:
+    """ZeRO-3: answers of unlike lengths, images by the average that DiffusionNFT draws with; nobody waits for ever."""
+    flow = {"num_inference_steps": 3, "objective": {"type": "diffusion_nft", "old_decay": 0.5, "kl_beta": 0.01}}
+    config = recipe(tmp_path, scripted(varied).url, flow=flow)
+    zero = tmp_path / "zero3.json"
+    zero.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    run_trainer(tmp_path / "recipe.yaml", f"distributed.deepspeed={zero}", "optim.schedule=constant", ranks=2)
+    last = read_metrics(config.run_dir)[-1]
+    assert last["step"] == 2 and last["grad_norm"] > 0 and last["generate/nft/drift"] > 0
+    assert last["understand/ratio/min"] == last["understand/ratio/max"] == 1
+    assert last["eval/understand/words"] is not None and last["eval/generate/pixels"] is not None
 
 
 def test_the_doctor_counts_the_copy_that_a_tasks_objective_compares_with(tmp_path: Path) -> None:
