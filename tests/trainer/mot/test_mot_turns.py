@@ -169,6 +169,24 @@ def test_what_comes_of_a_prompt_does_not_depend_on_its_neighbours(
     assert np.abs(other.images[0].astype(int) - together[0].images[0]).max() > 10, "another seed draws another image"
 
 
+def test_ranks_that_share_weights_draw_equally_often(prompts: Sequence[Prompt]) -> None:
+    """Under ZeRO-3, whatever sizes and sources the rows of a rank have; thoughts have been seen to by the same rule."""
+    found = []
+    for shared in (False, True):
+        policy = small_mot()
+        if shared:
+            next(policy.trainable.parameters()).ds_id = 0  # as DeepSpeed marks them
+        for own in ([prompts[0], prompts[3]], [prompts[1], prompts[2]]):
+            passes: list[int] = []
+            hook = policy.trainable.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+            made = policy.generate(own, [1, 2], settings(think=True, image_guidance=1.0), SAID)
+            hook.remove()
+            found.append((len(passes), [kinds(each) for each in made]))
+    alike, unlike, one, other = found
+    assert alike[0] < unlike[0] and one[0] == other[0], "rows of one size are drawn together, elsewhere"
+    assert (one[1], other[1]) == (alike[1], unlike[1])
+
+
 def test_the_size_that_is_asked_for_is_drawn(policy: MotPolicy, prompts: Sequence[Prompt]) -> None:
     made = policy.generate(prompts, [1, 2, 3, 4], settings(height=16, width=16), SAID)
     assert {kinds(each)[-1] for each in made} == {"16x16"}

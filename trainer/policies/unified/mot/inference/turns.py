@@ -20,6 +20,7 @@ from torch import Tensor
 from trainer.config.generation import GenerationConfig
 from trainer.policies.generation import Instructions, Made, Purpose, Written
 from trainer.policies.tokens.draw import TokenPlan
+from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.unified.mot.inference import engine
 from trainer.policies.unified.mot.inference.context import EVERYTHING, NO_IMAGES, NO_TEXTS, Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
@@ -116,13 +117,23 @@ class Turns:
 
     def _draw(self, rows: Sequence[_Row], turn: int, text_guidance: float) -> None:
         """Adds an image to each row, and to its context where it may be looked at."""
-        for size, with_images in dict.fromkeys((row.size, row.context.has_images) for row in rows):
-            alike = [row for row in rows if (row.size, row.context.has_images) == (size, with_images)]
+        for alike in self._alike(rows):
+            size, with_images = alike[0].size, alike[0].context.has_images
             images = self._drawn(alike, size, turn, self._guidance(text_guidance, with_images=with_images))
             for row, image in zip(alike, images, strict=True):
                 row.steps.append(image)
                 if turn:
                     row.context = row.context.drawn(image)
+
+    def _alike(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        """Rows that are drawn together. Where ranks share the weights each by itself: another rank's rows may be of other sizes, and
+        all ranks make equally many passes."""
+        if is_cut(self._model.network):
+            return [[row] for row in rows]
+        kinds: dict[tuple[Size, bool], list[_Row]] = {}
+        for row in rows:
+            kinds.setdefault((row.size, row.context.has_images), []).append(row)
+        return list(kinds.values())
 
     def _guidance(self, text: float, *, with_images: bool) -> Guidance:
         settings = self._settings
