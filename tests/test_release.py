@@ -201,7 +201,8 @@ def test_metadata_that_an_index_refuses_is_named() -> None:
 
 
 def test_what_is_in_the_wheel_works_without_the_checkout(built: tuple[Path, Path], tmp_path: Path) -> None:
-    """Unpacked as pip would, and called from an empty folder: a recipe by its name, with all files that it reads."""
+    """Unpacked as pip would, and called from elsewhere: a recipe by its name, with all files that it reads; a service that it
+    starts is ours, whatever lies in the folder."""
     with zipfile.ZipFile(built[1]) as packed:
         packed.extractall(tmp_path / "site")
     here = tmp_path / "here"
@@ -211,7 +212,7 @@ def test_what_is_in_the_wheel_works_without_the_checkout(built: tuple[Path, Path
     def typed(*words: str) -> str:
         command = [sys.executable, "-P", *words]
         return subprocess.run(
-            command, cwd=here, env=environment, capture_output=True, text=True, timeout=300, check=True
+            command, cwd=here, env=environment, capture_output=True, text=True, timeout=600, check=True
         ).stdout
 
     assert typed("-m", "rewards", "--version") == f"rewards {__version__}\n"
@@ -222,7 +223,12 @@ def test_what_is_in_the_wheel_works_without_the_checkout(built: tuple[Path, Path
         "config = checked(recipe('unified_rl_quickstart'))\n"
         "print(trainer.__file__, config.policy.pretrained, config.rewards.services['rules'].args['functions'], config.run_dir, sep='\\n')\n"
         "from trainer.processes.children import OURS\nprint(OURS)\n"
+        "from pathlib import Path\nfrom trainer.config import RewardsConfig\nfrom trainer.rewards.launch import LocalServices\n"
+        "rewards = RewardsConfig(launch='local', ready_timeout_s=500, services={'rules': {'module': 'rules'}}, columns={'color': {'service': 'rules', 'reward': 'color_match'}})\n"
+        "with LocalServices(rewards, Path('logs'), notify=lambda line: None) as started:\n    print(list(started.urls))\n"
     )
+    (here / "services").mkdir()
+    (here / "services/__init__.py").write_text("raise ImportError('a checkout of another version')\n")
     files = f"{tmp_path}/site/rewards/files"
     assert typed("-c", program).splitlines() == [
         f"{tmp_path}/site/trainer/__init__.py",
@@ -230,6 +236,7 @@ def test_what_is_in_the_wheel_works_without_the_checkout(built: tuple[Path, Path
         f"{files}/assets/unified_quickstart/rewards.py",
         "outputs/unified_rl_quickstart",
         "()",
+        "['rules']",
     ]
 
 

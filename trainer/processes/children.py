@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]  # has our packages
 # What a Python that is started needs on PYTHONPATH to find them: the checkout. An installed one finds them as this one does; its
 # folder has all other packages, too, and would put them before those of another environment, such as vLLM's.
 OURS = (str(ROOT),) if FOLDER == ROOT else ()
+# And an installed program starts what is installed, not a folder of the same name where the command was typed, such as a checkout
+# of another version: `python -m` would look there first.
+SAFE_PATH = {} if OURS else {"PYTHONSAFEPATH": "1"}
 _GRACE_S = 5.0
 _LOG_LINES = 15
 

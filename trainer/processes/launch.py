@@ -27,6 +27,7 @@ from rewards.shipped import recipe
 from trainer.config import Config, ConfigError
 from trainer.config.paths import check_policy_files
 from trainer.migration import load_recipe
+from trainer.processes.children import SAFE_PATH
 from trainer.processes.failure import LOST, USER_ERROR
 from trainer.processes.stopping import STOP_SIGNALS, install
 
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer.proce
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    os.environ.update(SAFE_PATH)
     relay = Relay()
     install(dict.fromkeys(STOP_SIGNALS, relay))
     _end_where_nobody_hears(relay)

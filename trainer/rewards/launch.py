@@ -16,7 +16,7 @@ from typing import Self
 import httpx
 
 from trainer.config import URL_VARIABLES, RewardsConfig, ServiceConfig
-from trainer.processes.children import OURS, Child
+from trainer.processes.children import OURS, SAFE_PATH, Child
 from trainer.rewards.answers import RewardServiceError
 
 MAX_RESTARTS = 5
@@ -165,7 +165,7 @@ class _LocalService(Child):
             flags["port"] = port
         command = [sys.executable, "-m", f"services.{self._config.module}", *to_flags(flags)]
         path = os.pathsep.join(filter(None, [*OURS, os.environ.get("PYTHONPATH")]))
-        self.spawn(command, os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
+        self.spawn(command, os.environ | SAFE_PATH | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
 
     def ready(self, http: httpx.Client) -> bool:
         if not self.url:
