@@ -67,7 +67,7 @@ def stage(folder: Path, bagel: Path, **policy: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_stage_1_moves_the_generation_expert_and_nothing_else(bagel: Path, tmp_path: Path, dtype: str) -> None:
     """Its set, by the published names: the second expert with what leads to latents and back."""
     frozen = ["language", "vision", "connector"]

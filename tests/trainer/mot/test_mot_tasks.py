@@ -174,7 +174,10 @@ def test_both_halves_are_trained_in_one_update(
     assert last["eval/understand/words"] is not None and last["eval/generate/pixels"] is not None
 
 
-@pytest.mark.parametrize("kind", ["diffusion_nft", "awm", "diffusion_dpo"])
+@pytest.mark.parametrize(
+    "kind",
+    ["diffusion_nft", *(pytest.param(each, marks=pytest.mark.slow) for each in ("awm", "diffusion_dpo"))],
+)
 def test_images_may_be_trained_on_the_forward_process(
     tmp_path: Path, scripted: Callable[..., ScriptedServer], no_drawings: None, kind: str
 ) -> None:
