@@ -25,7 +25,8 @@ from tests.support.every_service import JUDGED, OWN_MODEL, WEIGHTS, every_servic
 from tests.support.serving_here import serving_here
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=20_000)
+# A busy machine takes its time to read a script of a megabyte.
+expect.set_options(timeout=60_000)
 
 FIVE = ("ocr", "hps", "rules", "unifiedreward", "eval")
 OTHERS = sorted({*OWN_MODEL, *JUDGED, *WEIGHTS} - set(FIVE))
@@ -71,6 +72,7 @@ def walk(browser: Browser) -> Iterator[OpenWalk]:
         made.page.on("console", lambda message: made.console.append(f"{message.type}: {message.text}"))
         made.page.on("pageerror", lambda error: made.console.append(f"error: {error}"))
         made.page.on("request", lambda request: made.hosts.add(urlsplit(request.url).netloc))
+        made.page.set_default_timeout(90_000)
         made.page.goto(url)
         walks.append((made, urlsplit(url).netloc))
         return made
@@ -85,7 +87,8 @@ def walk(browser: Browser) -> Iterator[OpenWalk]:
 def take_the_sample(page: Page) -> list[float]:
     """The scores that the page shows for its sample."""
     page.get_by_role("button", name="or use a sample").click()
-    expect(page.locator("#send")).to_be_focused()  # the form is filled
+    expect(page.get_by_label("Prompt")).not_to_have_value("")
+    expect(page.locator("#sample")).not_to_have_attribute("aria-busy", "true")  # the pictures are there, too
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.locator("#answer .score, #problem:not([hidden])").first).to_be_visible()
     expect(page.locator("#problem")).to_be_hidden()

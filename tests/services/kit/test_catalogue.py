@@ -44,6 +44,8 @@ GPU = """
 PROMETHEUS = """  - job_name: {name}
     authorization: {{credentials_file: /run/secrets/metrics_token}}
     dns_sd_configs: [{{names: [{name}], type: A, port: {port}, refresh_interval: 15s}}]"""
+SAMPLES = """def samples() -> Mapping[str, Sample]:   # by reward, what it scores well; the scorer's `samples` are these
+    return {"its reward": Sample("a prompt", (image,))}"""
 KUSTOMIZATION = """apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 resources: [../../base/front, ../../base/worker]
@@ -72,6 +74,8 @@ def lacking(entry: Entry, prefix: str) -> dict[str, str]:
         found[overlay] = f"  - ../../services/{entry.name}"
     if not (ROOT / f"requirements/services/{entry.name}.in").is_file():
         found[f"requirements/services/{entry.name}.in"] = "-r kit.in   # and what it imports"
+    if not (ROOT / f"services/{entry.name}/samples.py").is_file():
+        found[f"services/{entry.name}/samples.py"] = SAMPLES
     if not (ROOT / f"docs/openapi/{entry.name}.json").is_file():
         found[f"docs/openapi/{entry.name}.json"] = "run `make openapi`"
     if not re.search(
@@ -133,6 +137,7 @@ def test_what_a_new_service_lacks_is_named_with_the_lines_to_add() -> None:
         "deploy/k8s/services/sharpness/kustomization.yaml",
         "deploy/k8s/overlays/shelf/kustomization.yaml",
         "requirements/services/sharpness.in",
+        "services/sharpness/samples.py",
         "docs/openapi/sharpness.json",
         "docs/services.md",
         "trainer/config/rewards.py",

@@ -27,6 +27,18 @@ async function getDocument(token) {
   return body;
 }
 
+/** Swagger UI, a megabyte and a half: only once there is something to show. */
+function loadSwaggerUi() {
+  return new Promise((resolve, reject) => {
+    if (globalThis.SwaggerUIBundle) resolve();
+    const script = document.createElement("script");
+    script.src = "docs/swagger-ui.js";
+    script.addEventListener("load", resolve);
+    script.addEventListener("error", () => reject(new Error("Swagger UI could not be loaded; below is the same as a list.")));
+    document.head.append(script);
+  });
+}
+
 async function show(token) {
   say("");
   let tree;
@@ -44,6 +56,12 @@ async function show(token) {
     return;
   }
   byId("token-form").hidden = true;
+  try {
+    await loadSwaggerUi();
+  } catch (error) {
+    say(error.message);
+    return;
+  }
   byId("plain").hidden = true;
   // Calls go to this page's own service, whatever the document says of others: the page's policy admits no other.
   tree.servers = [{ url: new URL(".", document.baseURI).href.replace(/\/$/, "") }];

@@ -5,6 +5,7 @@ const page = { info: null, sending: null };
 const pictures = new PictureField(byId("pictures"), { label: "Pictures", several: true, onProblem: showProblem });
 const sources = new PictureField(byId("sources"), { label: "Source picture", several: false, onProblem: showProblem });
 const form = new RowsForm(byId("rows"));
+byId("pictures").querySelector(".drop").after(byId("sample"));
 
 /** What is chosen; the token is kept nowhere else. */
 const token = () => byId("token").value.trim();
@@ -203,7 +204,6 @@ async function useSample() {
   sources.clear();
   await pictures.add(filesOf(items.flatMap((item) => item.images), "sample"));
   await sources.add(filesOf(before ?? [], "sample_before"));
-  byId("send").focus();
 }
 
 byId("form").addEventListener("submit", (event) => {
@@ -216,7 +216,11 @@ byId("form").addEventListener("keydown", (event) => {
 byId("token").addEventListener("change", loadInfo);
 byId("reward").addEventListener("change", showReward);
 byId("copy").addEventListener("click", copyCommand);
-byId("sample").addEventListener("click", useSample);
+byId("sample").addEventListener("click", async () => {
+  byId("sample").setAttribute("aria-busy", "true");
+  await useSample();
+  byId("sample").removeAttribute("aria-busy");
+});
 
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) pictures.add(event.clipboardData.files);

@@ -33,7 +33,7 @@ from tests.support.tiny_services import SHAPES_DETECTOR
 from wire.schema import ErrorCode, ScorerInfo
 
 # A busy machine's Chromium may take seconds to draw its first picture.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 TOKEN = "correct-horse-battery-staple"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&amp;</style>"
@@ -460,9 +460,15 @@ CONTRAST = """() => {
 }"""
 
 
+class KeyboardScorer(PromptLengthScorer):
+    """Has a sample of one picture."""
+
+    samples: Mapping[str, Sample] = {"prompt_length": Sample("x", (Image.new("RGB", (200, 100), "red"),))}
+
+
 @pytest.mark.browser
 def test_everything_can_be_done_from_the_keyboard(open_page: OpenPage) -> None:
-    with serving_here(PromptLengthScorer()) as url:
+    with serving_here(KeyboardScorer()) as url:
         page = open_page(url)
         expect(page.locator("#reward option")).to_have_count(1)
         reached = []
