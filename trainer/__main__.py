@@ -368,7 +368,14 @@ def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     if argv and argv[0] in VERBATIM and not {"-h", "--help"} & set(argv) and len(argv) > 1:
         return argparse.Namespace(command=argv[0], run=VERBATIM[argv[0]], arguments=list(argv[1:]))
-    return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes overrides right behind the recipe alone, and they are as plain behind a flag.
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(rest) or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *overrides]
+    return args
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer") -> int:

@@ -451,6 +451,19 @@ def test_what_is_missing_is_said(
     assert "the output folder /dev/null/x cannot be written" in capsys.readouterr().err
 
 
+def test_overrides_may_stand_behind_flags(
+    recipe: Callable[..., Path], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*asked(recipe(), prompts, tmp_path / "o"), "seed=99"]) == 0
+    assert main(asked(recipe(seed=99), prompts, tmp_path / "o")) == 0, "the same recipe"
+    assert main([*asked(recipe(), prompts, tmp_path / "o"), "no_such_field=1"]) == 2
+    assert "no_such_field: unknown key" in capsys.readouterr().err
+    for words in (["word"], ["--no-such-flag", "3"], ["--no-such-flag=3", "seed=1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*asked(recipe(), prompts, tmp_path / "o"), *words])
+        assert f"unrecognized arguments: {' '.join(words)}" in capsys.readouterr().err
+
+
 def test_every_setting_is_a_flag_and_described() -> None:
     for name, field in GenerationConfig.model_fields.items():
         assert field.description, name
