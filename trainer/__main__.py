@@ -136,14 +136,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     _check_there(None if args.checkpoint in (None, "base") else Path(args.checkpoint), "--checkpoint")
     _check_there(args.against, "--against")
     from trainer.programs.evaluate import evaluate_checkpoint
+
+    given = {"output": args.output, "against": args.against}
+    return _wrote(partial(evaluate_checkpoint, config, args.checkpoint, args.weights, **given))
+
+
+def _wrote(make: Callable[[], Path]) -> int:
+    """Say where the folder is that `make` gives; or that a reward's `on_failure: stop`, or its failure rate, has stopped it."""
     from trainer.types import StopTrainingError
 
     try:
-        folder = evaluate_checkpoint(config, args.checkpoint, args.weights, output=args.output, against=args.against)
-    except StopTrainingError as error:  # a reward's `on_failure: stop`, or its failure rate
+        print(f"Wrote {make()}")
+    except StopTrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"Wrote {folder}")
     return 0
 
 
@@ -153,23 +159,9 @@ def _generate(args: argparse.Namespace) -> int:
     _check_there(args.prompts, "--prompts")
     config = _recipe(args)
     from trainer.programs.generating.command import generate
-    from trainer.types import StopTrainingError
 
-    try:
-        folder = generate(
-            config,
-            args.prompts,
-            args.output,
-            settings,
-            source=args.checkpoint,
-            weights=args.weights,
-            score=args.score,
-        )
-    except StopTrainingError as error:  # a reward's `on_failure: stop`, or its failure rate
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Wrote {folder}")
-    return 0
+    given = {"source": args.checkpoint, "weights": args.weights, "score": args.score}
+    return _wrote(partial(generate, config, args.prompts, args.output, settings, **given))
 
 
 def _report(args: argparse.Namespace) -> int:
