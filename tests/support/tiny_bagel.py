@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ VIT_WIDTH, VIT_MLP, PATCH, IMAGE = 16, 24, 14, 56
 CHANNELS = 16  # of a latent; 2 x 2 of them make a token
 SIDE = 6  # of the file's table for latents; the one asked for may be another
 HEAD = WIDTH // HEADS
-VAE_WIDTHS = (32, 32, 64, 64)
+VAE_WIDTHS, PUBLISHED_VAE_WIDTHS = (32, 32, 64, 64), (128, 256, 512, 512)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -64,29 +65,29 @@ def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def vae_shapes(resnets: int = 1) -> Shapes:
+def vae_shapes(resnets: int = 1, widths: Sequence[int] = VAE_WIDTHS) -> Shapes:
     """Of ae.safetensors, as FLUX publishes it, with `resnets` blocks of each resolution (two as published)."""
     found: Shapes = {}
-    last = len(VAE_WIDTHS) - 1
-    found |= _conv("encoder.conv_in", 3, VAE_WIDTHS[0], 3)
-    before = VAE_WIDTHS[0]
-    for level, width in enumerate(VAE_WIDTHS):
+    last = len(widths) - 1
+    found |= _conv("encoder.conv_in", 3, widths[0], 3)
+    before = widths[0]
+    for level, width in enumerate(widths):
         for block in range(resnets):
             found |= _resnet(f"encoder.down.{level}.block.{block}", before, width)
             before = width
         if level < last:
             found |= _conv(f"encoder.down.{level}.downsample.conv", width, width, 3)
-    found |= _middle("encoder", VAE_WIDTHS[-1])
-    found |= _conv("encoder.conv_out", VAE_WIDTHS[-1], 2 * CHANNELS, 3)
-    found |= _conv("decoder.conv_in", CHANNELS, VAE_WIDTHS[-1], 3) | _middle("decoder", VAE_WIDTHS[-1])
-    before = VAE_WIDTHS[-1]
+    found |= _middle("encoder", widths[-1])
+    found |= _conv("encoder.conv_out", widths[-1], 2 * CHANNELS, 3)
+    found |= _conv("decoder.conv_in", CHANNELS, widths[-1], 3) | _middle("decoder", widths[-1])
+    before = widths[-1]
     for level in range(last, -1, -1):
         for block in range(resnets + 1):
-            found |= _resnet(f"decoder.up.{level}.block.{block}", before, VAE_WIDTHS[level])
-            before = VAE_WIDTHS[level]
+            found |= _resnet(f"decoder.up.{level}.block.{block}", before, widths[level])
+            before = widths[level]
         if level:
             found |= _conv(f"decoder.up.{level}.upsample.conv", before, before, 3)
-    found |= _norm("decoder.norm_out", before) | _norm("encoder.norm_out", VAE_WIDTHS[-1])
+    found |= _norm("decoder.norm_out", before) | _norm("encoder.norm_out", widths[-1])
     return found | _conv("decoder.conv_out", before, 3, 3)
 
 

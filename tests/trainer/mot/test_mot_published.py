@@ -85,9 +85,8 @@ def test_fluxs_autoencoder_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key and shape of diffusers' class at the published size, by the published names."""
     from diffusers import AutoencoderKL
 
-    monkeypatch.setattr(tiny_bagel, "VAE_WIDTHS", (128, 256, 512, 512))
     monkeypatch.setattr(tiny_bagel, "CHANNELS", 16)
-    shapes = tiny_bagel.vae_shapes(resnets=2)
+    shapes = tiny_bagel.vae_shapes(resnets=2, widths=tiny_bagel.PUBLISHED_VAE_WIDTHS)
     with torch.device("meta"):
         settings = vae_settings({name: torch.empty(shape) for name, shape in shapes.items()})
         vae = AutoencoderKL(**settings)

@@ -12,6 +12,7 @@ from trainer.policies.flow.family import FLOW
 from trainer.policies.registry import Entry
 from trainer.policies.unified.mot.exporting import EXPORTERS
 from trainer.policies.unified.mot.loading import load
+from trainer.policies.unified.mot.memory import working_bytes
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.plans import check_plans, evaluation_plan, training_plan
 from trainer.policies.unified.mot.policy import MotPolicy
@@ -28,4 +29,4 @@ def build(config: MotConfig, device: torch.device) -> MotModel:
 MOT = replace(
     FLOW, policy=MotPolicy, check_plans=check_plans, training_plan=training_plan, evaluation_plan=evaluation_plan
 )
-ENTRY = Entry(family=MOT, build=build, exporters=EXPORTERS, sizes=sizes, may_be_random=True)
+ENTRY = Entry(family=MOT, build=build, exporters=EXPORTERS, sizes=sizes, working=working_bytes, may_be_random=True)

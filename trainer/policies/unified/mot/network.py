@@ -121,7 +121,7 @@ class MotNetwork(nn.Module):
     """All that is trained. Starts with what torch draws; `init.initialize` is how a fresh model starts.
 
     Attributes:
-        recompute: recompute layers in the backward pass.
+        recompute: recompute layers in the backward pass, those of the vision encoder too.
         constant_words: no gradient passes through words and seen images.
     """
 
@@ -157,7 +157,9 @@ class MotNetwork(nn.Module):
         """What goes into the decoder: (U, width), (G, width). Every part runs, on nothing where there is nothing, so that all
         parameters have gradients on every rank."""
         words = self.language_model.model.embed_tokens(tokens.words_T)
-        seen = self.connector(self.vit_model(tokens.patches, tokens.patch_places_V, tokens.patch_lengths))
+        recompute = self.recompute and torch.is_grad_enabled()
+        seen = self.vit_model(tokens.patches, tokens.patch_places_V, tokens.patch_lengths, recompute=recompute)
+        seen = self.connector(seen)
         seen = seen + self.vit_pos_embed(tokens.patch_places_V).to(seen.dtype)
         words = words.to(
             seen.dtype

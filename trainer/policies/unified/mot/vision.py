@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from trainer.policies.unified.mot.geometry import COLOURS, VisionGeometry
 
@@ -82,10 +83,11 @@ class VisionModel(nn.Module):
         self.embeddings, self.encoder = _Embeddings(geometry), _Encoder(geometry)
         self.post_layernorm = nn.LayerNorm(geometry.hidden_size, geometry.layer_norm_eps)
 
-    def forward(self, patches: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, patches: Tensor, places: Tensor, lengths: Sequence[int], *, recompute: bool = False) -> Tensor:
+        """`recompute`: layers are computed again in the backward pass."""
         x = self.embeddings(patches, places)
         for layer in self.encoder.layers:
-            x = layer(x, lengths)
+            x = checkpoint(layer, x, lengths, use_reentrant=False) if recompute else layer(x, lengths)
         out: Tensor = self.post_layernorm(x)
         return out
 
@@ -97,8 +99,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.vision_model = VisionModel(geometry)
 
-    def forward(self, patches: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
-        out: Tensor = self.vision_model(patches, places, lengths)
+    def forward(self, patches: Tensor, places: Tensor, lengths: Sequence[int], *, recompute: bool = False) -> Tensor:
+        out: Tensor = self.vision_model(patches, places, lengths, recompute=recompute)
         return out
 
 

@@ -10,6 +10,7 @@ from trainer.policies.registry import Entry, Family
 from trainer.policies.tokens.plans import check_plans, comparison_plan, evaluation_plan, training_plan
 from trainer.policies.unified.neo.exporting import EXPORTERS
 from trainer.policies.unified.neo.files import load
+from trainer.policies.unified.neo.memory import working_bytes
 from trainer.policies.unified.neo.model import NeoModel
 from trainer.policies.unified.neo.policy import NeoPolicy
 from trainer.policies.unified.neo.sizes import sizes
@@ -42,5 +43,6 @@ ENTRY = Entry(
     build=build,
     exporters=EXPORTERS,
     sizes=sizes,
+    working=working_bytes,
     how_made="or leave it out and have policy.grow grow one from a Qwen3",
 )

@@ -19,7 +19,7 @@ _FP32 = 4
 
 def sizes(config: NeoConfig) -> Sizes:
     """The sizes of the model that the section names. Nothing is fetched from the hub. Raises ConfigError where it cannot be read."""
-    geometry = _geometry(config)
+    geometry = geometry_of(config)
     trained = frozen = 0
     for name, shape in shapes(geometry).items():
         if is_trained(name, config, geometry):
@@ -36,7 +36,8 @@ def shapes(geometry: NeoGeometry) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def _geometry(config: NeoConfig) -> NeoGeometry:
+def geometry_of(config: NeoConfig) -> NeoGeometry:
+    """The sizes of the network that the section names, from JSON files alone. Raises ConfigError."""
     if config.grow is not None:
         return growing(config.grow)[0]
     assert config.pretrained is not None, "the configuration has checked it"
