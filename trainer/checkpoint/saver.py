@@ -18,6 +18,7 @@ from trainer.checkpoint.writing import CheckpointWriter
 from trainer.config import Config
 from trainer.config.base import UserError
 from trainer.processes.distributed import World
+from trainer.processes.pages import large_blocks_apart
 
 
 class Stateful(Protocol):
@@ -201,18 +202,19 @@ def share(trained: Trained, tensors: Sequence[TensorOwner], world: World) -> dic
     """This rank's share of the parameters, all their tensors by kind. All ranks together.
 
     Every rank reads every parameter, because reading may be a collective. Each goes to the rank with the fewest elements so far,
-    which all ranks compute alike; the others copy nothing.
+    which all ranks compute alike; the others copy nothing. So a rank holds its share, and one or two tensors that are on their way.
     """
     loads: list[int] = [0] * world.size
     kept: dict[str, dict[str, Tensor]] = {}
-    for name in trained.names:
-        owner = loads.index(min(loads))
-        loads[owner] += trained.numel(name)
-        found: dict[str, Tensor] = {}
-        for each in tensors:
-            found |= each.read(name, keep=owner == world.rank)
-        if owner == world.rank:
-            kept[name] = {kind: tensor.contiguous() for kind, tensor in found.items()}
+    with large_blocks_apart():
+        for name in trained.names:
+            owner = loads.index(min(loads))
+            loads[owner] += trained.numel(name)
+            found: dict[str, Tensor] = {}
+            for each in tensors:
+                found |= each.read(name, keep=owner == world.rank)
+            if owner == world.rank:
+                kept[name] = {kind: tensor.contiguous() for kind, tensor in found.items()}
     return kept
 
 
