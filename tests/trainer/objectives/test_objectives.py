@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from trainer.policies.flow.policy import FlowPolicy
 from trainer.types import Prompt, Rollout, StopTrainingError
 from trainer.update.schedule import old_decay
 from trainer.update.tally import Tally
-from trainer.update.work import plan_work
+from trainer.update.work import Item, Work, plan_work
 
 CASES: dict[str, dict[str, Any]] = {
     "flow_grpo": {"kl_beta": 0.1, "kl_type": "latent"},
@@ -271,6 +272,29 @@ def test_the_sampling_policy_follows_as_a_moving_average() -> None:
     torch.testing.assert_close(old, 0.75 * start + 0.25 * trained)
     assert torch.equal(weights(policy), trained)
     assert not torch.equal(old, trained)
+
+
+def test_a_tasks_sampling_policy_draws_and_sees_its_samples_alone() -> None:
+    """Those of another task are the trained policy's, in the order of the tasks and beside a supervised loss."""
+    policy = make_policy()
+    updater = make_updater(policy, objective="diffusion_nft", old_decay=0.75)
+    updater.step(Scored(roll_out(policy, "diffusion_nft"), ADV, ONES), 0)
+    trained, seen = weights(policy), list[tuple[str, bool]]()
+    assert updater.old is not None
+    updater.old.task = "generate"
+    for task, by_average in (("understand", False), ("generate", True), ("", False)):
+        with updater.sampling_policy(task):
+            assert torch.equal(weights(policy), trained) is not by_average
+
+    def terms(batch: Any, part: int) -> None:
+        seen.append((batch.kind, torch.equal(weights(policy), trained)))
+
+    updater.objective = SimpleNamespace(terms=terms)  # type: ignore[assignment]
+    kinds = ("understand/rollouts", "generate/rollouts", "main/generate/rollouts", "main/understand/rollouts")
+    batches = [SimpleNamespace(kind=kind, update=None) for kind in kinds]
+    batches.append(SimpleNamespace(kind="beside0/generate", update=0))
+    updater._remember(Work([Item(batch, 0) for batch in batches], []))  # type: ignore[arg-type]
+    assert seen == [("generate/rollouts", False), ("main/generate/rollouts", False)]
 
 
 def test_the_sampling_policys_decay_rises() -> None:
