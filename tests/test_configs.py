@@ -9,7 +9,7 @@ import pytest
 from trainer.config import Config
 from trainer.config.file import dump_config
 from trainer.data.datasets import check_disjoint, load_train_prompts
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.dataset_yaml import read_dataset_yaml
 from trainer.migration.deepgen.eval_yaml import read_eval_yaml

@@ -29,6 +29,7 @@ from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 from trainer.programs.generating.flags import add_generation_flags, settings_of
 from trainer.programs.stages import export_trained, train_before
+from trainer.runs.command import add_flags as add_run_flags
 
 COMMANDS = (
     "train",
@@ -37,6 +38,7 @@ COMMANDS = (
     "generate",
     "doctor",
     "report",
+    "runs",
     "export",
     "flight",
     "migrate-config",
@@ -170,6 +172,12 @@ def _report(args: argparse.Namespace) -> int:
 
     print(f"Wrote {build_report(args.run_dir)}")
     return 0
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from trainer.runs.command import show_runs
+
+    return show_runs(args)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -306,6 +314,7 @@ def build_parser(prog: str = "python -m trainer") -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="Findings as JSON.")
     report = add("report", _report, "Build report.html from a run folder, finished or running.")
     report.add_argument("run_dir", type=Path, help="A folder under outputs/.")
+    add_run_flags(add("runs", _runs, "One page for all runs of a folder, served on this machine or written as files."))
     export = add("export", _export, "Write a run's weights for other programs; read them back and compare.")
     export.add_argument(
         "source", type=Path, help="A folder under outputs/, a checkpoint in it, or its checkpoints/best."

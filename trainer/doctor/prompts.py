@@ -16,7 +16,7 @@ from trainer.data.datasets import DataError, Dataset, PromptSampler, load_datase
 from trainer.data.overlap import settle
 from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.policies.lora_files import read_adapters
 from trainer.policies.registry import entry_of
 from trainer.programs.assemble import kind_of

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.config import Config, ConfigError, RewardConfig
 from trainer.data.datasets import DataError, load_datasets, sampled
 from trainer.doctor.findings import Finding
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.types import Prompt
 from wire.quotes import quoted_texts
 

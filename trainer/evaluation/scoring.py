@@ -13,6 +13,7 @@ from trainer.evaluation.artefacts import whole
 from trainer.evaluation.artefacts.texts import given_format
 from trainer.evaluation.outcomes import Outcome, Point
 from trainer.evaluation.sampling import Placed
+from trainer.evaluation.seen import seen
 from trainer.evaluation.sets import EvaluationSet
 from trainer.rewards import Batch, RewardClient
 from trainer.types import Prompt, Sample, Scores
@@ -182,6 +183,7 @@ def _shown(placed: Placed, outcome: Outcome, details: Mapping[str, Mapping[str, 
         "scores": dict(outcome.scores),
         "targets": list(sample.prompt.targets) if sample.prompt.targets else None,
         "read": _read(details),
+        "seen": seen(details),
     }
 
 

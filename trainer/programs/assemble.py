@@ -19,7 +19,9 @@ from trainer.config.file import dump_config
 from trainer.config.programs import ProgramName
 from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine
-from trainer.evaluation import Evaluator, Rounds, trained_on
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.rounds import Rounds
+from trainer.evaluation.sets import trained_on
 from trainer.policies.base import NamesGroups
 from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World, world

@@ -11,7 +11,7 @@ import torch
 from trainer.checkpoint.saver import Stateful, TensorOwner
 from trainer.config import Config
 from trainer.data.overlap import Settled
-from trainer.evaluation import EvaluationSet
+from trainer.evaluation.sets import EvaluationSet
 from trainer.processes.distributed import World
 from trainer.programs.session import Row, Session
 from trainer.types import Prompt

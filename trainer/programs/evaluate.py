@@ -15,8 +15,10 @@ import torch
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config import Config, ConfigError
 from trainer.data.datasets import load_datasets, sampled
-from trainer.evaluation import Results, Rounds, load_sets, trained_on
 from trainer.evaluation.files import read_outcomes
+from trainer.evaluation.results import Results
+from trainer.evaluation.rounds import Rounds
+from trainer.evaluation.sets import load_sets, trained_on
 from trainer.export.source import find_checkpoint, none_yet
 from trainer.policies.base import Samples
 from trainer.policies.registry import build_policy

@@ -11,7 +11,7 @@ import torch
 from trainer.checkpoint.saver import Kept, Stateful, TensorOwner
 from trainer.config import Config
 from trainer.data.overlap import settle
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.objectives import Objective
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material, Program

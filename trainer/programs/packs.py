@@ -17,7 +17,7 @@ from trainer.data.overlap import Settled
 from trainer.data.packing.groups import PackGroup
 from trainer.data.packing.lanes import Lanes
 from trainer.data.sequences import SequencePlan
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.objectives.packed import SupervisedPacks, by_group
 from trainer.policies.base import Laid, Laying, Policy, ReadsPacks
 from trainer.processes.distributed import World

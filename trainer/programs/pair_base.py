@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError, JanusConfig, ScenesConfig
 from trainer.data.overlap import Settled
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.losses import Stats
 from trainer.objectives import Term
 from trainer.policies.base import Policy

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError, QuickstartBaseConfig, TinyConfig
 from trainer.data.overlap import Settled
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.losses import Stats
 from trainer.objectives import Term
 from trainer.policies.base import Policy, SamplingPlan

@@ -24,7 +24,7 @@ from trainer.config.objective_checks import with_longest
 from trainer.data.captions import CaptionData, caption_prompts
 from trainer.data.datasets import Dataset, PromptSampler, load_datasets, sampled, without
 from trainer.data.overlap import settle
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.objectives import Objective, Scored, build_objective, needs_reference, plan_needs, with_supervised
 from trainer.objectives.tasks import Tasks
 from trainer.policies.base import Policy, Samples

@@ -15,7 +15,7 @@ import torch
 from trainer.checkpoint.saver import Kept, Saver, Stateful
 from trainer.config import Config
 from trainer.engine import Engine
-from trainer.evaluation import Evaluator
+from trainer.evaluation.evaluator import Evaluator
 from trainer.policies.base import Policy
 from trainer.processes.distributed import World
 from trainer.processes.stopping import StopSignals

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 
 from trainer.config import Config, Task
-from trainer.evaluation import rollout_statistics
+from trainer.evaluation.rollout_statistics import rollout_statistics
 from trainer.programs.resampling import joined
 from trainer.programs.rollout import Collected
 from trainer.programs.session import Session

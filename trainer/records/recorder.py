@@ -95,11 +95,12 @@ class Recorder:
         """Keep evaluation samples: `samples/step_000000/<n>.png` and the list `samples/step_000000.json`.
 
         A record has `id`, `prompt_id`, `prompt`, `images` (uint8 RGB each), `text` (or None), `scores` (reward to number,
-        None where it failed) and `read` (what an OCR read, or None). One with a text also has its `length` in tokens and whether it
-        is `finished`; one with a text, and one whose prompt has images, `sources`: these, small, None where one cannot be
-        shown. Of a policy with tasks it has its `task`, and the `pair` that its prompt is a side of, empty where it is of none. In the list,
-        paths in the run folder stand for the images: `image` is that of the first (None without one), `more_images` has the others
-        where there are any; those of `sources` are `<n>.source<k>.png`.
+        None where it failed), `read` (what an OCR read, or None) and `seen` (reward to what its service said beside the score).
+        One with a text also has its `length` in tokens and whether it is `finished`; one with a text, and one whose prompt has
+        images, `sources`: these, small, None where one cannot be shown. Of a policy with tasks it has its `task`, and the `pair`
+        that its prompt is a side of, empty where it is of none. In the list, paths in the run folder stand for the images: `image`
+        is that of the first (None without one), `more_images` has the others where there are any; those of `sources` are
+        `<n>.source<k>.png`.
         """
         if not self.is_main or not records:
             return

@@ -77,9 +77,19 @@ def changes_since(run_dir: Path, step: int, config_yaml: str) -> list[Change]:
 
 def course(run_dir: Path) -> list[tuple[int, Sequence[Change]]]:
     """The steps of a run after which its configuration changed, with what changed then; of the starts that count."""
-    starts = _counting(_all_starts(run_dir))
-    found = ((now.step, changes(before.text, now.text)) for before, now in itertools.pairwise(starts))
+    return course_of(_all_starts(run_dir))
+
+
+def course_of(starts: Iterable[Start]) -> list[tuple[int, Sequence[Change]]]:
+    """The same of starts in order, whoever read them."""
+    found = ((now.step, changes(before.text, now.text)) for before, now in itertools.pairwise(_counting(starts)))
     return [(step, changed) for step, changed in found if changed]
+
+
+def start_of(file: str, text: str) -> Start | None:
+    """A start by its file's name and content; None where the name is none of `starts/`, or the content no configuration."""
+    match = _NAME.match(file)
+    return Start(int(match.group(1)), int(match.group(2)), text) if match and _is_config(text) else None
 
 
 def changes(before: str, after: str) -> list[Change]:
@@ -98,11 +108,10 @@ def _all_starts(run_dir: Path) -> list[Start]:
     """Every start in order; one whose file cannot be read is left out."""
     found = []
     for path in (run_dir / "starts").glob("*.yaml"):
-        match = _NAME.match(path.name)
         text = _read(path)
-        if match and text is not None:
-            found.append(Start(int(match.group(1)), int(match.group(2)), text))
-    if not found and (text := _read(run_dir / "config.yaml")) is not None:
+        if text is not None and (start := start_of(path.name, text)) is not None:
+            found.append(start)
+    if not found and (text := _read(run_dir / "config.yaml")) is not None and _is_config(text):
         return [Start(1, 0, text)]
     return sorted(found, key=lambda start: start.number)
 
@@ -118,10 +127,16 @@ def _counting(starts: Iterable[Start]) -> list[Start]:
 
 def _read(path: Path) -> str | None:
     try:
-        text = path.read_text(encoding="utf-8")
-        return text if isinstance(yaml.safe_load(text), dict) else None
-    except (OSError, ValueError, yaml.YAMLError):
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return None
+
+
+def _is_config(text: str) -> bool:
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except (ValueError, yaml.YAMLError):
+        return False
 
 
 def _name(start: Start) -> str:

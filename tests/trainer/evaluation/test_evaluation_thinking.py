@@ -14,8 +14,8 @@ from trainer.config import Config, ConfigError
 from trainer.config.generation import GenerationConfig
 from trainer.data.datasets import Dataset
 from trainer.data.formats.unireason.instructions import REFINE, THINK
-from trainer.evaluation import load_sets
 from trainer.evaluation.sampling import Placed, draw, evaluation_seed
+from trainer.evaluation.sets import load_sets
 from trainer.evaluation.thinking import instructions_of
 from trainer.policies.generation import Instructions, Made, Written
 from trainer.processes.distributed import World

@@ -14,7 +14,7 @@ from trainer.config import Config
 from trainer.data.datasets import PromptSampler, load_datasets, sampled
 from trainer.data.prompts import DataError
 from trainer.doctor.prompts import check_data
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.programs.rl import read_material
 
 TASKS = {"understand": {"rewards": {"accuracy": 1.0}}, "generate": {"rewards": {"drawn": 0.5}}}

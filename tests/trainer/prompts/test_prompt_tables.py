@@ -14,7 +14,7 @@ from trainer.data.datasets import load_train_prompts
 from trainer.data.fingerprints import fingerprint
 from trainer.data.prompts import DataError, PromptFile, read_prompt_file
 from trainer.data.prompts.lines import Split
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.types import Prompt
 
 # As google-research/parti publishes them: a name in capitals, tabs, quotes as characters, numbers that are prompts.

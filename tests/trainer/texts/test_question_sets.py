@@ -17,7 +17,7 @@ from trainer.data.overlap import find_overlaps
 from trainer.data.prompts import DataError
 from trainer.data.rows.folders import is_hub_id
 from trainer.doctor.prompts import check_data
-from trainer.evaluation import load_sets
+from trainer.evaluation.sets import load_sets
 from trainer.programs.rl import RlMaterial, read_material
 from trainer.types import Prompt
 

@@ -9,7 +9,7 @@ const charts = (() => {
   const waiting = new Map(); // figure -> newer numbers than the page has, until it is started
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(5))).replace("-", "−"));
+  const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))).replace("-", "−"));
 
   /** uPlot's columns: one x of all curves, then per curve its values and the ends of its band; where each curve's lie. */
   function columnsOf(numbers) {

@@ -1,0 +1,1 @@
+"""`python -m trainer runs FOLDER`: one page for all runs of an output folder, from their files alone."""

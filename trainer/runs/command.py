@@ -1,0 +1,118 @@
+"""The command: serve the pages, or write them as files."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.config import ConfigError
+from wire.hosts import is_loopback
+
+if TYPE_CHECKING:
+    from trainer.runs.catalogue import Catalogue
+    from trainer.runs.shell import Guard
+
+PORT = 8600
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `python -m trainer runs`."""
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("outputs"), help="Where runs are; default: outputs."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on; default: this machine only.")
+    parser.add_argument("--port", type=int, default=PORT, help=f"Port to listen on, 0 for any; default: {PORT}.")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="Tokens, one a line; needed where --host is not loopback."
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="Write the pages into a new folder, and serve nothing."
+    )
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="RUN", help="With --export: the runs that are compared there."
+    )
+
+
+def show_runs(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM, or export. Raises ConfigError."""
+    if args.export is not None:
+        from trainer.runs.export import export
+
+        print(f"Wrote {export(args.folder, args.export, args.compare)}")
+        return 0
+    if args.compare:
+        raise ConfigError("--compare belongs to --export; on the page, tick the runs to compare")
+    from trainer.runs.shell import Guard, read_tokens
+
+    tokens = read_tokens(args.token_file)
+    if not is_loopback(args.host) and not tokens:
+        raise ConfigError(
+            f"--host {args.host} is reachable from other machines: give --token-file with a token (`openssl rand -hex 32`), or "
+            f"leave --host out and reach the page through `ssh -L {args.port}:127.0.0.1:{args.port}`"
+        )
+    from trainer.runs.catalogue import Catalogue
+
+    catalogue = Catalogue(args.folder)
+    with _bound(args.host, args.port) as sock:
+        name = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"{len(catalogue.runs())} runs of {args.folder}: http://{name}:{sock.getsockname()[1]}", flush=True)
+        _serve(catalogue, sock, Guard(args.host, tokens))
+    return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(128)  # who reads the address below may come at once
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {error}; choose another --port, or 0 for any"
+        ) from error
+    return sock
+
+
+def _serve(catalogue: Catalogue, sock: socket.socket, guard: Guard) -> None:
+    import uvicorn
+
+    from trainer.runs.app import create_app
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None]:
+            """Uvicorn would raise the signal again after the shutdown; an orderly stop exits with 0."""
+            yield
+
+    server = Server(
+        uvicorn.Config(
+            create_app(catalogue, guard),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            limit_concurrency=512,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=3,
+        )
+    )
+
+    def stop() -> None:
+        guard.stopping = server.should_exit = True  # streams end by themselves, or the server would wait for them
+
+    async def serve() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        await server.serve(sockets=[sock])
+
+    with catalogue:
+        asyncio.run(serve())
