@@ -29,7 +29,7 @@ from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError, StopSignals
 from trainer.programs.generating.flags import add_generation_flags, settings_of
 from trainer.programs.stages import export_trained, train_before
-from trainer.runs.command import add_flags as add_run_flags
+from trainer.runs import command as runs
 
 COMMANDS = (
     "train",
@@ -174,12 +174,6 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _runs(args: argparse.Namespace) -> int:
-    from trainer.runs.command import show_runs
-
-    return show_runs(args)
-
-
 def _export(args: argparse.Namespace) -> int:
     _check_there(args.source, "export")
     from trainer.export import export_run
@@ -314,7 +308,7 @@ def build_parser(prog: str = "python -m trainer") -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="Findings as JSON.")
     report = add("report", _report, "Build report.html from a run folder, finished or running.")
     report.add_argument("run_dir", type=Path, help="A folder under outputs/.")
-    add_run_flags(add("runs", _runs, "One page for all runs of a folder, served on this machine or written as files."))
+    runs.add_flags(add("runs", runs.show_runs, "One page for all runs of a folder, served here or written as files."))
     export = add("export", _export, "Write a run's weights for other programs; read them back and compare.")
     export.add_argument(
         "source", type=Path, help="A folder under outputs/, a checkpoint in it, or its checkpoints/best."
@@ -330,9 +324,7 @@ def build_parser(prog: str = "python -m trainer") -> argparse.ArgumentParser:
     export.add_argument(
         "--weights", choices=("average", "trained"), default="average", help="Averaged (default) or last weights."
     )
-    export.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="Type of numbers."
-    )
+    export.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="Its numbers.")
     export.add_argument("--verify", action="store_true", help="Draw samples before and after, too: for small models.")
     flight = add("flight", _flight, "Print what was recorded of a run's last steps when it crashed.")
     flight.add_argument("run_dir", type=Path, help="A folder under outputs/.")
