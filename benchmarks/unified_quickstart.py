@@ -2,10 +2,13 @@
 
     python benchmarks/unified_quickstart.py sft [--seeds 1 2 3] [--output-dir outputs/benchmark_unified] [key=value ...]
     python benchmarks/unified_quickstart.py rl  [--seeds 1 2 3] ...
+    python benchmarks/unified_quickstart.py control [--seeds 1] ...
+    python benchmarks/unified_quickstart.py picture outputs/unified_sft_quickstart
 
-`sft` runs configs/unified_sft_quickstart.yaml with an evaluation every 140 steps; `rl` runs configs/unified_rl_quickstart.yaml, once more
-with `rewards.shuffle_control=true`. Both write benchmarks/results/unified_<which>.json and print tables of
-docs/unified_sft_quickstart.md. Finished runs are not repeated. CPU seconds are those of the trainer's process in its steps: services and
+`sft` runs configs/unified_sft_quickstart.yaml with an evaluation every 200 steps; `rl` runs configs/unified_rl_quickstart.yaml, once more
+with `rewards.shuffle_control=true`. `control` trains the first recipe on the same rows without their thoughts: riddles are drawn and edits
+by riddle made at once, as they then are measured. All write benchmarks/results/unified_<which>.json and print tables of
+docs/unified_sft_quickstart.md. `picture` makes the page's picture of a run: its first samples, before and after. Finished runs are not repeated. CPU seconds are those of the trainer's process in its steps: services and
 evaluations do not count, so they hardly depend on what else the machine does.
 """
 
@@ -18,6 +21,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("0.25", "0.5", "0.75", "0.95")
@@ -33,15 +41,38 @@ EDITS = ("edited/changed", "edited/kept", "edit_riddles/changed", "edit_riddles/
 AT_ONCE = ("riddles_at_once/exact", "edit_riddles_at_once/exact")
 REWARDED = ("drawn/scene", "edited/scene", "drawn/exact", "edited/exact")
 PLANS = {
-    "sft": ("unified_sft_quickstart", ["evaluation.every=140"], (*RIGHT, *EDITS, *AT_ONCE)),
+    "sft": ("unified_sft_quickstart", ["evaluation.every=200"], (*RIGHT, *EDITS, *AT_ONCE)),
+    "control": ("unified_sft_quickstart", [], ("drawn/exact", "edited/exact", *AT_ONCE)),
     "rl": ("unified_rl_quickstart", [], REWARDED),
 }
+ROWS = ROOT / "assets" / "unified_quickstart"
+
+
+def without_thoughts(folder: Path) -> Path:
+    """The first recipe on the same rows without their thoughts, and without what is drawn after one; its file."""
+    recipe = yaml.safe_load((ROOT / "configs" / "unified_sft_quickstart.yaml").read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for group in recipe["packed"]["groups"]:
+        for each in group["sets"]:
+            if each["format"].endswith("_reason"):
+                rows = [json.loads(line) for line in (ROOT / each["path"]).read_text(encoding="utf-8").splitlines()]
+                path = folder / f"{Path(each['path']).stem}.json"
+                kept = [{key: row[key] for key in row if key.lower() != "reasoning"} for row in rows]
+                path.write_text(json.dumps(kept), encoding="utf-8")
+                kind = each["format"].removesuffix("_reason")
+                each |= {"path": str(path), "format": kind, "image_folder": str(ROWS)}
+    del recipe["packed"]["think_instruction"], recipe["rewards"]["columns"]["thought"], recipe["checkpoint"]["export"]
+    sets = recipe["evaluation"]["sets"]
+    recipe["evaluation"]["sets"] = [each for each in sets if each.get("think") is None]
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
 
 
 def run(recipe: str, name: str, output_dir: Path, overrides: list[str]) -> Path:
-    """One run; its run folder."""
+    """One run of a recipe's file; its run folder."""
     place = [f"run_name={name}", f"output_dir={output_dir}"]
-    command = [sys.executable, "-m", "trainer", "train", f"configs/{recipe}.yaml", *place, *overrides]
+    command = [sys.executable, "-m", "trainer", "train", recipe, *place, *overrides]
     print("+", " ".join(command[1:]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
     return output_dir / name
@@ -66,9 +97,8 @@ def load(run_dir: Path, shown: tuple[str, ...]) -> dict[str, Any]:
     return {"points": points, **{key: summary[key] for key in ("eval", "steps", "wall_s", "seed", "hardware")}}
 
 
-def print_sft(results: dict[str, dict[str, Any]]) -> None:
+def print_sft(results: dict[str, dict[str, Any]], names: tuple[str, ...]) -> None:
     """A row for each evaluation of each run."""
-    names = (*RIGHT, *EDITS, *AT_ONCE)
     heads = ("run", "step", "CPU s", "CE", *(f"MSE {level}" for level in LEVELS), *names)
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, result in results.items():
@@ -91,25 +121,65 @@ def print_rl(results: dict[str, dict[str, Any]]) -> None:
         print(f"| {name} | {result['points'][-1]['cpu_s']:.0f} | {' | '.join(told)} | {' | '.join(cells)} |")
 
 
+def draw_picture(run_dir: Path, path: Path, count: int = 8) -> None:
+    """The first samples of the report, which are of all kinds in turn: what was asked and thought, the source, before and after."""
+    listings = sorted((run_dir / "samples").glob("step_*.json"))
+    first, last = (json.loads(each.read_text(encoding="utf-8")) for each in (listings[0], listings[-1]))
+    steps = [int(each.stem.removeprefix("step_")) for each in (listings[0], listings[-1])]
+    after = {record["prompt_id"]: record for record in last}
+    figure, axes = plt.subplots(count, 4, figsize=(7.6, 0.86 * count), width_ratios=[4.4, 1, 1, 1])
+    for row, before in zip(axes, first[:count], strict=True):
+        record = after[before["prompt_id"]]
+        said = (
+            record["prompt"]
+            if record["text"] is None
+            else f"{record['prompt']}\nthought: {record['text'] or '(nothing)'}"
+        )
+        row[0].text(0, 0.5, said, fontsize=8, family="monospace", va="center")
+        sources = record.get("sources") or [None]
+        for axis, name in zip(row[1:], (sources[0], before["image"], record["image"]), strict=True):
+            if name is not None:
+                axis.imshow(np.asarray(Image.open(run_dir / name).convert("RGB")), interpolation="nearest")
+        for axis in row:
+            axis.axis("off")
+    for axis, title in zip(axes[0, 1:], ("source", *(f"step {step}" for step in steps)), strict=True):
+        axis.set_title(title, fontsize=8)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.06, hspace=0.08)
+    figure.savefig(path, dpi=110)
+    print(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=sorted(PLANS))
+    parser.add_argument("which", choices=[*sorted(PLANS), "picture"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="One run each.")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark_unified"), help="Where the runs go.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Fields of the recipe, for all runs.")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="Fields of the recipe, for all runs; with `picture` the run's folder.",
+    )
     args = parser.parse_args()
+    if args.which == "picture":
+        draw_picture(Path(args.overrides[0]), ROOT / "docs" / "images" / "unified_sft_quickstart.png")
+        return
     recipe, usual, shown = PLANS[args.which]
     runs = {f"{args.which}_seed{seed}": [f"seed={seed}"] for seed in args.seeds}
     if args.which == "rl":
         runs |= {f"rl_shuffled{seed}": [f"seed={seed}", "rewards.shuffle_control=true"] for seed in args.seeds}
-    folders = {
-        name: run(recipe, name, args.output_dir, [*usual, *more, *args.overrides]) for name, more in runs.items()
-    }
+    file = f"configs/{recipe}.yaml"
+    if args.which == "control":
+        file = str(without_thoughts((ROOT / args.output_dir).resolve() / "rows_without_thoughts"))
+    folders = {name: run(file, name, args.output_dir, [*usual, *more, *args.overrides]) for name, more in runs.items()}
     results = {name: load(ROOT / folder, shown) for name, folder in folders.items()}
     records = ROOT / "benchmarks" / "results"
     records.mkdir(parents=True, exist_ok=True)
     (records / f"unified_{args.which}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (print_sft if args.which == "sft" else print_rl)(results)
+    if args.which == "rl":
+        print_rl(results)
+    else:
+        print_sft(results, shown)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ FACTS = {
 CARE = Care(
     look_alike=0.1, color=0.55, shape=0.55, order=0.1, answer=0.0
 )  # of careless.*, as for the other quickstarts' bases
-WRONG_SIDE = 0.1  # share of careless instructions that name the other thing
+WRONG_SIDE = 0.4  # share of careless instructions that name the other thing
 WORDS = tuple(
     dict.fromkeys(
         ("draw", "make", "like", "becomes", *SIDES, *COLORS, *SHAPES, *(FACTS[w] for w in (*COLORS, *SHAPES)))
