@@ -205,6 +205,17 @@ class TestRowsThatTakePart:
         found = [self._rows(config) for _ in range(2)]
         assert found[0] == found[1] and len(set(found[0])) == 29 and found[0] != sorted(range(29))
 
+    def test_a_share_of_a_set_does_not_depend_on_the_sets_beside_it(self) -> None:
+        """As NEO's `%50` is drawn for each data set by itself; two of equal length have shares of their own."""
+        half = [{"name": f"drawings_{n}", "path": "a", "format": "t2i", "share": 0.5} for n in (1, 2)]
+        files = {f"drawings_{n}": plans(f"drawings_{n}", 40) for n in (1, 2)}
+        taken = []
+        for sets in (half[:1], half, half[::-1]):
+            [group] = groups_of(packed([{"name": "all", "sets": sets}]), files)
+            taken.append({each.plans.name: [each.row(place) for place in range(len(each))] for each in group.sets})
+        assert len(taken[0]["drawings_1"]) == 20
+        assert taken[0]["drawings_1"] == taken[1]["drawings_1"] == taken[2]["drawings_1"] != taken[1]["drawings_2"]
+
     def test_so_many_rows_are_drawn_and_of_these_some_held_out(self) -> None:
         config = packed(
             [{"name": "drawings", "sets": [{"name": "drawings", "path": "a", "format": "t2i", "max_rows": 20}]}],
