@@ -5,8 +5,8 @@
 
 layouts  The quickstart's rows of packed training through a small Mixture-of-Transformers, forward and backward, one thread: tokens of
          rows (not of padding) a CPU second, and the share of padding, for a padded batch and for packs of several lengths, each
-         attended row by row and with one dense mask. Every layout has the same rows; they take turns, medians are shown, and the ratio
-         is to the padded batch attended row by row.
+         attended row by row and with one dense mask. Every layout has the same rows; they take turns, medians are shown; the ratio is
+         to the padded batch attended row by row, the median of the rounds' own.
 lengths  One pack of more and more rows, attended both ways: CPU microseconds a token, which stay the same where the cost is linear.
 copies   Noised copies of each image that share their row's context: loss images a CPU second.
 rows     A JSON lines file of so many rows: seconds and memory to open it, CPU microseconds to find which row comes where and to parse it.
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 ROWS = ROOT / "assets" / "unified_quickstart"
 LENGTHS = (128, 256, 512, 1024, 2048)
 WHOLE = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -98,13 +99,15 @@ def laid_rows(policy: Any, tokens: int, copies: int = 1) -> list[Any]:
 
 
 def cut(rows: Sequence[Any], length: int) -> list[list[Any]]:
-    """Packs of at most `length` tokens of rows that follow one another."""
-    packs: list[list[Any]] = [[]]
+    """Packs of about `length` tokens of rows that follow one another, equally full: a short rest would be a pack of its own."""
+    total = sum(row.length for row in rows)
+    count = max(round(total / length), 1)
+    packs: list[list[Any]] = [[] for _ in range(count)]
+    before = 0
     for row in rows:
-        if packs[-1] and sum(each.length for each in packs[-1]) + row.length > length:
-            packs.append([])
-        packs[-1].append(row)
-    return packs
+        packs[int((before + row.length / 2) * count / total)].append(row)
+        before += row.length
+    return [pack for pack in packs if pack]
 
 
 def padded(row: Any, length: int, word: int) -> Any:
@@ -125,15 +128,20 @@ def pass_over(policy: Any, packs: Sequence[Sequence[Any]]) -> float:
     return time.process_time() - begun
 
 
-def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of each case's CPU seconds; the first round warms up and is left out."""
+def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each case's CPU seconds, round by round; the first round warms up and is left out."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
         for name, case in cases.items():
             seconds = case()
             if number:
                 found[name].append(seconds)
-    return {name: statistics.median(each) for name, each in found.items()}
+    return found
+
+
+def times_faster(base: Sequence[float], case: Sequence[float]) -> float:
+    """The median of the rounds' own ratios, as what else the machine does is alike within a round."""
+    return statistics.median(one / other for one, other in zip(base, case, strict=True))
 
 
 def layouts(rounds: int, tokens: int) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def layouts(rounds: int, tokens: int) -> dict[str, Any]:
     real, longest = sum(row.length for row in rows), max(row.length for row in rows)
     word = rows[0].words[0]
     made = {f"padded, {len(rows)} rows of {longest}": [[padded(row, longest, word) for row in rows]]}
-    made |= {f"packs of at most {length}": cut(rows, length) for length in LENGTHS}
+    made |= {f"packs of about {length}": cut(rows, length) for length in LENGTHS}
     cases = {
         f"{name}, {way}": partial(pass_over, policies[way], packs)
         for name, packs in made.items()
@@ -157,13 +165,15 @@ def layouts(rounds: int, tokens: int) -> dict[str, Any]:
         slots = sum(row.length for pack in packs for row in pack)
         for way in policies:
             if (case := f"{name}, {way}") in seconds:
+                ratio, median = times_faster(base, seconds[case]), statistics.median(seconds[case])
                 found[case] = {
                     "slots": slots,
                     "padding": 1 - real / slots,
-                    "tokens_per_s": real / seconds[case],
+                    "tokens_per_s": real / median,
+                    "ratio": ratio,
                     "packs": len(packs),
                 }
-                speed = f"{real / seconds[case]:,.0f} | {base / seconds[case]:.2f}"
+                speed = f"{real / median:,.0f} | {ratio:.2f}"
                 print(f"| {case} | {len(packs)} | {slots:,} | {1 - real / slots:.1%} | {speed} |")
     return found
 
@@ -177,7 +187,7 @@ def copies(rounds: int, tokens: int) -> dict[str, Any]:
     print("\n| copies | tokens | loss images / CPU s | tokens / CPU s |\n|---|---|---|---|")
     for number, each in rows.items():
         images = sum(latent.noise is not None for row in each for latent in row.latents)
-        length, cpu = sum(row.length for row in each), seconds[str(number)]
+        length, cpu = sum(row.length for row in each), statistics.median(seconds[str(number)])
         found[str(number)] = {"images_per_s": images / cpu, "tokens_per_s": length / cpu}
         print(f"| {number} | {length:,} | {images / cpu:,.0f} | {length / cpu:,.0f} |")
     return found
@@ -197,7 +207,8 @@ def lengths(rounds: int) -> dict[str, Any]:
     print("\n| tokens of a pack | rows | row by row, us a token | one dense mask, us a token |\n|---|---|---|---|")
     for tokens, rows in packs.items():
         length = sum(row.length for row in rows)
-        each = {way: 1e6 * seconds[f"{tokens} {way}"] / length for way in policies if f"{tokens} {way}" in seconds}
+        took = {way: seconds[f"{tokens} {way}"] for way in policies if f"{tokens} {way}" in seconds}
+        each = {way: 1e6 * statistics.median(rounds_of) / length for way, rounds_of in took.items()}
         found[str(tokens)] = {"tokens": length, "rows": len(rows), "us_a_token": each}
         dense = f"{each['dense']:.0f}" if "dense" in each else ""
         print(f"| {length:,} | {len(rows)} | {each['rows']:.0f} | {dense} |")
@@ -257,9 +268,11 @@ def starts(count: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             recipe = folder / "recipe.yaml"
-            recipe.write_text(json.dumps(recipe_of(write_rows(folder, number), folder)), encoding="utf-8")
+            recipe.write_text(
+                json.dumps(recipe_of(write_rows(folder, number), folder, min(64, number // 2))), encoding="utf-8"
+            )
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trainer", "train", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL
+                [sys.executable, "-m", "trainer", "train", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL
             )
             _, status, used = os.wait4(process.pid, 0)
             if status:
@@ -270,7 +283,7 @@ def starts(count: int) -> dict[str, Any]:
     return found
 
 
-def recipe_of(path: Path, folder: Path) -> dict[str, Any]:
+def recipe_of(path: Path, folder: Path, hold_out: int) -> dict[str, Any]:
     """A run of one step of a small Mixture-of-Transformers on a file of rows."""
     return {
         "run_name": "start",
@@ -278,7 +291,7 @@ def recipe_of(path: Path, folder: Path) -> dict[str, Any]:
         "program": "supervised",
         "max_steps": 1,
         "policy": {"type": "mot", "initialize": {"words": vocabulary()}, "dtype": "float32"},
-        "packed": {"groups": [{"name": "all", "sets": [{"path": str(path), "format": "t2i"}]}], "hold_out": 64}
+        "packed": {"groups": [{"name": "all", "sets": [{"path": str(path), "format": "t2i"}]}], "hold_out": hold_out}
         | {"expected_tokens": 512, "max_tokens": 1024, "max_row_tokens": 1024, "buffer_below": 0},
         "optim": {"lr": 1e-3, "ema_decay": 0.0},
         "logging": {"report_to": [], "progress": False},

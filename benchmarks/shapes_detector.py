@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SIZE, PATCH, CONTEXT = 64, 8, 24
 SHAPES = ("circle", "square", "triangle")

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from services.kit.scorer import Item, Score
 from services.rules.scorer import RulesScorer
