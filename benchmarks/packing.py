@@ -274,11 +274,14 @@ def starts(count: int) -> dict[str, Any]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "trainer", "train", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL
             )
-            _, status, used = os.wait4(process.pid, 0)
-            if status:
-                raise SystemExit(f"the run on {number:,} rows ended with {os.waitstatus_to_exitcode(status)}")
-            # Linux counts ru_maxrss in kB of 1024 bytes.
-            found[str(number)] = {"cpu_s": used.ru_utime + used.ru_stime, "memory_mb": used.ru_maxrss * 1024 / 1e6}
+            most, status = 0.0, 0
+            while not status:  # a process id, once it has ended
+                status, code, used = os.wait4(process.pid, os.WNOHANG)
+                most = max(most, peak_mb(process.pid))
+                time.sleep(0.05)
+            if code:
+                raise SystemExit(f"the run on {number:,} rows ended with {os.waitstatus_to_exitcode(code)}")
+            found[str(number)] = {"cpu_s": used.ru_utime + used.ru_stime, "memory_mb": most}
             print(f"| {number:,} | {found[str(number)]['cpu_s']:.1f} | {found[str(number)]['memory_mb']:,.0f} |")
     return found
 
@@ -297,6 +300,16 @@ def recipe_of(path: Path, folder: Path, hold_out: int) -> dict[str, Any]:
         "logging": {"report_to": [], "progress": False},
         "distributed": {"device": "cpu", "num_threads": 1},
     }
+
+
+def peak_mb(process: int) -> float:
+    """The most memory that a process has had, MB; 0 where it has ended. `ru_maxrss` would count what its parent had at the fork."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 def resident() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from trainer.policies.tokens.draw import TokenPlan
 from trainer.policies.unified.neo import build
 from trainer.policies.unified.neo.growth import read_language
 from trainer.policies.unified.neo.policy import NeoPolicy
-from trainer.quickstart.native_rows import captions, conversation, held_out_questions, questions, talks, without_images
+from trainer.quickstart.native_rows import conversation, held_out_questions, talks, without_images
+from trainer.quickstart.scene_rows import picture
+from trainer.quickstart.scenes import all_scenes
+from trainer.quickstart.small_qwen3 import SAY, question
 from trainer.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,60 +127,65 @@ def answered(folder: Path, rows: Sequence[dict[str, Any]], images: dict[str, str
 
 
 @pytest.mark.slow
-def test_three_stages_learn_to_see(tmp_path: Path, no_drawings: None) -> None:
-    """Questions with three words, of which one is right, about scenes that were held out: 1 in 3 by chance. A control with the same
-    rows but no images stays there."""
-    captioned = write_rows(tmp_path / "captions.jsonl", captions())
-    asked = questions(0)
-    questioned = write_rows(tmp_path / "questions.jsonl", asked)
+def test_three_stages_learn_to_see_from_64_images(tmp_path: Path, no_drawings: None) -> None:
+    """Questions that offer three words, of which one is right, about scenes that were held out: 1 in 3 by chance. A control with the
+    same questions but no images stays there. When a model begins to see differs by seed, so stage 2 is twice as long as most need."""
+    rng = random.Random(1)
+    scenes = rng.sample(all_scenes(heldout=False), 64)
+    names = [Path(picture(scene)).name for scene in scenes]
+    asked = [
+        conversation(name, *question(scene, rng)) for name, scene in zip(names, scenes, strict=True) for _ in range(12)
+    ]
     blind = [
         {"conversations": [{**human, "value": human["value"].removeprefix("<image>")}, gpt]}
         for human, gpt in (row["conversations"] for row in asked)
     ]
-    unseen = write_rows(tmp_path / "unseen.jsonl", blind)
-    text = write_rows(tmp_path / "text.jsonl", talks(2))
+    told = [conversation(name, SAY, scene.caption) for name, scene in zip(names, scenes, strict=True)]
+    captioned, questioned, unseen, text = (
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+        for name, rows in {"captions": told, "questions": asked, "unseen": blind, "text": talks(2)}.items()
+    )
     grow = {
         "language": str(ROOT / "assets/neo_quickstart/language"),
         "extra_layers": 1,
         "vision_hidden_size": 64,
         "patch_size": 8,
     }
-    optim = {"lr": 2e-3, "betas": [0.9, 0.95], "warmup_steps": 10, "decay_share": 0.5, "ema_decay": 0.0}
-    more = {"packed": {"rows_per_pack": 32}, "optim": optim}
-    one = write_recipe(
-        tmp_path,
-        "one",
-        {"grow": grow, "train": "stage_1"},
-        {captioned: 0.7, text: 0.3},
-        SCENES,
-        max_steps=70,
-        **{**more, "optim": {**optim, "lr": 3e-3}},
-    )
+    first = {"grow": grow, "train": "stage_1"}
+    one = stage(tmp_path, "one", first, {captioned: 0.7, text: 0.3}, None, max_steps=70, lr=3e-3)
     start = {"pretrained": str(tmp_path / "one")}
-    two = write_recipe(
-        tmp_path,
-        "two",
-        start,
-        {captioned: 0.4, questioned: 0.5, text: 0.1},
-        SCENES,
-        after=str(one),
-        max_steps=100,
-        **more,
-    )
+    two = stage(tmp_path, "two", start, {captioned: 0.4, questioned: 0.5, text: 0.1}, one, max_steps=160)
     sft = {"pretrained": str(tmp_path / "two")}
-    three = write_recipe(
-        tmp_path, "three", sft, {questioned: 0.9, text: 0.1}, SCENES, after=str(two), max_steps=80, **more
-    )
-    control = write_recipe(tmp_path, "control", start, {unseen: 1.0}, SCENES, after=str(one), max_steps=60, **more)
+    three = stage(tmp_path, "three", sft, {questioned: 0.9, text: 0.1}, two, max_steps=80)
+    control = stage(tmp_path, "control", start, {unseen: 1.0}, one, max_steps=100)
     assert main(["train", str(three)]) == 0 and main(["train", str(control)]) == 0
 
     held_out = held_out_questions(1)
     paths = {row["image"]: str(tmp_path / f"held{n}.png") for n, row in enumerate(held_out)}
     for url, path in paths.items():
         Path(path).write_bytes(base64.b64decode(url.partition(",")[2]))
-    seen = answered(tmp_path / "three", held_out, paths)
+    colors = [row for row in held_out if "what color" in row["question"]]
+    seen, of_colors = (answered(tmp_path / "three", rows, paths) for rows in (held_out, colors))
     guessed = answered(tmp_path / "control", without_images(held_out), None)
     losses = [row["loss/ce"] for row in read_metrics(tmp_path / "outputs" / "two") if row.get("loss/ce") is not None]
-    print(f"held out {seen:.3f}, control {guessed:.3f}, loss of stage 2 {losses[0]:.3f} to {losses[-1]:.3f}")
-    assert seen >= 0.8 and guessed <= 0.45
-    assert losses[-1] <= 0.5 * losses[0]
+    last = sum(losses[-5:]) / 5
+    print(f"held out {seen:.3f}, colours {of_colors:.3f}, control {guessed:.3f}, loss {losses[0]:.3f} to {last:.3f}")
+    assert len(colors) > 64 and seen >= 0.8 and of_colors >= 0.8 and guessed <= 0.45
+    assert last <= 0.5 * losses[0]
+
+
+def stage(
+    folder: Path,
+    name: str,
+    policy: dict[str, Any],
+    sets: dict[str, float],
+    after: Path | None,
+    *,
+    max_steps: int,
+    lr: float = 2e-3,
+) -> Path:
+    optim = {"lr": lr, "betas": [0.9, 0.95], "warmup_steps": 10, "decay_share": 0.5, "ema_decay": 0.0}
+    before = {} if after is None else {"after": str(after)}
+    return write_recipe(
+        folder, name, policy, sets, SCENES, max_steps=max_steps, optim=optim, packed={"rows_per_pack": 32}, **before
+    )
