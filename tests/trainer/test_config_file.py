@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import Config, ConfigError
-from trainer.config.file import dump_config, load_config
+from trainer.config.file import dump_config, load_config, parse_yaml
 
 TEXT = """\
 run_name: test
@@ -224,3 +224,12 @@ def test_an_address_that_is_none_is_named_with_the_form_it_has(file: Path, url: 
     assert f"  rewards.services.ocr.urls: {url!r} is no address of a service; write it like http://" in str(
         raised.value
     )
+
+
+def test_merged_tables_may_be_merged_again() -> None:
+    """What a table takes over and says otherwise is no key that comes twice, however deep it lies."""
+    text = "d: &d {k: 0}\nx: {y: {z: &a {<<: *d, k: 1}}}\nb: {<<: *a, k: 5, m: 2}\nc: {<<: *a}\n"
+    assert parse_yaml(text) == {"d": {"k": 0}, "x": {"y": {"z": {"k": 1}}}, "b": {"k": 5, "m": 2}, "c": {"k": 1}}
+    for twice in ("a: {k: 1, k: 1}", "x: &a {k: 1, k: 2}\nb: {<<: *a}", "b: {<<: {k: 1, k: 2}}"):
+        with pytest.raises(yaml.YAMLError, match="the key 'k' comes twice"):
+            parse_yaml(twice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,15 +93,23 @@ def dump_config(config: BaseModel) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} comes twice; keep one of them", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._looked_at: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called before a mapping is built, and before it is merged (`<<`) into another, which puts keys of others beside its own: it is
+        looked at once, before that."""
+        if id(node) not in self._looked_at:
+            self._looked_at.add(id(node))
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} comes twice; keep one of them", key.start_mark
+                    )
+                seen.add(key.value)
+        super().flatten_mapping(node)
 
 
 _Loader.add_implicit_resolver(

@@ -13,6 +13,7 @@ from tests.support.packed_rows import ROWS, write_images, write_rows
 from trainer.__main__ import main
 from trainer.config import Config, ConfigError
 from trainer.config.file import checked
+from trainer.config.paths import check_policy_files
 from trainer.data.formats.groups import group_notes, read_groups
 from trainer.migration.recipe_text import nested
 from trainer.migration.unireason.command import from_unireason, read_unireason, unireason_help
@@ -309,6 +310,14 @@ def test_no_registry_is_said_with_the_way_out(kit: Path) -> None:
     with pytest.raises(ConfigError, match=r"no data/dataset_info\.py in .*; say where it is by --dataset_info"):
         recipe(START)
     assert recipe(f"{START} --dataset_info mine.py")["packed"]["registry"] == str(kit / "mine.py")
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_the_model_is_built(kit: Path) -> None:
+    """There the model is random then, at level INFO."""
+    (kit / "models/BAGEL-7B-MoT").mkdir(parents=True)
+    config = checked(kit / "mine.yaml", Config, yaml.safe_load(from_unireason(["scripts/sft.sh"])))
+    with pytest.raises(ConfigError, match=r"policy\.weights = .*stage_1_align/0030000: nothing at"):
+        check_policy_files(config.policy, config.program)
 
 
 def test_a_script_without_the_program_is_refused(kit: Path) -> None:
