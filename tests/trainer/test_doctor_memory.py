@@ -16,7 +16,7 @@ from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.doctor.machine import GIB, check_memory, check_ports
-from trainer.doctor.weights import Sizes, held_bytes, planned_ranks, sizes
+from trainer.doctor.weights import Sizes, held_bytes, planned_ranks, saved_bytes, sizes
 from trainer.engine import build_engine
 from trainer.objectives import needs_reference
 from trainer.policies.registry import build_policy
@@ -110,14 +110,23 @@ def test_what_is_offloaded_is_in_the_machines_memory(
     monkeypatch.setattr("trainer.doctor.machine.pick_device", lambda asked: torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 80 * GIB))
     monkeypatch.setattr("trainer.doctor.machine.sizes", lambda config: sd3)
-    monkeypatch.setattr("trainer.doctor.machine._memory", lambda: (50 * GIB, 64 * GIB))
+    monkeypatch.setattr("trainer.doctor.machine._memory", lambda: (50 * GIB, 128 * GIB))
     on_device, on_host = check_memory(loaded)
     assert (on_device.status, on_host.status) == (
         "OK",
         "WARN",
-    )  # 50.1 GiB, 1 for the trainer itself, 2.5 for its services
-    assert "50.0 GiB of the machine's memory are free, about 53.6 needed" in on_host.message
+    )  # 50.1 GiB, 1 for the trainer itself, 2.5 for its services, and 16 bytes a parameter to save
+    assert "50.0 GiB of the machine's memory are free, about 87.1 needed (33.4 while a" in on_host.message
     assert "offloads" in on_host.remedy
+
+
+def test_what_a_save_copies_is_shared_out(config: Callable[..., Config]) -> None:
+    """Weight, two moments and the average of each parameter; a moving sampling policy too."""
+    sd3 = Sizes(trained=100, network=7, others=7)
+    assert saved_bytes(config("sd3"), sd3, ranks=1) == 1600
+    assert saved_bytes(config("sd3"), sd3, ranks=8) == 200
+    moving = config("sd3", "objective.type=diffusion_nft", "objective.old_decay=0.5")
+    assert saved_bytes(moving, sd3, ranks=1) == 2000
 
 
 def test_encoders_that_are_kept_away_and_a_sampling_policy_count(config: Callable[..., Config]) -> None:

@@ -14,7 +14,16 @@ from machine.gpus import GpuError, check_processes, shown, without_driver
 from trainer.config import Config, ConfigError
 from trainer.config.deepspeed import read_deepspeed
 from trainer.doctor.findings import Finding
-from trainer.doctor.weights import held_bytes, is_count, is_large, planned_ranks, process_count, sizes, working
+from trainer.doctor.weights import (
+    held_bytes,
+    is_count,
+    is_large,
+    planned_ranks,
+    process_count,
+    saved_bytes,
+    sizes,
+    working,
+)
 from trainer.processes.distributed import pick_device
 
 GIB = 1 << 30
@@ -106,14 +115,15 @@ def check_memory(config: Config) -> Iterator[Finding]:
         if (text := os.environ.get(name)) and not is_count(text):
             yield Finding("memory", "FAIL", f"{name}={text} is no number of processes", "give a whole number from 1")
     here, found = process_count("NGPUS"), sizes(config)
-    needed = float(here * _TRAINER_BYTES)
+    needed, saving = float(here * _TRAINER_BYTES), 0.0
     if found is None:
         message = f"what the policy {config.policy.type} takes: the headers of its files cannot be read here"
         yield Finding("memory", "NOT CHECKED", message, "name the model's files in the policy section, where they are")
         return
     if found is not None:
         held = held_bytes(config, found, planned_ranks())
-        needed += here * held.host
+        saving = here * saved_bytes(config, found, planned_ranks())
+        needed += here * held.host + saving
         if device.type == "cuda":
             yield _device_memory(config, held.device, torch.cuda.mem_get_info(device)[1])
         else:
@@ -124,15 +134,18 @@ def check_memory(config: Config) -> Iterator[Finding]:
         for service in config.rewards.services.values():
             workers = service.args.get("workers", 1)
             needed += 0 if service.urls else _WORKER_BYTES * (workers if isinstance(workers, int) else 1)
-    yield _machine_memory(needed)
+    yield _machine_memory(needed, saving)
 
 
-def _machine_memory(needed: float) -> Finding:
+def _machine_memory(needed: float, saving: float) -> Finding:
+    """`saving`: what is taken of it while a checkpoint is written."""
     free, total = _memory()
     if free is None or total is None:
         message = f"about {needed / GIB:.1f} GiB are needed; the system does not say what it has"
         return Finding("memory", "NOT CHECKED", message)
     message = f"{free / GIB:.1f} GiB of the machine's memory are free, about {needed / GIB:.1f} needed"
+    if saving >= GIB / 10:
+        message += f" ({saving / GIB:.1f} while a checkpoint is written)"
     if total < needed:
         return Finding(
             "memory", "FAIL", f"{message}, and it has {total / GIB:.1f} in all", f"a larger machine, or {_LESS}"

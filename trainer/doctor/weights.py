@@ -62,6 +62,12 @@ def is_large(config: Config) -> bool:
     return found.trained + (found.network + found.others) / bytes_each > _LARGE
 
 
+def saved_bytes(config: Config, found: Sizes, ranks: int) -> float:
+    """What one of `ranks` processes copies into the machine's memory while it saves: its share of weights, two moments and averages."""
+    averages = 2 if isinstance(config.objective, AveragedSection) and config.objective.old_decay else 1
+    return float(_FP32 * found.trained * (3 + averages)) / ranks
+
+
 @dataclass
 class Held:
     """Bytes of one process: on its device by what they are, and offloaded to the machine's memory."""
