@@ -42,7 +42,7 @@ STAGES: dict[str, dict[str, Any] | None] = {
 MADE: dict[str, dict[str, Any]] = {
     "mot": {},
     "neo": {},
-    "mot+frozen": {"dtype": "bfloat16", "gradient_checkpointing": True, "freeze": ("vision", "language")},
+    "mot+frozen": {"dtype": "bfloat16", "gradient_checkpointing": True, "freeze": ("connector", "language")},
     "neo+frozen": {"dtype": "bfloat16", "gradient_checkpointing": True, "train": "stage_1"},
 }
 STEPS, LR, DECAY = 3, 1e-3, 0.5
