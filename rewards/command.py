@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "generate": _trainer("generate", "make pictures and texts of a file of prompts"),
     "export": _trainer("export", "write a run's weights for other programs"),
     "report": _trainer("report", "build report.html from a run folder"),
+    "runs": _trainer("runs", "one page for all runs of a folder"),
     "flight": _trainer("flight", "print the last steps before a crash"),
     "build-pairs": _trainer("build-pairs", "pair captioned images with questions about images"),
     "score": Verb("wire.client.command:score", "score images with a reward service"),

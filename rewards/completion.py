@@ -62,6 +62,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--output",
     ),
     "launch": ("--nproc", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--max-restarts"),
+    "runs": ("--host", "--port", "--token-file", "--export", "--compare"),
     "score": (
         "--prompt",
         "--prompts",
