@@ -1,0 +1,166 @@
+"""The runs page in a real browser: the table, a comparison, the gallery, live curves, and exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from benchmarks.run_folders import lines_of, make_run, rows_of
+from tests.support.chromium import CHROMIUM
+from tests.trainer.runs.conftest import Served, serving
+from trainer.__main__ import main
+
+# A busy machine's Chromium may take seconds to draw.
+expect.set_options(timeout=120_000)
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: None) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Pages whose console must stay silent."""
+    contexts, said = [], []
+
+    def open_page(address: str, *, width: int = 1400, dark: bool = False, scripts: bool = True) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(180_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def fits(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def test_runs_are_found_sorted_ticked_and_compared(served: Served, opened: Open) -> None:
+    page = opened(served.url)
+    rows = page.locator("table.runs tbody tr")
+    expect(rows).to_have_count(4)
+    page.get_by_role("link", name="step").click()
+    expect(page.get_by_role("columnheader", name="step")).to_have_attribute("aria-sort", "descending")
+    assert rows.first.get_attribute("data-run") == "second"  # as long as the first, and newer
+    page.get_by_role("searchbox", name="Name").fill("ir")
+    expect(page.locator("table.runs tbody tr:visible")).to_have_count(1)
+    page.get_by_role("searchbox", name="Name").fill("")
+    page.get_by_role("checkbox", name="compare first").check()
+    page.get_by_role("checkbox", name="compare second").check()
+    expect(page.locator("[data-ticked]")).to_have_text("2 ticked.")
+    page.get_by_role("button", name="Compare the ticked runs").click()
+    expect(page.get_by_role("heading", name="Comparison")).to_be_visible()
+    expect(page.locator("figure.chart").first.locator(".u-over")).to_be_visible()
+    expect(page.get_by_role("cell", name="+0.125")).to_be_visible()
+    page.get_by_role("combobox", name="Over").select_option("images")
+    page.get_by_role("button", name="Draw").click()
+    chart = page.locator("figure.chart").first
+    chart.locator(".u-over").focus()
+    page.keyboard.press("End")
+    expect(chart.locator(".at")).to_have_text("images 3840")
+    expect(chart.locator(".legend output")).to_have_text(["0.7", "0.9"])
+
+
+def test_the_table_and_the_curves_follow_a_run_while_it_trains(opened: Open, tmp_path: Path) -> None:
+    rows = rows_of(60, every=20)
+    folder = make_run(tmp_path / "outputs" / "run", rows[:31], finished=False)
+    for served in serving(tmp_path / "outputs"):
+        table, curves = opened(served.url), opened(f"{served.url}/run/run")
+        for page in (table, curves):
+            expect(page.locator("#live")).to_have_text("Live.")
+        chart = curves.locator('figure.chart[data-chart="Rewards/ocr"]')
+        chart.locator(".u-over").focus()
+        curves.keyboard.press("End")
+        expect(chart.locator(".at")).to_have_text("step 30")
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(lines_of(rows[31:]))
+        expect(table.locator('td[data-cell="step"] span')).to_have_text("60 of 30")
+        expect(table.locator('td[data-cell="eval/ocr"] span')).to_have_text("0.9000")
+        expect(chart.locator(".legend output").nth(1)).to_have_text("0.9")
+        curves.keyboard.press("End")
+        expect(chart.locator(".at")).to_have_text("step 60")
+        make_run(tmp_path / "outputs" / "late", rows_of(2, every=2))
+        expect(table.locator("#live")).to_have_text("New: late. Reload to see them.")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (390, True)])
+@pytest.mark.parametrize(
+    "path", ["/", "/run/group/crashed", "/compare?run=first&run=second", "/gallery/first?order=changed&reward=ocr"]
+)
+def test_every_page_fits_and_names_its_parts(served: Served, opened: Open, path: str, width: int, dark: bool) -> None:
+    page = opened(served.url + path, width=width, dark=dark)
+    expect(page.get_by_role("main")).to_be_visible()
+    assert fits(page)
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('a, button, input:not([type=hidden]), select, img')].filter(e =>
+        !(e.textContent.trim() || e.getAttribute('aria-label') || e.alt || (e.labels && e.labels.length))).length"""
+    )
+    assert unnamed == 0
+    assert page.get_by_role("heading", level=1).count() == 1
+
+
+def test_pages_say_what_they_say_without_scripts(served: Served, opened: Open) -> None:
+    page = opened(f"{served.url}/?sort=-eval/ocr", scripts=False)
+    assert page.locator("table.runs tbody tr").first.get_attribute("data-run") == "first"
+    page.get_by_role("checkbox", name="compare first").check()
+    page.get_by_role("checkbox", name="compare second").check()
+    page.get_by_role("button", name="Compare the ticked runs").click()
+    expect(page.get_by_role("img", name="ocr, held-out over step.")).to_be_visible()
+    page.get_by_role("link", name="first").first.click()
+    page.get_by_role("link", name="Gallery").click()
+    page.get_by_role("combobox", name="Order").select_option("best")
+    page.get_by_role("button", name="Show").click()
+    assert "DOG" in page.locator(".card").first.inner_text()
+
+
+def test_a_picture_is_shown_with_what_was_found_in_it(served: Served, opened: Open) -> None:
+    page = opened(f"{served.url}/gallery/first?q=dog")
+    image = page.locator(".card img").last
+    expect(image).to_be_visible()
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    box, drawn = page.locator(".card polygon").last.bounding_box(), image.bounding_box()
+    assert box["x"] >= drawn["x"] and box["width"] == pytest.approx(drawn["width"] * 35 / 48, rel=0.1)
+    page.get_by_text("what was seen").last.click()
+    expect(page.get_by_text("read DOG").last).to_be_visible()
+
+
+def test_exported_pages_work_from_files(folders: Path, opened: Open, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "pages"
+    assert main(["runs", str(folders), "--export", str(output), "--compare", "first", "second"]) == 0
+    assert capsys.readouterr().out == f"Wrote {output / 'index.html'}\n"
+    page = opened((output / "index.html").as_uri())
+    page.get_by_role("link", name="ocr").click()  # is sorted in the page: there is nobody to ask
+    expect(page.locator("table.runs tbody tr").first).to_have_attribute("data-run", "first")
+    page.get_by_role("link", name="first").click()
+    expect(page.locator("figure.chart .u-over").first).to_be_visible()
+    page.get_by_role("link", name="Gallery").click()
+    page.wait_for_function("document.images.length && [...document.images].every(image => image.naturalWidth > 0)")
+    page.get_by_role("link", name="All runs").click()
+    page.get_by_role("link", name="The comparison").click()
+    expect(page.get_by_role("cell", name="−0.125")).to_be_visible()
+    everything = "".join(path.read_text() for path in output.glob("*.html"))
+    assert (
+        'href="/' not in everything
+        and 'src="/' not in everything
+        and "http://" not in everything.replace("http://www.w3.org", "")
+    )
