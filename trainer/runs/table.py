@@ -14,7 +14,7 @@ from trainer.report.run_folder import number
 from trainer.runs.run import Run
 from trainer.runs.state import gpus
 
-MAX_REWARDS = 4  # columns of held-out rewards; the most frequent ones
+MAX_REWARDS = 3  # columns of held-out rewards; the most frequent ones
 ORDER = ("running", "failed", "killed", "stopped", "finished", "empty")  # what needs a person first
 
 
