@@ -15,6 +15,7 @@ from rewards.shipped import shipped
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]  # a word or more, no path
 OutputPath = Annotated[str, Field(min_length=1)]  # written: counts from where the command is typed
 FilePath = Annotated[OutputPath, AfterValidator(shipped)]  # read: what is not there may be a shipped file
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # part of metric and file names

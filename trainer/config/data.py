@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Name, Positive, Section, refuse_untranslated, say
+from trainer.config.base import FilePath, Name, Positive, Section, Text, refuse_untranslated, say
 from trainer.config.texts import RowsConfig
 
 # What a prompt file is; trainer/data/prompts says what each holds.
@@ -37,7 +37,7 @@ class PromptFileConfig(RowsConfig):
         "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy. "
         "pairs: a question about an image and a prompt to draw in each row, for a policy with tasks (docs/pairs.md).",
     )
-    prompt_column: FilePath | None = Field(
+    prompt_column: Text | None = Field(
         None,
         description="The column or field of the prompts; null: the one whose name is known, such as prompt or text.",
     )

@@ -10,7 +10,7 @@ from trainer.config.tasks import TaskSamplingConfig
 from trainer.config.token_objective import DrGrpoLossConfig, TokenSection
 
 # Fields that shape stochastic steps; an objective that has none refuses them.
-_STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep_fraction")
+STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep_fraction")
 
 
 def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
@@ -58,7 +58,7 @@ def _check_images(objective: ObjectiveConfig, drawing: FlowDrawing, pipeline: st
 
 def _check_forward(objective: str, drawing: FlowDrawing, where: str) -> None:
     named, section = f"{where}objective.type = {objective}", where or "sampling."
-    for name in _STOCHASTIC:
+    for name in STOCHASTIC:
         value = getattr(drawing, name)
         if value != FlowDrawing.model_fields[name].default:
             value = list(value) if isinstance(value, tuple) else value

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, Section
+from trainer.config.base import FilePath, Section, Text
 
 TextFormat = Literal["auto", "json", "jsonl", "parquet"]
 HoldOut = Annotated[float, Field(gt=0, lt=1)]
@@ -16,7 +16,7 @@ HoldOut = Annotated[float, Field(gt=0, lt=1)]
 class RowsConfig(Section):
     """Which rows of a file are taken, and what is done to them before they are looked at."""
 
-    split: FilePath | None = Field(
+    split: Text | None = Field(
         None,
         description="Which split of a folder or hub id, and how much of it: train, train[:5%], train[10:20], or several joined "
         "by +; null: train in training, test in an evaluation. A file is one split, whatever it is called.",
