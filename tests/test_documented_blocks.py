@@ -40,7 +40,7 @@ from trainer.migration.neo import flags as neo
 from trainer.migration.unireason import flags as unireason
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-HERE = "tests/test_documented_blocks.py"
+HERE, COMMANDS = "tests/test_documented_blocks.py", "tests/test_documented_commands.py"
 CLIENT, REWARDS = "tests/wire/test_score_command.py", "tests/test_rewards_page.py"
 SECURITY = "tests/services/kit/test_security_docs.py"
 PACKED, PAIRUNI = "tests/trainer/packed_migration/test_packed_pages.py", "tests/trainer/janus_grpo/test_pairuni_page.py"
@@ -104,8 +104,16 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "program: supervised": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
         "program: preference": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
     },
-    "docs/migration_neo.md": {"annotation_path": f"{PACKED}::test_the_registries_of_the_pages_are_read"},
-    "docs/migration_pairuni.md": {"sets:": f"{HERE}::test_a_part_of_a_recipe_loads"},
+    "docs/migration_deepgen.md": {"from-deepgen": f"{COMMANDS}::test_from_deepgen"},
+    "docs/migration_neo.md": {
+        "from-neo": f"{COMMANDS}::test_from_neo",
+        "annotation_path": f"{PACKED}::test_the_registries_of_the_pages_are_read",
+    },
+    "docs/migration_pairuni.md": {
+        "from-pairuni": f"{COMMANDS}::test_from_pairuni_and_t2i_r1",
+        "sets:": f"{HERE}::test_a_part_of_a_recipe_loads",
+    },
+    "docs/migration_unireason.md": {"from-unireason": f"{COMMANDS}::test_from_unireason"},
     "docs/models_that_write.md": {
         "freeze:": f"{HERE}::test_a_part_of_a_recipe_loads",
         "initialize:": f"{HERE}::test_a_part_of_a_recipe_loads",
@@ -120,6 +128,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "run_name: pairs": f"{PAIRUNI}::test_the_recipes_of_the_page_are_ours",
         "flow:": f"{PAIRUNI}::test_the_recipes_of_the_page_are_ours",
         "think:": f"{PAIRUNI}::test_the_recipes_of_the_page_are_ours",
+        "build-pairs": f"{COMMANDS}::test_build_pairs",
     },
     "docs/rewards.md": {
         "overlong_buffer": f"{REWARDS}::test_the_columns_of_texts_are_a_recipe_of_rewards_that_exist",
@@ -129,6 +138,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "GIT_MODEL=": f"{REWARDS}::test_the_worked_example_of_a_scorer_scores",
         "canary: none": f"{REWARDS}::test_the_worked_example_of_a_scorer_scores",
     },
+    "docs/runs.md": {"--export": f"{COMMANDS}::test_runs_as_files"},
     "docs/security.md": {
         "ssl_certificate_key": f"{SECURITY}::test_nginx_takes_its_example",
         "request_body": f"{SECURITY}::test_caddy_takes_its_example",
