@@ -29,6 +29,7 @@ from services.kit.settings import load_settings
 from tests.support.deployment import settings_of
 from tests.support.documents import PAGES, ROOT, SHELL, Block, blocks_of, program_of
 from tests.support.task_configs import task_tree
+from tests.test_docs import flags_of
 from trainer.__main__ import VERBATIM, build_parser
 from trainer.__main__ import main as trainer
 from trainer.config import Config
@@ -54,21 +55,17 @@ REASONS: Mapping[str, set[str]] = {
         "needs a running service",
         "needs a judge",
         "needs the network",
-        "needs another trainer's files",
         "needs your files",
     },
     "not run": {
+        "serves until it is stopped",
         "needs Docker",
         "needs a Kubernetes cluster",
         "needs the network",
         "needs vLLM and a GPU",
-        "needs vLLM on a CPU, which the tests marked vllm use",
         "needs a judge",
         "needs a finished run",
-        "needs another trainer's files",
-        "variables of a file, in Docker's notation",
         "changes your shell; tests/test_rewards_command.py runs what it sources",
-        "trains, then asks; the parts are tested",
     },
     "not code": {"a drawing", "a list of folders"},
 }
@@ -84,6 +81,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "node:fs": f"{CLIENT}::test_the_example_in_javascript",
         "--prompts rows.jsonl": f"{CLIENT}::test_the_examples_on_the_command_line",
     },
+    "docs/compose.md": {"CLIP_AESTHETIC=": f"{COMMANDS}::test_variables_of_compose_are_its_own"},
     "docs/configuration.md": {
         "program: preference": f"{HERE}::test_a_part_of_a_recipe_loads",
         "matrices:": f"{HERE}::test_a_part_of_a_recipe_loads",
@@ -104,6 +102,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "program: supervised": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
         "program: preference": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
     },
+    "docs/kubernetes.md": {"patches:": f"{COMMANDS}::test_the_patch_of_a_judge_over_several_gpus"},
     "docs/migration_deepgen.md": {"from-deepgen": f"{COMMANDS}::test_from_deepgen"},
     "docs/migration_neo.md": {
         "from-neo": f"{COMMANDS}::test_from_neo",
@@ -120,6 +119,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
     },
     "docs/packed_rows.md": {
         "conversations": f"{HERE}::test_rows_in_json_are_json",
+        "grouping:": f"{COMMANDS}::test_tables_of_another_trainer_in_a_recipe",
         "DATASET_REGISTRY": f"{PACKED}::test_the_registries_of_the_pages_are_read",
     },
     "docs/packs.md": {"mandatory:": "tests/trainer/programs/test_packs.py::test_the_recipe_of_the_page_is_a_recipe"},
@@ -131,6 +131,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "build-pairs": f"{COMMANDS}::test_build_pairs",
     },
     "docs/rewards.md": {
+        "--conversational": f"{COMMANDS}::test_a_file_of_reward_functions",
         "overlong_buffer": f"{REWARDS}::test_the_columns_of_texts_are_a_recipe_of_rewards_that_exist",
         "duplicates: 4": f"{REWARDS}::test_the_held_out_set_is_a_recipe",
         "option_letter": f"{REWARDS}::test_the_rewards_of_both_halves_are_a_recipe",
@@ -144,6 +145,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "request_body": f"{SECURITY}::test_caddy_takes_its_example",
     },
     "docs/services.md": {
+        "flow_grpo": f"{CLIENT}::test_the_request_of_the_page_on_services",
         "def brightness": "tests/test_docs.py::test_the_reward_in_ten_lines_works_and_its_recipe_loads",
         "functions: my_rewards.py": "tests/test_docs.py::test_the_reward_in_ten_lines_works_and_its_recipe_loads",
     },
@@ -248,6 +250,7 @@ def test_commands_of_ours_beside_those_of_others_are_understood_too() -> None:
         ("bash train.sh configs/quickstart.yaml sead=2", "unknown key"),
         ("bash train.sh configs/no_such.yaml", "no such"),
         ("python -m trainer from-neo pt --no_such_flag 1", "no_such_flag"),
+        ("python -m services.eval run --promts a.csv", "--promts"),
         ("rewards trian quickstart", "no verb"),
         ("bash scripts/no_such.sh", "is not there"),
     ],
@@ -296,12 +299,14 @@ def _refused_by_rewards(words: list[str]) -> str:
 
 
 def _refused_by_service(name: str, words: list[str]) -> str:
-    """A service that is started is asked with its settings; other commands of it have flags that test_docs.py checks."""
+    """Words of a service that is started are read by its settings; of its other commands the flags are known ones."""
     if not (ROOT / "services" / Path(*name.split("."))).with_suffix(".py").is_file():
         if not (ROOT / "services" / name / "__main__.py").is_file():
             return f"no service {name}"
         if not words or words[0].startswith("--"):
             return _said(lambda: load_settings(settings_of(name), words))
+        unknown = sorted({word for word in words if word.startswith("--")} - flags_of(name))
+        return f"{name} has no {', '.join(unknown)}" if unknown else ""
     return ""
 
 

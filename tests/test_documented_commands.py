@@ -10,11 +10,16 @@ import pytest
 import yaml
 
 from benchmarks.run_folders import add_evaluation, make_run, rows_of
+from services.kit.settings import load_settings
+from services.rules.__main__ import RulesSettings, make_scorer
+from tests.support.deployment import settings_of
 from tests.support.documents import ROOT, blocks_of, program_of
 from tests.support.text_rows import png, write_jsonl
 from trainer.__main__ import main
 from trainer.config import Config
 from trainer.config.file import load_config
+from trainer.data.formats.groups import read_groups
+from trainer.migration import load_recipe
 
 TALK = {"image": "a.png", "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "red"}]}
 DRAWING = {"image_path": "a.png", "txt": "a red disc"}
@@ -68,18 +73,23 @@ def test_from_neo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_from_unireason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    groups = "t2i:\n  dataset_names: [mine]\n  num_used_data: None\n  weight: 1.0\n  is_mandatory: true\n"
-    for name in ("example", "example_sft"):
-        write(folder, f"data/configs/{name}.yaml", groups)
-    place = {"jsonl_path": str(folder / "data/t2i.json"), "image_prefix_dir": str(folder / "data")}
-    write(folder, "data/t2i.json", json.dumps([DRAWING]))
-    tables = f"DATASET_REGISTRY = {{'t2i': T2IIterableDataset}}\nDATASET_INFO = {{'t2i': {{'mine': {place!r}}}}}\n"
-    write(folder, "data/dataset_info.py", tables)
+    unireason(folder)
     flags = "--finetune_from_hf True --model_path models/BAGEL-7B-MoT --total_steps 3000"
     write(folder, "scripts/sft.sh", f"{TORCHRUN}train/pretrain_unified_navit.py {flags}\n")
     found = recipes(folder, carry_out("migration_unireason.md", "sft.sh", capsys))
     assert len(found) == 4 and found[0].max_steps == 3000
     assert {(each.program, each.policy.type) for each in found} == {("supervised", "mot")}
+
+
+def unireason(folder: Path) -> None:
+    """That trainer's tables of groups and of data sets."""
+    groups = "t2i:\n  dataset_names: [mine]\n  num_used_data: None\n  weight: 1.0\n  is_mandatory: true\n"
+    for name in ("example", "example_sft"):
+        write(folder, f"data/configs/{name}.yaml", groups)
+    place = {"jsonl_path": str(folder / "data/t2i.json"), "image_prefix_dir": str(folder / "data")}
+    write(folder, "data/t2i.json", json.dumps([DRAWING]))
+    tables = f"DATASET_REGISTRY = {{'t2i': T2ISFTIterableDataset}}\nDATASET_INFO = {{'t2i': {{'mine': {place!r}}}}}\n"
+    write(folder, "data/dataset_info.py", tables)
 
 
 def test_from_pairuni_and_t2i_r1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +123,71 @@ def test_build_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     carry_out("pairs.md", "build-pairs", capsys)
     lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     assert lines and {"similarity", "generate_ann", "understand_ann"} <= json.loads(lines[0]).keys()
+
+
+def test_a_file_of_reward_functions(folder: Path) -> None:
+    names = ("accuracy_reward", "format_reward")
+    write(
+        folder,
+        "reward_functions.py",
+        "\n\n".join(f"def {n}(completions, **more):\n    return [1.0 for _ in completions]\n" for n in names),
+    )
+    [block] = [each for each in blocks_of(ROOT / "docs/rewards.md") if "--conversational" in each.text]
+    for line, served in zip(block.commands, (set(names), {names[0]}), strict=True):
+        program, flags = program_of(line)
+        scorer = make_scorer(load_settings(RulesSettings, flags))
+        scorer.load()
+        assert program == "python -m services.rules" and served <= set(scorer.rewards) and scorer.rewards
+        assert scorer.rewards.keys() & set(names) == served
+
+
+def test_tables_of_another_trainer_in_a_recipe(folder: Path) -> None:
+    """docs/packed_rows.md: `packed.grouping` and `packed.registry`."""
+    unireason(folder)
+    [block] = [each for each in blocks_of(ROOT / "docs/packed_rows.md") if "grouping:" in each.text]
+    write(
+        folder,
+        "recipe.yaml",
+        f"run_name: r\nmax_steps: 1\nprogram: supervised\npolicy: {{type: mot, pretrained: m}}\n{block.text}\n",
+    )
+    config = load_recipe(folder / "recipe.yaml", Config)
+    assert config.packed is not None
+    [group] = read_groups(config.packed, seed=1)
+    assert group.name == "t2i"
+
+
+def test_variables_of_compose_are_its_own() -> None:
+    """docs/compose.md: what is written into services.env are settings of the service."""
+    [block] = [each for each in blocks_of(ROOT / "docs/compose.md") if "CLIP_AESTHETIC=" in each.text]
+    given = dict(line.split("=", 1) for line in block.commands)
+    settings = load_settings(
+        settings_of("clip"), ["--model", "m", *(f"--{name[5:].lower()}={value}" for name, value in given.items())]
+    )
+    assert {name: str(getattr(settings, name[5:].lower())) for name in given} == given
+
+
+def test_the_patch_of_a_judge_over_several_gpus() -> None:
+    """docs/kubernetes.md: each place that it replaces is there in the judge's Deployment, and holds what is meant."""
+    [block] = [each for each in blocks_of(ROOT / "docs/kubernetes.md") if "patches:" in each.text]
+    [patch] = yaml.safe_load(block.text)["patches"]
+    documents = [
+        each
+        for each in yaml.safe_load_all((ROOT / "deploy/k8s/base/vllm/vllm.yaml").read_text(encoding="utf-8"))
+        if each
+    ]
+    [judge] = [each for each in documents if each["kind"] == patch["target"]["kind"]]
+    prefix = yaml.safe_load((ROOT / "deploy/k8s/services/eval/kustomization.yaml").read_text(encoding="utf-8"))[
+        "namePrefix"
+    ]
+    assert prefix + judge["metadata"]["name"] == patch["target"]["name"]
+    before = []
+    for step in yaml.safe_load(patch["patch"]):
+        node = judge
+        for part in step["path"].strip("/").split("/"):
+            name = part.replace("~1", "/")
+            node = node[int(name)] if isinstance(node, list) else node[name]
+        before.append(node)
+    assert before == ["--tensor-parallel-size=1", "1", "1"]
 
 
 def test_runs_as_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,6 +189,20 @@ def test_the_example_of_groups(tmp_path: Path) -> None:
     assert len(values) == 4 and values[0] == values[1] > values[2] == values[3] == 0.0
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_request_of_the_page_on_services(ocr: str, tmp_path: Path) -> None:
+    """docs/services.md: its service is started by the fixture, and the finished run has one picture."""
+    page = (ROOT / "docs/services.md").read_text("utf-8")
+    [block] = [each for each in re.findall(r"^```bash\n(.*?)^```", page, re.S | re.M) if "flow_grpo" in each]
+    started, ready, request = block.split("\n", 2)
+    assert "services.ocr" in started and "/ready" in ready
+    picture = tmp_path / "outputs/quickstart/samples/step_000060/0.png"
+    picture.parent.mkdir(parents=True)
+    sign("TYP6").save(picture)
+    [result] = json.loads(run(["bash", "-ec", request.replace("http://127.0.0.1:18082", ocr)], tmp_path))["results"]
+    assert result["id"] == "a" and result["score"] == 1.0
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
 def test_the_example_in_javascript(ocr: str, signs: Path) -> None:
     [code] = blocks("javascript")
