@@ -138,6 +138,28 @@ def test_a_section_is_read_with_the_objectives_that_the_page_names() -> None:
         assert f"Read with `objective.type`: {reference.codes(taken)}." in part
 
 
+@pytest.mark.parametrize(
+    ("kind", "policy"), [("images", {"type": "tiny"}), ("answers", {"type": "vlm", "pretrained": "vlm"})]
+)
+def test_given_pairs_are_read_with_the_objectives_that_the_page_names(kind: str, policy: dict[str, Any]) -> None:
+    taken = []
+    for name in reference.OBJECTIVES:
+        tree = {
+            "program": "preference",
+            "policy": policy,
+            "objective": {"type": name},
+            "preferences": {"path": "p.jsonl"},
+        }
+        try:
+            Config.model_validate({"run_name": "r", "max_steps": 1, **tree})
+        except ValueError:
+            continue
+        taken.append(name)
+    assert taken == list(reference.READ_BY["preferences", kind])
+    part = CONFIGURATION.partition(f"### `preferences` of type `{kind}`\n")[2].partition("\n#")[0]
+    assert f"Read with `objective.type`: {reference.codes(taken)}." in part
+
+
 def test_every_key_of_the_metrics_is_there_once() -> None:
     shown = re.findall(r"^\| `([^`]+)` \|", TEXT["reference_metrics.md"], re.M)
     assert sorted(shown) == sorted(SENTENCES)
