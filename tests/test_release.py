@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -101,6 +102,7 @@ def test_bounds_that_are_not_what_the_pins_say_are_found_and_rewritten(
     assert copy.read_text() == (ROOT / "pyproject.toml").read_text()
 
 
+@functools.cache
 def for_types(path: Path) -> set[int]:
     """The lines of a file that only a type checker reads."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))

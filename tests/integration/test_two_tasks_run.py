@@ -91,8 +91,9 @@ def test_both_halves_are_trained_evaluated_and_shown(run: Callable[..., Path]) -
     assert last["understand/adv/letter/zero_group_share"] < 1 and "generate/adv/letter/zero_group_share" not in last
     assert not [key for key in last if key.startswith("understand/reward")]
     records = json.loads((folder / "samples" / "step_000002.json").read_text(encoding="utf-8"))
-    assert [record["task"] for record in records] == ["understand"] * 4 + ["generate"] * 4
-    assert [record["pair"] for record in records[:4]] == [record["pair"] for record in records[4:]]
+    answered, drawn = ([each for each in records if each["task"] == task] for task in ("understand", "generate"))
+    assert len(answered) == len(drawn) == 4 and len(records) == 8
+    assert [record["pair"] for record in answered] == [record["pair"] for record in drawn]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('class="both"') == 4 and "4 answers and 4 images a step" in page
 

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.browser
 # A busy machine takes its time to read a script of a megabyte.
 expect.set_options(timeout=60_000)
 
-FIVE = ("ocr", "hps", "rules", "unifiedreward", "eval")
-OTHERS = sorted({*OWN_MODEL, *JUDGED, *WEIGHTS} - set(FIVE))
+OTHERS = sorted(
+    {*OWN_MODEL, *JUDGED, *WEIGHTS} - {"eval"}
+)  # a walk is half a minute of a browser; eval has a form, too
 TOKEN = "correct-horse-battery-staple"
 ROUTES = {"score", "sample", "info", "health", "ready", "metrics"}
 
@@ -115,7 +116,7 @@ def execute(operation: Any) -> tuple[int, str]:
     return answer.status, answer.text()
 
 
-@pytest.mark.parametrize("name", [*FIVE, *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
+@pytest.mark.parametrize("name", ["eval", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
 def test_a_visitor_scores_the_sample_and_calls_every_route(walk: OpenWalk, tmp_path: Path, name: str) -> None:
     with every_service(name, tmp_path) as url:
         page = walk(url).page
@@ -158,6 +159,7 @@ def test_the_form_of_test_points_is_sent_as_metadata(walk: OpenWalk, tmp_path: P
         }
 
 
+@pytest.mark.slow
 def test_every_example_of_the_api_page_can_be_chosen_and_files_sent(walk: OpenWalk, tmp_path: Path) -> None:
     """Another example of the JSON body, then a multipart body with a file of one's own."""
     Image.new("RGB", (40, 30), (200, 20, 20)).save(tmp_path / "red.png")
@@ -183,6 +185,7 @@ def test_every_example_of_the_api_page_can_be_chosen_and_files_sent(walk: OpenWa
         assert json.loads(body)["scorer"]["name"] == "jpeg_incompressibility"
 
 
+@pytest.mark.slow
 def test_the_api_page_asks_for_a_token_and_calls_with_it(walk: OpenWalk, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(TOKEN + "\n")
     with serving_here(PromptLengthScorer(), token_file=tmp_path / "tokens") as url:
@@ -204,9 +207,10 @@ def test_the_api_page_asks_for_a_token_and_calls_with_it(walk: OpenWalk, tmp_pat
         assert TOKEN not in page.url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme"),
-    [(390, "dark"), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((390, "light"), (1400, "dark")))],
+    [(390, "dark"), (390, "light"), (1400, "dark")],
 )
 def test_the_api_page_fits_a_phone_and_the_dark(walk: OpenWalk, width: int, scheme: str) -> None:
     """Nothing is wider than the window, a call's answer included, and the ground is as light as the scheme says."""

@@ -129,7 +129,7 @@ def test_its_checkpoint_thinks_draws_and_refines(
     scored = [json.loads(line) for line in (out / "scores.0.jsonl").read_text().splitlines()]
     assert len(scored) == 4 and all(row["scores"]["small"] is not None for row in scored)
     assert "4 of 4" in capsys.readouterr().out
-    assert json.loads((out / "settings.json").read_text())["weights"].endswith("step_000005 (average)")
+    assert json.loads((out / "settings.json").read_text())["weights"].endswith("step_000005 (step 5, average)")
 
 
 def test_a_size_that_it_cannot_draw_is_said(
