@@ -61,6 +61,7 @@ VERBS: dict[str, Verb] = {
     "report": _trainer("report", "build report.html from a run folder"),
     "runs": _trainer("runs", "one page for all runs of a folder"),
     "flight": _trainer("flight", "print the last steps before a crash"),
+    "fetch": Verb("rewards.fetch:main", "get the models and prompts that a recipe names", extra="train"),
     "build-pairs": _trainer("build-pairs", "pair captioned images with questions about images"),
     "score": Verb("wire.client.command:score", "score images with a reward service"),
     "serve": Verb("rewards.serve:main", "start a reward service, as in: rewards serve ocr", extra="services"),

@@ -15,6 +15,7 @@ from services.kit.catalogue import CATALOGUE
 # The flags of each verb; a test compares them with the programs'.
 FLAGS: dict[str, tuple[str, ...]] = {
     "doctor": ("--json",),
+    "fetch": ("--dry-run",),
     "evaluate": ("--checkpoint", "--weights", "--output", "--against"),
     "generate": (
         "--prompts",
@@ -97,7 +98,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--max-error-share",
     ),
 }
-TAKES_RECIPE = ("train", "sft", "doctor", "evaluate", "generate", "recipes")
+TAKES_RECIPE = ("train", "sft", "doctor", "evaluate", "generate", "fetch", "recipes")
 SOURCES = ("config", "deepgen", "nanovlm-lab", "pairuni", "t2i-r1", "unireason", "neo")
 SHELLS = ("bash", "zsh", "fish")
 

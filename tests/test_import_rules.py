@@ -32,6 +32,7 @@ KIT_BASE = (
 # and what is listed; nothing else of ours. A name covers itself and what is below it; "=name" that module alone.
 RULES: dict[str, tuple[str, ...]] = {
     "machine": (),
+    "machine.hub": (),  # a folder, or an id of the Hugging Face hub
     "wire": (),
     "wire.client": ("wire",),  # the client that is installed alone
     "=services": (),
@@ -62,10 +63,18 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.recipes": ("rewards.command", "rewards.shipped"),
     "rewards.serve": ("rewards.command", "=services.kit.catalogue"),
     "rewards.migrate": ("rewards.command", "=trainer.__main__"),
+    "rewards.sources": ("rewards.shipped", "machine.hub"),
+    "rewards.fetch": (
+        "machine.hub",
+        "rewards.shipped",
+        "rewards.sources",
+        "trainer.config",
+        "trainer.migration",
+    ),
     "rewards.completion": ("=rewards", "rewards.command", "rewards.shipped", "=services.kit.catalogue"),
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": ("rewards.shipped",),
+    "trainer.config": ("rewards.shipped", "machine.hub"),
     "trainer.seeds": (),
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
@@ -81,6 +90,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.losses": ("trainer.types",),
     "trainer.samplers": ("trainer.types",),
     "trainer.policies": (
+        "machine.hub",
         "trainer.types",
         "trainer.config",
         "trainer.samplers",
@@ -100,6 +110,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.images",
     ),
     "trainer.policies.tokens": (
+        "machine.hub",
         "trainer.types",
         "trainer.config",
         "trainer.samplers",
@@ -124,7 +135,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "trainer.processes.children": ("rewards.shipped",),
     "trainer.rewards": ("wire", "trainer.types", "trainer.config", "trainer.processes.children"),
-    "trainer.migration": ("rewards.shipped", "trainer.config", "trainer.data"),
+    "trainer.migration": ("machine.hub", "rewards.shipped", "trainer.config", "trainer.data"),
     "trainer.data.sequences": (),
     "trainer.data": (
         "trainer.types",
@@ -229,6 +240,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # What else these may import, beside the standard library.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "machine": ("torch",),
+    "machine.hub": ("huggingface_hub", "httpx"),
     "wire": ("pydantic", "PIL", "certifi"),
     "=rewards": (),
     "rewards.shipped": (),

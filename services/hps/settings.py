@@ -12,6 +12,7 @@ from services.hps.checkpoint import Version, inspect
 from services.hps.scorer import HpsScorer
 from services.kit.dispatch.workers import ProcessPool
 from services.kit.models.settings import ModelSettings
+from services.kit.models.sources import at_hand
 from services.kit.scorer import Scorer
 
 
@@ -40,11 +41,11 @@ class HpsSettings(ModelSettings):
 def make_scorer(settings: HpsSettings) -> Scorer:
     """The scorer the settings describe; in worker processes, each with the weights, when there are several.
 
-    Raises CheckpointError, or ValueError for a device that is not there.
+    Raises CheckpointError, SourceError, or ValueError for a device that is not there.
     """
     factory = partial(
         HpsScorer,
-        inspect(settings.checkpoint, settings.version),
+        inspect(at_hand(settings.checkpoint, "--checkpoint"), settings.version),
         settings.vocabulary,
         **settings.network,
     )

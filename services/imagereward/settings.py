@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.imagereward.scorer import ImageRewardScorer
 from services.kit.dispatch.workers import ProcessPool
 from services.kit.models.settings import ModelSettings
-from services.kit.models.sources import inspect_file
+from services.kit.models.sources import at_hand, inspect_file
 from services.kit.scorer import Scorer
 
 
@@ -37,7 +37,7 @@ def make_scorer(settings: ImageRewardSettings) -> Scorer:
     factory = partial(
         ImageRewardScorer,
         inspect_file(settings.weights, "--weights"),
-        settings.tokenizer,
+        at_hand(settings.tokenizer, "--tokenizer", ("vocab.txt",)),
         **settings.network,
     )
     return factory() if settings.workers == 1 else ProcessPool(factory, settings.workers)

@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.kit.dispatch.workers import ProcessPool
 from services.kit.models.settings import ModelSettings
-from services.kit.models.sources import inspect_file
+from services.kit.models.sources import TOKENIZER_FILES, at_hand, inspect_file
 from services.kit.scorer import Scorer
 from services.regression.recipe import read_recipe
 from services.regression.scorer import RegressionScorer
@@ -46,7 +46,7 @@ def make_scorer(settings: RegressionSettings) -> Scorer:
     factory = partial(
         RegressionScorer,
         read_recipe(settings.recipe),
-        settings.backbone,
+        at_hand(settings.backbone, "--backbone", TOKENIZER_FILES),
         inspect_file(settings.weights, "--weights"),
         [Path(each.strip()) for each in settings.templates.split(",") if each.strip()],
         **settings.network,

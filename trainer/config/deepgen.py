@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from trainer.config.base import FilePath
-from trainer.config.network import LoraConfig, NetworkConfig
+from trainer.config.network import MODEL_FILES, LoraConfig, NetworkConfig
 
 
 def _from_environment(name: str) -> Callable[[], str | None]:
     """What the variable holds when the configuration is read, so that the run's own config.yaml states it."""
     return lambda: os.environ.get(name) or None
+
+
+# Pickles, too: they are read as tensors alone.
+CHECKPOINT_FILES = ("model*.safetensors", "model.safetensors.index.json", "model.pt", "model.pth", "pytorch_model.bin")
 
 
 class DeepGenConfig(NetworkConfig):
@@ -23,6 +27,12 @@ class DeepGenConfig(NetworkConfig):
     family: ClassVar[str] = "flow"
     formats: ClassVar[tuple[str, ...]] = ("deepgen", "deepgen_pt")
     starts_from: ClassVar[tuple[str, ...]] = ("sd3_path", "qwen_path", "checkpoint")
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "sd3_path": ("transformer/*", "vae/*", "scheduler/*"),
+        "qwen_path": MODEL_FILES,
+        "checkpoint": CHECKPOINT_FILES,
+        "lmm_checkpoint": CHECKPOINT_FILES,
+    }
 
     type: Literal["deepgen"] = Field(description="Which policy of trainer/policies.")
     sd3_path: FilePath | None = Field(

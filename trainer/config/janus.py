@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath
-from trainer.config.network import LoraConfig, PolicySection
+from trainer.config.network import MODEL_FILES, LoraConfig, PolicySection
 
 JanusPart = Literal["language", "vision", "aligner", "generation"]
 PARTS: tuple[JanusPart, ...] = ("language", "vision", "aligner", "generation")
@@ -19,7 +20,9 @@ class JanusConfig(PolicySection):
     family: ClassVar[str] = "unified"
     formats: ClassVar[tuple[str, ...]] = ("hf", "lora", "deepseek")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
-    from_hub: ClassVar[tuple[str, ...]] = ("pretrained",)
+    # DeepSeek's folders on the hub hold pickles and no safetensors.
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": (*MODEL_FILES, "*.bin")}
+    keeps_hub_ids: ClassVar[bool] = True
     draws_by: ClassVar[tuple[str, ...]] = ("tasks",)
     given: ClassVar[str] = ""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Section
-from trainer.config.network import PolicySection
+from trainer.config.network import MODEL_FILES, PolicySection
 
 MotPart = Literal["language", "vision", "connector", "generation"]
 MOT_PARTS: tuple[MotPart, ...] = ("language", "vision", "connector", "generation")
@@ -48,6 +49,7 @@ class MotConfig(PolicySection):
     family: ClassVar[str] = "unified"
     formats: ClassVar[tuple[str, ...]] = ("bagel",)
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained", "weights")
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": MODEL_FILES, "weights": MODEL_FILES}
     draws_by: ClassVar[tuple[str, ...]] = ("flow", "tasks")
     given: ClassVar[str] = "packs"
     max_images: ClassVar[int] = 16  # of a question

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Positive, Section
 from trainer.config.mot import Attention
-from trainer.config.network import LoraConfig, PolicySection
+from trainer.config.network import MODEL_FILES, LoraConfig, PolicySection
 
 
 class GrowConfig(Section):
@@ -30,6 +31,7 @@ class NeoConfig(PolicySection):
     family: ClassVar[str] = "unified"
     formats: ClassVar[tuple[str, ...]] = ("neo",)
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": MODEL_FILES}
     draws_by: ClassVar[tuple[str, ...]] = ("tokens",)
     given: ClassVar[str] = "packs"
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from trainer.config.base import FilePath, Positive, Section
+
+# Patterns of the files that are fetched of a model of the hub.
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "*.safetensors")
 
 
 class PolicySection(Section):
@@ -16,7 +22,8 @@ class PolicySection(Section):
         family: the folder of trainer/policies that its module is in, under the name of its `type`.
         formats: what `python -m trainer export --to` can write, the usual one first.
         starts_from: the fields that name the files its weights come from.
-        from_hub: those of them that may be an id of the Hugging Face hub.
+        from_hub: the fields that may be an id of the Hugging Face hub, with patterns of the files that are needed of it.
+        keeps_hub_ids: its module looks the ids up itself, and writes them into what it exports.
         draws_by: the types of `sampling` that it can be drawn by, the usual one first.
         given: what program: supervised trains it on: images with texts, conversations, or packs; empty where it does not.
     """
@@ -24,7 +31,8 @@ class PolicySection(Section):
     family: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     starts_from: ClassVar[tuple[str, ...]]
-    from_hub: ClassVar[tuple[str, ...]] = ()
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    keeps_hub_ids: ClassVar[bool] = False
     draws_by: ClassVar[tuple[str, ...]] = ("flow",)
     given: ClassVar[str] = "images"
 
@@ -37,7 +45,7 @@ class LoraConfig(Section):
     path: FilePath | None = Field(
         None,
         description="Adapters to go on from, of at most this rank: a .safetensors file or its folder, as this trainer, "
-        "diffusers or PEFT writes it; null starts new ones.",
+        "diffusers or PEFT writes it, or an id of the Hugging Face hub; null starts new ones.",
     )
     rank: int = Field(32, ge=1, le=1024, description="Rank r of the adapters.")
     alpha: Positive = Field(64.0, description="Adapters are scaled by alpha / rank.")

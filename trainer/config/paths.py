@@ -1,30 +1,30 @@
-"""Files and folders that a recipe names: one that is not there is said at once, with the nearest name that is."""
+"""Files and folders that a recipe names: one that is not there is said at once, and what is the hub's is fetched."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+from machine.hub import HubError, fetch_folder, is_hub_id
 from rewards.shipped import is_shipped
 from trainer.config.base import ConfigError
+from trainer.config.network import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, PolicySection
 from trainer.config.policy import PolicyConfig
 from trainer.config.programs import ProgramName
 
 # Fields of the policies' sections that name what is read at the start; a cache folder is made where there is none.
 _READ = ("checkpoint", "pretrained", "weights", "sd3_path", "qwen_path", "lmm_checkpoint")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` is an id of the Hugging Face hub (owner/name) and not a path: nothing lies there, nor at its owner."""
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
+Policy = TypeVar("Policy", bound=PolicySection)
 
 
 def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
     """Raises ConfigError for weights that are not there: before torch is imported and the model built, which takes seconds.
+
+    Weights of the hub are fetched now, into its cache.
 
     Programs vlm_base and pair_base write the folder that others start from, and refuse to write it over a shipped one.
     """
@@ -38,7 +38,59 @@ def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
         return
     for field, path in _named(policy):
         if not Path(path).exists():
-            raise ConfigError(f"{field} = {path}: nothing at {Path(path).absolute()}; {nearest_path(Path(path))}")
+            raise ConfigError(
+                f"{field} = {path}: nothing at {Path(path).absolute()}; {nearest_path(Path(path))} (an id of the hub is owner/name; "
+                "`rewards fetch RECIPE` gets what the shipped recipes name)"
+            )
+    for field, name, files in hub_fields(policy):
+        folder_of(name, field, files)
+
+
+def hub_fields(policy: PolicySection) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """The fields of a policy's section that hold an id of the hub, with the id and patterns of the files that are needed."""
+    for name, files in policy.from_hub.items():
+        value = getattr(policy, name)
+        if value is not None and is_hub_id(value):
+            yield f"policy.{name}", value, files
+    grow = getattr(policy, "grow", None)
+    if grow is not None:
+        for name, files in (("language", MODEL_FILES), ("tokenizer", TOKENIZER_FILES)):
+            if getattr(grow, name) is not None and is_hub_id(getattr(grow, name)):
+                yield f"policy.grow.{name}", getattr(grow, name), files
+    lora = getattr(policy, "lora", None)
+    if lora is not None and lora.path is not None and is_hub_id(lora.path):
+        yield "policy.lora.path", lora.path, ADAPTER_FILES
+
+
+def folder_of(name: str, field: str, files: Sequence[str], *, fetch: bool = True) -> Path:
+    """The folder of a hub's model (`machine.hub.fetch_folder`). Raises ConfigError with the command that gets it."""
+    try:
+        return fetch_folder(name, field, files, fetch=fetch)
+    except HubError as error:
+        raise ConfigError(str(error)) from error
+
+
+def located(policy: Policy, *, fetch: bool = True) -> Policy:
+    """The section with folders in place of ids of the hub, for those who read files by it.
+
+    Args:
+        fetch: False takes what the cache has.
+
+    Raises:
+        ConfigError: the hub did not give a model, and the cache has none.
+    """
+    changed: dict[str, Any] = {}
+    for field, name, files in () if policy.keeps_hub_ids else hub_fields(policy):
+        _, first, *rest = field.split(".")
+        if first == "lora":
+            continue  # looked up where adapters are read
+        folder = str(folder_of(name, field, files, fetch=fetch))
+        if rest:
+            inner = changed.get(first, getattr(policy, first))
+            changed[first] = inner.model_copy(update={rest[0]: folder})
+        else:
+            changed[first] = folder
+    return policy.model_copy(update=changed) if changed else policy
 
 
 def nearest_path(path: Path) -> str:
@@ -55,15 +107,11 @@ def nearest_path(path: Path) -> str:
 
 
 def _named(policy: PolicyConfig) -> Iterator[tuple[str, str]]:
-    for name in _READ:
-        value = getattr(policy, name, None)
-        if value is not None and not (name in policy.from_hub and is_hub_id(value)):
-            yield f"policy.{name}", value
-    grow = getattr(policy, "grow", None)
+    of_hub = {field for field, _, _ in hub_fields(policy)}
+    grow, lora = getattr(policy, "grow", None), getattr(policy, "lora", None)
+    named = {f"policy.{name}": getattr(policy, name, None) for name in _READ}
     if grow is not None:
-        yield "policy.grow.language", grow.language
-        if grow.tokenizer is not None:
-            yield "policy.grow.tokenizer", grow.tokenizer
-    lora = getattr(policy, "lora", None)
-    if lora is not None and lora.path is not None:
-        yield "policy.lora.path", lora.path
+        named |= {"policy.grow.language": grow.language, "policy.grow.tokenizer": grow.tokenizer}
+    if lora is not None:
+        named["policy.lora.path"] = lora.path
+    yield from ((field, path) for field, path in named.items() if path is not None and field not in of_hub)

@@ -32,16 +32,29 @@ class TinyConfig(PolicySection):
     head_dim: int = Field(32, ge=8, le=256, description="How many numbers an attention head has for each token.")
 
 
+# What diffusers reads of a pipeline's repository, without the single-file copies that lie beside it.
+_PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+DIFFUSERS_FILES = (
+    "model_index.json",
+    "scheduler/*",
+    "tokenizer/*",
+    "tokenizer_2/*",
+    "tokenizer_3/*",
+    *(f"{part}/{pattern}" for part in _PARTS for pattern in ("*.json", "*.safetensors")),
+)
+
+
 class DiffusersConfig(NetworkConfig):
     """What the policies that start from a diffusers folder share."""
 
     family: ClassVar[str] = "flow"
     formats: ClassVar[tuple[str, ...]] = ("diffusers", "lora")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": DIFFUSERS_FILES}
 
     pretrained: FilePath = Field(
         description="A model folder as diffusers saves it, with model_index.json; weights of a variant such as fp16 are read "
-        "where there are no others."
+        "where there are no others. Or an id of the Hugging Face hub, owner/name or owner/name@revision."
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath
 from trainer.config.nanovlm import InitializeConfig
-from trainer.config.network import LoraConfig, PolicySection
+from trainer.config.network import MODEL_FILES, LoraConfig, PolicySection
 
 Part = Literal["vision", "projector", "language"]
 
@@ -19,7 +20,8 @@ class VlmConfig(PolicySection):
     family: ClassVar[str] = "tokens"
     formats: ClassVar[tuple[str, ...]] = ("hf", "lora", "nanovlm")
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
-    from_hub: ClassVar[tuple[str, ...]] = ("pretrained",)
+    from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": MODEL_FILES}
+    keeps_hub_ids: ClassVar[bool] = True
     draws_by: ClassVar[tuple[str, ...]] = ("tokens",)
     given: ClassVar[str] = "conversations"
 

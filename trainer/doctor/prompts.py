@@ -8,9 +8,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from machine.hub import is_hub_id
 from trainer.config import Config, ConfigError, TaskSamplingConfig
 from trainer.config.evaluation import JUDGE
-from trainer.config.paths import is_hub_id
+from trainer.config.paths import located
 from trainer.data.captions import caption_prompts
 from trainer.data.datasets import DataError, Dataset, PromptSampler, load_datasets, sampled, without
 from trainer.data.overlap import settle
@@ -162,7 +163,7 @@ def _check_packs(config: Config, material: PackMaterial) -> Iterator[Finding]:
 def _check_texts(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
     """Whether the policy reads its prompts to their end."""
     try:
-        limits, notes = entry_of(config.policy).text_limits(config.policy), prompt_notes(config, prompts)
+        limits, notes = entry_of(config.policy).text_limits(located(config.policy)), prompt_notes(config, prompts)
     except ConfigError as error:
         yield Finding(
             "data",
@@ -207,6 +208,9 @@ def _check_adapters(config: Config) -> Iterator[Finding]:
     """The adapters that training goes on from."""
     lora = getattr(config.policy, "lora", None)
     if lora is None or lora.path is None:
+        return
+    if is_hub_id(lora.path):
+        yield Finding("policy", "NOT CHECKED", f"policy.lora.path: {lora.path} is fetched from the hub at the start")
         return
     try:
         adapters = read_adapters(Path(lora.path), config.policy)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from trainer.config import Config
 from trainer.config.deepspeed import node_share, read_deepspeed, stage
 from trainer.config.objective import AveragedSection
+from trainer.config.paths import located
 from trainer.objectives import needs_reference
 from trainer.policies.registry import Sizes, entry_of
 
@@ -39,7 +40,7 @@ def is_count(text: str) -> bool:
 def sizes(config: Config) -> Sizes | None:
     """How large the policy is; None where files are not there or cannot be read: loading them says what is wrong."""
     try:
-        return entry_of(config.policy).sizes(config.policy)
+        return entry_of(config.policy).sizes(located(config.policy, fetch=False))
     except (OSError, ValueError, SafetensorError):  # a ConfigError is a ValueError
         return None
 
@@ -48,7 +49,11 @@ def working(config: Config) -> dict[str, float]:
     """Bytes of the device that each part of a step takes beside what is held; empty where the policy does not say."""
     count = entry_of(config.policy).working
     try:
-        return {} if count is None else dict(count(config))
+        return (
+            {}
+            if count is None
+            else dict(count(config.model_copy(update={"policy": located(config.policy, fetch=False)})))
+        )
     except (OSError, ValueError):
         return {}  # as of `sizes`
 

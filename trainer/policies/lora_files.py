@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from machine.hub import is_hub_id
 from trainer.config import ConfigError, DiffusersConfig, FluxConfig, LoraConfig
-from trainer.config.network import LanguageSettings, PolicySection
+from trainer.config.network import ADAPTER_FILES, LanguageSettings, PolicySection
+from trainer.config.paths import folder_of
 
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(
@@ -117,6 +119,8 @@ def read_adapters(path: Path, config: PolicySection | LanguageSettings) -> dict[
 
 
 def _find(path: Path) -> Path:
+    if is_hub_id(path):
+        path = folder_of(str(path), "policy.lora.path", ADAPTER_FILES)
     if path.is_file() and path.suffix == ".safetensors":
         return path
     candidates = [folder / name for folder in (path, path / "lora") for name in _FILES]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.config.base import ConfigError, did_you_mean
 from trainer.config.network import PolicySection
+from trainer.config.paths import located
 from trainer.config.policy import sections
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def entry_of(section: PolicySection) -> Entry:
 
 def build_model(section: PolicySection, device: torch.device) -> Any:
     """The networks of a policy, as its family drives them, on `device`. Raises ConfigError as `Entry.build`."""
-    return entry_of(section).build(section, device)
+    return entry_of(section).build(located(section), device)
 
 
 def build_policy(section: PolicySection, device: torch.device, *, keep_reference: bool) -> Any:
@@ -181,7 +182,7 @@ def build_policy(section: PolicySection, device: torch.device, *, keep_reference
         ConfigError: files are missing or unfit, with the remedy.
     """
     entry = entry_of(section)
-    return entry.family.policy(entry.build(section, device), keep_reference=keep_reference)
+    return entry.family.policy(entry.build(located(section), device), keep_reference=keep_reference)
 
 
 def all_formats() -> tuple[str, ...]:

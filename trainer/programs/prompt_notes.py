@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config import Config, FlowSamplingConfig
+from trainer.config.paths import located
 from trainer.data.overlap import readers_of_targets
 from trainer.policies.registry import TextLimit, entry_of
 from trainer.types import Prompt
@@ -27,7 +28,7 @@ def prompt_notes(config: Config, prompts: Sequence[Prompt]) -> list[Note]:
     Raises:
         ConfigError: the tokenizers of `policy.pretrained` cannot be loaded.
     """
-    limits = entry_of(config.policy).text_limits(config.policy)
+    limits = entry_of(config.policy).text_limits(located(config.policy))
     readers = readers_of_targets(config.rewards)
     # Held-out prompts have no weights: they are scored by all rewards or by those that the evaluation names.
     read = [bool(readers & prompt.weights.keys()) if prompt.weights else bool(readers) for prompt in prompts]

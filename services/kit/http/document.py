@@ -77,10 +77,11 @@ def _request_body(samples: dict[str, Sample]) -> dict[str, Any]:
         "properties": {
             "request": schema,
             "image0": {**binary, "description": "The file of the image that the request names `image0`."},
+            "image1": {**binary, "description": "The file of the image that the request names `image1`, if it does."},
+            "source0": {**binary, "description": "The file of the source image of an edit, if the request names it."},
         },
         "additionalProperties": binary,
-        "description": "The JSON part `request`, and one binary part per image, under the name its `part` field gives. Only "
-        "`image0` is listed here: a page sends what is listed, also where it is empty, and a part of no image is refused.",
+        "description": "The JSON part `request`, and one binary part per image, under the name its `part` field gives.",
     }
     in_json, in_parts = {}, {}
     for reward, sample in samples.items():

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine.hub import HubError, fetch_file, fetch_folder, is_hub_file, is_hub_id
+
 CLIPS = ("clip", "siglip")
 _PROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+MODEL_FILES = (*TOKENIZER_FILES, *_WEIGHTS)
 _CHUNK = 16 * 1024 * 1024
 
 
@@ -32,6 +36,19 @@ class Source:
         return f"{self.path.name} sha256:{self.sha256[:16]}"
 
 
+def at_hand(path: Path, flag: str, files: Sequence[str] = MODEL_FILES) -> Path:
+    """What a setting names: the path itself, or where huggingface_hub's cache has `owner/name` or a file of it, fetched if need be.
+
+    files: patterns of what is needed of a whole model. Raises SourceError: the hub did not give it.
+    """
+    try:
+        if is_hub_id(path):
+            return fetch_folder(str(path), flag, files)
+        return fetch_file(str(path), flag) if is_hub_file(path) else path
+    except HubError as error:
+        raise SourceError(str(error)) from error
+
+
 def inspect_folder(
     path: Path, flag: str, kinds: Sequence[str] = CLIPS, example: str = "openai/clip-vit-large-patch14"
 ) -> Source:
@@ -42,6 +59,7 @@ def inspect_folder(
     Raises:
         SourceError: it is no such folder; the message names `flag`, the setting it came from.
     """
+    path = at_hand(path, flag)
     remedy = f"give the folder of a model of type {' or '.join(kinds)}, such as {example} downloaded whole"
     config_path = path / "config.json"
     if not config_path.is_file():
@@ -62,6 +80,7 @@ def inspect_folder(
 
 def inspect_file(path: Path, flag: str) -> Source:
     """Look at a file of weights. Raises SourceError when there is none."""
+    path = at_hand(path, flag)
     if not path.is_file():
         raise SourceError(f"{flag} {path}: there is no such file")
     return Source(path, "file", _sha256([path]))

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from machine.hub import is_hub_id
 from rewards.shipped import FOLDER
 from trainer.config.base import ConfigError
-from trainer.config.paths import is_hub_id
 from trainer.migration.command_line import CommandLine, gpus_of
 from trainer.migration.janus_grpo.data import count_rows, data_lines, plan_instruction
 from trainer.migration.janus_grpo.flags import flags_of

@@ -14,7 +14,8 @@ from torch import nn
 
 from trainer.config import ConfigError
 from trainer.config.nanovlm import NanoVlmConfig
-from trainer.policies.tokens.hub import TOKENIZER_FILES, local_folder
+from trainer.config.network import TOKENIZER_FILES
+from trainer.policies.tokens.hub import local_folder
 from trainer.policies.tokens.nanovlm.layout import EMBEDDING, HEAD, to_idefics3, to_nanovlm
 from trainer.policies.tokens.nanovlm.network import idefics3_config, load_state, new_network, place_whole_tiles
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor, load_tokenizer

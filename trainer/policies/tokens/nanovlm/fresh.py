@@ -13,7 +13,8 @@ from torch import Tensor
 
 from trainer.config import ConfigError
 from trainer.config.nanovlm import InitializeConfig, NanoVlmConfig
-from trainer.policies.tokens.hub import TOKENIZER_FILES, local_folder
+from trainer.config.network import TOKENIZER_FILES
+from trainer.policies.tokens.hub import local_folder
 from trainer.policies.tokens.nanovlm.files import empty_network, settings_of
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor, load_tokenizer
 from trainer.policies.weight_files import weight_files

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError, JanusConfig
-from trainer.policies.tokens.hub import MODEL_FILES, local_folder
+from trainer.policies.tokens.hub import local_folder
 from trainer.policies.tokens.loading import from_transformers
 from trainer.policies.unified.janus.deepseek import converted
 from trainer.policies.unified.janus.geometry import is_deepseek
 
-# DeepSeek's folders on the hub hold pickles and no safetensors.
-_FILES = (*MODEL_FILES, "*.bin")
+_FILES = JanusConfig.from_hub["pretrained"]
 
 
 def load(config: JanusConfig) -> tuple[Any, Any, str]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from trainer.config import ConfigError
 from trainer.config.neo import GrowConfig, NeoConfig
-from trainer.policies.tokens.hub import TOKENIZER_FILES, local_folder
+from trainer.config.network import TOKENIZER_FILES
+from trainer.policies.tokens.hub import local_folder
 from trainer.policies.unified.neo.geometry import (
     SETTINGS,
     Fields,
