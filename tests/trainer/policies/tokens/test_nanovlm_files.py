@@ -213,4 +213,6 @@ def test_a_model_that_cannot_be_fetched_says_how_to_get_it(monkeypatch: pytest.M
         initialize(InitializeConfig(vlm_config=config, load_backbone=False))
     message = str(caught.value)
     assert "policy.initialize.vlm_config.lm_tokenizer = nobody/no-such-tokenizer is no folder here" in message
-    assert "\n    hf download nobody/no-such-tokenizer --local-dir models/no-such-tokenizer --include '*.json' " in message
+    assert (
+        "\n    hf download nobody/no-such-tokenizer --local-dir models/no-such-tokenizer --include '*.json' " in message
+    )
