@@ -110,6 +110,15 @@ def test_a_policy_takes_what_it_reads_of_a_revision(hub: LocalHub) -> None:
     assert "Bearer hf_secretsecretsecret" in hub.tokens
 
 
+def test_what_an_export_reads_of_its_base_is_of_the_hub_too(hub: LocalHub) -> None:
+    from trainer.policies.lora_files import pipeline_class, read_adapters
+
+    section = Sd3Config(type="sd3", pretrained="lab/sd3", lora=LoraConfig(path="lab/lora"))
+    assert pipeline_class(section).__name__ == "StableDiffusion3Pipeline"
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors cannot be read"):  # fetched, and no safetensors
+        read_adapters(Path("lab/lora"), section)
+
+
 def test_every_field_that_names_a_model_takes_an_id(hub: LocalHub) -> None:
     lora = Sd3Config(type="sd3", pretrained="lab/sd3", lora=LoraConfig(path="lab/lora"))
     check_policy_files(lora, "rl")

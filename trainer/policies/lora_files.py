@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from machine.hub import is_hub_id
 from trainer.config import ConfigError, DiffusersConfig, FluxConfig, LoraConfig
 from trainer.config.network import ADAPTER_FILES, LanguageSettings, PolicySection
-from trainer.config.paths import folder_of
+from trainer.config.paths import folder_of, located
 
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(
@@ -184,5 +184,5 @@ def pipeline_class(config: DiffusersConfig) -> Any:
     """The diffusers pipeline class that the base folder names."""
     import diffusers
 
-    index = json.loads((Path(config.pretrained) / "model_index.json").read_text(encoding="utf-8"))
+    index = json.loads((Path(located(config).pretrained) / "model_index.json").read_text(encoding="utf-8"))
     return getattr(diffusers, str(index["_class_name"]))

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.config import ConfigError, DeepGenConfig
+from trainer.config.paths import located
 from trainer.policies.flow.deepgen.checkpoint import open_checkpoint
 from trainer.policies.flow.deepgen.export import deepgen_state_dict
 from trainer.policies.flow.deepgen.model import DeepGenFlow
@@ -31,6 +32,7 @@ def write_pickled(model: DeepGenFlow, folder: Path, dtype: torch.dtype) -> None:
 
 def reload(config: DeepGenConfig, folder: Path, device: torch.device) -> DeepGenFlow:
     """The policy that starts from the folder, with the language model that the run started with."""
+    config = located(config)
     started_from = config.lmm_checkpoint
     if started_from is None:
         if config.checkpoint is None:
