@@ -18,7 +18,7 @@ from scripts.hash_requirements import REQUIREMENTS, names, normal, pins
 PYPROJECT = REQUIREMENTS.parent / "pyproject.toml"
 DISTRIBUTION = "rewards-as-services"
 # What the command `rewards` and the client (wire/) import. Everything that is installed installs these, so no torch.
-CLIENT = ("certifi", "httpx", "pillow", "pydantic", "sniffio")
+CLIENT = ("certifi", "httpx", "pillow", "pydantic", "pyyaml", "sniffio")
 _MADE = re.compile(r"^dependencies = .*?(?=^\[project\.scripts\])", re.M | re.S)
 
 

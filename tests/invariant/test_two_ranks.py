@@ -98,6 +98,7 @@ def test_a_stop_on_one_rank_stops_both_and_saves(
     assert weights(run_dir, row["step"]).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["second rank", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_sigterm_to_one_process_saves_and_the_run_goes_on_exactly(
     recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], tmp_path: Path, whom: str

@@ -70,6 +70,7 @@ def one(recipe: Callable[..., Path], changes: dict[str, Any], tmp_path: Path, ma
     return made[0]
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(
     recipe: Callable[..., Path], changes: dict[str, Any], tmp_path: Path, one: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_two_ranks_take_the_steps_of_one(
     assert_same_run(one, tmp_path / "outputs" / "two")
 
 
+@pytest.mark.slow
 def test_smaller_micro_batches_take_the_same_steps(
     recipe: Callable[..., Path], changes: dict[str, Any], tmp_path: Path, one: Path
 ) -> None:

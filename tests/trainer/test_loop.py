@@ -405,6 +405,7 @@ def brightness(item: Item) -> float:
 """
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_is_rewarded_for_and_nothing_from_dealt_out_scores(
     recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

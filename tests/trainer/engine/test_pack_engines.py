@@ -1,8 +1,8 @@
 """The policies `mot` and `neo` take the same steps on packs under every ZeRO stage as on one process, and each rank saves
 its share.
 
-Two starts of one and of two ranks run the cases (pack_engine_ranks.py); the tests look at what came out. By default there is one case;
-`slow` runs all.
+Two starts of one and of two ranks run the cases (pack_engine_ranks.py); the tests look at what came out. All are
+`slow`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def pair(request: pytest.FixtureRequest, case: str) -> tuple[dict[str, Any], dic
     return alone[f"{case.split(':', maxsplit=1)[0]}:none"], two[case]
 
 
-CASES = [*FIRST, *(pytest.param(case, marks=pytest.mark.slow) for case in ALL)]
+CASES = [*FIRST, *ALL]
+pytestmark = pytest.mark.slow  # two unequal packs on two ranks: invariant/test_pack_ranks.py
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,7 +13,7 @@ from tests.support.forked import run_ranks
 SIDE, COUNT = 1024, 24  # 4 MiB a matrix
 BESIDE = 3  # times the largest tensor, which is twice as large as the others
 FIXED = 12 << 20  # threads, buffers of the network and of the file
-FIRST = "zero2+average"  # which took 14 times the largest tensor before tensors had pages of their own
+# zero2+average took 14 times the largest tensor before tensors had pages of their own
 CASES = [f"{stage}{average}" for stage in ("none", "zero1", "zero2", "zero3") for average in ("", "+average")]
 
 
@@ -24,9 +24,8 @@ def saved(folder: Path, case: str, side: int = SIDE, count: int = COUNT) -> dict
     return found
 
 
-@pytest.mark.parametrize(
-    "case", [FIRST, *(pytest.param(each, marks=pytest.mark.slow) for each in CASES if each != FIRST)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_saving_takes_the_share_and_a_few_tensors(tmp_path: Path, case: str) -> None:
     """Peaks of resident memory of both ranks, of a first and a second checkpoint, while the share is copied and until it is on disk."""
     found = saved(tmp_path, case)
