@@ -5,7 +5,7 @@
 const charts = (() => {
   const DASHES = [[], [6, 3], [1.5, 2.5], [8, 3, 1.5, 3], [12, 4], [4, 2]];
   const SHAPE = 250 / 440, MARKED = 60;
-  const made = new Map(); // figure -> { numbers, plot, columns, hidden, at }
+  const made = new Map(); // figure -> { numbers, plot, columns, hidden, at, spoken }
   const waiting = new Map(); // figure -> newer numbers than the page has, until it is started
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -121,14 +121,23 @@ const charts = (() => {
       const xs = state.columns.data[0], from = state.plot.cursor.idx ?? (step > 0 ? -1 : xs.length);
       const to = Math.max(0, Math.min(xs.length - 1, from + step));
       state.plot.setCursor({ left: state.plot.valToPos(xs[to], "x"), top: 10 });
+      speak(figure, state);
     });
+  }
+
+  /** The values at a place, for those who hear the page: only when a key asks, or curves that grow would never be silent. */
+  function speak(figure, state) {
+    const values = [...figure.querySelectorAll(".legend output")].map((output, n) => `${state.numbers.series[n].label} ${output.textContent}`);
+    state.spoken.textContent = `${state.at.textContent}: ${values.join(", ")}`;
   }
 
   function start(figure) {
     const data = figure.querySelector('script[type="application/json"]');
     const at = document.createElement("p");
     at.className = "at";
-    at.setAttribute("role", "status");
+    const spoken = document.createElement("p");
+    spoken.className = "spoken";
+    spoken.setAttribute("role", "status");
     const enlarge = document.createElement("button");
     enlarge.type = "button";
     enlarge.className = "enlarge";
@@ -139,8 +148,8 @@ const charts = (() => {
       enlarge.setAttribute("aria-pressed", String(figure.classList.toggle("large")));
       draw(figure);
     });
-    figure.append(at, enlarge);
-    made.set(figure, { numbers: waiting.get(figure) ?? JSON.parse(data.textContent), plot: null, columns: null, hidden: new Set(), at });
+    figure.append(at, spoken, enlarge);
+    made.set(figure, { numbers: waiting.get(figure) ?? JSON.parse(data.textContent), plot: null, columns: null, hidden: new Set(), at, spoken });
     keys(figure);
     draw(figure);
   }

@@ -67,7 +67,7 @@ def _entry(series: Series, place: int, several: bool) -> Markup:
     last = next((y for y in reversed(series.y) if math.isfinite(y)), None)
     value = "no number" if last is None else f"{last:.4g}".replace("-", "−")
     return Markup(
-        '<li class="c{color} d{dash}{thick}"><span class="key" aria-hidden="true"></span>{label} <output>{value}</output></li>'
+        '<li class="c{color} d{dash}{thick}"><span class="key" aria-hidden="true"></span>{label} <output aria-live="off">{value}</output></li>'
     ).format(
         color=color_of(series, place),
         dash=dash_of(series, place, several),
