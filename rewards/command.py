@@ -41,9 +41,9 @@ class Verb:
         prog = "rewards" if self.command else f"rewards {name}"
         try:
             main: Callable[[Sequence[str], str], int] = getattr(import_module(module), function)
-        except ModuleNotFoundError as error:
+            return main([self.command, *words] if self.command else words, prog)
+        except ModuleNotFoundError as error:  # the program's, or of what it imports when it knows what is asked
             return missing(error, f"rewards {name}", self.extra)
-        return main([self.command, *words] if self.command else words, prog)
 
 
 def _trainer(command: str, text: str) -> Verb:
@@ -65,7 +65,7 @@ VERBS: dict[str, Verb] = {
     "build-pairs": _trainer("build-pairs", "pair captioned images with questions about images"),
     "score": Verb("wire.client.command:score", "score images with a reward service"),
     "serve": Verb("rewards.serve:main", "start a reward service, as in: rewards serve ocr", extra="services"),
-    "loadtest": Verb("loadtest.command:main", "send a service load and measure it", extra="services"),
+    "loadtest": Verb("loadtest.command:main", "send a service load and measure it", extra="loadtest"),
     "recipes": Verb("rewards.recipes:main", "list the recipes that come along, or print one"),
     "migrate": Verb(
         "rewards.migrate:main", "translate what is another trainer's, or of an older version", extra="train"

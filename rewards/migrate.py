@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from rewards.command import unknown
-from trainer.__main__ import COMMANDS
 from trainer.__main__ import main as trainer
+from trainer.commands import COMMANDS
 
 # What the trainer translates, by the name of where it is from.
 SOURCES = {name.removeprefix("from-"): name for name in COMMANDS if name.startswith("from-")} | {

@@ -19,7 +19,8 @@ from rewards.command import VERBS
 from services.kit.catalogue import CATALOGUE
 from services.kit.scorer import Item, Score
 from services.rules.scorer import RulesScorer
-from trainer.__main__ import VERBATIM, build_parser
+from trainer.__main__ import build_parser
+from trainer.commands import VERBATIM
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.rewards.answers import ClientCode

@@ -30,8 +30,9 @@ from tests.support.deployment import settings_of
 from tests.support.documents import PAGES, ROOT, SHELL, Block, blocks_of, program_of
 from tests.support.task_configs import task_tree
 from tests.test_docs import flags_of
-from trainer.__main__ import VERBATIM, build_parser
+from trainer.__main__ import build_parser
 from trainer.__main__ import main as trainer
+from trainer.commands import VERBATIM
 from trainer.config import Config
 from trainer.config.file import checked
 from trainer.migration import load_recipe

@@ -142,6 +142,7 @@ def _ask(question: dict[str, Any]) -> Any:
 
 def _import_all() -> None:
     import trainer.__main__
+    import trainer.commands.train
     import trainer.loop
     import trainer.policies.flow.tiny
     import trainer.report.page  # noqa: F401

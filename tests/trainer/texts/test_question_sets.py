@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from tests.support.text_rows import png, write_jsonl, write_parquet
-from trainer.__main__ import _recipe, build_parser
+from trainer.__main__ import build_parser
+from trainer.commands.recipes import recipe_of
 from trainer.config import Config
 from trainer.data.datasets import PromptSampler
 from trainer.data.overlap import find_overlaps
@@ -198,10 +199,10 @@ def test_a_hub_id_and_a_path_that_is_not_there_are_told_apart_before_torch_is_lo
         yaml.safe_dump({name: raw[name] for name in ("run_name", "max_steps", "policy", "rewards", "data")})
     )
     asked = build_parser().parse_args(["train", str(recipe), *named])
-    assert _recipe(asked).data.train[0].path == "some/data-set"
+    assert recipe_of(asked).data.train[0].path == "some/data-set"
     asked.overrides = [*named[1:], f"data.train.0.path={tmp_path / 'a.jsonl'}"]
     with pytest.raises(DataError, match=r"no data at .*a\.jsonl.*a hub id is owner/name"):
-        _recipe(asked)
+        recipe_of(asked)
 
 
 def test_what_is_to_be_said_of_the_rows_is_the_materials(tmp_path: Path) -> None:

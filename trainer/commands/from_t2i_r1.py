@@ -1,0 +1,17 @@
+"""`from-t2i-r1`: a command line of T2I-R1 as a recipe of ours."""
+
+from __future__ import annotations
+
+import argparse
+
+from trainer.commands.verbatim import add_words
+from trainer.migration.janus_grpo.command import flags_help, from_command_line
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_words(parser, flags_help("t2i-r1"))
+
+
+def run(args: argparse.Namespace) -> int:
+    print(from_command_line("t2i-r1", args.arguments), end="")
+    return 0
