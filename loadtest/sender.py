@@ -41,7 +41,8 @@ class Sender:
             from locust.event import EventHook
         except ImportError as error:
             raise UsageError(
-                f"the load test needs Locust ({error}): pip install -r requirements/dev.txt, or pip install locust==2.47.0"
+                f"the load test needs Locust ({error}): pip install 'rewards-as-services[loadtest]', in a checkout: pip install "
+                "-r requirements/dev.txt"
             ) from error
         self._options = options
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}

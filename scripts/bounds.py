@@ -19,6 +19,7 @@ PYPROJECT = REQUIREMENTS.parent / "pyproject.toml"
 DISTRIBUTION = "rewards-as-services"
 # What the command `rewards` and the client (wire/) import. Everything that is installed installs these, so no torch.
 CLIENT = ("certifi", "httpx", "pillow", "pydantic", "pyyaml", "sniffio")
+LOADTEST = ("locust", "tqdm")  # what loadtest/ imports beside
 _MADE = re.compile(r"^dependencies = .*?(?=^\[project\.scripts\])", re.M | re.S)
 
 
@@ -47,9 +48,10 @@ def requirements() -> dict[str, list[str]]:
         "client": set(),
         "services": services,
         "train": train,
+        "loadtest": set(LOADTEST),
         "reporters": set(named(REQUIREMENTS / "reporters.txt")),
     }
-    known = pins(REQUIREMENTS / "base.txt") | pins(REQUIREMENTS / "reporters.txt")
+    known = pins(REQUIREMENTS / "dev.txt") | pins(REQUIREMENTS / "base.txt") | pins(REQUIREMENTS / "reporters.txt")
     made = {extra: [bounded(name, known[name][0]) for name in sorted(group)] for extra, group in groups.items()}
     made["train"].insert(0, f"{DISTRIBUTION}[services]")  # a run starts its services itself
     return made

@@ -38,7 +38,7 @@ BESIDE = (
     ".gitignore",
     "PKG-INFO",
 )  # in a source distribution
-EXTRAS = {"client", "services", "train", "reporters"}
+EXTRAS = {"client", "services", "train", "loadtest", "reporters"}
 MAX_MB = 60  # an index takes 100 MB
 
 

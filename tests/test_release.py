@@ -111,19 +111,20 @@ def for_types(path: Path) -> set[int]:
 
 
 def test_the_client_brings_no_torch_and_each_extra_what_its_packages_import() -> None:
-    """What an installed package imports comes with it: with the base `rewards` and `wire`, with `services` the services and
-    the load test, with `train` all."""
+    """What an installed package imports comes with it: with the base `rewards` and `wire`, with `services` the services,
+    with `loadtest` the load test, with `train` all."""
     made = {extra: {re.split("[>=<]", each)[0] for each in entries} for extra, entries in bounds.requirements().items()}
     brought = {"": needed(made[""])}
     assert "torch" not in brought[""]
     brought["services"] = needed(made[""] | made["services"])
     brought["train"] = needed(made[""] | made["services"] | (made["train"] - {f"{bounds.DISTRIBUTION}[services]"}))
+    brought["loadtest"] = needed(made[""] | made["loadtest"])
     owners = packages_distributions()
     needs = {
         "rewards": "",
         "wire": "",
         "services": "services",
-        "loadtest": "services",
+        "loadtest": "loadtest",
         "machine": "services",
         "trainer": "train",
     }
@@ -136,7 +137,7 @@ def test_the_client_brings_no_torch_and_each_extra_what_its_packages_import() ->
             if (
                 top in sys.stdlib_module_names
                 or top in needs
-                or top in OPTIONAL - {"transformers", "peft", "redis", "deepspeed"}
+                or top in OPTIONAL - {"transformers", "peft", "redis", "deepspeed", "locust", "gevent"}
             ):
                 continue
             if not {normal(owner) for owner in owners.get(top, [])} & brought[str(extra)]:
@@ -221,7 +222,7 @@ def test_what_is_in_the_wheel_works_without_the_checkout(built: tuple[Path, Path
     assert "quickstart " in typed("-m", "rewards", "recipes")
     program = (
         "import trainer\n"
-        "from trainer.__main__ import checked\nfrom rewards.shipped import recipe\n"
+        "from trainer.commands.recipes import checked\nfrom rewards.shipped import recipe\n"
         "config = checked(recipe('unified_rl_quickstart'))\n"
         "print(trainer.__file__, config.policy.pretrained, config.rewards.services['rules'].args['functions'], config.run_dir, sep='\\n')\n"
         "from trainer.processes.children import OURS\nprint(OURS)\n"
