@@ -35,7 +35,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--export", type=Path, metavar="DIR", help="Write the pages into a new folder, and serve nothing."
     )
     parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="RUN", help="With --export: the runs that are compared there."
+        "--compare",
+        nargs="*",
+        metavar="RUN",
+        help="Print the address of these runs' comparison; without names, of the two newest. With --export: the runs that are "
+        "compared there.",
     )
 
 
@@ -44,10 +48,8 @@ def show_runs(args: argparse.Namespace) -> int:
     if args.export is not None:
         from trainer.runs.export import export
 
-        print(f"Wrote {export(args.folder, args.export, args.compare)}")
+        print(f"Wrote {export(args.folder, args.export, args.compare or ())}")
         return 0
-    if args.compare:
-        raise ConfigError("--compare belongs to --export; on the page, tick the runs to compare")
     from trainer.runs.shell import Guard, read_tokens
 
     tokens = read_tokens(args.token_file)
@@ -59,11 +61,27 @@ def show_runs(args: argparse.Namespace) -> int:
     from trainer.runs.catalogue import Catalogue
 
     catalogue = Catalogue(args.folder)
+    path = "" if args.compare is None else _comparison(catalogue, args.compare)
     with _bound(args.host, args.port) as sock:
         name = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"{len(catalogue.runs())} runs of {args.folder}: http://{name}:{sock.getsockname()[1]}", flush=True)
+        what = f"{len(catalogue.runs())} runs of {args.folder}" if not path else "The comparison"
+        print(f"{what}: http://{name}:{sock.getsockname()[1]}{path}", flush=True)
         _serve(catalogue, sock, Guard(args.host, tokens))
     return 0
+
+
+def _comparison(catalogue: Catalogue, names: list[str]) -> str:
+    """Path of a comparison's page. Raises ConfigError: a name is no run's, or there are not two runs."""
+    from trainer.runs.compare import chosen
+    from trainer.runs.look import served
+
+    runs = chosen(catalogue.runs(), names, 2)
+    if len(runs) < 2:
+        raise ConfigError(
+            f"--compare: {catalogue.root} has {len(runs)} run{'s' * (len(runs) != 1)} to compare, and two are needed; name others, "
+            "or another folder"
+        )
+    return served().links.compare([run.name for run in runs])
 
 
 def _bound(host: str, port: int) -> socket.socket:

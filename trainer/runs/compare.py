@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config import ConfigError
+from trainer.config.base import did_you_mean
 from trainer.evaluation.outcomes import Outcome, score_metrics
 from trainer.records import keys
 from trainer.records.starts import changes
@@ -44,6 +46,22 @@ class Paired:
     step: int | None
     differences: tuple[Difference, ...]
     problem: str = ""
+
+
+def chosen(runs: Sequence[Run], names: Sequence[str], count: int) -> list[Run]:
+    """The runs of these names, in their order; without names the newest `count`, of which the oldest is the reference.
+
+    Raises:
+        ConfigError: a name is no run's, or there are more than MAX_RUNS names.
+    """
+    known = {run.name: run for run in runs}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--compare: no run {name!r}{did_you_mean(name, list(known))}")
+    if len(names) > MAX_RUNS:
+        raise ConfigError(f"--compare: {len(names)} runs, at most {MAX_RUNS}; name fewer")
+    by_age = sorted(runs, key=lambda run: run.written_at or 0.0)
+    return [known[name] for name in names] or by_age[-count:]
 
 
 def common_axes(runs: Sequence[Run]) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.config.base import did_you_mean
 from trainer.runs import compare, downloads
 from trainer.runs.catalogue import Catalogue
 from trainer.runs.look import inline
@@ -30,7 +29,7 @@ def export(folder: Path, output: Path, compared: Sequence[str]) -> Path:
     """
     catalogue = Catalogue(folder)
     runs = [run for run in (catalogue.whole(each.name) for each in catalogue.runs()) if run is not None]
-    chosen = _chosen(runs, compared)
+    chosen = compare.chosen(runs, compared, compare.MAX_RUNS)
     if output.exists():
         raise ConfigError(f"--export: {output} is there already; name a new folder, or move it away")
     # Beside its place, and named only when it is whole: a reader never meets half of it.
@@ -45,17 +44,6 @@ def export(folder: Path, output: Path, compared: Sequence[str]) -> Path:
             f"--export: {output} cannot be written: {error.strerror}; free space or correct the path"
         ) from error
     return output / "index.html"
-
-
-def _chosen(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
-    known = {run.name: run for run in runs}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--compare: no run {name!r}{did_you_mean(name, list(known))}")
-    if len(names) > compare.MAX_RUNS:
-        raise ConfigError(f"--compare: {len(names)} runs, at most {compare.MAX_RUNS}; name fewer")
-    newest = sorted(runs, key=lambda run: run.written_at or 0.0, reverse=True)
-    return [known[name] for name in names] or newest[: compare.MAX_RUNS]
 
 
 def _write(catalogue: Catalogue, runs: Sequence[Run], chosen: Sequence[Run], folder: Path) -> None:

@@ -121,6 +121,7 @@ def runs_page(catalogue: Catalogue, look: Look, query: TableQuery, *, every_row:
         links_left=catalogue.links,
         unread=catalogue.unread(),
         most=compare.MAX_RUNS,
+        newest=[run.name for run in compare.chosen(catalogue.runs(), [], 2)],
     )
 
 

@@ -6,7 +6,9 @@ import csv
 import html
 import io
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -17,9 +19,13 @@ from benchmarks.run_folders import add_samples, make_run, rows_of
 from tests.trainer.runs.conftest import HOSTILE, Served, serving
 from trainer.__main__ import main
 from trainer.evaluation.seen import MAX_TEXT, seen
+from trainer.runs.catalogue import Catalogue
+from trainer.runs.command import _comparison
 from trainer.runs.compare import outcomes_of, paired
 from trainer.runs.folder import Folder
 from trainer.runs.look import ServedLinks
+from trainer.runs.look import served as served_look
+from trainer.runs.pages import TableQuery, runs_page
 from trainer.runs.run import Run
 from trainer.runs.samples import cards, ordered, records_of
 from trainer.runs.shell import COOKIE
@@ -239,7 +245,8 @@ def test_a_token_is_asked_for_where_there_is_one(tmp_path):
         ([".", "--host", "0.0.0.0"], "reachable from other machines: give --token-file .* or leave --host out"),
         ([".", "--port", "99999"], "127.0.0.1:99999 cannot be listened on"),
         ([".", "--token-file", "short"], "has 5 characters, and needs at least 16"),
-        ([".", "--compare", "a"], "--compare belongs to --export"),
+        ([".", "--compare", "a"], "no run 'a'"),
+        ([".", "--compare"], "has 0 runs to compare, and two are needed"),
         ([".", "--export", "out", "--compare", "absent"], "no run 'absent'"),
         ([".", "--export", "."], r"--export: \. is there already"),
     ],
@@ -249,6 +256,21 @@ def test_a_wrong_command_says_what_to_do(tmp_path, monkeypatch, capsys, flags, s
     Path("short").write_text("12345\n")
     assert main(["runs", *flags]) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_two_newest_are_compared_by_one_flag_or_one_click(tmp_path, served):
+    """The older one is the reference, whatever they are called; named runs are compared in the order of their names."""
+    for name, age in (("b", 300), ("c", 200), ("a", 100)):
+        metrics = make_run(tmp_path / name, rows_of(2, every=2)) / "metrics.jsonl"
+        os.utime(metrics, (time.time() - age,) * 2)
+    catalogue = Catalogue(tmp_path)
+    assert _comparison(catalogue, []) == "/compare?run=c&run=a"
+    assert _comparison(catalogue, ["b", "a"]) == "/compare?run=b&run=a"
+    assert 'href="/compare?run=c&amp;run=a">Compare the two newest<' in runs_page(
+        catalogue, served_look(), TableQuery()
+    )
+    newest = re.search(r'href="([^"]+)">Compare the two newest<', get(served, "/").text)
+    assert newest and get(served, html.unescape(newest[1])).status_code == 200
 
 
 def test_what_services_saw_is_kept_short():
