@@ -312,6 +312,26 @@ def test_no_registry_is_said_with_the_way_out(kit: Path) -> None:
     assert recipe(f"{START} --dataset_info mine.py")["packed"]["registry"] == str(kit / "mine.py")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("ThinkT2IIterableDataset", "MyIterableDataset", "t2i_reason: 'MyIterableDataset' is not read here"),
+        ("/rows.json'", "/your_data_path/rows.json'", "still has your_data_path"),
+    ],
+)
+def test_tables_that_a_run_would_refuse_are_said(
+    kit: Path, old: str, new: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe is written: the tables are mended by hand, where the data are."""
+    assert idle(START) == []
+    table = kit / "data/dataset_info.py"
+    table.write_text(table.read_text().replace(old, new))
+    text = from_unireason(START.split())
+    assert yaml.safe_load(text)["packed"]["registry"] == str(table)
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if "a run would stop there" in line]
+    assert sentence.startswith("from-unireason: the tables of data") and said in sentence
+
+
 def test_a_checkpoint_that_is_not_there_is_said_before_the_model_is_built(kit: Path) -> None:
     """There the model is random then, at level INFO."""
     (kit / "models/BAGEL-7B-MoT").mkdir(parents=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rewards.shipped import FOLDER
 from trainer.config.base import ConfigError
+from trainer.data.formats.unireason.grouping import read_grouping
+from trainer.data.prompts.checks import DataError
 from trainer.migration.command_line import CommandLine, gpus_of
 from trainer.migration.recipe_text import Line
 from trainer.migration.unireason.flags import FIXED, flags
@@ -41,7 +43,17 @@ def translate(line: CommandLine) -> tuple[dict[str, Line], list[str]]:
         "checkpoint.keep": Line(_KEEP, "as its code keeps; its help says 3"),
         "logging.report_to": Line([], "W&B is off; [wandb] turns it on, offline unless WANDB_API_KEY is set"),
     }
-    return lines, [*line.notes, *_idle(line)]
+    return lines, [*line.notes, *_idle(line), *_wrong_tables(lines)]
+
+
+def _wrong_tables(lines: dict[str, Line]) -> list[str]:
+    """A sentence where the two tables cannot be used as they are, such as one with a class that is not read: the recipe is
+    right, and a run would be refused until they are mended."""
+    try:
+        read_grouping(Path(lines["packed.grouping"].value), Path(lines["packed.registry"].value))
+    except DataError as error:
+        return [f"the tables of data cannot be used as they are, and a run would stop there: {error}"]
+    return []
 
 
 def _check_fixed(line: CommandLine) -> None:
