@@ -8,7 +8,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import JsonValue
 
@@ -16,8 +16,10 @@ from wire.client.batches import Limits, Request, check_groups, make_requests
 from wire.client.errors import InvalidAnswerError, NoServiceError, NotReadyError, RewardClientError
 from wire.client.inputs import ImageLike, ItemImages, make_items
 from wire.client.rows import Row, Scores, row_of
-from wire.client.transport import Transport
 from wire.schema import ErrorCode, ScorerInfo, ServiceInfo
+
+if TYPE_CHECKING:
+    from wire.client.transport import Transport
 
 T = TypeVar("T")
 _AGAIN = frozenset({ErrorCode.OVERLOADED, ErrorCode.UPSTREAM})  # of one item: asking once more may give a score
@@ -52,6 +54,8 @@ class AsyncRewardClient:
     ) -> None:
         if batch_size < 1 or concurrency < 1:
             raise ValueError(f"batch_size {batch_size} and concurrency {concurrency}: both are 1 or more")
+        from wire.client.transport import Transport  # with httpx, for which who only imports the client need not wait
+
         self._transport = Transport(url, token, ca_file)
         self._batch_size = batch_size
         self._concurrency = concurrency
