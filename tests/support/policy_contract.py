@@ -41,6 +41,8 @@ def check_policy(section: PolicySection, prompts: Sequence[Prompt], folder: Path
 
     trained = sum(p.numel() for p in policy.trainable.parameters() if p.requires_grad)
     assert entry.sizes(section).trained == trained, "the doctor is told how much is trained"
+    named = {policy.group_of.get(name) for name, p in policy.trainable.named_parameters() if p.requires_grad}
+    assert named <= {None, *section.groups}, "the configuration knows the groups that optim.groups may name"
 
     for name in section.formats:
         exporter, target = exporter_of(section, name), folder / name

@@ -42,11 +42,12 @@ from trainer.config.programs import (
     QuickstartBaseConfig,
     ScenesConfig,
     check_base,
+    check_groups,
     check_program,
     check_stages,
 )
 from trainer.config.records import CheckpointConfig, LoggingConfig
-from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig
+from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig, check_waits
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig, check_training_sets
 from trainer.config.supervised_loss import SftLossConfig
 from trainer.config.tasks import GenerateConfig, Task, TaskSamplingConfig, UnderstandConfig, check_drawer, tasks_of
@@ -316,6 +317,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _update_fits(self) -> Config:
+        check_groups(self.program, self.policy, self.optim.groups)
         total, updated = self.sampling.samples_per_step, self.optim.micro_batch_size
         if updated is not None and updated > total:
             raise ValueError(
@@ -342,22 +344,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _ranks_outwait_rewards(self) -> Config:
-        services = self.rewards.services
-        waits = {
-            name: column.patience_s + 2 * services[column.service].longest_s
-            for name, column in self.rewards.columns.items()
-        }
-        if self.rewards.columns and self.distributed.timeout_s <= self.rewards.ready_timeout_s:
-            raise ValueError(
-                f"distributed.timeout_s = {self.distributed.timeout_s:g} is not above rewards.ready_timeout_s = "
-                f"{self.rewards.ready_timeout_s:g}, so the other ranks would give up first; raise it"
-            )
-        name = max(waits, key=lambda name: waits[name], default=None)
-        if name is not None and self.distributed.timeout_s <= waits[name]:
-            raise ValueError(
-                f"distributed.timeout_s = {self.distributed.timeout_s:g} is not above the {waits[name]:g} s that a rank may "
-                f"wait for {name} (its patience_s, and twice its queue_timeout_s and timeout_s), so the other ranks would give up first; raise it"
-            )
+        check_waits(self.rewards, self.distributed.timeout_s)
         return self
 
     @model_validator(mode="after")

@@ -103,8 +103,16 @@ class Owner:
 
 
 def check_deepspeed(path: str, owner: Owner) -> None:
-    """Raises ValueError when a value that the configuration owns is another in the JSON file; both are named."""
-    for key, theirs, field, ours in _claims(read_deepspeed(path), owner):
+    """Raises ValueError when a value that the configuration owns is another in the JSON file; both are named. Or when it asks for
+    Muon, which takes whole matrices, and the file cuts them."""
+    settings = read_deepspeed(path)
+    by_muon = [name for name, group in owner.optim.groups.items() if group.optimizer == "muon"]
+    if by_muon and stage(settings):
+        raise ValueError(
+            f"optim.groups.{by_muon[0]}.optimizer = muon needs whole matrices, but distributed.deepspeed = {path} cuts them into "
+            "parts: use adamw, or leave distributed.deepspeed out"
+        )
+    for key, theirs, field, ours in _claims(settings, owner):
         if theirs not in (AUTO, ours):
             raise ValueError(
                 f"{key} is {theirs!r} in {path}, but {field} is {ours!r}; make them equal, or write "

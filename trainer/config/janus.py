@@ -25,6 +25,7 @@ class JanusConfig(PolicySection):
     keeps_hub_ids: ClassVar[bool] = True
     draws_by: ClassVar[tuple[str, ...]] = ("tasks",)
     given: ClassVar[str] = ""
+    groups: ClassVar[tuple[str, ...]] = PARTS
 
     type: Literal["janus"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath = Field(

@@ -34,6 +34,7 @@ class NeoConfig(PolicySection):
     from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": MODEL_FILES}
     draws_by: ClassVar[tuple[str, ...]] = ("tokens",)
     given: ClassVar[str] = "packs"
+    groups: ClassVar[tuple[str, ...]] = ("patches", "new_layers", "rows_columns", "language")
 
     type: Literal["neo"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath | None = Field(None, description="A model folder in NEO's layout (model_type neo_chat).")

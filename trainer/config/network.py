@@ -26,6 +26,7 @@ class PolicySection(Section):
         keeps_hub_ids: its module looks the ids up itself, and writes them into what it exports.
         draws_by: the types of `sampling` that it can be drawn by, the usual one first.
         given: what program: supervised trains it on: images with texts, conversations, or packs; empty where it does not.
+        groups: the names of groups of its parameters, which `optim.groups` may name (`NamesGroups.group_of`).
     """
 
     family: ClassVar[str]
@@ -35,6 +36,7 @@ class PolicySection(Section):
     keeps_hub_ids: ClassVar[bool] = False
     draws_by: ClassVar[tuple[str, ...]] = ("flow",)
     given: ClassVar[str] = "images"
+    groups: ClassVar[tuple[str, ...]] = ("matrices", "rest")
 
     type: str = Field(description="Which policy of trainer/policies.")
 

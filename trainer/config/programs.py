@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import FilePath, OutputPath, Section, Share
+from trainer.config.base import FilePath, OutputPath, Section, Share, nearest
 from trainer.config.given_texts import AnswersConfig, ConversationsConfig
+from trainer.config.network import PolicySection
 from trainer.config.packed import PackedConfig
 from trainer.config.supervised_loss import SftLossConfig
 
 ProgramName = Literal["rl", "supervised", "preference", "quickstart_base", "vlm_base", "pair_base"]
+# Names for optim.groups where a program trains the whole of a small model, in place of the policy's own.
+BASE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "quickstart_base": ("blocks",),
+    "vlm_base": ("matrices",),
+    "pair_base": ("matrices", "decoder", "rest"),
+}
 
 
 class PreferencesConfig(Section):
@@ -163,6 +171,19 @@ def check_base(program: ProgramName, policy_type: str, pretrained: str | None) -
             f"program: {program} writes the folder that a policy of type {wanted} starts from, but policy.type is "
             f"{policy_type}; set policy.type to {wanted} and policy.pretrained to the folder"
         )
+
+
+def check_groups(program: ProgramName, policy: PolicySection, named: Iterable[str]) -> None:
+    """Whether `optim.groups` names groups that the policy has, and trains. Raises ValueError."""
+    known = BASE_GROUPS.get(program, policy.groups)
+    for name in named:
+        if name not in known:
+            what = f"program: {program}" if program in BASE_GROUPS else f"policy.type = {policy.type}"
+            raise ValueError(f"optim.groups.{name}: {what} has no parameters of that name; {nearest(name, known)}")
+        if name in getattr(policy, "freeze", ()):
+            raise ValueError(
+                f"optim.groups.{name} gives a rate to what policy.freeze does not let train; take {name} out of one of the two"
+            )
 
 
 def check_stages(max_steps: int, cards: CardsConfig | None, scenes: ScenesConfig | None) -> None:

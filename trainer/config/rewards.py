@@ -231,3 +231,23 @@ class RewardsConfig(Section):
                 service = started[column.service]
                 check_reward(f"columns.{name}", column.reward, service.module or "", service.args)
         return self
+
+
+def check_waits(rewards: RewardsConfig, timeout_s: float) -> None:
+    """Whether other ranks, which give up after `timeout_s` seconds (distributed.timeout_s), outwait one that waits for rewards. Raises
+    ValueError."""
+    waits = {
+        name: column.patience_s + 2 * rewards.services[column.service].longest_s
+        for name, column in rewards.columns.items()
+    }
+    if rewards.columns and timeout_s <= rewards.ready_timeout_s:
+        raise ValueError(
+            f"distributed.timeout_s = {timeout_s:g} is not above rewards.ready_timeout_s = {rewards.ready_timeout_s:g}, so the other "
+            "ranks would give up first; raise it"
+        )
+    name = max(waits, key=lambda name: waits[name], default=None)
+    if name is not None and timeout_s <= waits[name]:
+        raise ValueError(
+            f"distributed.timeout_s = {timeout_s:g} is not above the {waits[name]:g} s that a rank may wait for {name} (its "
+            "patience_s, and twice its queue_timeout_s and timeout_s), so the other ranks would give up first; raise it"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ class VlmConfig(PolicySection):
     keeps_hub_ids: ClassVar[bool] = True
     draws_by: ClassVar[tuple[str, ...]] = ("tokens",)
     given: ClassVar[str] = "conversations"
+    groups: ClassVar[tuple[str, ...]] = get_args(Part)
 
     type: Literal["vlm"] = Field(description="Which policy of trainer/policies.")
     pretrained: FilePath | None = Field(

@@ -36,16 +36,10 @@ def split(module: nn.Module, config: OptimConfig, group_of: Mapping[str, str]) -
         group_of: the policy's name of the group, by parameter name; a parameter left out is in no named group.
 
     Raises:
-        ConfigError: a group of `optim.groups` that the policy does not have, Muon for what is no matrix, or nothing left
-            to train.
+        ConfigError: as `check_groups` does, or nothing is left to train.
     """
+    check_groups(module, config, group_of)
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    known = sorted({group_of[name] for name in named if name in group_of})
-    for group in config.groups:
-        if group not in known:
-            raise ConfigError(
-                f"optim.groups.{group}: the policy has no parameters of that name; {nearest(group, known)}"
-            )
     members: dict[str, dict[str, nn.Parameter]] = {_REST: {}, **{group: {} for group in config.groups}}
     for name, parameter in named.items():
         group = group_of.get(name, _REST)
@@ -58,13 +52,28 @@ def split(module: nn.Module, config: OptimConfig, group_of: Mapping[str, str]) -
             for parameter in members[group].values():
                 parameter.requires_grad_(False)
             continue
-        if settings.optimizer == "muon":
-            _check_matrices(group, members[group])
         decay = config.weight_decay if settings.weight_decay is None else settings.weight_decay
         groups.append(Group(members[group], settings.optimizer, settings.lr / config.lr, decay))
     if not groups:
         raise ConfigError("optim.groups freezes every parameter (lr = 0), so there is nothing to train")
     return groups
+
+
+def check_groups(module: nn.Module, config: OptimConfig, group_of: Mapping[str, str]) -> None:
+    """Whether `optim.groups` fits what is trained of `module`; a start asks before it starts anything else.
+
+    Raises:
+        ConfigError: a group that has no trained parameter here, or Muon for what is no matrix.
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    known = sorted({group_of[name] for name in named if name in group_of})
+    for group, settings in config.groups.items():
+        if group not in known:
+            raise ConfigError(
+                f"optim.groups.{group}: the policy has no trained parameters of that name; {nearest(group, known)}"
+            )
+        if settings.optimizer == "muon" and settings.lr:
+            _check_matrices(group, {name: p for name, p in named.items() if group_of.get(name) == group})
 
 
 def trained(module: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Parameter]:

@@ -19,6 +19,7 @@ from trainer.config.file import dump_config
 from trainer.config.programs import ProgramName
 from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine
+from trainer.engine.groups import check_groups
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.rounds import Rounds
 from trainer.evaluation.sets import trained_on
@@ -122,6 +123,8 @@ def _open_session(
     """All that programs share, but for the saver."""
     torch.manual_seed(config.seed)
     policy = kind.policy(config, ranks.device)
+    group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
+    check_groups(policy.trainable, config.optim, group_of)
     prompts = [*material.checked, *material.heldout]
     policy.check_prompts(Watched(prompts, "reading the prompts", shown=ranks.is_main))
     entry_of(config.policy).family.check_plans(config, policy)
@@ -142,7 +145,6 @@ def _open_session(
     step = None if checkpoint is None else checkpoint.step
     client = stack.enter_context(connect(config, ranks, stack, recorder, step, last_row))
     check_agreement(client, ranks)
-    group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
     engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
     ema = Ema(policy.trainable, config.optim.ema_decay)
     servers = stack.enter_context(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from tests.support.tiny_updates import make_policy
-from trainer.config import ConfigError, DistributedConfig, OptimConfig
+from trainer.config import ConfigError, DistributedConfig, OptimConfig, VlmConfig
+from trainer.config.policy import TinyConfig
+from trainer.config.programs import check_groups
+from trainer.doctor import examine
 from trainer.engine import Engine, build_engine
 from trainer.processes.distributed import World
 
@@ -105,6 +111,7 @@ def test_a_flow_policy_names_its_groups() -> None:
     groups: Any = {"matrices": {"lr": 1e-2, "optimizer": "muon"}, "rest": {"lr": 0}}
     trained = {name: p for name, p in policy.trainable.named_parameters() if p.requires_grad}
     assert policy.group_of.keys() == trained.keys()
+    assert set(policy.group_of.values()) == set(TinyConfig.groups)
     engine = build_engine(policy.trainable, OptimConfig(groups=groups), DistributedConfig(), WORLD, policy.group_of)
     assert engine.names
     assert all("transformer_blocks" in name and trained[name].dim() == 2 for name in engine.names)
@@ -130,3 +137,44 @@ def test_muon_under_deepspeed_is_refused(tmp_path: Any) -> None:
     module = nn.Sequential(nn.Linear(4, 6))
     with pytest.raises(ConfigError, match=r"muon.*distributed\.deepspeed cuts them"):
         build_engine(module, config, DistributedConfig(deepspeed=str(settings)), WORLD, {"0.weight": "matrices"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"optim": {"groups": {"matrixes": {"lr": 1e-3}}}},
+            "optim.groups.matrixes: policy.type = tiny has no .*; did you mean matrices",
+        ),
+        ({"optim": {"groups": {"blocks": {"lr": 1e-3}}}}, "optim.groups.blocks: .*; known are: matrices, rest"),
+        (
+            {
+                "optim": {"groups": {"matrices": {"lr": 0.02, "optimizer": "muon"}}},
+                "distributed": {"deepspeed": "configs/deepspeed/zero2.json"},
+            },
+            r"optim\.groups\.matrices\.optimizer = muon needs whole matrices, but distributed\.deepspeed",
+        ),
+    ],
+    ids=["nearest", "all", "muon"],
+)
+def test_a_recipe_that_names_no_group_of_its_policy_is_refused_before_anything_starts(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    """By the doctor, too."""
+    raw = {"run_name": "a", "max_steps": 2, "data": {"train": [{"path": "a.txt", "rewards": {"ocr": 1.0}}]}, **changes}
+    raw["rewards"] = {"services": {"ocr": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"ocr": {"service": "ocr"}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    (finding,) = examine(tmp_path / "recipe.yaml")
+    assert finding.status == "FAIL" and re.search(said, finding.message), finding.message
+
+
+def test_a_group_that_is_frozen_or_of_a_base_is_known_before_the_start() -> None:
+    vlm = VlmConfig(type="vlm", pretrained="a", freeze=("vision",))
+    check_groups("rl", vlm, ["language"])
+    check_groups("vlm_base", vlm, ["matrices"])
+    with pytest.raises(
+        ValueError, match=r"optim\.groups\.vision gives a rate to what policy\.freeze does not let train"
+    ):
+        check_groups("rl", vlm, ["vision"])
+    with pytest.raises(ValueError, match=r"optim\.groups\.language: program: vlm_base has no parameters of that name"):
+        check_groups("vlm_base", vlm, ["language"])

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.support.trainer_runs import ROOT, read_metrics
 from trainer.config import Config, ConfigError, JanusConfig, ScenesConfig
 from trainer.config.file import load_config
+from trainer.config.programs import BASE_GROUPS
 from trainer.loop import train
 from trainer.policies.registry import build_policy
 from trainer.policies.unified.janus.model import JanusModel
@@ -125,7 +126,7 @@ def test_all_ranks_together_train_on_the_batch_of_one(model: JanusModel) -> None
 def test_the_parts_that_are_trained_are_in_their_groups(tmp_path: Path) -> None:
     policy = pair_base._policy(small(tmp_path), torch.device("cpu"))
     groups = policy.group_of
-    assert set(groups.values()) == {"matrices", "decoder", "rest"}
+    assert set(groups.values()) == set(BASE_GROUPS["pair_base"]) == {"matrices", "decoder", "rest"}
     named = dict(policy.trainable.named_parameters())
     assert all(named[name].dim() == 2 for name, group in groups.items() if group == "matrices")
     # Four layers of seven matrices, and two of the vision encoder with six.

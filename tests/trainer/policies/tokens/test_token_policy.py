@@ -45,7 +45,7 @@ def words(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
 
 def test_it_has_the_capabilities(policy: TokenPolicy) -> None:
     assert isinstance(policy, Samples) and isinstance(policy, Replays)
-    assert set(policy.group_of.values()) == {"vision", "projector", "language"}
+    assert set(policy.group_of.values()) == set(VlmConfig.groups) == {"vision", "projector", "language"}
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(policy: TokenPolicy, prompts: list[Prompt]) -> None:

@@ -42,7 +42,7 @@ def prompts(pictures: list[str]) -> list[Prompt]:
 def test_it_has_the_capabilities_of_packs_and_of_answers(neo: NeoPolicy) -> None:
     for capability in (ReadsPacks, Samples, Replays, ReadsTokens):
         assert isinstance(neo, capability)
-    assert set(neo.group_of.values()) == {"patches", "new_layers", "rows_columns", "language"}
+    assert set(neo.group_of.values()) == set(NeoConfig.groups) == {"patches", "new_layers", "rows_columns", "language"}
 
 
 def test_what_is_drawn_is_what_is_read_and_depends_on_no_neighbour(neo: NeoPolicy, neo_pictures: list[str]) -> None:
