@@ -436,6 +436,22 @@ def test_it_imports_neither_torch_nor_a_server() -> None:
     assert done.stdout.split() == []
 
 
+def test_importing_it_waits_for_nothing_that_only_a_call_needs() -> None:
+    """Counted in modules, as seconds differ from machine to machine: what is loaded is the standard library and this client."""
+    code = "import sys; before = set(sys.modules); import wire.client\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    loaded = done.stdout.split()
+    others = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert others == {"wire"}, others
+    assert {name for name in loaded if name.startswith("wire.")} == {
+        "wire.client",
+        "wire.client.client",
+        "wire.client.errors",
+        "wire.client.rows",
+    }
+    assert len(loaded) < 150, len(loaded)  # asyncio is half of them
+
+
 def test_reading_images_does_not_hold_them_all() -> None:
     """A request's images are read when it is its turn: while the first is under way no more than the next few are."""
     read: list[str] = []

@@ -1,30 +1,29 @@
-"""The client: what is asked, in which requests, and how their answers become rows."""
+"""The client: what is asked of a service, from an event loop and without one.
+
+What a call needs (httpx, pydantic, Pillow) is imported when a client is made or asked: who only imports this package need not
+wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import JsonValue
-
-from wire.client.batches import Limits, Request, check_groups, make_requests
-from wire.client.errors import InvalidAnswerError, NoServiceError, NotReadyError, RewardClientError
-from wire.client.inputs import ImageLike, ItemImages, make_items
-from wire.client.rows import Row, Scores, row_of
-from wire.schema import ErrorCode, ScorerInfo, ServiceInfo
+from wire.client.errors import NoServiceError, NotReadyError, RewardClientError
+from wire.client.rows import Scores
 
 if TYPE_CHECKING:
-    from wire.client.transport import Transport
+    from pydantic import JsonValue
+
+    from wire.client.inputs import ImageLike, ItemImages
+    from wire.schema import ServiceInfo
 
 T = TypeVar("T")
-_AGAIN = frozenset({ErrorCode.OVERLOADED, ErrorCode.UPSTREAM})  # of one item: asking once more may give a score
-_MOST_ASKED = 3  # times that one item is sent
-_PAUSE_S = 0.2  # before an item is asked about again, and once more before the next time
 _READY_LOOK_S = 0.25
 _INFO_S = 10.0  # longest that a service may take to say what it offers
 
@@ -54,7 +53,7 @@ class AsyncRewardClient:
     ) -> None:
         if batch_size < 1 or concurrency < 1:
             raise ValueError(f"batch_size {batch_size} and concurrency {concurrency}: both are 1 or more")
-        from wire.client.transport import Transport  # with httpx, for which who only imports the client need not wait
+        from wire.client.transport import Transport
 
         self._transport = Transport(url, token, ca_file)
         self._batch_size = batch_size
@@ -119,6 +118,9 @@ class AsyncRewardClient:
                 rows of the others have the error's code and sentence in place of a score.
             ValueError, TypeError: the arguments do not fit together; nothing was sent.
         """
+        from wire.client.asking import ask
+        from wire.client.inputs import make_items
+
         deadline = time.monotonic() + deadline_s
         wanted = make_items(
             images,
@@ -130,12 +132,9 @@ class AsyncRewardClient:
             metadata=metadata,
         )
         info = await self._known(deadline)
-        scorer = _chosen(info, reward, self.url)
-        limits = Limits.of(info, self._batch_size)
-        most = int(info.limits.get("max_items", limits.items))
-        check_groups(wanted, scorer, limits, most)
-        asking = _Asking(self._transport, scorer.name, deadline)
-        return await asking.all(make_requests(wanted, scorer, limits), len(wanted), self._concurrency)
+        return await ask(
+            self._transport, info, reward, wanted, deadline, batch_size=self._batch_size, concurrency=self._concurrency
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -245,75 +244,3 @@ class RewardClient:
         except BaseException:
             future.cancel()  # of no effect when it has ended; else nobody waits for it any more, as after Ctrl-C
             raise
-
-
-class _Asking:
-    """The requests of one call of `score`, on their way."""
-
-    def __init__(self, transport: Transport, reward: str, deadline: float) -> None:
-        self._transport = transport
-        self._reward = reward
-        self._deadline = deadline
-        self._rows: dict[int, Row] = {}
-        self._scorer: ScorerInfo | None = None
-        self._lost: RewardClientError | None = None
-
-    async def all(self, requests: Iterator[Request], count: int, concurrency: int) -> Scores:
-        """Send them, `concurrency` at a time; the images of one are read, in a thread, while others are under way."""
-        reading = asyncio.Lock()
-
-        async def sender() -> None:
-            while True:
-                async with reading:
-                    request = await asyncio.to_thread(next, requests, None)
-                if request is None:
-                    return
-                await self._score(request)
-
-        senders = [asyncio.ensure_future(sender()) for _ in range(concurrency)]
-        try:
-            await asyncio.gather(*senders)
-        finally:
-            for each in senders:
-                each.cancel()
-            await asyncio.gather(*senders, return_exceptions=True)
-        if self._scorer is None and self._lost is not None:
-            raise self._lost
-        return Scores([self._rows[index] for index in range(count)], self._scorer)
-
-    async def _score(self, request: Request) -> None:
-        self._rows |= {row.index: row for row in request.refused}
-        for asked in range(_MOST_ASKED):
-            if not request.items or time.monotonic() + asked * _PAUSE_S >= self._deadline:
-                return
-            await asyncio.sleep(asked * _PAUSE_S)
-            try:
-                answer = await self._transport.score(request, self._reward, self._deadline)
-                self._keep_one(answer.scorer)
-            except RewardClientError as error:
-                self._lost = self._lost or error
-                for place in request.items:
-                    self._rows.setdefault(place, Row(place, None, error.code, str(error)))
-                return
-            places = {item.id: place for place, item in request.items.items()}
-            self._rows |= {places[each.id]: row_of(places[each.id], each) for each in answer.results}
-            weak = {places[each.id] for each in answer.results if each.error is not None and each.error.code in _AGAIN}
-            groups = {request.items[place].group_id for place in weak} - {None} if answer.scorer.grouped else set()
-            request = request.only(weak | {place for place, item in request.items.items() if item.group_id in groups})
-
-    def _keep_one(self, scorer: ScorerInfo) -> None:
-        """Raises InvalidAnswerError: scores of two revisions cannot be compared with one another."""
-        if self._scorer is not None and scorer != self._scorer:
-            raise InvalidAnswerError(
-                f"{self._transport.url} answered with revision {self._scorer.revision!r} and then with {scorer.revision!r}: "
-                f"it was restarted meanwhile, or several stand behind the address; ask again"
-            )
-        self._scorer = scorer
-
-
-def _chosen(info: ServiceInfo, reward: str | None, url: str) -> ScorerInfo:
-    name = info.default_reward if reward is None else reward
-    known = {each.name: each for each in info.rewards}
-    if name not in known:
-        raise ValueError(f"no reward {name!r} at {url}; it serves: {', '.join(known)}")
-    return known[name]

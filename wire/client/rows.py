@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-from pydantic import JsonValue
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
-from wire.schema import ItemResult, ScorerInfo
+    from wire.schema import ItemResult, ScorerInfo
 
 
 @dataclass(frozen=True, slots=True)
