@@ -43,7 +43,7 @@ BASE: dict[str, Any] = {
         "columns": {"ocr": {"service": "ocr"}},
     },
     "data": {"train": [{"path": "train.jsonl", "rewards": {"ocr": 1.0}}]},
-    "optim": {"groups": {"ocr": {"lr": 1e-3}}},
+    "optim": {"groups": {"matrices": {"lr": 1e-3}}},
     "evaluation": {"path": "heldout.jsonl", "rewards": ["ocr"], "sets": [{"name": "more", "path": "more.jsonl"}]},
     "checkpoint": {"keep_best": {"metric": "eval/ocr"}},
 }
@@ -655,7 +655,7 @@ def concrete(path: str) -> str:
     """A place that BASE has: its data set 0, its service and column `ocr`."""
     for items in ("train", "sets", "packed.groups"):  # lists; a `*` elsewhere is the name of an entry
         path = path.replace(f"{items}.*", f"{items}.0")
-    return path.replace("*", "ocr")
+    return path.replace("groups.*", "groups.matrices").replace("*", "ocr")
 
 
 def test_the_base_is_a_valid_config(tmp_path: Path) -> None:
