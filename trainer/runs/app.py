@@ -198,7 +198,7 @@ class _Site:
                         yield f"data: {await asyncio.to_thread(event, changed, appeared, left)}\n\n"
                 elif quiet >= _BEAT_S:
                     quiet = 0.0
-                    yield ": still here\n\n"
+                    yield "event: beat\ndata: .\n\n"
                 await asyncio.sleep(_LOOK_S)
                 quiet += _LOOK_S
         finally:

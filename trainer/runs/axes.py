@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.runs.curves import Floats
-from trainer.runs.run import IMAGES, Run
+from trainer.runs.columns import Floats
+from trainer.runs.reading import IMAGES
+from trainer.runs.run import Run
 from trainer.runs.state import gpus
 
 Place = Callable[[Sequence[float]], list[float]]

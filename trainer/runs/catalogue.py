@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from trainer.config import ConfigError
+from trainer.runs.cache import Cache
 from trainer.runs.folder import Folder
 from trainer.runs.run import Run
 
 MAX_RUNS, MAX_DEPTH = 5000, 3
-KEPT_RUNS = 256  # whose curves are in memory, at most 1.5 MB each; others are read again when they are asked for
+KEPT_RUNS = 48  # whose curves are in memory, about 400 kB each; others are read again when they are asked for
 TICK_S, ROUND_S = 0.25, 1.0  # between looks at runs that move, and at all of them
 _MOVING_S = 15.0  # a run whose rows are younger is looked at every tick
 _FILES = frozenset({"config.yaml", "metrics.jsonl", "summary.json"})
@@ -27,13 +28,14 @@ class Catalogue:
         links: symbolic links that were met; they are not followed.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Raises ConfigError: `root` is no folder."""
+    def __init__(self, root: Path, cache: Cache | None = None) -> None:
+        """`cache` holds what was read before, if anything is to be kept. Raises ConfigError: `root` is no folder."""
         if not root.is_dir():
             raise ConfigError(f"no folder at {root.absolute()}; give the folder that runs are in, such as outputs")
         self.root = root.resolve()
         self.links: list[str] = []
         self.version = 0
+        self._cache = cache
         self._runs: dict[str, Run] = {}
         self._read: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
@@ -70,12 +72,13 @@ class Catalogue:
             run.glance()
             if not run.complete:
                 run.read()
+                self.version += 1
             self._remember(run)
         return run
 
     def unread(self) -> int:
         """How many runs are still to be gone through."""
-        return sum(not run.complete for run in self.runs()) if len(self._runs) <= KEPT_RUNS else 0
+        return sum(not run.complete for run in self.runs())
 
     def _remember(self, run: Run) -> None:
         with self._lock:
@@ -88,14 +91,15 @@ class Catalogue:
 
     def _scan(self) -> None:
         links: list[str] = []
-        names = dict.fromkeys(_found(Folder(self.root), links))
+        known = {run.name for run in self.runs() if run.is_there}
+        names = dict.fromkeys(_found(Folder(self.root), known, links))
         with self._lock:
             new = [name for name in names if name not in self._runs]
             lost = [name for name in self._runs if name not in names]
             for name in lost:
                 del self._runs[name]
             for name in new:
-                self._runs[name] = Run(Folder(self.root, tuple(name.split("/"))))
+                self._runs[name] = Run(Folder(self.root, tuple(name.split("/"))), self._cache)
             self.links = links
             self.version += bool(new or lost)
 
@@ -109,16 +113,21 @@ class Catalogue:
             for run in self.runs():
                 if (everything or _moves(run)) and run.glance():
                     self.version += 1
+                    if run.complete:
+                        self._remember(run)
 
     def _go_through(self) -> None:
         """Read runs that were only glanced at: those that move first, then the newest."""
         while not self._stopped.wait(TICK_S):
-            waiting = [run for run in self.runs() if not run.complete and run.name not in self._read]
+            waiting = [run for run in self.runs() if not run.complete]
             waiting.sort(key=lambda run: (run.state.kind == "running", run.written_at or 0.0))
-            while waiting and len(self._read) < KEPT_RUNS and not self._stopped.is_set():
+            while waiting and not self._stopped.is_set():
                 run = waiting.pop()
                 run.read()
-                self._remember(run)
+                if len(self._read) < KEPT_RUNS:
+                    self._remember(run)
+                else:
+                    run.let_go()  # those that were read first move, or are newer
                 self.version += 1
                 time.sleep(0.01)  # pages come first
 
@@ -127,14 +136,15 @@ def _moves(run: Run) -> bool:
     return run.state.kind == "running" or time.time() - (run.written_at or 0.0) < _MOVING_S
 
 
-def _found(folder: Folder, links: list[str], depth: int = 1) -> Iterator[str]:
-    """Names of the run folders below `folder`. What is below a run is its own."""
+def _found(folder: Folder, known: Set[str], links: list[str], depth: int = 1) -> Iterator[str]:
+    """Names of the run folders below `folder`. What is below a run is its own; those that are `known` are not looked into."""
     links += ["/".join((*folder.parts, name)) for name in folder.links()]
     for name, is_folder in folder.entries():
         if not is_folder or name.startswith("."):
             continue
         inner = folder.below(name)
-        if any(entry in _FILES for entry, _ in inner.entries()):
-            yield "/".join(inner.parts)
+        path = "/".join(inner.parts)
+        if path in known or any(entry in _FILES for entry, _ in inner.entries()):
+            yield path
         elif depth < MAX_DEPTH:
-            yield from _found(inner, links, depth + 1)
+            yield from _found(inner, known, links, depth + 1)

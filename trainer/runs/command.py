@@ -15,6 +15,7 @@ from trainer.config import ConfigError
 from wire.hosts import is_loopback
 
 if TYPE_CHECKING:
+    from trainer.runs.cache import Cache
     from trainer.runs.catalogue import Catalogue
     from trainer.runs.shell import Guard
 
@@ -41,6 +42,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="Print the address of these runs' comparison; without names, of the two newest. With --export: the runs that are "
         "compared there.",
     )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="Keep nothing of long runs for the next start in $XDG_CACHE_HOME/rewards/runs (without it, ~/.cache).",
+    )
 
 
 def show_runs(args: argparse.Namespace) -> int:
@@ -60,7 +66,7 @@ def show_runs(args: argparse.Namespace) -> int:
         )
     from trainer.runs.catalogue import Catalogue
 
-    catalogue = Catalogue(args.folder)
+    catalogue = Catalogue(args.folder, _cache(args))
     path = "" if args.compare is None else _comparison(catalogue, args.compare)
     with _bound(args.host, args.port) as sock:
         name = f"[{args.host}]" if ":" in args.host else args.host
@@ -82,6 +88,13 @@ def _comparison(catalogue: Catalogue, names: list[str]) -> str:
             "or another folder"
         )
     return served().links.compare([run.name for run in runs])
+
+
+def _cache(args: argparse.Namespace) -> Cache | None:
+    from trainer.runs.cache import Cache, usual_folder
+
+    folder = None if args.no_cache else usual_folder()
+    return None if folder is None else Cache(folder)
 
 
 def _bound(host: str, port: int) -> socket.socket:

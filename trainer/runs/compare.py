@@ -17,7 +17,8 @@ from trainer.report.charts import Chart, Series
 from trainer.report.run_folder import number
 from trainer.runs.axes import AXES, place_of
 from trainer.runs.folder import Folder
-from trainer.runs.run import IMAGES, Run
+from trainer.runs.reading import IMAGES
+from trainer.runs.run import Run
 from trainer.runs.run_charts import held_out, rewards_of, training
 from trainer.runs.samples import Card, cards, records_of, steps_of
 from trainer.runs.table import Held

@@ -6,16 +6,18 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.runs.columns import MAX_KEYS, Floats, Steps
+
 CAPACITY = 300  # points of a curve; when they are full, neighbours are joined and half of them are free again
-MAX_KEYS = 2000  # of a run; more are no metrics, and are left out
+_GROWTH = 16  # keys that there is room for beyond those that are there
 _COUNT, _MEAN, _LOW, _HIGH = range(4)
 
-Floats = NDArray[np.float64]
+Kept = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Curves:
         self._points = 0
         self._filled = 0  # rows in the last point
         self._steps = np.zeros(CAPACITY, np.int64)
-        self._keys: dict[str, NDArray[np.float32]] = {}
+        self._keys: dict[str, int] = {}
+        self._kept = _empty(_GROWTH)  # [4, keys, CAPACITY]
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
@@ -52,31 +55,27 @@ class Curves:
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._keys))
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in rows; what is no number is left out."""
+    def add(self, steps: Steps, numbers: Mapping[str, Floats]) -> None:
+        """Take in rows: per key their values, shape [rows], NaN where a row has none."""
+        known = [key for key, values in numbers.items() if self._place_of(key) is not None and len(values)]
+        places = np.array([self._keys[key] for key in known], np.intp)
+        values = np.array([numbers[key] for key in known], np.float64).reshape(len(known), len(steps))
         start = 0
-        while start < len(rows):
-            if self._points == 0 or self._filled == self.width:
-                self._open_point()
-            part = rows[start : start + self.width - self._filled]
-            self._take(part)
-            self._filled += len(part)
-            self._steps[self._points - 1] = part[-1]["step"]
-            start += len(part)
+        while start < len(steps):
+            start += self._fill(steps[start:], places, values[:, start:])
 
     def curve(self, key: str) -> Curve | None:
         """The points of a key; None where no row has it."""
-        if (kept := self._keys.get(key)) is None:
+        if key not in self:
             return None
-        count, mean, low, high = kept[:, : self._points].astype(np.float64)
-        steps = self._steps[: self._points].astype(np.float64)
-        return Curve(steps, np.where(count > 0, mean, math.nan), low, high)
+        count, mean, low, high = self._kept[:, self._keys[key], : self._points].astype(np.float64)
+        return Curve(self.steps, np.where(count > 0, mean, math.nan), low, high)
 
     def sums(self, key: str) -> Floats:
         """Per point the sum of a key over its rows; 0 where no row has it."""
-        if (kept := self._keys.get(key)) is None:
+        if key not in self:
             return np.zeros(self._points)
-        count, mean = kept[:2, : self._points].astype(np.float64)
+        count, mean = self._kept[:2, self._keys[key], : self._points].astype(np.float64)
         sums: Floats = count * mean
         return sums
 
@@ -85,45 +84,72 @@ class Curves:
         """The last step of each point."""
         return self._steps[: self._points].astype(np.float64)
 
-    def _open_point(self) -> None:
-        if self._points == CAPACITY:
+    def as_arrays(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """All of it, for a file: what JSON can hold, and arrays."""
+        told = {"width": self.width, "filled": self._filled, "keys": list(self._keys)}
+        kept = self._kept[:, : len(self._keys), : self._points]
+        return told, {"steps": self._steps[: self._points], "kept": kept}
+
+    @classmethod
+    def from_arrays(cls, told: Mapping[str, Any], steps: NDArray[Any], kept: NDArray[Any]) -> Self:
+        """The opposite of `as_arrays`. Raises TypeError, ValueError or LookupError for anything else."""
+        curves, points = cls(), len(steps)
+        curves.width, curves._filled, curves._points = int(told["width"]), int(told["filled"]), points
+        for key in told["keys"]:
+            curves._place_of(str(key))
+        curves._steps[:points] = steps
+        curves._kept[:, : len(curves._keys), :points] = kept
+        return curves
+
+    def _place_of(self, key: str) -> int | None:
+        """Where a key is kept; None where there is no room for another."""
+        place = self._keys.get(key)
+        if place is None and len(self._keys) < MAX_KEYS:
+            place = self._keys[key] = len(self._keys)
+            if place == self._kept.shape[1]:
+                self._kept = np.concatenate([self._kept, _empty(_GROWTH)], axis=1)
+        return place
+
+    def _fill(self, steps: Steps, places: NDArray[np.intp], values: Floats) -> int:
+        """Take in as many rows as there is room for without joining points. Returns how many."""
+        if self._points == CAPACITY and self._filled == self.width:
             self._halve()
-        self._points, self._filled = self._points + 1, 0
+        if self._points == 0 or self._filled == self.width:
+            self._points, self._filled = self._points + 1, 0
+        at, left = self._points - 1, self.width - self._filled
+        taken = min(len(steps), left + (CAPACITY - self._points) * self.width)
+        # The first rows fill up the point that was begun, the others make points of their own.
+        starts = np.concatenate([[0], np.arange(left, taken, self.width)])
+        self._join(slice(at, at + len(starts)), places, values[:, :taken], starts)
+        self._steps[at : at + len(starts)] = steps[np.append(starts[1:], taken) - 1]
+        self._filled = int(taken - starts[-1]) + (self._filled if len(starts) == 1 else 0)
+        self._points = at + len(starts)
+        return taken
+
+    def _join(self, points: slice, places: NDArray[np.intp], values: Floats, starts: NDArray[Any]) -> None:
+        """Rows into points: `starts` are the rows that each point's begin with."""
+        if not len(places):
+            return
+        known = ~np.isnan(values)
+        count = np.add.reduceat(known.astype(np.float64), starts, axis=1)
+        total = np.add.reduceat(np.where(known, values, 0.0), starts, axis=1)
+        before = self._kept[:, places, points].astype(np.float64)
+        whole = before[_COUNT] + count
+        self._kept[_COUNT, places, points] = whole
+        self._kept[_MEAN, places, points] = (before[_COUNT] * before[_MEAN] + total) / np.maximum(whole, 1)
+        self._kept[_LOW, places, points] = np.fmin(before[_LOW], np.fmin.reduceat(values, starts, axis=1))
+        self._kept[_HIGH, places, points] = np.fmax(before[_HIGH], np.fmax.reduceat(values, starts, axis=1))
 
     def _halve(self) -> None:
         """Join neighbours, when every point is full. CAPACITY is even: none is left over."""
         self._steps[: CAPACITY // 2] = self._steps[1::2]
-        for kept in self._keys.values():
-            count = kept[_COUNT, 0::2] + kept[_COUNT, 1::2]
-            total = kept[_COUNT, 0::2] * kept[_MEAN, 0::2] + kept[_COUNT, 1::2] * kept[_MEAN, 1::2]
-            joined = np.stack(
-                [
-                    count,
-                    total / np.maximum(count, 1),
-                    np.fmin(kept[_LOW, 0::2], kept[_LOW, 1::2]),
-                    np.fmax(kept[_HIGH, 0::2], kept[_HIGH, 1::2]),
-                ]
-            )
-            kept[:] = _empty()
-            kept[:, : CAPACITY // 2] = joined
+        one, other = self._kept[..., 0::2].astype(np.float64), self._kept[..., 1::2].astype(np.float64)
+        count = one[_COUNT] + other[_COUNT]
+        total = one[_COUNT] * one[_MEAN] + other[_COUNT] * other[_MEAN]
+        low, high = np.fmin(one[_LOW], other[_LOW]), np.fmax(one[_HIGH], other[_HIGH])
+        self._kept = _empty(self._kept.shape[1])
+        self._kept[..., : CAPACITY // 2] = np.stack([count, total / np.maximum(count, 1), low, high])
         self._points, self.width = CAPACITY // 2, 2 * self.width
-
-    def _take(self, part: Sequence[Mapping[str, Any]]) -> None:
-        at = self._points - 1
-        for key in part[0] if len(part) == 1 else {key: None for row in part for key in row}:
-            values = [float(value) for row in part if (value := row.get(key)) is not None and _is_number(value)]
-            if not values or key == "step":
-                continue
-            kept = self._keys.get(key)
-            if kept is None:
-                if len(self._keys) >= MAX_KEYS:
-                    continue
-                kept = self._keys[key] = _empty()
-            before = float(kept[_COUNT, at])
-            kept[_MEAN, at] = (before * float(kept[_MEAN, at]) + math.fsum(values)) / (before + len(values))
-            kept[_COUNT, at] = before + len(values)
-            kept[_LOW, at] = np.fmin(kept[_LOW, at], min(values))
-            kept[_HIGH, at] = np.fmax(kept[_HIGH, at], max(values))
 
 
 class Evaluations:
@@ -151,6 +177,19 @@ class Evaluations:
             value = values.get(key)
             kept.append(float(value) if value is not None and _is_number(value) else math.nan)
 
+    def as_arrays(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """All of it, for a file: what JSON can hold, and arrays."""
+        values = np.array(list(self._keys.values()), np.float64).reshape(len(self._keys), len(self.steps))
+        return {"keys": list(self._keys)}, {"evaluated": np.array(self.steps, np.int64), "values": values}
+
+    @classmethod
+    def from_arrays(cls, told: Mapping[str, Any], evaluated: NDArray[Any], values: NDArray[Any]) -> Self:
+        """The opposite of `as_arrays`. Raises TypeError, ValueError or LookupError for anything else."""
+        found = cls()
+        found.steps = array("q", evaluated.tolist())
+        found._keys = {str(key): array("d", row.tolist()) for key, row in zip(told["keys"], values, strict=True)}
+        return found
+
     def values(self, key: str) -> Sequence[float]:
         """Per evaluation the number of a key, NaN where it has none."""
         return self._keys.get(key) or [math.nan] * len(self.steps)
@@ -166,7 +205,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e38
 
 
-def _empty() -> NDArray[np.float32]:
-    kept = np.zeros((4, CAPACITY), np.float32)
+def _empty(keys: int) -> Kept:
+    kept = np.zeros((4, keys, CAPACITY), np.float32)
     kept[_LOW:] = math.nan
     return kept

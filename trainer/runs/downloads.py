@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import IO, Any
 
+from trainer.runs import tail
 from trainer.runs.folder import Folder
 from trainer.runs.table import RunRow
-from trainer.runs.tail import Tail
 
 KINDS = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 _PART = 2000  # rows in memory at once
@@ -23,7 +23,7 @@ Rows = Callable[[], Iterator[Mapping[str, Any]]]
 def metrics(folder: Folder) -> Iterator[Mapping[str, Any]]:
     """The rows of a run."""
     with folder.open("metrics.jsonl") as file:
-        for rows in Tail().rows(file):
+        for rows in tail.rows(file):
             yield from rows
 
 

@@ -6,10 +6,26 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 MAX_BYTES = 64 * 1024 * 1024  # of a file that is read whole
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file or folder is known to be unchanged by. Its time alone is not enough: the system's clock of files ticks every
+    few milliseconds, and two writes may fall into one tick."""
+
+    inode: int
+    size: int
+    time_ns: int
+
+    @property
+    def written_at(self) -> float:
+        """In seconds of the epoch."""
+        return self.time_ns / 1e9
 
 
 class Folder:
@@ -62,6 +78,17 @@ class Folder:
         except OSError:
             return None
 
+    def stamps(self, *names: str) -> dict[str, Stamp | None]:
+        """Of each file or folder in this one: its stamp; None where there is none, or it is a link or neither."""
+        try:
+            fd = self._enter(self.parts)
+        except OSError:
+            return dict.fromkeys(names)
+        try:
+            return {name: _stamp(name, fd) for name in names}
+        finally:
+            os.close(fd)
+
     def entries(self, *parts: str) -> Iterator[tuple[str, bool]]:
         """Name of each file and folder, and whether it is a folder; links and what is neither are left out."""
         try:
@@ -98,6 +125,16 @@ class Folder:
                 os.close(fd)
             fd = inner
         return fd
+
+
+def _stamp(name: str, folder: int) -> Stamp | None:
+    try:
+        about = os.stat(_checked(name), dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+        return None
+    return Stamp(about.st_ino, about.st_size, about.st_mtime_ns)
 
 
 def _checked(name: str) -> str:

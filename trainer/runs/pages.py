@@ -91,7 +91,7 @@ def runs_page(catalogue: Catalogue, look: Look, query: TableQuery, *, every_row:
     pages = max(1, math.ceil(len(found) / size))
     query = replace(query, page=min(max(query.page, 1), pages))
     shown = found[size * (query.page - 1) :][:size]
-    rewards, now = rewards_of(found), time.time()
+    rewards, now = rewards_of(found), time.time() if look.live else None
     titles = _TITLES | {f"eval/{name}": name for name in rewards}
 
     def href(**change: Any) -> str:
@@ -134,7 +134,7 @@ def told_of(run: Run, now: float) -> dict[str, Any]:
 
 def _plain(cell: Cell) -> dict[str, Any]:
     order = cell.order if not isinstance(cell.order, float) or math.isfinite(cell.order) else "-inf"
-    return {"key": cell.key, "text": cell.text, "fine": cell.fine, "kind": cell.kind, "order": order}
+    return {"key": cell.key, "text": cell.text, "fine": cell.fine, "kind": cell.kind, "order": order, "at": cell.at}
 
 
 def run_page(run: Run, root: Path, look: Look, axis: str) -> str:
@@ -152,7 +152,7 @@ def run_page(run: Run, root: Path, look: Look, axis: str) -> str:
             look,
             **_common(root),
             row=row,
-            cells=cells(row, rewards, time.time()),
+            cells=cells(row, rewards, time.time() if look.live else None),
             titles=_TITLES | {f"eval/{name}": f"held-out {name}" for name in rewards},
             axis=axis,
             axes=[(key, title) for key, title in AXES.items() if place_of(run, key) is not None],
@@ -263,7 +263,8 @@ def spread(steps: Sequence[int], most: int = 3) -> list[int]:
 
 
 def _common(root: Path) -> dict[str, Any]:
-    return {"root": root.name, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    now = datetime.now(UTC)
+    return {"root": root.name, "written": now.strftime("%Y-%m-%d %H:%M UTC"), "now": f"{now.timestamp():.1f}"}
 
 
 def _at(step: int) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,19 +13,18 @@ from typing import Any
 import yaml
 
 from trainer.config.old_keys import with_new_keys
-from trainer.records import keys
 from trainer.records.recorder import without_credentials
-from trainer.report.run_folder import evaluated_step, number
+from trainer.runs.cache import Cache
 from trainer.runs.curves import Curves, Evaluations
-from trainer.runs.folder import Folder
-from trainer.runs.state import State, state_of
-from trainer.runs.tail import Row, Tail, last_rows
+from trainer.runs.folder import Folder, Stamp
+from trainer.runs.reading import SUMMED, Reading
+from trainer.runs.state import State, is_locked, state_of
+from trainer.runs.tail import Row, newest
 
 # What the table says of a configuration. Such a line alone is read in a moment; all of it takes 20 ms.
 _HEADS = re.compile(r"^(?:run_name|max_steps|seed): .{1,500}$", re.MULTILINE)
-IMAGES = "images drawn"  # in a step: no key of a row, it is made of two of them
-SUMMED = ("time/total", "time/evaluate", "time/checkpoint", "time/cpu", IMAGES)
 _SMALL = 4 * 1024 * 1024  # bytes of a configuration or summary
+_WATCHED = ("config.yaml", "summary.json", "metrics.jsonl", ".lock", "flight")
 
 
 class Run:
@@ -39,28 +36,42 @@ class Run:
     Attributes:
         name: the folder's path below the output folder, with `/`.
         version: grows with every change that a page would show.
-        complete: whether all rows were read; until then only what `glance` saw is known.
+        complete: whether all rows were read; until then only what `glance` saw is known, and `sums`, `failed` and `alarms`
+            are empty.
+        sums: seconds and images of all rows, by key.
+        failed: failed scores by reward and code.
+        alarms: each alarm's name, with how many evaluations raised it.
+        knows_cpu: whether rows tell CPU seconds.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, cache: Cache | None = None) -> None:
         self.folder, self.name = folder, "/".join(folder.parts)
         self.lock = threading.RLock()
         self.version, self.complete = 0, False
         self.state = State("empty", "")
         self.config_text = ""
-        self._heads: Mapping[str, Any] = {}
         self.summary: Mapping[str, Any] = {}
-        self._stamps: dict[str, float | None] = {}
+        self.sums = dict.fromkeys(SUMMED, 0.0)
+        self.failed: Counter[tuple[str, str]] = Counter()
+        self.alarms: Mapping[str, int] = {}
+        self.knows_cpu = False
+        self._cache = cache
+        self._reading: Reading | None = None
+        self._heads: Mapping[str, Any] = {}
+        self._stamps: dict[str, Stamp | None] = {}
+        self._held = False
         self._row: Row = {}
         self._evaluated: Row = {}  # the newest row with an evaluation
-        self._forget()
 
-    def _forget(self) -> None:
-        self._tail = Tail()
-        self.curves, self.evaluations = Curves(), Evaluations()
-        self.sums: dict[str, float] = dict.fromkeys(SUMMED, 0.0)
-        self.failed: Counter[tuple[str, str]] = Counter()
-        self.complete = False
+    @property
+    def curves(self) -> Curves:
+        """The curves of all rows, read again where they were let go."""
+        return self._whole().curves
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """What evaluations found, read again where it was let go."""
+        return self._whole().evaluations
 
     @property
     def step(self) -> int:
@@ -90,7 +101,8 @@ class Run:
     @property
     def written_at(self) -> float | None:
         """When its last row was written, in seconds of the epoch."""
-        return self._stamps.get("metrics.jsonl")
+        stamp = self._stamps.get("metrics.jsonl")
+        return None if stamp is None else stamp.written_at
 
     @property
     def seed(self) -> str:
@@ -109,95 +121,80 @@ class Run:
             node = node.get(key) if isinstance(node, Mapping) else None
         return node
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the last glance saw a file that makes the folder a run's."""
+        return any(self._stamps.get(name) is not None for name in ("config.yaml", "summary.json", "metrics.jsonl"))
+
     def glance(self) -> bool:
         """Look at what is small. Returns whether anything has changed."""
         with self.lock:
-            before = (dict(self._stamps), self.state.kind)
-            if self._is_new("config.yaml"):
+            stamps = self.folder.stamps(*_WATCHED)
+            held = stamps[".lock"] is not None and is_locked(self.folder)
+            if stamps == self._stamps and held == self._held:
+                return False
+            new = {name for name, stamp in stamps.items() if stamp != self._stamps.get(name)}
+            self._stamps, self._held = stamps, held
+            if "config.yaml" in new:
                 self.config_text = without_credentials(self.folder.text("config.yaml", limit=_SMALL))
                 self._heads = _config("\n".join(_HEADS.findall(self.config_text)))
                 self.__dict__.pop("config", None)
-            if self._is_new("summary.json"):
+            if "summary.json" in new:
                 self.summary = _summary(self.folder.text("summary.json", limit=_SMALL))
-            if self._is_new("metrics.jsonl") and not self.complete:
-                self._look_at_end()
-            changed = before[0] != self._stamps
-            if changed and self.complete:
-                self.read()
-            # A lock may be let go without a file that changes.
-            self.state = state_of(self.folder, self.step, self.max_steps, self.summary, time.time())
-            if changed or before[1] != self.state.kind:
-                self.version += 1
-                return True
-            return False
+            if "metrics.jsonl" in new:
+                if self.complete:
+                    self.read()
+                else:
+                    self._look_at_end()
+            self.state = state_of(self.folder, self.step, self.max_steps, self.summary, held=held)
+            self.version += 1
+            return True
 
     def read(self) -> None:
         """Go through the rows that have come since the last time."""
         with self.lock:
-            try:
-                file = self.folder.open("metrics.jsonl")
-            except OSError:
-                self.complete = True
-                return
-            with file:
-                if self._tail.is_another(file):
-                    self._forget()
-                    self._row, self._evaluated = {}, {}
-                for rows in self._tail.rows(file):
-                    self._take(rows)
+            reading = self._read_on()
+            self.sums, self.failed, self.alarms = reading.sums, reading.failed, reading.alarms()
+            self.knows_cpu = "time/cpu" in reading.curves
+            self._row, self._evaluated = reading.row, reading.evaluated
             if not self.complete:
                 self.complete = True
                 self.version += 1
 
     def let_go(self) -> None:
-        """Give back the memory of curves; a later `read` goes through the rows again."""
+        """Give back the memory of curves and evaluations. What the table says stays; they are read again where they are asked
+        for."""
         with self.lock:
-            self._forget()
+            self._reading = None
 
-    def _is_new(self, name: str) -> bool:
-        stamp = self.folder.changed_at(name)
-        if name in self._stamps and self._stamps[name] == stamp:
-            return False
-        self._stamps[name] = stamp
-        return True
+    def _whole(self) -> Reading:
+        with self.lock:
+            return self._reading or self._read_on()
+
+    def _read_on(self) -> Reading:
+        """Everything up to the file's end: from where it was reached, here or in the cache."""
+        reading = self._reading or (self._cache and self._cache.load(self.folder)) or Reading()
+        try:
+            file = self.folder.open("metrics.jsonl")
+        except OSError:
+            self._reading = Reading()
+            return self._reading
+        with file:
+            if reading.tail.is_another(file):
+                reading = Reading()
+            reading.go_on(file)
+        self._reading = reading
+        if self._cache is not None:
+            self._cache.keep(self.folder, reading)
+        return reading
 
     def _look_at_end(self) -> None:
         try:
             with self.folder.open("metrics.jsonl") as file:
-                rows = last_rows(file)
+                row, evaluated = newest(file)
         except OSError:
             return
-        if rows:
-            self._row = rows[-1]
-            self._evaluated = next((row for row in reversed(rows) if _is_evaluation(row)), self._evaluated)
-
-    def _take(self, rows: list[Row]) -> None:
-        if not rows:
-            return
-        for row in rows:
-            drawn = number(row.get("images_per_s")) * number(row.get("time/total"))
-            if math.isfinite(drawn):
-                row[IMAGES] = drawn
-        self.curves.add([row for row in rows if row["step"] > 0])
-        for row in rows:
-            for key in SUMMED:
-                if (value := row.get(key)) is not None and math.isfinite(seconds := number(value)):
-                    self.sums[key] += seconds
-            if _is_evaluation(row):
-                self._evaluated = row
-                self.evaluations.add(evaluated_step(row), {k: v for k, v in row.items() if _is_of_evaluation(k)})
-            for key, value in row.items():
-                if key.startswith("failed/") and (told := keys.failed_of(key)) and math.isfinite(number(value)):
-                    self.failed[told] += int(value)
-        self._row = rows[-1]
-
-
-def _is_evaluation(row: Row) -> bool:
-    return any(key.startswith("eval/") for key in row)
-
-
-def _is_of_evaluation(key: str) -> bool:
-    return key.startswith(("eval/", "alarm/", "heldout/")) or (key.startswith("stats/") and key.count("/") == 2)
+        self._row, self._evaluated = row or self._row, evaluated or self._evaluated
 
 
 def _config(text: str) -> Mapping[str, Any]:

@@ -11,7 +11,8 @@ from trainer.records import keys
 from trainer.records.starts import course_of, start_of
 from trainer.report.charts import Chart, Series
 from trainer.runs.axes import AXES, Place, place_of
-from trainer.runs.run import IMAGES, Run
+from trainer.runs.reading import IMAGES, is_of_evaluation
+from trainer.runs.run import Run
 
 MAX_CHARTS = 120
 _TASKS = ("understand", "generate")
@@ -77,7 +78,7 @@ def charts_of(run: Run, axis: str = "step") -> list[tuple[str, list[Chart]]]:
     for name in rewards_of(run):
         found["Rewards"][name] = reward_series(run, name, place)
     for key in run.curves:
-        if keys.reward_of(key) is not None or key in (IMAGES, "step") or _is_of_evaluation(key):
+        if keys.reward_of(key) is not None or key in (IMAGES, "step") or is_of_evaluation(key):
             continue
         at = _place_of_key(key)
         found[at.section].setdefault(at.title, []).append(training(run, key, at.label, place))
@@ -167,10 +168,6 @@ def _of_evaluation(key: str) -> _At | None:
     if parts[0] == "heldout" and len(parts) == 2:
         return _At("Update", "on held-out rows", parts[1])
     return None
-
-
-def _is_of_evaluation(key: str) -> bool:
-    return key.startswith(("eval/", "alarm/", "heldout/")) or (key.startswith("stats/") and key.count("/") == 2)
 
 
 def _first(sections: Sequence[tuple[str, list[Chart]]], most: int) -> list[tuple[str, list[Chart]]]:

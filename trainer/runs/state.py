@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.processes.run_lock import is_held
-from trainer.records.progress import duration
 from trainer.report.run_folder import number
 from trainer.runs.folder import Folder
 
@@ -27,7 +26,7 @@ class State:
     sentence: str
 
 
-def state_of(folder: Folder, step: int, max_steps: int | None, summary: Mapping[str, Any], now: float) -> State:
+def state_of(folder: Folder, step: int, max_steps: int | None, summary: Mapping[str, Any], *, held: bool) -> State:
     """The state of a run whose last row is of `step`.
 
     running: a process holds the run's lock. finished: the summary is of the last step there is to make. stopped: the summary
@@ -35,12 +34,11 @@ def state_of(folder: Folder, step: int, max_steps: int | None, summary: Mapping[
     neither.
 
     Args:
-        now: in seconds of the epoch.
+        held: whether a process holds its lock.
     """
     rows_at, start_at = folder.changed_at("metrics.jsonl"), folder.changed_at("config.yaml")
-    ago = "" if rows_at is None else f"Its last row was written {duration(max(0.0, now - rows_at))} ago."
-    if _locked(folder):
-        return State("running", f"A process holds its lock. {ago or 'It has no rows yet.'}")
+    if held:
+        return State("running", "A process holds its lock." + ("" if rows_at else " It has no rows yet."))
     crash, summary_at = newest_crash(folder), folder.changed_at("summary.json")
     if crash is not None and crash.at >= max(start_at or 0.0, summary_at or 0.0):
         return State("failed", f"{crash.kind}: {crash.message}")
@@ -48,9 +46,7 @@ def state_of(folder: Folder, step: int, max_steps: int | None, summary: Mapping[
         return _told(step, max_steps, summary)
     if rows_at is None and start_at is None:
         return State("empty", "It has neither a configuration nor rows: it never began.")
-    return State(
-        "killed", f"Nobody holds its lock, and it left no word: killed, or the machine went down. {ago}".strip()
-    )
+    return State("killed", "Nobody holds its lock, and it left no word: killed, or the machine went down.")
 
 
 def _told(step: int, max_steps: int | None, summary: Mapping[str, Any]) -> State:
@@ -101,7 +97,8 @@ def gpus(summary: Mapping[str, Any]) -> float:
     return number(int(match.group(1))) if match else 0.0
 
 
-def _locked(folder: Folder) -> bool:
+def is_locked(folder: Folder) -> bool:
+    """Whether a process holds the run's lock."""
     try:
         with folder.open(".lock") as file:
             return is_held(file)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from trainer.records.progress import duration, evaluations
@@ -68,13 +69,15 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell as it is shown: `fine` is the small print below, `kind` its look, `order` what it is sorted by."""
+    """A cell as it is shown: `fine` is the small print below, `kind` its look, `order` what it is sorted by. One that says how
+    long ago something was has that time as `at`, in seconds of the epoch."""
 
     key: str
     text: str
     fine: str = ""
     kind: str = ""
     order: float | str = ""
+    at: float | None = None
 
 
 def row_of(run: Run) -> RunRow:
@@ -114,23 +117,20 @@ def held_of(run: Run) -> dict[str, Held]:
     return {str(name): _summed(ends, str(name), number(mean)) for name, mean in after.items()}
 
 
-def alarms_of(run: Run) -> dict[str, int]:
+def alarms_of(run: Run) -> Mapping[str, int]:
     """Each alarm's name, with how many evaluations raised it; of a run that is not read yet, those of the newest."""
-    if not run.complete:
-        return {key.removeprefix("alarm/"): 1 for key in run.evaluated if key.startswith("alarm/")}
-    found = {
-        key.removeprefix("alarm/"): sum(value > 0 for value in run.evaluations.values(key))
-        for key in run.evaluations
-        if key.startswith("alarm/")
-    }
-    return {name: count for name, count in found.items() if count}
+    return run.alarms if run.complete else dict.fromkeys(_raised(run.evaluated), 1)
+
+
+def _raised(row: Mapping[str, Any]) -> list[str]:
+    return [key.removeprefix("alarm/") for key in row if key.startswith("alarm/") and number(row[key]) > 0]
 
 
 def _cost(run: Run) -> tuple[float, float]:
     """Seconds of all steps and evaluations, and CPU seconds of rank 0; NaN where they are not known yet."""
     if run.complete:
         wall = run.sums["time/total"] + run.sums["time/evaluate"] + run.sums["time/checkpoint"]
-        return wall, run.sums["time/cpu"] if "time/cpu" in run.curves else math.nan
+        return wall, run.sums["time/cpu"] if run.knows_cpu else math.nan
     return (number(run.summary.get("wall_s")) if run.summary.get("steps") == run.step else math.nan), math.nan
 
 
@@ -156,8 +156,8 @@ def rewards_of(rows: Iterable[RunRow]) -> list[str]:
     return [name for name, _ in counts.most_common(MAX_REWARDS)]
 
 
-def cells(row: RunRow, rewards: Sequence[str], now: float) -> list[Cell]:
-    """A row's cells after its name."""
+def cells(row: RunRow, rewards: Sequence[str], now: float | None) -> list[Cell]:
+    """A row's cells after its name. Without `now`, of a page that stays as it is, times are told as dates."""
     of = f" of {row.max_steps}" if row.max_steps else ""
     share = f"{100 * row.step / row.max_steps:.0f} %" if row.max_steps else ""
     found = [
@@ -179,7 +179,6 @@ def cells(row: RunRow, rewards: Sequence[str], now: float) -> list[Cell]:
     spent = ((row.cpu_s, "CPU"), (row.gpu_s, "GPU"))
     fine = "\n".join(f"{part} {duration(value)}" for value, part in spent if value > 0)
     alarms = f"{len(row.alarms)}" if row.alarms else "none"
-    ago = "–" if row.written_at is None else f"{duration(max(0.0, now - row.written_at))} ago"
     return [
         *found,
         Cell("time", "–" if math.isnan(row.wall_s) else duration(row.wall_s), fine, order=_order(row.wall_s)),
@@ -190,8 +189,16 @@ def cells(row: RunRow, rewards: Sequence[str], now: float) -> list[Cell]:
             kind="down" if row.failed else "",
             order=row.failed or 0,
         ),
-        Cell("written", ago, order=row.written_at or 0.0),
+        Cell("written", _when(row.written_at, now), order=row.written_at or 0.0, at=row.written_at),
     ]
+
+
+def _when(at: float | None, now: float | None) -> str:
+    if at is None:
+        return "–"
+    if now is None:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{duration(max(0.0, now - at))} ago"
 
 
 def _order(value: float) -> float:

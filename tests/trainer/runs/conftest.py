@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(folder: Path, *flags: str) -> Iterator[Served]:
     """The command as a person starts it, until the test is done; it must end by itself when it is told to."""
     command = [sys.executable, "-m", "trainer", "runs", str(folder), "--port", "0", *flags]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache")}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:

@@ -17,12 +17,13 @@ from trainer.config import ConfigError, LoggingConfig
 from trainer.records.recorder import Recorder
 from trainer.runs.axes import place_of
 from trainer.runs.catalogue import Catalogue
+from trainer.runs.columns import ColumnReader
 from trainer.runs.curves import CAPACITY, Curves, Evaluations
 from trainer.runs.folder import Folder
 from trainer.runs.run import Run
 from trainer.runs.state import gpus, newest_crash
 from trainer.runs.table import row_of
-from trainer.runs.tail import Tail, last_rows
+from trainer.runs.tail import Tail, newest, parse
 
 
 def opened(folder: Path) -> Run:
@@ -32,15 +33,16 @@ def opened(folder: Path) -> Run:
     return run
 
 
-def read_steps(tail: Tail, path: Path) -> list[int]:
+def read_steps(tail: list[Tail], path: Path) -> list[int]:
+    """The steps that have come; `tail` holds how far the file was read."""
     with path.open("rb") as file:
-        if tail.is_another(file):
-            tail.restart()
-        return [row["step"] for rows in tail.rows(file) for row in rows]
+        if not tail or tail[0].is_another(file):
+            tail[:] = [Tail()]
+        return [row["step"] for piece in tail[0].pieces(file) for row in parse(piece)]
 
 
 def test_only_new_whole_lines_are_read(tmp_path):
-    path, tail = tmp_path / "metrics.jsonl", Tail()
+    path, tail = tmp_path / "metrics.jsonl", []
     path.write_text('{"step": 1}\n{"step": 2}\nno row\n[3]\n{"step": true}\n{"step": 3')
     assert read_steps(tail, path) == [1, 2]
     assert read_steps(tail, path) == []
@@ -51,7 +53,7 @@ def test_only_new_whole_lines_are_read(tmp_path):
 
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_file_that_was_cut_is_read_anew(tmp_path, replaced):
-    path, tail = tmp_path / "metrics.jsonl", Tail()
+    path, tail = tmp_path / "metrics.jsonl", []
     path.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, 6)))
     assert read_steps(tail, path) == [1, 2, 3, 4, 5]
     rest = '{"step": 1}\n{"step": 2}\n{"step": 3, "again": 1}\n{"step": 4}\n{"step": 5}\n'
@@ -66,40 +68,46 @@ def test_a_file_that_was_cut_is_read_anew(tmp_path, replaced):
 def test_a_line_longer_than_can_be_is_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "x": "' + "y" * 3_000_000 + '"}\n{"step": 2}\n')
-    assert read_steps(Tail(), path) == [2]
+    assert read_steps([], path) == [2]
 
 
 def test_the_end_of_a_long_file_is_seen_without_reading_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(f'{{"step": {n}, "pad": "{"x" * 100}"}}\n' for n in range(10_000)))
+    lines = [{"step": n, "pad": "x" * 100} | ({"eval/ocr": n / 1e4} if n % 500 == 0 else {}) for n in range(10_000)]
+    path.write_text(lines_of(lines) + '{"step": 10000, "to')
     with path.open("rb") as file:
-        rows = last_rows(file)
-    assert rows[-1]["step"] == 9999 and 1000 < len(rows) < 3000
+        row, evaluated = newest(file)
+        assert file.tell() == path.stat().st_size
+    assert row["step"] == 9999 and evaluated["eval/ocr"] == 0.95
+    path.write_text(lines_of(lines[:1]) + lines_of(lines[1:400]) * 10)
+    with path.open("rb") as file:
+        assert newest(file)[1] is None  # further away than is looked
 
 
 def test_points_stand_for_many_rows_and_lose_no_sum_and_no_spike():
     curves, values = Curves(), [math.sin(n) for n in range(1, 10_001)]
     values[7000] = 50.0
-    rows: list[dict[str, Any]] = [{"step": n, "x": value} for n, value in enumerate(values, 1)]
-    rows[3]["x"] = None
-    rows[5]["late"] = float("inf")
-    for start in range(0, len(rows), 777):
-        curves.add(rows[start : start + 777])
+    values[3] = math.nan
+    steps = np.arange(1, 10_001)
+    for start in range(0, 10_000, 777):
+        part = slice(start, start + 777)
+        curves.add(steps[part], {"x": np.array(values[part]), "late": np.full(len(values[part]), np.nan)})
     curve = curves.curve("x")
     assert curve is not None and len(curve.steps) <= CAPACITY and curve.joined
     assert curve.steps[-1] == 10_000 and list(curve.steps) == sorted(set(curve.steps))
     assert np.nanmax(curve.high) == 50 and np.nanmin(curve.low) == pytest.approx(min(values))
-    assert curves.sums("x").sum() == pytest.approx(math.fsum(values) - values[3], rel=1e-5)
-    assert "late" not in curves and curves.curve("late") is None
+    assert curves.sums("x").sum() == pytest.approx(np.nansum(values), rel=1e-5)
+    assert np.isnan(curves.curve("late").mean).all() and curves.curve("absent") is None
 
 
 @pytest.mark.parametrize("cut", [1, 7, 300, 1000])
 def test_curves_do_not_depend_on_the_portions_that_rows_come_in(cut):
-    rows = rows_of(1000)[1:]
+    columns = ColumnReader().read(lines_of(rows_of(1000)[1:]).encode())
     one, other = Curves(), Curves()
-    one.add(rows)
-    for start in range(0, len(rows), cut):
-        other.add(rows[start : start + cut])
+    one.add(columns.steps, columns.numbers)
+    for start in range(0, 1000, cut):
+        part = slice(start, start + cut)
+        other.add(columns.steps[part], {key: values[part] for key, values in columns.numbers.items()})
     for key in one:
         first, second = one.curve(key), other.curve(key)
         np.testing.assert_array_equal(first.steps, second.steps)

@@ -1,0 +1,105 @@
+"""What the rows of a run come to, read in order: curves, evaluations, sums and the rows that a table shows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trainer.records import keys
+from trainer.report.run_folder import number
+from trainer.runs.columns import ColumnReader, Columns
+from trainer.runs.curves import Curves, Evaluations
+from trainer.runs.tail import Row, Tail
+
+IMAGES = "images drawn"  # in a step: no key of a row, it is made of two of them
+SUMMED = ("time/total", "time/evaluate", "time/checkpoint", "time/cpu", IMAGES)
+
+
+class Reading:
+    """The rows of a `metrics.jsonl` up to the place that was reached.
+
+    Attributes:
+        row: the last one; empty before any.
+        evaluated: the last one with an evaluation.
+        sums: of SUMMED, over all rows.
+        failed: failed scores by reward and code.
+    """
+
+    def __init__(self) -> None:
+        self.tail = Tail()
+        self.curves, self.evaluations = Curves(), Evaluations()
+        self.sums = dict.fromkeys(SUMMED, 0.0)
+        self.failed: Counter[tuple[str, str]] = Counter()
+        self.row: Row = {}
+        self.evaluated: Row = {}
+        self._reader = ColumnReader()
+
+    def alarms(self) -> dict[str, int]:
+        """Each alarm's name, with how many evaluations raised it."""
+        raised = {
+            key.removeprefix("alarm/"): sum(value > 0 for value in self.evaluations.values(key))
+            for key in self.evaluations
+            if key.startswith("alarm/")
+        }
+        return {name: count for name, count in raised.items() if count}
+
+    def go_on(self, file: BinaryIO) -> None:
+        """Read what has come since."""
+        for piece in self.tail.pieces(file):
+            columns = self._reader.read(piece)
+            if len(columns.steps):
+                self._take(columns)
+
+    def as_arrays(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All of it, for a file: what JSON can hold, and arrays."""
+        curves, arrays = self.curves.as_arrays()
+        evaluations, more = self.evaluations.as_arrays()
+        failed = [[reward, code, count] for (reward, code), count in self.failed.items()]
+        told = {"tail": self.tail.as_dict(), "curves": curves, "evaluations": evaluations, "sums": self.sums}
+        return told | {"failed": failed, "row": self.row, "evaluated": self.evaluated}, arrays | more
+
+    @classmethod
+    def from_arrays(cls, told: Mapping[str, Any], arrays: Mapping[str, Any]) -> Reading:
+        """The opposite of `as_arrays`. Raises TypeError, ValueError or LookupError for anything else."""
+        found = cls()
+        found.tail = Tail.from_dict(told["tail"])
+        found.curves = Curves.from_arrays(told["curves"], arrays["steps"], arrays["kept"])
+        found.evaluations = Evaluations.from_arrays(told["evaluations"], arrays["evaluated"], arrays["values"])
+        found.sums = {key: float(told["sums"][key]) for key in SUMMED}
+        found.failed = Counter({(str(reward), str(code)): int(count) for reward, code, count in told["failed"]})
+        found.row, found.evaluated = dict(told["row"]), dict(told["evaluated"])
+        found._reader = ColumnReader(key for key in found.curves if key != IMAGES)
+        return found
+
+    def _take(self, columns: Columns) -> None:
+        numbers = dict(columns.numbers)
+        if (rate := numbers.get("images_per_s")) is not None and (time := numbers.get("time/total")) is not None:
+            numbers[IMAGES] = rate * time
+        trained = columns.steps > 0  # row 0 is the evaluation before training, and no step's
+        self.curves.add(columns.steps[trained], {key: values[trained] for key, values in numbers.items()})
+        for key in SUMMED:
+            if key in numbers:
+                self.sums[key] += float(np.nansum(numbers[key]))
+        for key, values in numbers.items():
+            if key.startswith("failed/") and (told := keys.failed_of(key)):
+                self.failed[told] += int(np.nansum(values))
+        for place in columns.places_of("eval/"):
+            self.evaluated = row = columns.row(place)
+            found = {key: value for key, value in row.items() if is_of_evaluation(key)}
+            self.evaluations.add(_evaluated_step(row), found)
+        self.row = columns.row(len(columns.steps) - 1)
+
+
+def _evaluated_step(row: Row) -> int:
+    """The step whose weights the evaluation in this row was of."""
+    step = number(row.get("eval/step"))
+    return int(step) if math.isfinite(step) else int(row["step"])
+
+
+def is_of_evaluation(key: str) -> bool:
+    """Whether an evaluation found what stands under a key."""
+    return key.startswith(("eval/", "alarm/", "heldout/")) or (key.startswith("stats/") and key.count("/") == 2)
