@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses import Stats
-from trainer.policies.base import Policy, missing, regroup
+from trainer.policies.base import Policy, missing, regroup, select
 from trainer.types import Rollout, Trace
 
 
@@ -115,6 +115,8 @@ class RolloutBatch:
         weight_N: loss weights of its terms: of each sample, or of each pair.
         step: finished training steps; what is random in an objective depends on it.
         left_out: what samples that are not computed, as their gradient is 0, add to what the terms are divided by.
+        idle: how many samples have no gradient, on the first micro-batch of a rank.
+        stands_for: how many samples this one speaks for, these included; None is its own.
         old: by part, what the policy said before the first update on these samples, without gradient.
     """
 
@@ -123,6 +125,8 @@ class RolloutBatch:
     weight_N: Tensor
     step: int
     left_out: float = 0.0
+    idle: int = 0
+    stands_for: int | None = None
     old: dict[int, Tensor] = field(default_factory=dict)
     kind: ClassVar[str] = "rollouts"
     update: ClassVar[None] = None
@@ -132,6 +136,10 @@ class RolloutBatch:
 
     def weightless(self) -> Self:
         return replace(self, weight_N=torch.zeros_like(self.weight_N))
+
+    def num_samples(self) -> dict[str, float]:
+        """What an objective counts besides its terms, so that the share of samples without a gradient can be shown."""
+        return {"samples": len(self.rollout) if self.stands_for is None else self.stands_for, "idle": self.idle}
 
 
 class Objective(Protocol):
@@ -221,6 +229,44 @@ def micro_batches(fed: Scored, step: int, size: int | None) -> list[RolloutBatch
         batches.append(RolloutBatch(rollout, fed.adv_B[rows], fed.weight_B[rows], step))
         start += len(rollout)
     return batches
+
+
+def with_gradient(
+    fed: Scored, acts_B: Tensor, step: int, size: int | None, count: Callable[[RolloutBatch], float]
+) -> list[RolloutBatch]:
+    """The micro-batches of the samples that have a gradient; of the first sample where none has, as an update needs something
+    to compute.
+
+    The others still count in what the terms are divided by, so the gradient is that of all samples. Those that are left are
+    put together anew, `size` at a time or as many as were sampled together: fewer passes rather than smaller ones.
+
+    Args:
+        acts_B: bool, which samples have a gradient.
+        count: what a micro-batch adds to what its terms are divided by.
+    """
+    acts_B = acts_B.cpu()
+    if acts_B.all() or not len(acts_B):
+        return micro_batches(fed, step, size)
+    idle = int((~acts_B).sum())
+    if idle == len(acts_B):
+        acts_B = torch.arange(len(acts_B)) == 0
+    kept, left_out, first = list[Rollout](), 0.0, 0
+    for rollout in fed.rollouts:
+        rows = slice(first, first + len(rollout))
+        idle_B = torch.where(acts_B[rows], 0.0, fed.weight_B[rows].cpu())
+        left_out += count(RolloutBatch(rollout, fed.adv_B[rows], idle_B, step))
+        if acts_B[rows].any():
+            kept.append(select(rollout, acts_B[rows].nonzero()[:, 0].tolist()))
+        first += len(rollout)
+    scored = Scored(kept, fed.adv_B[acts_B.to(fed.adv_B.device)], fed.weight_B[acts_B.to(fed.weight_B.device)])
+    found = micro_batches(scored, step, size or max(len(rollout) for rollout in fed.rollouts))
+    return standing_for(found, len(acts_B), idle, left_out)
+
+
+def standing_for(batches: Sequence[RolloutBatch], samples: int, idle: int, left_out: float = 0.0) -> list[RolloutBatch]:
+    """The micro-batches; the first speaks for the `idle` of all `samples`, too, that are in none."""
+    others = sum(len(batch.rollout) for batch in batches[1:])
+    return [replace(batches[0], left_out=left_out, idle=idle, stands_for=samples - others), *batches[1:]]
 
 
 def total(terms: Sequence[Term], counts: Mapping[str, float]) -> Tensor:

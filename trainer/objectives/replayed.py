@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses import highest
-from trainer.objectives.base import Once, RolloutBatch, Scored, micro_batches
+from trainer.objectives.base import Once, RolloutBatch
 from trainer.policies.base import Replays
 from trainer.types import Replay
 
@@ -46,10 +46,6 @@ class ReplayedObjective:
     def __init__(self, policy: Replays, micro_batch_size: int | None) -> None:
         self.policy, self.micro_batch_size = policy, micro_batch_size
         self._once = Once()
-
-    def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
-        self._once.take(fed.rollouts)
-        return micro_batches(fed, step, self.micro_batch_size)
 
     def num_parts(self, batch: RolloutBatch) -> int:
         return len(self.policy.parts(batch.rollout))

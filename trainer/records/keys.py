@@ -72,6 +72,8 @@ SENTENCES: dict[str, str] = {
     "resampled": "How often the step was sampled again, for groups whose rewards did not differ; sampling.max_resamples is the "
     "most. Rewards are means over all that was drawn.",
     "adv/trained_share": "Share of the rollouts that train: those with at least one valid score.",
+    "skipped_share": "Share of the step's samples that the update did not compute, as they have no gradient: a weight of 0, or, where no KL "
+    "holds every sample, an advantage of 0. They count in the means that a loss is; ratios and the like are of those computed.",
     "loss/policy": "The clipped surrogate, per sample and stochastic step, or per token; only its gradient has a meaning. While ratios are 1 it is "
     "minus the mean advantage: 0, but where an advantage was clamped to adv_clip.",
     "loss/kl": "The KL penalty before its weight kl_beta.",

@@ -84,7 +84,7 @@ class Updater:
             grad_norm = self._apply(step, number, lr, tally) if leads else 0.0
         if self.old is not None:
             self.old.follow(step)
-        return {"lr": lr, "grad_norm": grad_norm, **tally.metrics()}
+        return {"lr": lr, "grad_norm": grad_norm, **_skipped(work.counts_U[0]), **tally.metrics()}
 
     @torch.no_grad()
     def _remember(self, work: Work) -> None:
@@ -118,3 +118,12 @@ class Updater:
                 midway=number > 0,
             )
         return norm
+
+
+def _skipped(counts: Mapping[str, float]) -> dict[str, float]:
+    """Which share of the samples was not computed, as it has no gradient; by task where there are tasks."""
+    groups = [name.removesuffix("idle") for name in counts if name.rpartition("/")[2] == "idle"]
+    return {
+        f"{group.removeprefix('main/')}skipped_share": counts[f"{group}idle"] / max(counts[f"{group}samples"], 1.0)
+        for group in groups
+    }

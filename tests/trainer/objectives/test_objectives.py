@@ -453,7 +453,7 @@ def test_dance_grpo_is_its_equation() -> None:
     updater = make_updater(policy, lr=1e-12, clip_range=1e-3)
     with torch.no_grad():
         policy.trainable.proj_out.weight.add_(0.05)
-    adv = ADV + 1
+    adv = ADV + 1.25  # none is 0: such a sample is not computed, and the others not as they were sampled
     row = updater.step(Scored([rollout], adv, ONES), 0)
     sigma, dt, eta = 0.75, -0.25, 0.3
     x, x_next = rollout.trace.x_BT[:, 0], rollout.trace.x_BT[:, 1]

@@ -20,7 +20,7 @@ from trainer.losses import (
     nft_loss,
     velocity_distance,
 )
-from trainer.objectives.base import Entry, Once, PlanNeeds, RolloutBatch, Scored, Term, micro_batches
+from trainer.objectives.base import Entry, Once, PlanNeeds, RolloutBatch, Scored, Term, with_gradient
 from trainer.objectives.flow.noise import NoiseLevels
 from trainer.objectives.flow.pairs import pair_batches
 from trainer.policies.base import Denoises
@@ -52,11 +52,20 @@ class ForwardObjective(Generic[TimestepT]):
         self._once = Once()
 
     def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
+        """Of the samples that have a gradient."""
         self._once.take(fed.rollouts)
-        return micro_batches(fed, step, self.micro_batch_size)
+        return with_gradient(fed, self.act(fed), step, self.micro_batch_size, self._count)
+
+    def act(self, fed: Scored) -> Tensor:
+        """Bool (B,), which samples have a gradient. An advantage of 0 may have one: DiffusionNFT takes it for a sample that is as
+        good as bad, and holds the velocity where it was."""
+        return fed.weight_B.cpu() != 0
 
     def counts(self, batch: RolloutBatch) -> dict[str, float]:
-        return {"terms": batch.weight_N.double().sum().item() * self.num_parts(batch)}
+        return {"terms": self._count(batch) + batch.left_out, **batch.num_samples()}
+
+    def _count(self, batch: RolloutBatch) -> float:
+        return batch.weight_N.double().sum().item() * self.num_parts(batch)
 
     def num_parts(self, batch: RolloutBatch) -> int:
         return self.config.timestep_draws
@@ -115,6 +124,11 @@ class Awm(ForwardObjective[AwmConfig]):
     The rest is the clipped surrogate, and with `old_kl_beta` a KL to the sampling policy, the mean squared distance of the
     velocities. `batch.old` is the log-probability under the sampling policy, or with that KL its velocity.
     """
+
+    def act(self, fed: Scored) -> Tensor:
+        """The surrogate is a multiple of the advantage; a KL acts on every sample."""
+        acts_B = super().act(fed)
+        return acts_B if self.config.kl_beta or self.config.old_kl_beta else acts_B & (fed.adv_B.cpu() != 0)
 
     def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
         point = self.draw(batch, part)

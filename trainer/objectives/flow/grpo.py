@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.config.objective import FlowGrpoConfig, GrpoGuardConfig, StochasticSection
 from trainer.losses import Stats, clipped_surrogate, guarded_surrogate, kl_penalty
-from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Term
+from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, with_gradient
 from trainer.objectives.replayed import Replayed, ReplayedObjective
 from trainer.policies.base import Replays
 
@@ -24,11 +24,22 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
         super().__init__(policy, micro_batch_size)
         self.config = config
 
+    def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
+        """Of the samples that have a gradient: the surrogate is a multiple of the advantage, and weight 0 takes out the KL, too."""
+        self._once.take(fed.rollouts)
+        acts_B = fed.weight_B.cpu() != 0
+        if not self.config.kl_beta:
+            acts_B &= fed.adv_B.cpu() != 0
+        return with_gradient(fed, acts_B, step, self.micro_batch_size, self._count)
+
     def counts(self, batch: RolloutBatch) -> dict[str, float]:
+        return {"terms": self._count(batch) + batch.left_out, **batch.num_samples()}
+
+    def _count(self, batch: RolloutBatch) -> float:
         rollout, weight_B = batch.rollout, batch.weight_N.double()
         if rollout.mask_BS is None:
-            return {"terms": weight_B.sum().item() * rollout.logp_BS.shape[1]}
-        return {"terms": (weight_B[:, None] * rollout.mask_BS).sum().item()}
+            return weight_B.sum().item() * rollout.logp_BS.shape[1]
+        return (weight_B[:, None] * rollout.mask_BS).sum().item()
 
     def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
         found = self.replayed(batch, part, reference=self.config.kl_beta > 0)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.objectives.base import RolloutBatch, Scored
+from trainer.objectives.base import RolloutBatch, Scored, standing_for
 from trainer.policies.base import regroup
 
 
 def pair_batches(fed: Scored, step: int, size: int | None) -> list[RolloutBatch]:
     """Micro-batches of at most `size` samples in which 2n and 2n + 1 are the best and the worst of a group.
 
-    Every group gives one pair, so that all ranks have equally many; None takes the size of the sampled micro-batches.
+    A group without two samples that differ gives no pair; where no group gives one, the first does with weight 0, as an update
+    needs something to compute. None takes the size of the sampled micro-batches.
     """
     rollouts, adv_B = fed.rollouts, fed.adv_B
     group_B = torch.cat([rollout.group_B for rollout in rollouts])
     rows_N2, weight_N = extreme_pairs(adv_B, fed.weight_B, group_B)
+    acts_N = weight_N != 0 if weight_N.any() else torch.arange(len(weight_N)) == 0
+    rows_N2, weight_N = rows_N2[acts_N], weight_N[acts_N]
     singles = regroup(rollouts, 1)
     pairs_at_once = max((size or len(rollouts[0])) // 2, 1)
     chosen = [singles[row] for row in rows_N2.flatten().tolist()]
@@ -24,7 +27,7 @@ def pair_batches(fed: Scored, step: int, size: int | None) -> list[RolloutBatch]
     for number, rollout in enumerate(regroup(chosen, 2 * pairs_at_once)):
         pairs = slice(number * pairs_at_once, number * pairs_at_once + len(rollout) // 2)
         batches.append(RolloutBatch(rollout, adv_B[rows_N2[pairs].flatten()], weight_N[pairs], step))
-    return batches
+    return standing_for(batches, len(adv_B), len(adv_B) - 2 * int((weight_N != 0).sum()))
 
 
 def extreme_pairs(adv_B: Tensor, weight_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ from trainer.losses.clips import clip_bounds, is_cut
 from trainer.losses.policy import REDUCTIONS, Level
 from trainer.losses.ratios import k3, log_ratios
 from trainer.losses.terms import lowest, total
-from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, micro_batches
+from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, with_gradient
 from trainer.objectives.replayed import Replayed, ReplayedObjective
-from trainer.policies.base import Replays, select
+from trainer.policies.base import Replays
 from trainer.types import Rollout
 
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -75,20 +75,8 @@ class TokenPolicy(ReplayedObjective):
         """Of the samples that have a gradient, and the first one where none has: an update needs something to compute."""
         self._once.take(fed.rollouts)
         rollouts = [_whole(each) for each in fed.rollouts] if self.loss.mask_truncated else fed.rollouts
-        acts_B = self._act(rollouts, fed)
-        if not acts_B.any():
-            acts_B[:1] = True
-        kept, left_out, first = [], 0.0, 0
-        for rollout in rollouts:
-            acts = acts_B[first : first + len(rollout)]
-            weight_B = torch.where(acts, 0.0, fed.weight_B[first : first + len(rollout)].cpu())
-            left_out += self._weigh(rollout, weight_B).count.item()
-            if acts.any():
-                kept.append(select(rollout, acts.nonzero()[:, 0].tolist()))
-            first += len(rollout)
-        scored = Scored(kept, fed.adv_B[acts_B.to(fed.adv_B.device)], fed.weight_B[acts_B.to(fed.weight_B.device)])
-        found = micro_batches(scored, step, self.micro_batch_size)
-        return [replace(found[0], left_out=left_out), *found[1:]] if found else []
+        whole = replace(fed, rollouts=rollouts)
+        return with_gradient(whole, self._act(rollouts, fed), step, self.micro_batch_size, self._count)
 
     def _act(self, rollouts: Sequence[Rollout], fed: Scored) -> Tensor:
         """Bool (B,): which samples have a gradient. Every policy term is a multiple of the advantage, so where that is 0 only a
@@ -98,7 +86,10 @@ class TokenPolicy(ReplayedObjective):
         return acts_B if self.loss.kl_beta else acts_B & (fed.adv_B.cpu() != 0)
 
     def counts(self, batch: RolloutBatch) -> dict[str, float]:
-        return {"tokens": self._weights(batch).count.item() + batch.left_out}
+        return {"tokens": self._count(batch) + batch.left_out, **batch.num_samples()}
+
+    def _count(self, batch: RolloutBatch) -> float:
+        return self._weights(batch).count.item()
 
     def terms(self, batch: RolloutBatch, part: int) -> tuple[list[Term], Stats]:
         loss, found = self.loss, self.replayed(batch, part, reference=self.loss.kl_beta > 0)
