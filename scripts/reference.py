@@ -326,7 +326,7 @@ training step; where the file lies and what else a run leaves is in [observabili
 brackets stands for one of the recipe's: a reward, a data set, a task. Keys of what a run does not do are not in its rows.
 """
 _GROUPS: Mapping[str, Sequence[str]] = {
-    "The step": ("step", "resampled", "lr", "grad_norm"),
+    "The step": ("step", "resampled", "skipped_share", "lr", "grad_norm"),
     "Held-out evaluation": ("eval", "heldout"),
     "Alarms": ("alarm",),
     "Rewards": ("reward", "dataset", "failed", "cached", "latency_ms"),
