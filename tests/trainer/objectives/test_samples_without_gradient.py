@@ -17,12 +17,16 @@ from trainer.policies.flow.policy import FlowPolicy
 HALF = torch.tensor([1.0, 0, 0, -0.5, 0, 0, 2.0, 0])
 MASK = torch.tensor([1.0, 1, 0, 1, 1, 0, 0, 1])
 
-CASES: dict[str, tuple[dict[str, Any], int]] = {  # by name: the objective, and how many of the eight samples are computed
+# By name: the objective, and how many of the eight samples are computed.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
     "flow_grpo": ({}, 2),
     "grpo_guard": ({"objective": "grpo_guard", "guard_reweight": True}, 2),
     "awm": ({"objective": "awm", "timestep_draws": 2}, 2),
     "a KL acts on every sample of a weight": ({"kl_beta": 0.1, "kl_type": "latent"}, 5),
-    "so does the KL to the sampling policy": ({"objective": "awm", "timestep_draws": 2, "old_decay": 0.5, "old_kl_beta": 0.1}, 5),
+    "so does the KL to the sampling policy": (
+        {"objective": "awm", "timestep_draws": 2, "old_decay": 0.5, "old_kl_beta": 0.1},
+        5,
+    ),
     "as good as bad holds the velocity": ({"objective": "diffusion_nft", "timestep_draws": 2}, 5),
 }
 
