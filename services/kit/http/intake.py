@@ -118,6 +118,6 @@ def _refuse_urls(request: ScoreRequest) -> None:
 
 def _check_parts(request: ScoreRequest, parts: dict[str, memoryview]) -> None:
     named = {ref.part for item in request.items for ref in (*item.images, *(item.source_images or []))}
-    for name in parts:
-        if name not in named:
+    for name, data in parts.items():
+        if name not in named and data:  # forms send an empty part for a field that was left empty
             raise ApiError(422, f"the multipart part {name!r} belongs to no image of the request", field=name)

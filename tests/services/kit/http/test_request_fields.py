@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from services.kit.testing.fakes import PromptLengthScorer
+from wire.images import encode
 
 pytestmark = pytest.mark.anyio
 
@@ -149,6 +151,19 @@ async def test_deeply_nested_metadata_is_refused_not_a_crash(running):
     async with running(PromptLengthScorer()) as client:
         answer = await client.post("/v1/score", json=with_item(metadata={"x": nested}))
     assert answer.status_code in (200, 400, 422), answer.text
+
+
+async def test_a_field_that_a_form_left_empty_is_no_image(running):
+    """Browsers and Swagger UI send an empty part for it."""
+    image = {"part": "image0", "media_type": "image/png"}
+    request = {"items": [{"id": "a", "prompt": "four", "images": [image]}]}
+    files = {"image0": ("a.png", encode(Image.new("RGB", (2, 2)), "image/png"), "image/png"), "image1": (None, b"")}
+    async with running(PromptLengthScorer()) as client:
+        answer = await client.post("/v1/score", files={"request": (None, json.dumps(request)), **files})
+        assert answer.status_code == 200 and answer.json()["results"][0]["score"] == 4.0, answer.text
+        missing = {**request, "items": [{**request["items"][0], "images": [{**image, "part": "image1"}]}]}
+        answer = await client.post("/v1/score", files={"request": (None, json.dumps(missing)), "image1": (None, b"")})
+        assert answer.json()["results"][0]["error"]["code"] == "bad_input", "one that is named must be an image"
 
 
 async def test_multipart_that_is_wrong_is_named(running):
