@@ -98,6 +98,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "scoring: unigenbench/en": f"{HERE}::test_a_part_of_a_recipe_loads",
         "task: understand": f"{HERE}::test_a_part_of_a_recipe_loads",
     },
+    "docs/first_hour.md": {"def brightness": "tests/test_newcomers_path.py::test_a_newcomer_gets_to_a_comparison"},
     "docs/from_trl.md": {"dapo": "tests/trainer/nanovlm_lab/test_migration_pages.py::test_the_trl_recipe_is_one"},
     "docs/given_texts.md": {
         "program: supervised": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
