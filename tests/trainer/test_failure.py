@@ -115,6 +115,7 @@ def test_a_defect_shows_one_traceback(tmp_path: Path) -> None:
     assert done.stderr.count("KeyError: 'missing'") == 1
 
 
+@pytest.mark.slow
 def test_ranks_that_finish_at_different_times_are_not_lost(tmp_path: Path) -> None:
     done, _ = run(tmp_path, "be_heard()", other="see_it_done()")
     assert done.returncode == 0, done.stderr

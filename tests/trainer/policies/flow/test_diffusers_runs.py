@@ -23,8 +23,12 @@ MAKERS: dict[str, Callable[[Path], Path]] = {"sd3": make_sd3, "flux": make_flux,
 
 @pytest.mark.parametrize(
     ("kind", "lora"),
-    [("sd3", None), ("sd3", LORA), ("flux", LORA), ("qwen_image", LORA)],
-    ids=["sd3-full", "sd3-lora", "flux-lora", "qwen_image-lora"],
+    [
+        pytest.param("sd3", None, id="sd3-full", marks=pytest.mark.slow),
+        pytest.param("sd3", LORA, id="sd3-lora", marks=pytest.mark.slow),
+        pytest.param("flux", LORA, id="flux-lora"),
+        pytest.param("qwen_image", LORA, id="qwen_image-lora"),
+    ],
 )
 def test_a_run_trains_and_resumes_bit_for_bit(
     recipe: Callable[..., Path], tmp_path: Path, kind: str, lora: dict[str, Any] | None

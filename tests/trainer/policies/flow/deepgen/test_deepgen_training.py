@@ -27,7 +27,9 @@ SAMPLING = {
 }
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param({"rank": 4}, id="lora")]
+)
 def test_two_steps_train_the_transformer_and_resume_exactly(
     recipe: Callable[..., Path],
     tiny: TinyDeepGen,
