@@ -17,7 +17,7 @@ from trainer.report.charts import Chart, Series
 from trainer.report.run_folder import number
 from trainer.runs.axes import AXES, place_of
 from trainer.runs.folder import Folder
-from trainer.runs.reading import IMAGES
+from trainer.runs.reading import IMAGES, is_of_evaluation
 from trainer.runs.run import Run
 from trainer.runs.run_charts import held_out, rewards_of, training
 from trainer.runs.samples import Card, cards, records_of, steps_of
@@ -72,7 +72,7 @@ def common_axes(runs: Sequence[Run]) -> list[str]:
 
 def keys_of(runs: Sequence[Run]) -> list[str]:
     """Every key of training that any of the runs has."""
-    return list(dict.fromkeys(key for run in runs for key in run.curves if key not in (IMAGES, "step")))
+    return list(dict.fromkeys(key for run in runs for key in run.curves if key != IMAGES and not is_of_evaluation(key)))
 
 
 def charts_of(runs: Sequence[Run], axis: str, more: Sequence[str]) -> list[Chart]:
@@ -203,11 +203,13 @@ def _word(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def side_by_side(runs: Sequence[Run], at: int | None) -> list[Card]:
-    """A card per prompt with each run's sample, after step `at` or the newest before it."""
-    columns = []
+def side_by_side(runs: Sequence[Run], at: int | None) -> tuple[list[Card], list[str]]:
+    """A card per prompt with each run's sample, after step `at` or the newest before it; and the runs that kept none."""
+    columns, without = [], []
     for run in runs:
         steps = [step for step in steps_of(run.folder) if at is None or step <= at]
         if steps:
             columns.append((f"{run.name}, step {steps[-1]}", run.name, run.folder, records_of(run.folder, steps[-1])))
-    return cards(columns)
+        else:
+            without.append(run.name)
+    return cards(columns), without

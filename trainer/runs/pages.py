@@ -92,7 +92,7 @@ def runs_page(catalogue: Catalogue, look: Look, query: TableQuery, *, every_row:
     query = replace(query, page=min(max(query.page, 1), pages))
     shown = found[size * (query.page - 1) :][:size]
     rewards, now = rewards_of(found), time.time() if look.live else None
-    titles = _TITLES | {f"eval/{name}": name for name in rewards}
+    titles = _titles(rewards)
 
     def href(**change: Any) -> str:
         now_asked = {"q": query.words, "state": query.states, "sort": query.sort} | change
@@ -153,7 +153,7 @@ def run_page(run: Run, root: Path, look: Look, axis: str) -> str:
             **_common(root),
             row=row,
             cells=cells(row, rewards, time.time() if look.live else None),
-            titles=_TITLES | {f"eval/{name}": f"held-out {name}" for name in rewards},
+            titles=_titles(rewards),
             axis=axis,
             axes=[(key, title) for key, title in AXES.items() if place_of(run, key) is not None],
             sections=[(section, [figure(chart, "h4") for chart in charts]) for section, charts in sections],
@@ -185,12 +185,13 @@ def compare_page(
     """Several runs beside each other; the first is the reference."""
     rows = [row_of(run) for run in runs]
     rewards, now = rewards_of(rows), time.time()
-    titles = _TITLES | {f"eval/{name}": name for name in rewards}
+    titles = _titles(rewards)
     shown = ("state", "step", *(f"eval/{name}" for name in rewards), "time", "alarms", "failed")
     table = [(row, [cell for cell in cells(row, rewards, now) if cell.key in shown]) for row in rows]
     paired = compare.paired(runs, at) if len(runs) > 1 else []
     base = [step for step in compare.evaluated_steps(runs[0].folder) if at is None or step <= at]
     names = [run.name for run in runs]
+    found, unsampled = compare.side_by_side(runs, at)
     return render(
         "compare.html.j2",
         look,
@@ -210,7 +211,8 @@ def compare_page(
         more=more,
         figures=[figure(chart) for chart in compare.charts_of(runs, axis, more)],
         noise=compare.noise_note(runs),
-        cards=compare.side_by_side(runs, at)[:CARDS_A_PAGE],
+        cards=found[:CARDS_A_PAGE],
+        unsampled=unsampled,
         left_out=left_out,
     )
 
@@ -260,6 +262,11 @@ def spread(steps: Sequence[int], most: int = 3) -> list[int]:
     if len(steps) <= most:
         return list(steps)
     return [steps[round(n * (len(steps) - 1) / (most - 1))] for n in range(most)]
+
+
+def _titles(rewards: Sequence[str]) -> dict[str, str]:
+    """What each column is called."""
+    return _TITLES | {f"eval/{name}": f"held-out {name}" for name in rewards}
 
 
 def _common(root: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run folders, and the real command that serves them, for all tests of the runs page."""
+"""Run folders, the real command that serves them, and a browser, for all tests of the runs page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from benchmarks.run_folders import add_evaluation, add_samples, make_run, rows_of
+from tests.support.chromium import CHROMIUM
 
+# A busy machine's Chromium may take seconds to draw.
+expect.set_options(timeout=120_000)
+Open = Callable[..., Page]
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 WORDS = ["CAT", "DOG", "FOX"]
@@ -86,3 +91,39 @@ def serving(folder: Path, *flags: str) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def served(folders: Path) -> Iterator[Served]:
     yield from serving(folders)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: None) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Pages whose console must stay silent."""
+    contexts, said = [], []
+
+    def open_page(
+        address: str, *, width: int = 1400, dark: bool = False, scripts: bool = True, quiet: bool = True
+    ) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(180_000)
+        if quiet:  # the browser itself logs every answer that is not 2xx
+            page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []

@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from benchmarks.run_folders import lines_of, make_run, rows_of
-from tests.support.chromium import CHROMIUM
 from tests.support.waiting import wait_until
-from tests.trainer.runs.conftest import Served, serving
+from tests.trainer.runs.conftest import Open, Served, serving
 from trainer.__main__ import main
-
-# A busy machine's Chromium may take seconds to draw.
-expect.set_options(timeout=120_000)
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: None) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Open]:
-    """Pages whose console must stay silent."""
-    contexts, said = [], []
-
-    def open_page(address: str, *, width: int = 1400, dark: bool = False, scripts: bool = True) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            java_script_enabled=scripts,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(180_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
 
 
 def fits(page: Page) -> bool:

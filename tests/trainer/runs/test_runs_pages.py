@@ -39,8 +39,8 @@ def get(served: Served, path: str, **more) -> httpx.Response:
 
 def cells(page: str, run: str) -> dict[str, str]:
     """Of a run's row in the table what each cell says, tags left out."""
-    row = re.search(rf'<tr data-run="{re.escape(html.escape(run))}">(.*?)</tr>', page, re.S)[1]
-    found = re.findall(r'<td data-cell="([^"]*)"[^>]*>(.*?)</td>', row, re.S)
+    row = re.search(rf'<tr data-run="{re.escape(html.escape(run))}"[^>]*>(.*?)</tr>', page, re.S)[1]
+    found = re.findall(r'<td [^>]*data-cell="([^"]*)"[^>]*>(.*?)</td>', row, re.S)
     return {key: html.unescape(re.sub(r"<[^>]+>", "|", text)).strip("|") for key, text in found}
 
 
@@ -119,9 +119,9 @@ def test_curves_are_drawn_over_what_was_spent(served, axis):
 def test_two_runs_are_compared_by_prompt(served, folders):
     """(.75, 1, .25) against (.75, .75, no score): differences 0 and -.25 of the two prompts that both have."""
     page = get(served, "/compare?run=first&run=second").text
-    row = re.search(r"<th scope=\"row\">second</th><td>40</td>(.*?)</tr>", page)[1]
-    texts = [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", row)]
-    assert texts[:3] == ["ocr", "0.750", "0.667"] and texts[3].startswith("−0.125 (") and texts[4] == "2"
+    row = re.search(r"<th [^>]*>second</th>(<td [^>]*>40</td>.*?)</tr>", page)[1]
+    step, reward, difference, *rest = [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", row)]
+    assert (step, reward, rest) == ("40", "ocr", ["0.750", "0.667", "2"]) and difference.startswith("−0.125 (")
     found = paired([Run(Folder(folders, (name,))) for name in ("first", "second")], None)[0].differences[0]
     assert (found.held.gain, found.held.gain_low, found.held.gain_high) == (-0.125, -0.25, 0.0)
     fields = re.findall(r"<code>([a-z_.]+)</code></th>", page)

@@ -29,7 +29,7 @@ const charts = (() => {
       const marked = each.x.length === 1 || (each.thick && each.x.length <= MARKED);
       series.push({
         label: each.label, stroke, width: each.thick ? 2.5 : 1.5, dash: DASHES[each.dash], show: !state.hidden.has(n),
-        points: { show: marked, size: 6, fill: stroke },
+        points: { show: true, size: 6, fill: stroke, filter: (plot, at) => (marked ? null : lone(plot.data[at])) },
       });
       if (each.low.length) {
         for (const _ of [0, 1]) series.push({ stroke: "transparent", width: 0, points: { show: false }, show: !state.hidden.has(n) });
@@ -47,6 +47,13 @@ const charts = (() => {
       cursor: { sync: { key: numbers.x_label, scales: ["x", null] }, points: { size: 7 }, drag: { x: true, y: false } },
       hooks: { setCursor: [(plot) => read(figure, state, plot)], draw: [(plot) => marks(plot, numbers)] },
     };
+  }
+
+  /** Numbers between two gaps have no line to be seen by. What is undefined is a place of another curve alone, and no gap. */
+  function lone(column) {
+    const own = [];
+    column.forEach((value, at) => { if (value !== undefined) own.push(at); });
+    return own.filter((at, n) => column[at] != null && column[own[n - 1]] == null && column[own[n + 1]] == null);
   }
 
   const words = (_, values) => values.map((value) => (value == null ? "" : short(value)));
@@ -113,7 +120,7 @@ const charts = (() => {
     const over = state.plot.over;
     over.tabIndex = 0;
     over.setAttribute("role", "img");
-    over.setAttribute("aria-label", `${figure.querySelector("svg").getAttribute("aria-label")} Arrow keys read values.`);
+    describe(figure, state);
     over.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
       if (step === undefined) return;
@@ -123,6 +130,16 @@ const charts = (() => {
       state.plot.setCursor({ left: state.plot.valToPos(xs[to], "x"), top: 10 });
       speak(figure, state);
     });
+  }
+
+  /** What the drawing's label says, of the numbers that are shown now. */
+  function describe(figure, { plot, numbers }) {
+    const told = numbers.series.map(({ label, x, y }) => {
+      const known = y.flatMap((value, n) => (value == null ? [] : [n])), ends = [known[0], known[known.length - 1]];
+      return known.length ? `${label}: ${ends.map((n) => `${short(y[n])} at ${short(x[n])}`).join(", ")}.` : `${label}: no number.`;
+    });
+    const title = figure.firstElementChild.textContent;
+    plot.over.setAttribute("aria-label", `${title} over ${numbers.x_label}. ${told.join(" ")} Arrow keys read values.`);
   }
 
   /** The values at a place, for those who hear the page: only when a key asks, or curves that grow would never be silent. */
@@ -185,11 +202,13 @@ const charts = (() => {
       const alike = shapeOf(numbers) === shapeOf(state.numbers), xs = state.columns.data[0], { min, max } = state.plot.scales.x;
       const whole = min <= xs[0] && max >= xs[xs.length - 1];
       state.numbers = numbers;
+      figure.classList.add("newer"); // than the drawing that came with the page
       if (!alike) { draw(figure); continue; }
       state.columns = columnsOf(numbers);
       state.plot.setData(state.columns.data, whole);
       if (!whole) state.plot.redraw(); // a view that was zoomed into stays
       read(figure, state, state.plot);
+      describe(figure, state);
     }
   }
 

@@ -72,9 +72,14 @@ def _curve(place: _Place, series: Series, number: int, several: bool) -> Iterato
     look = f"curve c{color} d{dash_of(series, number, several)}{' thick' if series.thick else ''}"
     yield Markup('<path class="{}" d="{}"/>').format(look, _path(points))
     drawn = [point for point in points if point is not None]
-    if len(drawn) == 1 or (series.thick and len(drawn) <= _MARKED):
-        for x, y in drawn:
-            yield Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(color, x, y)
+    if not (series.thick and len(drawn) <= _MARKED):
+        # A number between two gaps has no line to be seen by.
+        around = [None, *points, None]
+        drawn = [
+            at for before, at, after in zip(around, points, around[2:], strict=False) if at and not (before or after)
+        ]
+    for x, y in drawn:
+        yield Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(color, x, y)
 
 
 def _band(place: _Place, series: Series, color: int) -> Iterator[Markup]:
