@@ -93,7 +93,8 @@ def served(folders: Path) -> Iterator[Served]:
     yield from serving(folders)
 
 
-@pytest.fixture(scope="session")
+# Of a module: only one test module at a time may have a browser.
+@pytest.fixture(scope="module")
 def browser(chromium: None) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000)

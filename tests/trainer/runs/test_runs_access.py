@@ -107,10 +107,11 @@ def test_the_table_is_used_by_keys_alone(served: Served, opened: Open) -> None:
     page.get_by_role("button", name="Compare the ticked runs").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Comparison")).to_be_visible()
+    page.get_by_role("button", name="Draw").focus()  # brings the first chart near, and a chart is made when it is
     chart = page.locator("figure.chart").first
     chart.locator(".u-over").focus()
     page.keyboard.press("End")
-    expect(chart.get_by_role("status")).to_have_text("step 40: first 0.9, second 0.7")
+    expect(chart.locator(".spoken")).to_have_text("step 40: second 0.7, first 0.9")
 
 
 @pytest.mark.slow
