@@ -8,11 +8,12 @@ another hub. It is imported when something is looked for, and not before.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 _WORD = r"[A-Za-z0-9][\w.-]*"
@@ -27,8 +28,16 @@ _OURS = (
     "checkpoints",
     "weights",
 )  # folders, there or not, and no owners
+_ENDINGS = (  # of files of data and weights; a name that ends so is a path
+    *(".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".yaml", ".yml"),
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt"),
+)
 _FOLDER = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_REVISION}))?")
 _FILE = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_REVISION}))?/(?P<file>{_WORD}(?:/{_WORD})*)")
+
+_KEPT = re.compile(  # a state of a model in the cache, and a file of it
+    r"(?:^|/)(?:models|datasets)--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?P<file>(?:/[^/]+)*)$"
+)
 
 
 class HubError(Exception):
@@ -43,20 +52,23 @@ class HubId:
         repo: `owner/name`.
         revision: a branch, a tag or a commit; None is the newest state.
         file: one file of it; None is all of it, or what patterns say.
+        data_set: it is a data set, and no model.
     """
 
     repo: str
     revision: str | None = None
     file: str | None = None
+    data_set: bool = False
 
     def command(self, files: Sequence[str] = (), folder: str | None = None) -> str:
         """What to type to get it.
 
         Args:
             files: patterns of the files that are needed; none is all of them.
-            folder: where it should lie; None is `models/name`.
+            folder: where it should lie; None is `models/name`, of a data set `data/name`.
         """
         words = ["hf", "download", self.repo, *([self.file] if self.file else [])]
+        words += ["--repo-type", "dataset"] if self.data_set else []
         words += ["--revision", self.revision] if self.revision else []
         words += ["--local-dir", folder or self.folder]
         return shlex.join([*words, *(word for pattern in files for word in ("--include", pattern))])
@@ -66,12 +78,12 @@ class HubId:
         """Its page, for people."""
         from huggingface_hub import constants
 
-        return f"{constants.ENDPOINT}/{self.repo}"
+        return f"{constants.ENDPOINT}/{'datasets/' if self.data_set else ''}{self.repo}"
 
     @property
     def folder(self) -> str:
         """The folder that `command` makes where none is named."""
-        return f"models/{self.repo.split('/')[1]}"
+        return f"{'data' if self.data_set else 'models'}/{self.repo.split('/')[1]}"
 
     @property
     def place(self) -> str:
@@ -88,8 +100,13 @@ def hub_id(name: str) -> HubId:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether `name` is an id of the hub and not a path: no folder is called like its owner, and none of ours is."""
-    return _FOLDER.fullmatch(str(name)) is not None and _no_path(name)
+    """Whether `name` is an id of the hub, of a model or a data set, and not a path.
+
+    It is one where nothing in the working directory is called like its owner, no folder of ours is (`models`, `data` and
+    others, there or not), and it does not end like a file. `x/y` of which nothing is there is therefore asked of the hub;
+    what is said if the hub does not give it names both, for a path may have been meant (`_as_a_path`).
+    """
+    return _FOLDER.fullmatch(str(name)) is not None and _no_path(name) and not str(name).lower().endswith(_ENDINGS)
 
 
 def is_hub_file(name: str | Path) -> bool:
@@ -102,21 +119,41 @@ def _no_path(name: str | Path) -> bool:
     return owner not in _OURS and not Path(owner).exists()
 
 
-def fetch_folder(name: str, field: str, files: Sequence[str], *, fetch: bool = True, into: str | None = None) -> Path:
-    """The folder that holds the model of this id, in huggingface_hub's cache, fetched where that lacks it.
+def shown(path: Path) -> str:
+    """A model's folder or file as people know it: in huggingface_hub's cache its id with the commit, else its name.
+
+    In the cache a folder is called after its commit alone: models--owner--name/snapshots/<commit>/<file>.
+    """
+    kept = _KEPT.search(path.as_posix())
+    if kept is None:
+        return path.name
+    return f"{kept['owner']}/{kept['name']}@{kept['commit']}{kept['file']}"
+
+
+def fetch_folder(
+    name: str,
+    field: str,
+    files: Sequence[str] | None,
+    *,
+    fetch: bool = True,
+    into: str | None = None,
+    data_set: bool = False,
+) -> Path:
+    """The folder that holds the model or data set of this id, in huggingface_hub's cache, fetched where that lacks it.
 
     Of weights that lie there plain and as a variant, such as model.fp16.safetensors, the plain ones are fetched.
 
     Args:
         field: the setting that names it, for messages.
-        files: patterns of the files that are needed.
+        files: patterns of the files that are needed; None is all.
         fetch: False takes what the cache has, online too.
         into: a folder for it outside the cache.
+        data_set: the id is a data set's.
 
     Raises:
-        HubError: the hub cannot be reached, has no such model or does not give it, and the cache has none.
+        HubError: the hub cannot be reached, has no such thing or does not give it, and the cache has none.
     """
-    asked = hub_id(name)
+    asked = replace(hub_id(name), data_set=data_set)
     assert asked.file is None, f"{name} is one file"
     from huggingface_hub import snapshot_download
 
@@ -124,15 +161,16 @@ def fetch_folder(name: str, field: str, files: Sequence[str], *, fetch: bool = T
         return Path(
             snapshot_download(
                 asked.repo,
+                repo_type="dataset" if data_set else "model",
                 revision=asked.revision,
-                allow_patterns=list(files),
-                ignore_patterns=variant_patterns(_known_files(asked, fetch)),
+                allow_patterns=None if files is None else list(files),
+                ignore_patterns=None if data_set else variant_patterns(_known_files(asked, fetch)),
                 local_files_only=not fetch,
                 local_dir=into,
             )
         )
     except _errors() as error:
-        raise HubError(_sentence(asked, name, field, "folder", error, files)) from error
+        raise HubError(_sentence(asked, name, field, "folder", error, files or ())) from error
 
 
 def fetch_file(name: str, field: str) -> Path:
@@ -205,8 +243,21 @@ def _sentence(asked: HubId, name: str, field: str, kind: str, error: Exception, 
     return (
         f"{field} = {name} is no {kind} here, and the hub did not give it ({why}). On a machine with access run\n"
         f"    {asked.command(files)}\n"
-        f"(gated models: accept the licence at {page} and `hf auth login` first), copy {asked.place} here and set {field} to it"
+        f"({'gated data sets' if asked.data_set else 'gated models'}: accept the licence at {page} and `hf auth login` first), "
+        f"copy {asked.place} here and set {field} to it. {_as_a_path(name)}"
     )
+
+
+def _as_a_path(name: str) -> str:
+    """What to do if a path was meant and no id."""
+    owner, _, rest = name.partition("/")
+    try:
+        here = [each.name for each in Path().iterdir() if each.is_dir()]
+    except OSError:
+        here = []  # a folder that may not be listed: the hint is left out
+    near = difflib.get_close_matches(owner, [*_OURS, *here], n=1)
+    remedy = f"did you mean {near[0]}/{rest}?" if near else "correct it, or give it as an absolute path"
+    return f"If a path was meant: nothing is called {owner} in {Path.cwd()}; {remedy}"
 
 
 def _without_tokens(text: str) -> str:

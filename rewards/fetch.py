@@ -1,7 +1,7 @@
 """`rewards fetch RECIPE`: get the models and prompt files that a recipe names and does not bring along, or say how to.
 
-Each is fetched to the path that the recipe names. What is there is left alone. What the reward services score with is named with
-its command, and not fetched: services may run elsewhere.
+`rewards fetch PATH` gets one of them, such as data/ocr. Each is fetched to the path that the recipe names. What is there is
+left alone. What the reward services score with is named with its command, and not fetched: services may run elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from machine.hub import hub_id
-from rewards.shipped import recipe
+from rewards.shipped import recipe, recipes
 from rewards.sources import FetchError, Need, Source, Table, is_brought_along, read_table
 from trainer.config import Config
 from trainer.config.base import ConfigError, UserError
@@ -52,12 +52,15 @@ def _prompts(config: Config, table: Table) -> Iterator[Need]:
 
 def about(source: Source) -> str:
     """What it is, how large, and under which licence."""
-    return f"{source.what} (size: {source.size}; licence: {source.licence})"
+    return f"{source.what}; size: {source.size}; licence: {source.licence}"
 
 
 def _say(need: Need) -> None:
-    source, state = need.source, "there already" if need.is_there else "to be fetched"
-    if need.is_of_hub:
+    source = need.source
+    state = "to be written" if source is not None and source.written else "to be fetched"
+    if need.is_there:
+        state = "there already"
+    elif need.is_of_hub:
         state = "fetched before; what is missing of it is fetched"
     print(f"{need.path}: {about(source) if source else 'not in the table of sources'}; {state}")
     if source is None:
@@ -83,20 +86,46 @@ def _say_services(config: Config, table: Table) -> None:
                 print(f"    or by its id: rewards serve {service} {source.flag} {source.hub}")
 
 
+def head(name: str, config: Config, table: Table) -> list[str]:
+    """The comment at the top of a shipped recipe that says what it needs; none where all of it comes along."""
+    needed = [(str(need.path), need.source) for need in needs(config, table) if need.source is not None]
+    lines = [f"#   {source.variable or path}: {about(source)}" for path, source in needed]
+    for service, each in config.rewards.services.items():
+        if each.urls:
+            lines += [f"#   service {service}: {about(source)}" for source in table.services.get(service, ())]
+    if not lines:
+        return []
+    return [
+        f"# Needs, all but the services' of which `rewards fetch {name}` gets (--dry-run says how to by hand):",
+        *lines,
+    ]
+
+
+def fetch_one(path: Path, table: Table, *, dry_run: bool) -> int:
+    """Say what lies at a path of the table and fetch it, as the first shipped recipe that names it does. Returns the exit code."""
+    configs = (load_recipe(each, Config) for each in recipes().values())
+    need = next(need for config in configs for need in needs(config, table) if need.path == path)
+    return 0 if _get(need, dry_run=dry_run) else 1
+
+
+def _get(need: Need, *, dry_run: bool) -> bool:
+    """Say what it is, and fetch it unless it is there. Returns whether nothing failed."""
+    _say(need)
+    if dry_run or need.is_there:
+        return True
+    try:
+        need.fetch()
+        print(f"    fetched: {need.path}")
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def fetch(config: Config, table: Table, *, dry_run: bool) -> int:
     """Say what a recipe needs and fetch it. Returns the exit code: 1 where something did not come, else 0."""
-    failed = []
     wanted = needs(config, table)
-    for need in wanted:
-        _say(need)
-        if dry_run or need.is_there:
-            continue
-        try:
-            need.fetch()
-            print(f"    fetched: {need.path}")
-        except FetchError as error:
-            failed.append(need)
-            print(f"error: {error}", file=sys.stderr)
+    failed = [need for need in wanted if not _get(need, dry_run=dry_run)]
     for field, name, files in hub_fields(config.policy):
         print(f"{field} = {name}: a model of the hub, which is fetched into its cache")
         print(f"    {hub_id(name).command(files)}")
@@ -117,13 +146,20 @@ def fetch(config: Config, table: Table, *, dry_run: bool) -> int:
 def main(words: Sequence[str], prog: str) -> int:
     """The verb. Returns the exit code; 2 where the recipe cannot be read."""
     parser = argparse.ArgumentParser(prog=prog, description="Get the models and prompt files that a recipe names.")
-    parser.add_argument("config", type=recipe, help="A recipe: its file, or the name of one of configs/.")
+    parser.add_argument(
+        "config",
+        metavar="RECIPE",
+        help="A recipe: its file, or the name of one of configs/. Or a path that recipes name, as data/ocr.",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Fields to override.")
     parser.add_argument("--dry-run", action="store_true", help="Print what is needed and the commands; fetch nothing.")
     args = parser.parse_intermixed_args(words)
+    table = read_table()
     try:
-        config = load_recipe(args.config, Config, args.overrides)
+        if args.config.rstrip("/") in table.paths:
+            return fetch_one(Path(args.config), table, dry_run=args.dry_run)
+        config = load_recipe(recipe(args.config), Config, args.overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return fetch(config, read_table(), dry_run=args.dry_run)
+    return fetch(config, table, dry_run=args.dry_run)

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from machine.hub import HubError, HubId, fetch_folder, hub_id
+from rewards import signs
 from rewards.shipped import FOLDER, SHIPPED
 
 TABLE = FOLDER / "configs" / "sources" / "sources.yaml"
-UNKNOWN = "unknown here"
+UNKNOWN = "not known here"
 _LARGEST = 1 << 30  # bytes of a prompt file
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
@@ -34,6 +35,7 @@ class Source:
         what: what it is, in words.
         hub: its id on the Hugging Face hub.
         url: where its files lie, if not on the hub.
+        written: this program writes it itself (`rewards.signs`).
         files: their names, or patterns on the hub; none: the one file is called as the recipe calls it, and of a model on the
             hub what its policy reads.
         licence, size: as they were looked up.
@@ -44,6 +46,7 @@ class Source:
     what: str
     hub: str | None = None
     url: str | None = None
+    written: bool = False
     files: tuple[str, ...] = ()
     licence: str = UNKNOWN
     size: str = UNKNOWN
@@ -74,6 +77,8 @@ class Need:
     @property
     def is_there(self) -> bool:
         """Whether it need not be fetched."""
+        if self.source is not None and self.source.written:
+            return all((self.path / name).exists() for name in self.source.files)
         if self.downloads():
             return all(file.exists() for file in self.downloads().values())
         return self.path.exists() and not self.is_of_hub
@@ -96,6 +101,8 @@ class Need:
         """What to type to get it."""
         if self.source is None:
             return
+        if self.source.written:
+            yield shlex.join(["rewards", "fetch", str(self.path)])
         if self.source.asked is not None:
             yield self.source.asked.command(self.patterns, str(self.path))
             return
@@ -103,11 +110,14 @@ class Need:
             yield shlex.join(["curl", "-fL", "--create-dirs", "-o", str(target), url])
 
     def fetch(self) -> None:
-        """Get it, by huggingface_hub or over https. Raises FetchError."""
+        """Get it, by huggingface_hub or over https, or write it. Raises FetchError."""
         if self.source is None:
             raise FetchError(
                 f"{self.field} = {self.path}: nothing is there, and {TABLE.name} does not say where it is from"
             )
+        if self.source.written:
+            signs.write(self.path)
+            return
         if self.source.hub is not None:
             try:
                 fetch_folder(self.source.hub, self.field, self.patterns, into=str(self.path))
@@ -140,6 +150,18 @@ def read_table(path: Path | None = None) -> Table:
         {name: source(each) for name, each in raw["fields"].items()},
         {name: tuple(map(source, each)) for name, each in raw["services"].items()},
     )
+
+
+def fetched_as(path: Path) -> str | None:
+    """What `rewards fetch` takes to get a path that is not there; None where the table has neither it nor what it lies in."""
+    here = Path.cwd()
+    place = path.relative_to(here) if path.is_relative_to(here) else path
+    known = read_table().paths
+    for each in (place, *place.parents):
+        source = known.get(each.as_posix())
+        if source is not None and (not each.exists() or place.name in source.files):
+            return str(each)
+    return None
 
 
 def is_brought_along(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -10,19 +11,21 @@ from pathlib import Path
 import huggingface_hub.constants as constants
 import pytest
 
-from machine.hub import HubError, fetch_file, fetch_folder, hub_id, is_hub_file, is_hub_id, variant_patterns
-from rewards import sources
+from machine.hub import HubError, fetch_file, fetch_folder, hub_id, is_hub_file, is_hub_id, shown, variant_patterns
+from rewards import signs, sources
 from rewards.fetch import main
 from rewards.sources import FetchError, download, read_table
+from scripts.recipe_heads import with_head
 from services.kit.models.sources import SourceError, at_hand, inspect_folder
 from tests.support.local_hub import COMMIT, LocalHub, local_hub
 from trainer.config import ConfigError
 from trainer.config.deepgen import DeepGenConfig
 from trainer.config.neo import GrowConfig, NeoConfig
 from trainer.config.network import LoraConfig
-from trainer.config.paths import check_policy_files, located
+from trainer.config.paths import check_policy_files, located, nearest_path
 from trainer.config.policy import DIFFUSERS_FILES, Sd3Config
 from trainer.config.vlm import VlmConfig
+from trainer.data.prompts import DataError, read_prompt_file
 
 NOBODY = "http://127.0.0.1:9"  # nobody listens there
 SD3 = {
@@ -85,9 +88,20 @@ def names(folder: Path) -> set[str]:
 def test_what_is_an_id_and_what_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "owner/name@v1.0", "owner/name@refs/pr/3"):
+    for name in ("lmms-lab/some-rows@main", "Qwen/Qwen2.5-VL-3B-Instruct", "owner/name@v1.0", "owner/name@refs/pr/3"):
         assert is_hub_id(name), name
-    for name in ("models/sd3", "mine/sd3", "/abs/path", "./a/b", "../a/b", "name", "a/b/c", "data/ocr", "a/b@"):
+    for name in (
+        "models/sd3",
+        "mine/sd3",
+        "/abs/path",
+        "./a/b",
+        "../a/b",
+        "name",
+        "a/b/c",
+        "data/ocr",
+        "a/b@",
+        "a/b.JSONL",
+    ):
         assert not is_hub_id(name), name
     assert is_hub_file("xswu/HPSv2/HPS_v2.1_compressed.pt") and is_hub_file(Path("o/n@v1/a/b.pt"))
     assert not is_hub_file("mine/folder/file.pt") and not is_hub_file("weights/a/b.pt")
@@ -214,7 +228,7 @@ def test_fetch_brings_what_a_recipe_names_to_its_place(
     printed = capsys.readouterr().out
     assert "hf download lab/sd3 --local-dir models/stable-diffusion-3.5-medium --include" in printed
     assert f"curl -fL --create-dirs -o data/ocr/train.txt {hub.url}/plain/ocr/train.txt" in printed
-    assert "size: unknown here; licence: unknown here" in printed
+    assert "size: not known here; licence: not known here" in printed
     assert not list(Path().iterdir()) and not hub.sent
     assert main([recipe], "rewards fetch") == 0
     assert Path("data/ocr/test.txt").read_bytes() == REPOS["plain"]["ocr/test.txt"]
@@ -239,6 +253,92 @@ def test_fetch_says_what_did_not_come(
     assert main(["no_such_recipe"], "rewards fetch") == 2
 
 
+def test_a_path_that_no_folder_begins_is_asked_of_the_hub_and_both_are_said(hub: LocalHub) -> None:
+    """`x/y` may be an id or a path that was mistyped: what is said names both, and the path that it is like."""
+    Path("checkpoint_of_mine/sd3").mkdir(parents=True)
+    for name, remedy in (
+        ("lab/none", "correct it, or give it as an absolute path"),
+        ("checkpoint_of_min/sd3", "did you mean checkpoint_of_mine/sd3?"),
+        ("modles/sd3", "did you mean models/sd3?"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            check_policy_files(Sd3Config(type="sd3", pretrained=name), "rl")
+        owner = name.partition("/")[0]
+        assert f"policy.pretrained = {name} is no folder here, and the hub did not give it" in str(raised.value)
+        assert str(raised.value).endswith(f"If a path was meant: nothing is called {owner} in {Path.cwd()}; {remedy}")
+
+
+def test_a_service_shows_an_id_with_its_commit_and_a_folder_by_its_name(hub: LocalHub) -> None:
+    of_hub = inspect_folder(Path("lab/clip"), "--model")
+    assert of_hub.name == f"lab/clip@{COMMIT} sha256:{of_hub.sha256[:16]}"
+    assert of_hub.path.name == COMMIT, "the folder in the cache is called after its commit"
+    assert shown(fetch_file("lab/head/head.pt", "--weights").absolute()) == f"lab/head@{COMMIT}/head.pt"
+    mine = Path("my_clip")
+    mine.mkdir()
+    for name, content in CLIP.items():
+        (mine / name).write_bytes(content)
+    assert inspect_folder(mine, "--model").name.startswith("my_clip sha256:")
+    assert shown(Path("/data/models--a--b/notes.txt")) == "notes.txt"
+
+
+@pytest.mark.parametrize("path", ["data/ocr", "data/ocr/train.txt", "models/stable-diffusion-3.5-medium"])
+def test_what_a_recipe_names_and_is_not_there_is_said_with_the_command_that_gets_it(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is one that `rewards fetch` takes, and where a file of it is there only the missing ones are spoken of."""
+    monkeypatch.chdir(tmp_path)
+    asked = str(Path(path).parent) if path.endswith(".txt") else path
+    assert f"`rewards fetch {asked}` gets it" in nearest_path(Path(path))
+    assert f"`rewards fetch {asked}` gets it" in nearest_path(tmp_path / path)
+    if path.startswith("models"):
+        with pytest.raises(
+            ConfigError, match=r"policy\.pretrained = .*`rewards fetch models/stable-diffusion-3.5-medium` gets"
+        ):
+            check_policy_files(Sd3Config(type="sd3", pretrained=path), "rl")
+    else:
+        with pytest.raises(
+            DataError, match=r"no prompt file at .*; `rewards fetch data/ocr` gets it, or with --dry-run"
+        ):
+            read_prompt_file(path, dataset="ocr")
+    (tmp_path / "data/ocr").mkdir(parents=True)
+    (tmp_path / "data/ocr/trains.txt").touch()
+    assert "rewards fetch" in nearest_path(Path("data/ocr/train.txt"))
+    assert nearest_path(Path("data/ocr/trans.txt")) == "did you mean data/ocr/trains.txt?"
+
+
+def test_one_path_is_fetched_as_the_recipe_that_names_it_does(
+    recipe: str, hub: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models/stable-diffusion-3.5-medium", "--dry-run"], "rewards fetch") == 0
+    assert "hf download lab/sd3 --local-dir models/stable-diffusion-3.5-medium --include" in capsys.readouterr().out
+    assert main(["data/ocr/"], "rewards fetch") == 0
+    assert not Path("models").exists() and Path("data/ocr/train.txt").is_file()
+
+
+def test_prompts_that_this_program_writes_need_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["data/signs", "--dry-run"], "rewards fetch") == 0
+    assert "to be written\n    rewards fetch data/signs" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert main(["data/signs"], "rewards fetch") == 0
+    trained = read_prompt_file("data/signs", dataset="signs", format="flow_grpo_text")
+    held = read_prompt_file("data/signs", dataset="signs", format="flow_grpo_text", split="test")
+    assert (len(trained.prompts), len(held.prompts)) == (signs.TRAIN, signs.HELD_OUT)
+    texts = [{target for prompt in file.prompts for target in prompt.targets or ()} for file in (trained, held)]
+    assert not texts[0] & texts[1] and all(len(each) > 200 for each in texts)
+    assert all(len(prompt.targets or ()) == 1 for prompt in (*trained.prompts, *held.prompts))
+    size = sum(file.stat().st_size for file in (tmp_path / "data/signs").iterdir())
+    named = read_table().paths["data/signs"]
+    assert named.size == f"{size / 1e6:.1f} MB, {signs.TRAIN} prompts and {signs.HELD_OUT} held out"
+    # The same everywhere: an evaluation on another machine, or in a year, is of the same prompts.
+    digest = hashlib.sha256(Path("data/signs/test.txt").read_bytes()).hexdigest()
+    assert digest[:16] == "1d1b8141db4b8fcc"
+    Path("data/signs/train.txt").write_text("mine\n")
+    assert main(["data/signs"], "rewards fetch") == 0 and Path("data/signs/train.txt").read_text() == "mine\n"
+
+
 def test_half_a_file_is_none(hub: LocalHub) -> None:
     with pytest.raises(FetchError, match=r"gone.txt did not come \(HTTP Error 404"):
         download(f"{hub.url}/plain/gone.txt", Path("data/gone.txt"))
@@ -246,7 +346,7 @@ def test_half_a_file_is_none(hub: LocalHub) -> None:
 
 
 def test_the_table_is_of_what_the_shipped_recipes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every path of a recipe that does not come along is in the table, and nothing else is."""
+    """Every path of a recipe that does not come along is in the table, and nothing else is; each recipe's comment says so."""
     from rewards.fetch import needs
     from rewards.shipped import recipes
     from trainer.config import Config
@@ -262,12 +362,13 @@ def test_the_table_is_of_what_the_shipped_recipes_name(tmp_path: Path, monkeypat
     services: set[str] = set()
     for path in recipes().values():
         config = load_recipe(path, Config)
+        assert with_head(path, config, table) == path.read_text("utf-8"), "run: python -m scripts.recipe_heads"
         for need in needs(config, table):
             assert need.source is not None, f"{path.name}: {need.field} = {need.path} is not in {sources.TABLE.name}"
             (fields if need.source.variable else named).add(need.field if need.source.variable else str(need.path))
         services |= {name for name, each in config.rewards.services.items() if each.urls}
     assert named == set(table.paths) and fields == set(table.fields) and services == set(table.services)
     for source in [*table.paths.values(), *table.fields.values(), *sum(table.services.values(), ())]:
-        assert (source.hub is None) != (source.url is None)
+        assert (source.hub is not None) + (source.url is not None) + source.written == 1
         assert source.hub is None or source.asked
         assert source.url is None or source.url.startswith("https://")

@@ -63,7 +63,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.recipes": ("rewards.command", "rewards.shipped"),
     "rewards.serve": ("rewards.command", "=services.kit.catalogue"),
     "rewards.migrate": ("rewards.command", "=trainer.__main__", "=trainer.commands"),
-    "rewards.sources": ("rewards.shipped", "machine.hub"),
+    "rewards.signs": (),  # prompts that it writes: a leaf
+    "rewards.sources": ("rewards.shipped", "rewards.signs", "machine.hub"),
     "rewards.fetch": (
         "machine.hub",
         "rewards.shipped",
@@ -74,7 +75,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.completion": ("=rewards", "rewards.command", "rewards.shipped", "=services.kit.catalogue"),
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": ("rewards.shipped", "machine.hub"),
+    "trainer.config": ("rewards.shipped", "rewards.sources", "machine.hub"),
     "trainer.seeds": (),
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
@@ -138,6 +139,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.migration": ("machine.hub", "rewards.shipped", "trainer.config", "trainer.data"),
     "trainer.data.sequences": (),
     "trainer.data": (
+        "machine.hub",
         "trainer.types",
         "trainer.config",
         "trainer.seeds",

@@ -43,12 +43,11 @@ def checked(recipe: Path, overrides: Sequence[str] = ()) -> Config:
     for path in named:
         if not Path(path).exists():
             from trainer.data.prompts import read_prompt_file
-            from trainer.data.rows.folders import is_hub_id, refuse_missing
+            from trainer.data.rows import folders
 
             if config.sampling.type in ("tokens", "tasks"):  # rows of questions or pairs
-                if not is_hub_id(Path(path)):
-                    refuse_missing(Path(path))
-                continue  # fetched when it is read
+                folders.check_there(Path(path))
+                continue  # an id is fetched when it is read
 
             read_prompt_file(path, dataset=Path(path).stem)  # says what is wrong with the path
     check_policy_files(config.policy, config.program)

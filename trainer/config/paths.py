@@ -39,8 +39,7 @@ def check_policy_files(policy: PolicyConfig, program: ProgramName) -> None:
     for field, path in _named(policy):
         if not Path(path).exists():
             raise ConfigError(
-                f"{field} = {path}: nothing at {Path(path).absolute()}; {nearest_path(Path(path))} (an id of the hub is owner/name; "
-                "`rewards fetch RECIPE` gets what the shipped recipes name)"
+                f"{field} = {path}: nothing at {Path(path).absolute()}; {nearest_path(Path(path))} (an id of the hub is owner/name)"
             )
     for field, name, files in hub_fields(policy):
         folder_of(name, field, files)
@@ -94,7 +93,11 @@ def located(policy: Policy, *, fetch: bool = True) -> Policy:
 
 
 def nearest_path(path: Path) -> str:
-    """The remedy for a path that is not there: the nearest one that is, or that it should be corrected."""
+    """The remedy for a path that is not there: the command that gets it, the nearest one that is, or that it should be corrected."""
+    from rewards.sources import fetched_as  # reads a table, which only a mistake needs
+
+    if (known := fetched_as(path)) is not None:
+        return f"`rewards fetch {known}` gets it, or with --dry-run says how to by hand"
     there = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
     missing, *rest = path.absolute().relative_to(there).parts
     near = difflib.get_close_matches(missing, [each.name for each in there.iterdir()], n=1)

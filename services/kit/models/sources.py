@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine.hub import HubError, fetch_file, fetch_folder, is_hub_file, is_hub_id
+from machine.hub import HubError, fetch_file, fetch_folder, is_hub_file, is_hub_id, shown
 
 CLIPS = ("clip", "siglip")
 _PROCESSOR = "preprocessor_config.json"
@@ -32,8 +32,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """As it is named in a revision: the folder or file, and which bytes it holds."""
-        return f"{self.path.name} sha256:{self.sha256[:16]}"
+        """As it is named in a revision: the folder or file, or its id with the commit, and which bytes it holds."""
+        return f"{shown(self.path)} sha256:{self.sha256[:16]}"
 
 
 def at_hand(path: Path, flag: str, files: Sequence[str] = MODEL_FILES) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from machine.hub import is_hub_id
 from tests.support.text_rows import png, write_jsonl, write_parquet
 from trainer.__main__ import build_parser
 from trainer.commands.recipes import recipe_of
@@ -16,7 +17,6 @@ from trainer.config import Config
 from trainer.data.datasets import PromptSampler
 from trainer.data.overlap import find_overlaps
 from trainer.data.prompts import DataError
-from trainer.data.rows.folders import is_hub_id
 from trainer.doctor.prompts import check_data
 from trainer.evaluation.sets import load_sets
 from trainer.programs.rl import RlMaterial, read_material
@@ -190,7 +190,7 @@ def test_the_doctor_shows_what_the_file_makes_of_the_first_row(tmp_path: Path) -
 
 def test_a_hub_id_and_a_path_that_is_not_there_are_told_apart_before_torch_is_loaded(tmp_path: Path) -> None:
     assert is_hub_id(Path("lmms-lab/multimodal-open-r1-8k-verified"))
-    for path in ("data/rows.jsonl", "/data/rows", "rows", "a/b/c", str(tmp_path)):
+    for path in ("data/rows", "sets/rows.jsonl", "/data/rows", "rows", "a/b/c", str(tmp_path)):
         assert not is_hub_id(Path(path))
     named = ["data.train.0.path=some/data-set", "policy.type=vlm", f"policy.pretrained={tmp_path}"]
     recipe = tmp_path / "recipe.yaml"

@@ -148,26 +148,28 @@ def test_a_hub_id_is_fetched_into_a_folder(tmp_path: Path, monkeypatch: pytest.M
     write_jsonl(tmp_path / "snapshot/train.jsonl", ROWS)
     asked = []
 
-    def snapshot_at_hand(name: str, repo_type: str) -> str:
-        asked.append((name, repo_type))
+    def snapshot_at_hand(name: str, repo_type: str, revision: str | None, **more: Any) -> str:
+        asked.append((name, repo_type, revision))
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_at_hand)
     assert numbers(Path("some/data-set"), split="train[:2]", image_cache=str(tmp_path)) == [0, 1]
-    assert asked == [("some/data-set", "dataset")]
+    assert numbers(Path("some/data-set@v1"), split="train[:1]", image_cache=str(tmp_path)) == [0]
+    assert asked == [("some/data-set", "dataset", None), ("some/data-set", "dataset", "v1")]
 
 
 def test_a_hub_that_does_not_answer_is_said_with_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(name: str, repo_type: str) -> str:
+    def no_network(name: str, **asked: Any) -> str:
         raise ConnectionError("Network is unreachable")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(DataError) as raised:
         numbers(Path("some/data-set"))
     for words in (
-        "some/data-set: no folder of that name is here",
-        "Network is unreachable",
-        "correct `path`, or download it",
+        "path = some/data-set is no folder here, and the hub did not give it (Network is unreachable)",
+        "hf download some/data-set --repo-type dataset --local-dir data/data-set",
+        "copy data/data-set here and set path to it",
+        f"If a path was meant: nothing is called some in {Path.cwd()}; correct it, or give it as an absolute path",
     ):
         assert words in str(raised.value)
 

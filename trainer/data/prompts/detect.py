@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.config.data import PromptFormat
 from trainer.data.prompts.checks import DataError
-from trainer.data.prompts.lines import SPLITS, Split, first_line, is_foreign, lines, read_text
+from trainer.data.prompts.lines import SPLITS, Split, first_line, is_foreign, lines, read_text, refuse_missing
 from trainer.data.prompts.tables import find_delimiter, header_between
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def _resolve(
     known = _SUFFIXES.get(path.suffix.lower())
     if known is None and path.is_dir():
         return _in_folder(path, split, prompt_column=prompt_column, delimiter=delimiter)
+    if known is None and not path.exists():
+        refuse_missing(path)
     if known is None:
         raise DataError(
             f"{path}: a prompt file ends in .txt (a prompt a line), .jsonl (a JSON object a line), .json (a list), .tsv, .csv "

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from trainer.config.paths import nearest_path
 from trainer.data.prompts.checks import DataError, shown
@@ -26,15 +26,20 @@ _ALL_SPLITS = {name for names in SPLITS.values() for name in names}
 Rows = Iterator[tuple[int, Mapping[str, Any]]]  # line and unchecked values, under the names of FIELDS
 
 
+def refuse_missing(path: Path) -> NoReturn:
+    """Raises DataError about a file or folder of prompts that is not there."""
+    raise DataError(
+        f"no prompt file at {path.absolute()}; {nearest_path(path)} (`path` counts from the working "
+        "directory, and in a file of DeepGen-RL's from that file)"
+    )
+
+
 def read_text(path: Path) -> str:
     """A whole UTF-8 file, without a byte-order mark. Raises DataError."""
     try:
         raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no prompt file at {path.absolute()}; {nearest_path(path)} (`path` counts from the working "
-            "directory, and in a file of DeepGen-RL's from that file)"
-        ) from error
+    except FileNotFoundError:
+        refuse_missing(path)
     except OSError as error:
         raise DataError(f"{path.absolute()} cannot be read: {error.strerror}") from error
     try:

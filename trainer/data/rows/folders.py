@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from machine.hub import HubError, fetch_folder, is_hub_id
 from trainer.config.paths import nearest_path
 from trainer.data.prompts.checks import DataError
 from trainer.data.rows.files import JoinedRows, RowFile, open_file
@@ -19,7 +20,6 @@ _ALIASES = {
     "train": ("train", "training"),
 }
 _NOT_DATA = frozenset(("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "package.json"))
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_split(path: Path, format: str, split: str) -> JoinedRows:
@@ -37,9 +37,10 @@ def open_split(path: Path, format: str, split: str) -> JoinedRows:
     return JoinedRows([open_file(path, format, split)])
 
 
-def is_hub_id(path: Path) -> bool:
-    """Whether a path that is not there has the form of a hub's data set, owner/name."""
-    return not path.exists() and not path.suffix and _HUB_ID.fullmatch(path.as_posix()) is not None
+def check_there(path: Path) -> None:
+    """Raises DataError about a path that is neither there nor an id of the hub, of which nothing is asked yet."""
+    if not path.exists() and not is_hub_id(path):
+        refuse_missing(path)
 
 
 def refuse_missing(path: Path) -> NoReturn:
@@ -128,14 +129,7 @@ def _no_split(folder: Path, split: str, there: Sequence[str]) -> DataError:
 
 def _from_hub(name: str) -> Path:
     """The folder of a hub's data set, fetched once into the hub's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(name, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"{name}: no folder of that name is here, and the hub does not give the data set ({type(error).__name__}: {reason}); "
-            "correct `path`, or download it elsewhere and give its folder"
-        ) from error
+        return fetch_folder(name, "path", None, data_set=True)
+    except HubError as error:
+        raise DataError(str(error)) from error
