@@ -71,7 +71,7 @@ def test_every_kustomization_names_files_that_exist_and_none_is_left_over() -> N
             target = (path.parent / name).resolve()
             assert target.exists(), f"{path}: {name}"
             used.add(target / "kustomization.yaml" if target.is_dir() else target)
-    tops = {K8S / "overlays" / name / "kustomization.yaml" for name in OVERLAYS}
+    tops = {K8S / "overlays" / name / "kustomization.yaml" for name in (*OVERLAYS, "trainer")}
     # An overlay may stand on another.
     assert {path.resolve() for path in K8S.rglob("*.yaml")} - used == tops - used
 
@@ -150,7 +150,7 @@ def test_nothing_secret_is_in_the_manifests() -> None:
     assert not [each for each in written() if each["kind"] == "Secret"]
     text = "".join(path.read_text() for path in K8S.rglob("*.yaml"))
     assert "secretGenerator" not in text
-    assert set(re.findall(r"secretName: (\S+?)\}", text)) == {"reward-tokens"}
+    assert set(re.findall(r"secretName: ([\w-]+)", text)) == {"reward-tokens", "trainer-secrets"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
