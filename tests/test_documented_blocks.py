@@ -45,6 +45,7 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 HERE, COMMANDS = "tests/test_documented_blocks.py", "tests/test_documented_commands.py"
 CLIENT, REWARDS = "tests/wire/test_score_command.py", "tests/test_rewards_page.py"
 SECURITY = "tests/services/kit/test_security_docs.py"
+PEERS = "tests/test_peer_pages.py"
 PACKED, PAIRUNI = "tests/trainer/packed_migration/test_packed_pages.py", "tests/trainer/janus_grpo/test_pairuni_page.py"
 
 REASONS: Mapping[str, set[str]] = {
@@ -99,7 +100,10 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "task: understand": f"{HERE}::test_a_part_of_a_recipe_loads",
     },
     "docs/first_hour.md": {"def brightness": "tests/test_newcomers_path.py::test_a_newcomer_gets_to_a_comparison"},
+    "docs/from_flow_factory.md": {"from_flow_factory": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
+    "docs/from_flow_grpo.md": {"sde_window_size": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
     "docs/from_trl.md": {"dapo": "tests/trainer/nanovlm_lab/test_migration_pages.py::test_the_trl_recipe_is_one"},
+    "docs/from_verl_omni.md": {"from_verl_omni": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
     "docs/given_texts.md": {
         "program: supervised": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
         "program: preference": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
