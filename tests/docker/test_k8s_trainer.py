@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rewards.shipped import recipe
-from tests.docker.test_k8s_manifests import K8S, OVERLAYS, ROOT, Tree, documents, gibibytes, of_kind, rendered, selected
+from tests.docker.test_k8s_manifests import K8S, ROOT, Tree, documents, gibibytes, of_kind, rendered, selected
 from tests.support.documents import blocks_of
 from trainer.config import Config
 from trainer.config.file import load_config
@@ -19,7 +19,7 @@ from trainer.processes.failure import FAILED, LOST, USER_ERROR
 from trainer.processes.launch import SHUTDOWN_S
 
 TRAINER = K8S / "base/trainer"
-API = "1.34"  # of the schemas: the newest version whose Jobs have all that is used here, and older ones have it, too
+OLDEST, OF_SERVICES, NEWEST = "1.31", "1.30", "1.37"  # as the two pages say; the newest that there are schemas of
 # Kinds that are no part of Kubernetes: KEDA's and the Prometheus operator's.
 OF_OTHERS = {"ScaledObject", "PodMonitor"}
 
@@ -39,14 +39,23 @@ def variables(job: Tree) -> dict[str, Any]:
     return {each["name"]: each.get("value", each.get("valueFrom")) for each in inside(job)["env"]}
 
 
-@pytest.mark.parametrize("overlay", [*OVERLAYS, "trainer"])
-def test_every_manifest_is_what_the_api_takes(overlay: str) -> None:
+@pytest.mark.parametrize(
+    ("overlay", "version"),
+    [
+        ("trainer", OLDEST),
+        ("trainer", NEWEST),
+        ("cpu", OF_SERVICES),
+        pytest.param("shelf", OF_SERVICES, marks=pytest.mark.slow),
+        pytest.param("shelf", NEWEST, marks=pytest.mark.slow),
+    ],
+)
+def test_every_manifest_is_what_the_api_takes(overlay: str, version: str) -> None:
     """Strictly: a field that the API does not have is one too many."""
     manifests = rendered(overlay)
     checked = [each for each in manifests if each["kind"] not in OF_OTHERS]
     assert len(checked) > 8
     for each in checked:
-        kubernetes_validate.validate(each, API, strict=True)
+        kubernetes_validate.validate(each, version, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +68,9 @@ def test_every_manifest_is_what_the_api_takes(overlay: str) -> None:
 )
 def test_a_manifest_that_is_wrong_is_refused(change: dict[str, Any]) -> None:
     job = jobs()["train"]
-    kubernetes_validate.validate(job, API, strict=True)
+    kubernetes_validate.validate(job, OLDEST, strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate({**job, "spec": {**job["spec"], **change}}, API, strict=True)
+        kubernetes_validate.validate({**job, "spec": {**job["spec"], **change}}, OLDEST, strict=True)
 
 
 @pytest.mark.parametrize("name", ["fetch", "train"])
@@ -144,7 +153,7 @@ def test_the_words_of_the_job_are_a_recipe_that_its_gpus_can_run() -> None:
 def test_what_is_explained_is_not_tried_again_and_what_is_lost_is() -> None:
     spec = jobs()["train"]["spec"]
     ignored, failed = spec["podFailurePolicy"]["rules"]
-    assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert failed["action"] == "FailJob" and failed["onExitCodes"]["values"] == sorted([FAILED, USER_ERROR])
     assert LOST not in failed["onExitCodes"]["values"]
     assert failed["onExitCodes"]["containerName"] == inside(jobs()["train"])["name"]
@@ -180,6 +189,8 @@ def test_the_policies_let_a_run_reach_its_nodes_its_rewards_and_no_one_else() ->
 def test_the_page_names_what_is_there() -> None:
     page = ROOT / "docs/trainer_on_kubernetes.md"
     text = page.read_text(encoding="utf-8")
+    assert f"Kubernetes {OLDEST} or newer" in text
+    assert f"Kubernetes {OF_SERVICES} or newer" in (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
     assert {path.name for path in TRAINER.glob("*.yaml")} - {"kustomization.yaml"} == {
         line.split("`")[1] for line in text.splitlines() if line.startswith("| `") and ".yaml`" in line.split("|")[1]
     }
