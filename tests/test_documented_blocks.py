@@ -100,6 +100,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "task: understand": f"{HERE}::test_a_part_of_a_recipe_loads",
     },
     "docs/first_hour.md": {"def brightness": "tests/test_newcomers_path.py::test_a_newcomer_gets_to_a_comparison"},
+    "docs/first_gpu_run.md": {"--dry-run": "tests/test_first_gpu_run.py::test_what_needs_no_network_is_run"},
     "docs/from_flow_factory.md": {"from_flow_factory": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
     "docs/from_flow_grpo.md": {"sde_window_size": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
     "docs/from_trl.md": {"dapo": "tests/trainer/nanovlm_lab/test_migration_pages.py::test_the_trl_recipe_is_one"},
