@@ -96,7 +96,7 @@ def hub_id(name: str) -> HubId:
     found = _FOLDER.fullmatch(name) or _FILE.fullmatch(name)
     if found is None:
         raise ValueError(f"{name} is no id of the hub (owner/name, owner/name@revision, owner/name/file)")
-    return HubId(**found.groupdict())
+    return HubId(found["repo"], found["revision"], found.groupdict().get("file"))
 
 
 def is_hub_id(name: str | Path) -> bool:
