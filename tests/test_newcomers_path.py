@@ -17,7 +17,7 @@ from tests.support.documents import ROOT, Block, blocks_of
 
 BLOCKS = blocks_of(ROOT / "docs" / "first_hour.md")
 PARTS = ("A first curve", "A reward of your own in the run", "Two runs compared")
-SHORT = ("max_steps=2", "evaluation.every=2", "sampling.prompts_per_step=2", "evaluation.final_rewards=[]")
+SHORT = ("max_steps=2", "evaluation.every=2", "evaluation.final_rewards=[]")
 
 
 def part_of(block: Block) -> str:
@@ -87,7 +87,9 @@ def _look(address: str) -> None:
         page = browser.new_page()
         page.goto(address, timeout=180_000)
         expect(page.get_by_role("heading", name="Comparison")).to_be_visible(timeout=120_000)
-        expect(page.locator("figure.chart .u-over").first).to_be_visible(timeout=120_000)
+        chart = page.locator("figure.chart").first
+        chart.scroll_into_view_if_needed()  # charts are drawn when they are near
+        expect(chart.locator(".u-over")).to_be_visible(timeout=120_000)
         for run in ("quickstart", "bright"):
             expect(page.get_by_role("link", name=run).first).to_be_visible()
         browser.close()
