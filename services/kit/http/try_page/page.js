@@ -202,7 +202,7 @@ async function useSample() {
   byId("more").open = Boolean(targets?.length || completion || before?.length || Object.keys(left).length);
   pictures.clear();
   sources.clear();
-  await pictures.add(filesOf(items.flatMap((item) => item.images), "sample"));
+  await pictures.add(filesOf(items.flatMap((item) => item.images ?? []), "sample"));
   await sources.add(filesOf(before ?? [], "sample_before"));
 }
 
@@ -218,8 +218,11 @@ byId("reward").addEventListener("change", showReward);
 byId("copy").addEventListener("click", copyCommand);
 byId("sample").addEventListener("click", async () => {
   byId("sample").setAttribute("aria-busy", "true");
-  await useSample();
-  byId("sample").removeAttribute("aria-busy");
+  try {
+    await useSample();
+  } finally {
+    byId("sample").removeAttribute("aria-busy");
+  }
 });
 
 document.addEventListener("paste", (event) => {
