@@ -33,6 +33,7 @@ KIT_BASE = (
 RULES: dict[str, tuple[str, ...]] = {
     "machine": (),
     "machine.hub": (),  # a folder, or an id of the Hugging Face hub
+    "machine.own": (),  # what a user's own file is called, and how it is loaded
     "wire": (),
     "wire.client": ("wire",),  # the client that is installed alone
     "=services": (),
@@ -49,6 +50,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "services.kit.http": (*KIT_BASE, "services.kit.guard", "services.kit.dispatch", "services.kit.scale"),
     "services.kit.legacy": (*KIT_BASE, "services.kit.guard", "services.kit.http"),
     "services.kit.models": (*KIT_BASE, "machine"),
+    "services.kit.functions": (*KIT_BASE, "machine.own"),
     "services.kit.judge": (*KIT_BASE, "services.kit.guard", "services.kit.http", "services.kit.models"),
     "services.kit.testing": (*KIT_BASE, "services.kit.run"),
     "=services.kit.openapi": ("services.kit", "wire"),
@@ -61,7 +63,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.command": ("=rewards",),
     "=rewards.__main__": ("rewards.command",),
     "rewards.recipes": ("rewards.command", "rewards.shipped"),
-    "rewards.serve": ("rewards.command", "=services.kit.catalogue"),
+    "rewards.serve": ("rewards.command", "machine.own", "=services.kit.catalogue"),
     "rewards.migrate": ("rewards.command", "=trainer.__main__", "=trainer.commands"),
     "rewards.signs": (),  # prompts that it writes: a leaf
     "rewards.sources": ("rewards.shipped", "rewards.signs", "machine.hub"),
@@ -75,7 +77,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.completion": ("=rewards", "rewards.command", "rewards.shipped", "=services.kit.catalogue"),
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": ("rewards.shipped", "rewards.sources", "machine.hub"),
+    "trainer.config": ("rewards.shipped", "rewards.sources", "machine.hub", "machine.own"),
     "trainer.seeds": (),
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
@@ -101,6 +103,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.images",
     ),
     "trainer.policies.flow": (
+        "machine.own",
         "trainer.types",
         "trainer.config",
         "trainer.samplers",
@@ -140,6 +143,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.data.sequences": (),
     "trainer.data": (
         "machine.hub",
+        "machine.own",
         "trainer.types",
         "trainer.config",
         "trainer.seeds",
@@ -149,6 +153,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.images",
     ),
     "trainer.objectives": (
+        "machine.own",
         "trainer.types",
         "trainer.config",
         "trainer.seeds",
@@ -173,9 +178,10 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
         "trainer.data",
     ),
-    "trainer.records": ("trainer.types", "trainer.config", "trainer.processes", "trainer.advantages"),
+    "trainer.records": ("machine.own", "trainer.types", "trainer.config", "trainer.processes", "trainer.advantages"),
     "trainer.report": ("trainer.types", "trainer.config", "trainer.records", "=wire.quotes", "=wire.images"),
     "trainer.evaluation": (
+        "machine.own",
         "trainer.types",
         "trainer.config",
         "trainer.seeds",
@@ -214,6 +220,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
     ),
     "trainer.programs": (
+        "machine.own",
         "trainer.types",
         "trainer.config",
         "trainer.seeds",

@@ -50,6 +50,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("eval", 18088, "UNIGENBENCH_API_URL", "default"),
     Entry("vqa", 18089, "VQA_URL", "shelf"),
     Entry("textjudge", 18090, "TEXTJUDGE_URL", "shelf"),
+    Entry("own", 18091),
 )
 
 DEPLOYED: tuple[Entry, ...] = tuple(entry for entry in CATALOGUE if entry.deployed is not None)

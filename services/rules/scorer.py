@@ -11,11 +11,12 @@ from typing import get_args
 from PIL import Image
 from pydantic import JsonValue
 
+from machine.own import OwnError
+from services.kit.functions.batches import BatchReward
+from services.kit.functions.file import FunctionReward, load_functions
 from services.kit.samples import Sample
 from services.kit.scorer import Item, Result
 from services.rules import answers, color, forms, jpeg, objects, side_by_side
-from services.rules.batches import BatchReward
-from services.rules.functions import FunctionReward, FunctionsError, load_functions
 from services.rules.lengths import Lengths, Unit
 from services.rules.samples import samples
 from wire.schema import ScorerInfo
@@ -58,7 +59,7 @@ class RulesScorer:
         lengths: what `length` and `overlong` count, and their limits.
         conversational: functions of `completions` get lists of messages instead of texts.
 
-    Raises FunctionsError when a file cannot be used or two rewards have one name.
+    Raises OwnError when a file cannot be used or two rewards have one name.
     """
 
     off_scale = get_args(Unit)  # how long a text is
@@ -81,7 +82,7 @@ class RulesScorer:
         for source, reward in named:
             name = reward.info.name
             if name in sources:
-                raise FunctionsError(
+                raise OwnError(
                     f"--functions {source}: the reward {name!r} is already served ({sources[name]}); "
                     f'rename one with @reward(name="...")'
                 )

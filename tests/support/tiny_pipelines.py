@@ -135,6 +135,50 @@ def make_qwen_image(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def make_auraflow(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny AuraFlow, which no policy that comes along draws with; gives `folder`."""
+    import torch
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = AuraFlowTransformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            caption_projection_dim=WIDTH,
+            pos_embed_max_size=256,
+        )
+        _spread(transformer)
+        encoder = UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=len(_t5_tokenizer()),
+                d_model=WIDTH,
+                d_kv=16,
+                d_ff=64,
+                num_layers=1,
+                num_heads=2,
+                dropout_rate=0.0,
+            )
+        )
+        pipeline = AuraFlowPipeline(
+            tokenizer=_t5_tokenizer(),
+            text_encoder=encoder,
+            vae=_vae(),
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def _letters() -> list[str]:
     from tokenizers import pre_tokenizers
 

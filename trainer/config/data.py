@@ -22,6 +22,7 @@ PromptFormat = Literal[
     "flow_grpo_metadata",
     "json",
     "txt_folder",
+    "python",
     "questions",
     "pairs",
 ]
@@ -35,7 +36,8 @@ class PromptFileConfig(RowsConfig):
         "auto",
         description="What the file is; auto goes by its ending and first row. rows: another trainer's .jsonl. questions: what a "
         "policy that writes is asked, from JSON, JSON lines, Parquet, a folder or a hub id; it is the default of such a policy. "
-        "pairs: a question about an image and a prompt to draw in each row, for a policy with tasks (docs/pairs.md).",
+        "pairs: a question about an image and a prompt to draw in each row, for a policy with tasks (docs/pairs.md). python: a function "
+        "of your own, FILE.py:NAME or module:NAME (docs/tutorials/prompt_set.md).",
     )
     prompt_column: Text | None = Field(
         None,
@@ -74,7 +76,7 @@ class DatasetConfig(PromptFileConfig):
 
     path: FilePath = Field(
         description="A .txt file (a prompt a line), .jsonl (id, prompt, targets, metadata, source_images), .json, .csv, .tsv, "
-        ".parquet, or a folder with a split's file or with text files."
+        ".parquet, or a folder with a split's file or with text files; or a function of your own, FILE.py:NAME."
     )
     name: Name | None = Field(None, description="Shown in metrics; the file's stem otherwise.")
     rewards: dict[str, float] = Field(

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import FilePath, Name, Positive, Section, Share, refuse_untranslated
 from trainer.config.data import DatasetConfig, PromptFileConfig
+from trainer.config.own import Code
 from trainer.config.texts import HoldOut
 
 Scoring = Literal["unigenbench/en", "unigenbench/zh"]
@@ -94,6 +95,11 @@ class AlarmsConfig(Section):
     )
     truncated_share: Share | None = Field(
         0.2, description="Of texts: more than this share is cut off at the most tokens they may have; null is off."
+    )
+    own: tuple[Code, ...] = Field(
+        (),
+        description="Alarms of your own, each FILE.py:NAME or module:NAME: a function of now, start and step, or some of them, that "
+        "gives a sentence where something is wrong and else None (docs/tutorials/alarm.md).",
     )
 
 

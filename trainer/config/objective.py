@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, by_type
+from trainer.config.own import Code, Options
 from trainer.config.preference_objective import DpoConfig
 from trainer.config.token_objective import (
     BnpoConfig,
@@ -172,6 +173,39 @@ class DiffusionDpoConfig(TimestepSection):
     dpo_beta: Positive = Field(100.0, description="Strength of the tie to the starting weights.")
 
 
+class OwnConfig(ObjectiveSection):
+    """An objective of your own, on the drawn steps or tokens: a function of their log-probabilities."""
+
+    type: Literal["own"] = Field(description="Which objective of trainer/objectives.")
+    code: Code = Field(
+        description="FILE.py:NAME, or module:NAME: a function of logp_BS, old_logp_BS, ratio_BS and adv_B1, or some of them, that "
+        "gives a loss for each (B, S) (docs/tutorials/objective.md)."
+    )
+    options: Options = Field(
+        default_factory=dict, description="Values for further parameters of the function, by name."
+    )
+    kl_type: KlType = Field("velocity", description="Of a policy that denoises: what the KL compares, as in flow_grpo.")
+
+    @model_validator(mode="after")
+    def _kl_acts(self) -> OwnConfig:
+        if self.kl_type == "latent" and not self.kl_beta:
+            raise ValueError("kl_type = latent acts only with a kl_beta above 0; set kl_beta or leave kl_type out")
+        return self
+
+
+class OwnForwardConfig(TimestepSection):
+    """An objective of your own, on the forward process: a function of predicted velocities at noised images."""
+
+    type: Literal["own_forward"] = Field(description="Which objective of trainer/objectives.")
+    code: Code = Field(
+        description="FILE.py:NAME, or module:NAME: a function of v, x, x0, noise, sigma_B, error_B and adv_B, or some of them, that "
+        "gives a loss for each sample (B,) (docs/tutorials/objective.md)."
+    )
+    options: Options = Field(
+        default_factory=dict, description="Values for further parameters of the function, by name."
+    )
+
+
 ObjectiveConfig = Annotated[
     FlowGrpoConfig
     | GrpoGuardConfig
@@ -186,7 +220,9 @@ ObjectiveConfig = Annotated[
     | SapoConfig
     | CispoConfig
     | VespoConfig
-    | DpoConfig,
+    | DpoConfig
+    | OwnConfig
+    | OwnForwardConfig,
     Field(discriminator="type"),
 ]
 OBJECTIVES: dict[str, type[ObjectiveSection | TokenSection | DpoConfig]] = by_type(ObjectiveConfig)

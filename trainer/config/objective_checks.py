@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.drawing import FlowDrawing
-from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, TimestepSection
+from trainer.config.objective import AveragedSection, FlowGrpoConfig, ObjectiveConfig, OwnConfig, TimestepSection
 from trainer.config.preference_objective import DpoConfig
 from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig
 from trainer.config.tasks import TaskSamplingConfig
@@ -15,6 +15,9 @@ STOCHASTIC = ("kind", "noise_level", "sde_window", "sde_window_size", "timestep_
 
 def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> None:
     """Raises ValueError naming both fields and the remedy."""
+    if isinstance(objective, OwnConfig):
+        _check_own(objective, sampling)
+        return
     is_text = isinstance(objective, TokenSection | DpoConfig)
     if is_text != (sampling.type in ("tokens", "tasks")):
         what = "tokens" if is_text else "the denoising steps of images"
@@ -36,6 +39,21 @@ def check_objective(objective: ObjectiveConfig, sampling: SamplingConfig) -> Non
             _check_images(flow.objective, flow, sampling.pipeline, "sampling.tasks.generate.flow.")
     if isinstance(sampling, FlowSamplingConfig):
         _check_images(objective, sampling, sampling.pipeline, "")
+
+
+def _check_own(objective: OwnConfig, sampling: SamplingConfig) -> None:
+    """An objective of the user's fits drawn steps and drawn tokens. It knows one distribution that its samples come from."""
+    if sampling.pipeline == "one_step_off" or getattr(sampling, "engine", "") == "vllm":
+        what = "pipeline = one_step_off" if sampling.pipeline == "one_step_off" else "engine = vllm"
+        raise ValueError(
+            f"sampling.{what} draws with other weights or another engine, which needs an importance weight, and objective.type = "
+            "own has none; leave it out, or use an objective that has one"
+        )
+    if objective.kl_beta and sampling.type != "flow":
+        raise ValueError(
+            f"objective.kl_beta = {objective.kl_beta:g} of objective.type = own acts on the denoising steps of images, but "
+            f"sampling.type = {sampling.type}; set it to 0"
+        )
 
 
 def with_longest(objective: ObjectiveConfig, sampling: SamplingConfig) -> ObjectiveConfig:

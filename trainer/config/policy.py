@@ -13,6 +13,7 @@ from trainer.config.janus import JanusConfig
 from trainer.config.mot import MotConfig
 from trainer.config.neo import NeoConfig
 from trainer.config.network import LoraConfig, NetworkConfig, PolicySection
+from trainer.config.own import Code
 from trainer.config.vlm import VlmConfig
 
 
@@ -89,6 +90,20 @@ class QwenImageConfig(DiffusersConfig):
     max_sequence_length: int = Field(512, ge=1, le=1024, description="A prompt is cut off after so many tokens.")
 
 
+class OwnPolicyConfig(DiffusersConfig):
+    """A policy of your own: any text-to-image pipeline of diffusers that is a rectified flow."""
+
+    type: Literal["own"] = Field(description="Which policy of trainer/policies.")
+    code: Code = Field(
+        description="FILE.py:NAME, or module:NAME: a DiffusersFlow that says how a prompt is encoded and a velocity predicted "
+        "(docs/tutorials/policy.md)."
+    )
+    lora: LoraConfig | None = Field(
+        default_factory=LoraConfig, description="Adapters to train; null trains the whole transformer."
+    )
+    max_sequence_length: int = Field(256, ge=1, le=4096, description="A prompt is cut off after so many tokens.")
+
+
 PolicyConfig = Annotated[
     TinyConfig
     | Sd3Config
@@ -98,7 +113,8 @@ PolicyConfig = Annotated[
     | VlmConfig
     | JanusConfig
     | MotConfig
-    | NeoConfig,
+    | NeoConfig
+    | OwnPolicyConfig,
     Field(discriminator="type"),
 ]
 

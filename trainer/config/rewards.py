@@ -40,7 +40,10 @@ def _with_shipped(args: dict[str, str | int | float | bool]) -> dict[str, str | 
 class ServiceConfig(Section):
     """One reward service: where it is, or how to start it."""
 
-    module: str | None = Field(None, description="Service to start when rewards.launch is local: `ocr`, `rules`.")
+    module: str | None = Field(
+        None,
+        description="Service to start when rewards.launch is local: `ocr`, `rules`; or a file of your own, FILE.py or FILE.py:NAME.",
+    )
     args: Annotated[dict[str, str | int | float | bool], AfterValidator(_with_shipped)] = Field(
         default_factory=dict, description="Command-line flags of the started service, without dashes."
     )

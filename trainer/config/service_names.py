@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from machine.own import OwnError, is_code, named
 from trainer.config.base import nearest
 
 # Every reward that some checkpoint or family of the service gives.
@@ -59,15 +60,27 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "regression": ("hpsv3", "editreward"),
     "vqa": ("vqa_yes", "vqa_yes_ratio", "deqa", "deqa_over_5"),
     "textjudge": ("text_quality", "text_match"),
+    "own": (),  # whatever the user's file has
 }
 _SERVICES = Path(__file__).resolve().parents[2] / "services"
 
 
 def check_module(where: str, module: str) -> None:
     """Raises ValueError when `python -m services.<module>` would find nothing, with the nearest service."""
+    if is_code(module):
+        try:
+            named(module, f"{where}.module", needs_name=False)
+        except OwnError as error:
+            raise ValueError(str(error)) from error
+        return
     place = _SERVICES.joinpath(*module.split("."))
     if not place.with_name(f"{place.name}.py").is_file() and not (place / "__main__.py").is_file():
         raise ValueError(f"{where}.module = {module!r} is no service of ours; {nearest(module, REWARDS)}")
+
+
+def flags_of_own(module: str) -> tuple[str, dict[str, str | int | float | bool]]:
+    """The service that a module is, and the flags that make it so: a file of the user's is served by `services.own`."""
+    return ("own", {"file": module}) if is_code(module) else (module, {})
 
 
 def check_reward(where: str, reward: str, module: str, args: Mapping[str, object]) -> None:
@@ -75,7 +88,7 @@ def check_reward(where: str, reward: str, module: str, args: Mapping[str, object
 
     Nothing is said of a module outside the table, nor where the service's own file of functions may give the name.
     """
-    known = REWARDS.get(module)
+    known = REWARDS.get(module) or None  # of `own`, whatever is in the file
     own_recipe = module == "regression" and str(args.get("recipe", "")).endswith((".yaml", ".yml"))
     if known is None or reward in known or own_recipe:
         return
@@ -93,6 +106,7 @@ def check_args(where: str, module: str, args: Iterable[str]) -> None:
     The flags are the fields of the classes in the service's own files and in the settings that services share, read
     without running them. Nothing is said of a module outside the table.
     """
+    module, _ = flags_of_own(module)
     if module not in REWARDS:
         return
     files = [_SERVICES / module / name for name in ("settings.py", "__main__.py")]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from machine.own import is_code
 from trainer.config import Config, ConfigError, DataConfig, TaskSamplingConfig
 from trainer.config.data import PromptFileConfig, PromptFormat
 from trainer.data.fingerprints import fingerprint
@@ -131,7 +132,8 @@ def _read(
         return read_pairs(
             how, path=path, field=field, dataset=dataset, split=split, image_dir=how.image_dir, threshold=threshold
         )
-    if how.format == "questions" and Path(path).suffix.lower() not in _LINES:
+    has_lines = Path(path).suffix.lower() in _LINES or is_code(path)
+    if how.format == "questions" and not has_lines:
         return read_questions(
             how,
             path=path,

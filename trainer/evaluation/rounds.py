@@ -14,6 +14,7 @@ from trainer.config import Config
 from trainer.evaluation.alarms import find_alarms
 from trainer.evaluation.files import read_samples, save_samples, write_outcomes
 from trainer.evaluation.outcomes import Outcome
+from trainer.evaluation.own_alarms import own_alarms
 from trainer.evaluation.results import Results, write_results
 from trainer.evaluation.sampling import draw
 from trainer.evaluation.scoring import BATCHES, Scorer
@@ -61,6 +62,7 @@ class Rounds:
         self._config, self._policy, self._client = config, policy, client
         self._world, self._trained = world, trained
         self._executor = executor
+        self._own = own_alarms(config.evaluation.alarms.own)
 
     def draw_and_score(
         self, folder: Path, step: int, *, final: bool, stop_requested: Callable[[], bool]
@@ -128,7 +130,10 @@ class Rounds:
             limits, rewards = self._config.evaluation.alarms, self._config.rewards
             before, now = (watched(self.sets, each) for each in (start, outcomes))
             tasks = {each.name: each.task for each in self.sets}
-            results.add_alarms(find_alarms(results.row, before, now, self._trained, limits, rewards, tasks))
+            found = find_alarms(results.row, before, now, self._trained, limits, rewards, tasks)
+            at_start = Results.of(0, self.sets, start, ()).row
+            own = (each.look(results.row, at_start, step) for each in self._own)
+            results.add_alarms([*found, *(alarm for alarm in own if alarm is not None)])
         if self._world.is_main:
             write_outcomes(folder, outcomes)
             write_results(folder, results)

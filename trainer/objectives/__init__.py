@@ -10,6 +10,7 @@ from trainer.objectives.base import Batch, Entry, Objective, PlanNeeds, Scored, 
 from trainer.objectives.flow.forward import FORWARD
 from trainer.objectives.flow.grpo import STOCHASTIC
 from trainer.objectives.flow.supervised import Captions, Supervised
+from trainer.objectives.own import OWN, check_objective_code
 from trainer.objectives.sum import Sum
 from trainer.objectives.tokens.policy import TOKENS
 from trainer.policies.base import Denoises, Policy
@@ -24,6 +25,7 @@ __all__ = [
     "Supervised",
     "Term",
     "build_objective",
+    "check_objective_code",
     "needs_reference",
     "plan_needs",
     "total",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 
-OBJECTIVES: dict[str, Entry] = {**STOCHASTIC, **FORWARD, **TOKENS}
+OBJECTIVES: dict[str, Entry] = {**STOCHASTIC, **FORWARD, **TOKENS, **OWN}
 
 
 def build_objective(policy: Policy, config: ObjectiveConfig, *, micro_batch_size: int | None, seed: int) -> Objective:

@@ -55,6 +55,7 @@ SENTENCES: dict[str, str] = {
     "alarm/drift": "1 where answers drawn by a rollout server are further from what the policy reads than sampling.vllm.drift_alarm.",
     "alarm/other_half/<set>/<reward>": "1 where a reward of one task fell by more than its interval since the start while one of the other "
     "task surely rose.",
+    "alarm/own/<name>": "1 where an alarm of your own (evaluation.alarms.own) said that something is wrong; likewise in alarms.json.",
     "alarm/<name>": "1 where an evaluation showed a sign of reward hacking; the sentence is in eval/step_*/alarms.json.",
     "reward/<reward>/mean": "Mean score of the step's training rollouts; other prompts each step, and noise is injected, "
     "so it jumps about.",

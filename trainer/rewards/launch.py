@@ -16,6 +16,7 @@ from typing import Self
 import httpx
 
 from trainer.config import URL_VARIABLES, RewardsConfig, ServiceConfig
+from trainer.config.service_names import flags_of_own
 from trainer.processes.children import OURS, SAFE_PATH, Child
 from trainer.rewards.answers import RewardServiceError
 
@@ -160,10 +161,11 @@ class _LocalService(Child):
 
     def start(self, port: int | None) -> None:
         """Start the process; `port` None lets it take a free one, which it prints."""
-        flags: dict[str, str | int | float | bool] = {"host": "127.0.0.1", "port": 0, **self._config.args}
+        module, own = flags_of_own(self._config.module or "")
+        flags: dict[str, str | int | float | bool] = {"host": "127.0.0.1", "port": 0, **own, **self._config.args}
         if port is not None:
             flags["port"] = port
-        command = [sys.executable, "-m", f"services.{self._config.module}", *to_flags(flags)]
+        command = [sys.executable, "-m", f"services.{module}", *to_flags(flags)]
         path = os.pathsep.join(filter(None, [*OURS, os.environ.get("PYTHONPATH")]))
         self.spawn(command, os.environ | SAFE_PATH | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
 

@@ -78,6 +78,18 @@ def inspect_folder(
     return Source(path, kind, _sha256([config_path, path / _PROCESSOR, *weights]))
 
 
+def inspect_any(path: Path, flag: str) -> Source:
+    """Look at a file of weights, or at a folder of any kind of model: all its weights and JSON files count. Raises SourceError."""
+    if path.is_file():
+        return inspect_file(path, flag)
+    files = sorted(found for pattern in ("*.json", *_WEIGHTS) for found in path.glob(pattern))
+    if not files:
+        raise SourceError(
+            f"{flag} {path}: nothing there to load (*.json, {', '.join(_WEIGHTS)}); give a model's folder or file"
+        )
+    return Source(path, "folder", _sha256(files))
+
+
 def inspect_file(path: Path, flag: str) -> Source:
     """Look at a file of weights. Raises SourceError when there is none."""
     path = at_hand(path, flag)

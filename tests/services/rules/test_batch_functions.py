@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from machine.own import OwnError
+from services.kit.functions.batches import BatchReward
+from services.kit.functions.file import load_functions
 from services.kit.scorer import Failure, Item, Score
-from services.rules.batches import BatchReward
-from services.rules.functions import FunctionsError, load_functions
 from services.rules.scorer import MAX_BATCH, WHOLE_BATCH, RulesScorer
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -270,9 +271,9 @@ def test_only_listed_functions_become_rewards_and_the_others_are_named(write: Ca
 
 def test_a_file_without_a_list_says_which_there_are(write: Callable[..., Path]) -> None:
     path = write(LAB)
-    with pytest.raises(FunctionsError) as error:
+    with pytest.raises(OwnError) as error:
         load_functions(str(path))
-    assert f"--functions {path}:accuracy_reward,format_reward,short_reward" in str(error.value)
+    assert f"{path}:accuracy_reward,format_reward,short_reward" in str(error.value)
     assert "which of them are rewards is for you to say" in str(error.value)
 
 
@@ -294,7 +295,7 @@ def test_a_function_that_cannot_be_served_is_refused_at_the_start(
     write: Callable[..., Path], text: str, words: str
 ) -> None:
     path = write(text)
-    with pytest.raises(FunctionsError) as error:
+    with pytest.raises(OwnError) as error:
         load_functions(f"{path}:f")
     assert words in str(error.value) and str(path) in str(error.value)
 

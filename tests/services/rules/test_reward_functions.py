@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from machine.own import OwnError
+from services.kit.functions import file as functions
+from services.kit.functions.file import FunctionReward, load_functions
 from services.kit.scorer import Failure, Item, Score
-from services.rules import functions, reward
-from services.rules.functions import FunctionReward, FunctionsError, load_functions
+from services.own import reward
 from services.rules.scorer import RulesScorer
 from wire.schema import ErrorCode, ScorerInfo
 
@@ -120,7 +122,7 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
         ("x = 1\n", "", "no function is marked as a reward; put @reward above it"),
         ("from shutil import copy\ndef f(item):\n    return 1\n", ":g", "no function named g; it has f"),
         ("def f(item):\n    return 1\n", ":f,NUMBER", "no function named NUMBER"),
-        ("def f(item):\n    return 1\n", ":f,,g", "after the colon come function names"),
+        ("def f(item):\n    return 1\n", ":f,,g", "names no file and no module; write FILE.py:NAME"),
         (MY_REWARDS, ":two_arguments", "cannot be called with one item (missing a required argument: 'other')"),
         (MY_REWARDS, ":later", "is async or a generator"),
         (
@@ -148,16 +150,16 @@ def test_a_wrong_file_is_refused_with_its_name_and_the_remedy(
     write: Callable[..., Path], text: str, suffix: str, message: str
 ) -> None:
     path = write(text)
-    with pytest.raises(FunctionsError) as error:
+    with pytest.raises(OwnError) as error:
         load_functions(f"{path}{suffix}")
     assert str(path) in str(error.value)
     assert message in str(error.value)
 
 
 def test_a_missing_file_and_one_that_is_not_python(tmp_path: Path, write: Callable[..., Path]) -> None:
-    with pytest.raises(FunctionsError, match=r"nope\.py: cannot be read \(No such file or directory\)"):
+    with pytest.raises(OwnError, match=r"no file at .*nope\.py \(No such file or directory\)"):
         load_functions(str(tmp_path / "nope.py"))
-    with pytest.raises(FunctionsError, match=r"rewards\.txt: not a \.py file"):
+    with pytest.raises(OwnError, match=r"rewards\.txt names no file and no module; write FILE\.py:NAME"):
         load_functions(str(write("x = 1", "rewards.txt")))
 
 
@@ -233,11 +235,11 @@ def test_an_exception_fails_its_own_item_only(write: Callable[..., Path]) -> Non
 def test_two_rewards_of_one_name_are_refused_with_both_places(write: Callable[..., Path]) -> None:
     first = write("def f(item):\n    return 1\n", "first.py")
     second = write("def f(item):\n    return 2\n\ndef color_match(item):\n    return 3\n", "second.py")
-    with pytest.raises(FunctionsError) as error:
+    with pytest.raises(OwnError) as error:
         RulesScorer([f"{first}:f", f"{second}:f"])
     assert "first.py" in str(error.value)
     assert "second.py" in str(error.value)
-    with pytest.raises(FunctionsError, match="'color_match' is already served \\(the built-in one\\)"):
+    with pytest.raises(OwnError, match="'color_match' is already served \\(the built-in one\\)"):
         RulesScorer([f"{second}:color_match"])
 
 

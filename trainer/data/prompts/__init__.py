@@ -11,6 +11,7 @@
 | parquet | a table likewise; needs pyarrow |
 | flow_grpo_text | a folder with `train.txt` and `test.txt`; OCR targets are the texts in quotes |
 | flow_grpo_metadata | a folder with `train_metadata.jsonl` and `test_metadata.jsonl`, whose lines are `rows` |
+| python | FILE.py:NAME or module:NAME: a function of the user's that gives texts or rows as of jsonl; closed |
 
 `auto` goes by the folder's content, the file's ending, its header or its first row. A .jsonl whose first object has another
 project's names is `rows`; any other is our own, so that a misspelt field of ours is never taken for metadata. All files are

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine.own import is_code
 from trainer.config.data import PromptFormat
 from trainer.data.prompts.checks import DataError
 from trainer.data.prompts.lines import SPLITS, Split, first_line, is_foreign, lines, read_text, refuse_missing
@@ -49,7 +50,7 @@ def detect(
     path, format = _resolve(path, format, split, prompt_column=prompt_column, delimiter=delimiter)
     if format not in ("csv",) and delimiter is not None:
         raise DataError(f"{path}: `delimiter` is for tables, and this is {format}; leave it out, or say `format: csv`")
-    if format in ("txt", "txt_folder", "flow_grpo_text") and prompt_column is not None:
+    if format in ("txt", "txt_folder", "flow_grpo_text", "python") and prompt_column is not None:
         raise DataError(f"{path}: `prompt_column` = {prompt_column}, but {format} has a prompt a line; leave it out")
     if format == "txt_folder":
         return Found(path, _text_files(path, split), format)
@@ -65,8 +66,8 @@ def _resolve(
     """The file that is read and its format."""
     if format in _FOLDERS:
         return path / _FOLDERS[format].format(split), format
-    if format != "auto":
-        return path, format
+    if format != "auto" or is_code(str(path)):
+        return path, format if format != "auto" else "python"
     known = _SUFFIXES.get(path.suffix.lower())
     if known is None and path.is_dir():
         return _in_folder(path, split, prompt_column=prompt_column, delimiter=delimiter)

@@ -19,6 +19,7 @@ from trainer.data.prompts.checks import (
     check_targets,
     check_text,
 )
+from trainer.data.prompts.code import read_code
 from trainer.data.prompts.detect import Found, detect
 from trainer.data.prompts.lines import Rows, Split, read_json, read_jsonl, read_quoting_txt, read_rows, read_txt
 from trainer.data.prompts.tables import read_csv, read_parquet
@@ -81,7 +82,7 @@ def read_prompt_file(
     repeats: list[str] = []
     for file, line, row in _rows(found, dataset, prompt_column, split, skipped):
         folders = (Path(image_dir),) if image_dir is not None else (file.parent, file.parent / "images")
-        closed = found.format == "jsonl"
+        closed = found.format in ("jsonl", "python")
         prompt = _make_prompt(f"{file}:{line}", row, folders, dataset, weights or {}, closed=closed)
         if prompt.id not in prompts:
             prompts[prompt.id], places[prompt.id] = prompt, (file, line)
@@ -110,7 +111,7 @@ def is_own(
 ) -> bool:
     """Whether a file is of a format of our own, with a prompt a line, rather than another project's. Raises DataError."""
     found = detect(Path(path), format, split, prompt_column=prompt_column, delimiter=delimiter)
-    return found.format in ("txt", "jsonl")
+    return found.format in ("txt", "jsonl", "python")
 
 
 def _rows(
@@ -127,6 +128,7 @@ def _rows(
         "parquet": lambda path: read_parquet(path, prompt_column),
         "flow_grpo_text": read_quoting_txt,
         "flow_grpo_metadata": lambda path: read_rows(path, prompt_column),
+        "python": lambda path: read_code(path, split),
     }
     for file in found.files:
         for line, row in readers[found.format](file):

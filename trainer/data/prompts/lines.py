@@ -78,12 +78,15 @@ def read_jsonl(path: Path) -> Rows:
     """Our own rows: a field that is none of ours is refused."""
     for number, line in lines(path):
         row = _parse_object(f"{path}:{number}", line)
-        for key in row:
-            if key not in FIELDS:
-                raise DataError(
-                    f"{path}:{number}: {key}: unknown field; a row has {', '.join(FIELDS)}; {_hint(key, row)}"
-                )
+        check_fields(f"{path}:{number}", row)
         yield number, row
+
+
+def check_fields(where: str, row: Mapping[str, Any]) -> None:
+    """Raises DataError where a row of ours has a field that is none of FIELDS."""
+    for key in row:
+        if key not in FIELDS:
+            raise DataError(f"{where}: {key}: unknown field; a row has {', '.join(FIELDS)}; {_hint(key, row)}")
 
 
 def _hint(key: str, row: Mapping[str, Any]) -> str:

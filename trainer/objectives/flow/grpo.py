@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trainer.config.objective import FlowGrpoConfig, GrpoGuardConfig, StochasticSection
+from trainer.config.objective import FlowGrpoConfig, GrpoGuardConfig, OwnConfig, StochasticSection
 from trainer.losses import Stats, clipped_surrogate, guarded_surrogate, kl_penalty
 from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, with_gradient
 from trainer.objectives.replayed import Replayed, ReplayedObjective
 from trainer.policies.base import Replays
 
-StochasticT = TypeVar("StochasticT", bound=StochasticSection)
+StochasticT = TypeVar("StochasticT", bound=StochasticSection | OwnConfig)
 
 
 class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):

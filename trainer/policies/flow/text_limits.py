@@ -27,6 +27,16 @@ def clip_and_t5(config: Any, *, t5: str) -> list[TextLimit]:
     return sorted(limits, key=lambda limit: limit.tokens)
 
 
+def any_tokenizers(config: Any) -> list[TextLimit]:
+    """The limits of a policy of the user's own, by the tokenizers of its folder and the length that the recipe gives, the narrowest first.
+    Raises ConfigError where a tokenizer cannot be loaded."""
+    most = config.max_sequence_length
+    limits = [
+        _limit(name, each, min(each.model_max_length, most), raised=True) for name, each in _tokenizers(config).items()
+    ]
+    return sorted(limits, key=lambda limit: limit.tokens)
+
+
 def qwen(config: QwenImageConfig) -> list[TextLimit]:
     """The limit of Qwen-Image. Raises ConfigError where its tokenizer cannot be loaded."""
     # The frame around a prompt is cut off before and after, so that all these tokens are the prompt's.

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from services.kit.functions.outcomes import checked
 from services.kit.scorer import Failure, Item, Result
-from services.rules.outcomes import checked
 from wire.schema import ErrorCode, ScorerInfo
 
 BatchFunction = Callable[..., object]

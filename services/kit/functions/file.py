@@ -2,7 +2,7 @@
 
     from PIL import ImageStat
     from services.kit.scorer import Item
-    from services.rules import reward
+    from services.own import reward
 
     @reward(range=(0, 1))
     def brightness(item: Item) -> float:
@@ -15,25 +15,22 @@ A reward function takes one `Item` (prompt, decoded images, completion, targets,
 - None when the reward does not apply to this item.
 
 An exception, NaN, or a number outside the stated range fails that item alone. Functions are called one at a time. One with a
-parameter `completions` judges the texts of a whole batch in one call, as services/rules/batches.py says.
+parameter `completions` judges the texts of a whole batch in one call, as services/kit/functions/batches.py says.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TypeVar, overload
 
+from machine.own import Source, did_you_mean, load, named
+from services.kit.functions.batches import BatchReward, takes_completions, what_is_missing
+from services.kit.functions.outcomes import checked
 from services.kit.scorer import Failure, Item, Result, Score
-from services.rules.batches import BatchReward, takes_completions, what_is_missing
-from services.rules.outcomes import checked
 from wire.schema import ErrorCode, ScorerInfo
 
 Outcome = float | Score | Failure | None
@@ -42,10 +39,6 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Range = tuple[float | None, float | None]
 
 _MARK = "__reward_mark__"
-
-
-class FunctionsError(ValueError):
-    """A functions file cannot be used; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class RewardMark:
 
 @dataclass(frozen=True)
 class FunctionsFile:
-    """The rewards of one `--functions` value, and the names of the functions that could be rewards and were not chosen."""
+    """The rewards of one file, and the names of the functions that could be rewards and were not chosen."""
 
     rewards: Sequence[FunctionReward | BatchReward]
     not_served: Sequence[str]
@@ -131,37 +124,33 @@ def reward(
     return mark if function is None else mark(function)
 
 
-def load_functions(spec: str, *, conversational: bool = False) -> FunctionsFile:
-    """The rewards of one `--functions` value: `FILE.py` (marked functions) or `FILE.py:name1,name2` (exactly these).
+def load_functions(spec: str, *, field: str = "--functions", conversational: bool = False) -> FunctionsFile:
+    """The rewards of `spec`: `FILE.py` (marked functions) or `FILE.py:name1,name2` (exactly these).
 
     Runs the file. `conversational` is for functions of `completions`: they get lists of messages.
-    Raises FunctionsError when it is missing or does not run, when nothing is marked or a listed name is absent, and when a
-    function can be called neither with one item nor with `completions`.
+    Raises OwnError when it is missing or does not run, when nothing is marked or a listed name is absent, and when a
+    function can be called neither with one item nor with `completions`; `field` is the flag that it came from.
     """
-    path, names = _split(spec)
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise FunctionsError(
-            f"--functions {path}: cannot be read ({error.strerror}); give the path of a .py file"
-        ) from error
-    digest = hashlib.sha256(source).hexdigest()
-    module = _run(path, digest)
-    chosen = _listed(module, path, names) if names else _marked(module, path)
+    return functions_of(load(named(spec, field, needs_name=False)), conversational=conversational)
+
+
+def functions_of(source: Source, *, conversational: bool = False) -> FunctionsFile:
+    """The same of a file that has been run."""
+    chosen = _listed(source) if source.named.names else _marked(source)
     rewards: list[FunctionReward | BatchReward] = []
     for function in chosen:
         of_batches = takes_completions(function)
-        _check_signature(function, path, of_batches)
+        _check_signature(function, source, of_batches)
         mark = getattr(function, _MARK, None) or RewardMark(function.__name__, (None, None), "1", True)
         if mark.grouped and not of_batches:
-            raise FunctionsError(
-                f"--functions {path}: {mark.name} is marked grouped, and only a function of `completions` sees a group: write "
+            raise source.named.error(
+                f"{mark.name} is marked grouped, and only a function of `completions` sees a group: write "
                 f"def {function.__name__}(completions, **columns)"
             )
         info = ScorerInfo(
             name=mark.name,
-            revision=f"{mark.revision}+sha256:{digest}{'+messages' if of_batches and conversational else ''}",
-            range=_checked_range(mark, path),
+            revision=f"{mark.revision}+sha256:{source.sha256}{'+messages' if of_batches and conversational else ''}",
+            range=_checked_range(mark, source),
             higher_is_better=mark.higher_is_better,
             grouped=mark.grouped,
         )
@@ -169,34 +158,8 @@ def load_functions(spec: str, *, conversational: bool = False) -> FunctionsFile:
             rewards.append(BatchReward(info, function, conversational, mark.image_only))
         else:
             rewards.append(FunctionReward(info, function, mark.image_only))
-    left = [function.__name__ for function in _possible(module) if function not in chosen]
+    left = [function.__name__ for function in _possible(source.module) if function not in chosen]
     return FunctionsFile(rewards, left)
-
-
-def _split(spec: str) -> tuple[Path, list[str]]:
-    file, colon, listed = spec.rpartition(".py:")
-    if not colon:
-        return Path(spec), []
-    names = [name.strip() for name in listed.split(",")]
-    if not all(name.isidentifier() for name in names):
-        raise FunctionsError(f"--functions {spec}: after the colon come function names, as in FILE.py:name1,name2")
-    return Path(file + ".py"), names
-
-
-def _run(path: Path, digest: str) -> ModuleType:
-    # The path is in the name too: two equal files at two places are two modules.
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    module_spec = importlib.util.spec_from_file_location(f"reward_functions_{place}_{digest[:8]}", path)
-    if path.suffix != ".py" or module_spec is None or module_spec.loader is None:
-        raise FunctionsError(f"--functions {path}: not a .py file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses and pickling look a class's module up there
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:  # the file is a program; whatever it raises at import is the user's to read
-        del sys.modules[module_spec.name]
-        raise FunctionsError(f"--functions {path}: does not run, {type(error).__name__}: {error}") from error
-    return module
 
 
 def _own(module: ModuleType) -> list[FunctionType]:
@@ -213,54 +176,57 @@ def _possible(module: ModuleType) -> list[FunctionType]:
     return [function for function in _own(module) if hasattr(function, _MARK) or takes_completions(function)]
 
 
-def _marked(module: ModuleType, path: Path) -> list[FunctionType]:
-    found = [function for function in _own(module) if hasattr(function, _MARK)]
-    if not found and (possible := _possible(module)):
-        names = ",".join(function.__name__ for function in possible)
-        raise FunctionsError(
-            f"--functions {path}: it has {len(possible)} functions of completions, and which of them are rewards is for you to "
-            f"say: --functions {path}:{names}"
+def _marked(source: Source) -> list[FunctionType]:
+    found = [function for function in _own(source.module) if hasattr(function, _MARK)]
+    spec = source.named.source
+    if not found and (possible := _possible(source.module)):
+        listed = ",".join(function.__name__ for function in possible)
+        raise source.named.error(
+            f"it has {len(possible)} functions of completions, and which of them are rewards is for you to say: "
+            f"{spec}:{listed}"
         )
     if not found:
-        raise FunctionsError(
-            f"--functions {path}: no function is marked as a reward; put @reward above it "
-            f"(from services.rules import reward), or list names: --functions {path}:name"
+        raise source.named.error(
+            "no function is marked as a reward; put @reward above it (from services.own import reward), or list names: "
+            f"{spec}:name"
         )
     return found
 
 
-def _listed(module: ModuleType, path: Path, names: list[str]) -> list[FunctionType]:
-    functions = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
-    absent = [name for name in names if name not in functions]
+def _listed(source: Source) -> list[FunctionType]:
+    functions = {name: value for name, value in vars(source.module).items() if isinstance(value, FunctionType)}
+    absent = [name for name in source.named.names if name not in functions]
     if absent:
-        own = [function.__name__ for function in _own(module)]
-        raise FunctionsError(
-            f"--functions {path}: no function named {', '.join(absent)}; it has {', '.join(own) or 'none'}"
+        there = [function.__name__ for function in _own(source.module)]
+        raise source.named.error(
+            f"no function named {', '.join(absent)}; it has {', '.join(there) or 'none'}{did_you_mean(absent[0], there)}"
         )
-    return [functions[name] for name in names]
+    return [functions[name] for name in source.named.names]
 
 
-def _check_signature(function: FunctionType, path: Path, of_batches: bool) -> None:
-    where = f"--functions {path}: {function.__name__}{inspect.signature(function)}"
+def _check_signature(function: FunctionType, source: Source, of_batches: bool) -> None:
+    shown = f"{function.__name__}{inspect.signature(function)}"
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise FunctionsError(f"{where} is async or a generator; a reward is a plain function that returns its score")
+        raise source.named.error(
+            f"{shown} is async or a generator; a reward is a plain function that returns its score"
+        )
     if of_batches:
         if problem := what_is_missing(function):
-            raise FunctionsError(f"{where} cannot be served: {problem}")
+            raise source.named.error(f"{shown} cannot be served: {problem}")
         return
     try:
         inspect.signature(function).bind(None)
     except TypeError as error:
-        raise FunctionsError(
-            f"{where} cannot be called with one item ({error}); write def {function.__name__}(item: Item) -> float, or "
+        raise source.named.error(
+            f"{shown} cannot be called with one item ({error}); write def {function.__name__}(item: Item) -> float, or "
             f"def {function.__name__}(completions, **columns) for the texts of a batch"
         ) from error
 
 
-def _checked_range(mark: RewardMark, path: Path) -> Range:
+def _checked_range(mark: RewardMark, source: Source) -> Range:
     low, high = mark.range
     if (low is not None and math.isnan(low)) or (high is not None and math.isnan(high)):
-        raise FunctionsError(f"--functions {path}: range {mark.range} of {mark.name} has a NaN; use None for unbounded")
+        raise source.named.error(f"range {mark.range} of {mark.name} has a NaN; use None for unbounded")
     if low is not None and high is not None and low >= high:
-        raise FunctionsError(f"--functions {path}: range {mark.range} of {mark.name} is not (lowest, highest)")
+        raise source.named.error(f"range {mark.range} of {mark.name} is not (lowest, highest)")
     return low, high
