@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from machine.hub import hub_id
+from machine.own import is_code
 from rewards.shipped import recipe, recipes
 from rewards.sources import FetchError, Need, Source, Table, is_brought_along, read_table
 from trainer.config import Config
@@ -46,7 +47,7 @@ def _prompts(config: Config, table: Table) -> Iterator[Need]:
     named = [(f"data.train.{i}.path", each.path) for i, each in enumerate(config.data.train)]
     for field, path in (*named, *config.evaluation.prompt_files()):
         shown = str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
-        if not is_brought_along(shown):
+        if not is_brought_along(shown) and not is_code(path):
             yield Need(field, Path(shown), table.paths.get(shown))
 
 

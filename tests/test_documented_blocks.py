@@ -44,6 +44,7 @@ from trainer.migration.unireason import flags as unireason
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 HERE, COMMANDS = "tests/test_documented_blocks.py", "tests/test_documented_commands.py"
 CLIENT, REWARDS = "tests/wire/test_score_command.py", "tests/test_rewards_page.py"
+TUTORIALS = "tests/test_tutorials.py"
 SECURITY = "tests/services/kit/test_security_docs.py"
 PEERS = "tests/test_peer_pages.py"
 PACKED, PAIRUNI = "tests/trainer/packed_migration/test_packed_pages.py", "tests/trainer/janus_grpo/test_pairuni_page.py"
@@ -155,6 +156,34 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "flow_grpo": f"{CLIENT}::test_the_request_of_the_page_on_services",
         "def brightness": "tests/test_docs.py::test_the_reward_in_ten_lines_works_and_its_recipe_loads",
         "functions: my_rewards.py": "tests/test_docs.py::test_the_reward_in_ten_lines_works_and_its_recipe_loads",
+    },
+    "docs/tutorials/alarm.md": {
+        "def too_dark": f"{TUTORIALS}::test_an_alarm",
+        "alarms.own=": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+    },
+    "docs/tutorials/objective.md": {
+        "def clipped": f"{TUTORIALS}::test_an_objective_on_drawn_steps",
+        "clipped.py:clipped": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+        "def rwr": f"{TUTORIALS}::test_an_objective_on_the_forward_process",
+        "own_forward": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+    },
+    "docs/tutorials/policy.md": {
+        "class Aura": f"{TUTORIALS}::test_a_policy_that_nobody_here_knows",
+        "policy: {type: own": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+    },
+    "docs/tutorials/prompt_set.md": {
+        "def signs": f"{TUTORIALS}::test_a_prompt_set",
+        "signs.py:signs": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+    },
+    "docs/tutorials/reward_function.md": {
+        "def brightness": f"{TUTORIALS}::test_a_reward_function",
+        "brightness.py \\": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+        "mine: {module": f"{TUTORIALS}::test_the_commands_and_recipes_load",
+    },
+    "docs/tutorials/reward_model.md": {
+        "class Cats": f"{TUTORIALS}::test_a_reward_model",
+        "rewards serve": f"{TUTORIALS}::test_the_service_of_a_file_is_started_by_the_command",
+        "cats: {module": f"{TUTORIALS}::test_the_commands_and_recipes_load",
     },
     "docs/vllm.md": {"weights_dir:": f"{HERE}::test_a_part_of_a_recipe_loads"},
 }

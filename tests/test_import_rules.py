@@ -69,6 +69,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.sources": ("rewards.shipped", "rewards.signs", "machine.hub"),
     "rewards.fetch": (
         "machine.hub",
+        "machine.own",
         "rewards.shipped",
         "rewards.sources",
         "trainer.config",

@@ -140,15 +140,14 @@ class ModelScorer(NetworkScorer):
 
         with torch.inference_mode(), self._arithmetic():
             given: Any = self._model.score(items)
-        values = given.float().cpu().tolist() if isinstance(given, torch.Tensor) else given
-        if not isinstance(values, Sequence) or len(values) != len(items):
-            shape = (
-                tuple(given.shape)
-                if isinstance(given, torch.Tensor)
-                else len(given)
-                if hasattr(given, "__len__")
-                else type(given).__name__
-            )
+        shape: object = type(given).__name__
+        values: Sequence[Any] = []
+        if isinstance(given, torch.Tensor):
+            shape = tuple(given.shape)
+            values = given.float().cpu().tolist() if shape == (len(items),) else []
+        elif isinstance(given, Sequence):
+            shape, values = (len(given),), given
+        if len(values) != len(items):
             raise self._own.error(
                 f"{self._own.name}.score gave {shape} for {len(items)} items; give one number an item, ({len(items)},)"
             )

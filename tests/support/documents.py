@@ -9,7 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # docs/LOG.md and docs/decisions tell what was done once; docs/openapi is not prose.
-PAGES = [ROOT / "README.md", *sorted(each for each in (ROOT / "docs").glob("*.md") if each.name != "LOG.md")]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(each for each in (ROOT / "docs").glob("*.md") if each.name != "LOG.md"),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+]
 SHELL = ("bash", "console")
 _FENCE = re.compile(r"^( *)```([\w+-]*)$")
 _MARK = re.compile(r"^<!-- (checked, not run|not run|not code): (.+) -->$")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from machine.own import is_code
 from trainer.config.base import FilePath, Name, Positive, Section, Share, refuse_untranslated
 from trainer.config.data import DatasetConfig, PromptFileConfig
 from trainer.config.own import Code
@@ -317,7 +318,8 @@ def check_held_out(evaluation: EvaluationConfig, train: Sequence[DatasetConfig])
     splits = {f"evaluation.sets.{i}.path": each.split for i, each in enumerate(evaluation.sets)}
     for field, held_out in evaluation.prompt_files():
         for i, dataset in enumerate(train):
-            is_file = Path(held_out) == Path(dataset.path) and Path(held_out).suffix  # a folder holds both
+            # A folder holds both splits, and a function is asked for one.
+            is_file = Path(held_out) == Path(dataset.path) and Path(held_out).suffix and not is_code(held_out)
             if is_file and splits.get(field) == dataset.split:
                 raise ValueError(
                     f"{field} and data.train.{i}.path are both {held_out}; evaluate on prompts that training never sees"

@@ -40,6 +40,7 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     yield from check_reporters(config)
     # Not before: these import torch, and a mistake in the config is said at once.
     from trainer.doctor.machine import check_compiler, check_device, check_memory, check_ports
+    from trainer.doctor.own_code import check_own_code
     from trainer.doctor.prompts import check_base, check_data, check_names
     from trainer.doctor.rollout_servers import check_rollout_servers
     from trainer.doctor.run_folder import check_disk, check_run
@@ -47,6 +48,7 @@ def examine(config_path: str | Path, overrides: Sequence[str] = ()) -> Iterator[
     from trainer.doctor.sight import check_sight
 
     yield from check_names(config)
+    yield from check_own_code(config)
     sampler = yield from check_data(config)
     yield from check_base(config)
     yield from check_device(config)

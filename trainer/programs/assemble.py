@@ -29,6 +29,7 @@ from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
 from trainer.processes.stopping import StopSignals
 from trainer.programs.base import Kind, Material, Program
+from trainer.programs.own_code import OwnCode, check_same_code, read_code, try_code
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.rollout_servers import rollout_servers
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
@@ -36,6 +37,7 @@ from trainer.programs.services import connect
 from trainer.programs.session import Session
 from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
+from trainer.records.own_code import changed_code, keep_code
 from trainer.records.progress import Watched
 from trainer.records.recorder import Recorder, write_atomic
 from trainer.records.starts import changes_since, keep_start
@@ -84,12 +86,15 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Pro
     with ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
         kind = kind_of(config.program)
+        own = read_code(config)
         material = kind.read(config)
+        try_code(config, material.sets)
         ranks = stack.enter_context(world(config.distributed))
         check_accumulation(config.distributed.deepspeed, config.deepspeed_owner, ranks.size)
         check_node_share(config.distributed.deepspeed, ranks.size)
         if ranks.is_main:
             stack.enter_context(run_lock(config.run_dir))
+        check_same_code(own, ranks)
         checkpoint, passed_over = find_start(config, ranks)
         source = kind.deal(config, material, ranks)
         session = _open_session(config, kind, material, ranks, checkpoint, signals, stack)
@@ -103,7 +108,7 @@ def assemble(config: Config, signals: StopSignals | None = None) -> Iterator[Pro
             states={**program.states(), **session.states()},
         )
         stack.callback(session.saver.close)
-        _take_up(session, checkpoint, passed_over)
+        _take_up(session, checkpoint, passed_over, own)
         program.begin()
         session.scorers.take()
         signals.training(session.client.interrupt, says=ranks.is_main)
@@ -190,7 +195,7 @@ def _say_of_prompts(recorder: Recorder, config: Config, material: Material) -> N
         recorder.note(sentence)
 
 
-def _take_up(session: Session, checkpoint: Checkpoint | None, passed_over: Sequence[str]) -> None:
+def _take_up(session: Session, checkpoint: Checkpoint | None, passed_over: Sequence[str], own: OwnCode) -> None:
     """Begin anew, or go on from a checkpoint; say which, and what the configuration has changed in. It is kept once the
     checkpoint is taken over: a start that is refused leaves the folder's own as it was."""
     config, recorder = session.config, session.recorder
@@ -208,9 +213,12 @@ def _take_up(session: Session, checkpoint: Checkpoint | None, passed_over: Seque
             recorder.note(f"The config has changed since step {session.step} was trained:")
         for change in changed:
             recorder.note(f"  {change}")
+        for sentence in changed_code(config.run_dir, own.code) if session.world.is_main else []:
+            recorder.note(sentence)
     session.weights_changed({})  # which are the checkpoint's now
     if session.world.is_main:
         keep_start(config.run_dir, None if checkpoint is None else session.step, text)
+        keep_code(config.run_dir, own.code, own.contents)
 
 
 def _last_whole_row(checkpoint: Checkpoint | None) -> int | None:

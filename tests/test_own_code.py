@@ -1,0 +1,219 @@
+"""The one door for a user's own code: the same syntax and errors for all kinds, and contracts that are tried before a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from machine.own import OwnError, find, function, is_code, load, named
+from services.own.scorer import scorer_of
+from trainer.config import ConfigError
+from trainer.config.objective import OwnConfig
+from trainer.data.prompts import DataError, read_prompt_file
+from trainer.evaluation.own_alarms import own_alarms
+from trainer.evaluation.sets import EvaluationSet
+from trainer.objectives.own import steps_loss
+from trainer.records.own_code import Code, changed_code, keep_code
+
+Write = Callable[..., Path]
+SET = EvaluationSet("", (), 1, 1, 1.0, ("color",))
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(text: str, name: str = "mine.py") -> Path:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return Path(name)
+
+    return write_file
+
+
+@pytest.mark.parametrize(
+    ("text", "is_own"),
+    [
+        ("mine.py", True),
+        ("a/b.py:f", True),
+        ("pkg.mod:f", True),
+        ("ocr", False),
+        ("a.txt", False),
+        ("owner/name", False),
+        ("data/a:b.txt", False),
+    ],
+)
+def test_what_is_code_and_what_a_file_of_data(text: str, is_own: bool) -> None:
+    assert is_code(text) is is_own
+
+
+@pytest.mark.parametrize("text", ["mine.py", "mine.py:", "mine.py:a,b", "mine.py:2f", ":f"])
+def test_other_syntax_is_refused_with_the_right_one(text: str) -> None:
+    with pytest.raises(OwnError, match=r"objective\.code = .*write FILE\.py:NAME, or module:NAME"):
+        named(text, "objective.code")
+
+
+def test_a_file_that_is_not_there_and_a_name_that_it_lacks(write: Write) -> None:
+    write("def clipped(x):\n    return x\n")
+    with pytest.raises(OwnError, match=r"f = mime\.py:clipped: no file at .*mime\.py .*did you mean mine\.py\?"):
+        find("mime.py:clipped", "f")
+    with pytest.raises(OwnError, match=r"f = mine\.py:cliped: mine\.py has no cliped; did you mean clipped\?"):
+        find("mine.py:cliped", "f")
+    with pytest.raises(OwnError, match=r"no module nobody_has_this is installed"):
+        find("nobody_has_this:f", "f")
+
+
+def test_a_file_that_raises_is_said_with_its_line_and_what_lies_beside_it(write: Write) -> None:
+    write("x = 1\ny = x / 0\n")
+    with pytest.raises(OwnError, match=r"mine\.py does not run: ZeroDivisionError: division by zero \(line 2\)"):
+        load(named("mine.py:f", "f"))
+    write("VALUE = 1\n", "beside_me.py")
+    write("import beside_me\n")
+    with pytest.raises(OwnError, match=r"No module named 'beside_me' \(line 1\); .*PYTHONPATH="):
+        load(named("mine.py:f", "f"))
+
+
+def test_a_file_is_run_once_and_again_when_it_changes_and_nothing_is_written_beside_it(
+    write: Write, tmp_path: Path
+) -> None:
+    write("import sys\nsys.own_runs = getattr(sys, 'own_runs', 0) + 1\ndef f():\n    return 1\n")
+    first, again = find("mine.py:f", "f"), find("mine.py:f", "g")
+    assert first.value is again.value and sys.own_runs == 1  # type: ignore[attr-defined]
+    write("def f():\n    return 2\n")
+    changed = find("mine.py:f", "f")
+    assert (first.value(), changed.value()) == (1, 2) and changed.source.sha256 != first.source.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_an_installed_module_is_taken_by_its_name() -> None:
+    assert find("json:dumps", "f").value([1]) == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("f = 3", "f is a int, not a function; write def f(now, start) -> str"),
+        ("class f: pass", "f is a type, not a function"),
+        ("async def f(now): pass", "f(now) is async or a generator"),
+        (
+            "def f(nov): pass",
+            "f(nov) takes nov, which nobody gives (did you mean now?); write def f(now, start) -> str",
+        ),
+        ("def f(now, /): pass", "f(now, /) has a parameter without a name"),
+    ],
+)
+def test_a_wrong_signature_is_said_with_both(write: Write, text: str, message: str) -> None:
+    write(text + "\n")
+    with pytest.raises(OwnError) as error:
+        function(find("mine.py:f", "evaluation.alarms.own.0"), ("now", "start"), "str")
+    assert message in str(error.value) and "evaluation.alarms.own.0 = mine.py:f" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def f(ratio_BS): return ratio_BS.mean()", "f gave (), and a loss for each (B, S) is needed, (3, 2)"),
+        ("def f(ratio_BS): return ratio_BS.detach()", "has no gradient: use logp_BS or ratio_BS"),
+        ("def f(ratio_BS): return ratio_BS / ratio_BS.sum()", "a sample's loss may not depend on its neighbours"),
+        ("def f(ratio_BS): return ratio_BS / 0", "on numbers that are all finite"),
+        ("def f(ratio_BS): return ratio_BS.no_such()", "raised AttributeError"),
+        ("def f(ratio): return ratio", "takes ratio, which nobody gives"),
+        ("def f(ratio_BS, *, width): return ratio_BS", "takes width, which nobody gives"),
+    ],
+)
+def test_an_objective_that_breaks_its_contract_is_refused_at_the_start(write: Write, body: str, message: str) -> None:
+    write(body + "\n")
+    with pytest.raises(ConfigError) as error:
+        steps_loss(OwnConfig(type="own", code="mine.py:f"))
+    assert message in str(error.value)
+
+
+def test_options_are_checked_by_their_annotations(write: Write) -> None:
+    write("def f(ratio_BS, *, width: float = 0.2): return ratio_BS * width\n")
+    for options, message in [
+        ({"width": "0.2"}, "options.width = '0.2': Input should be a valid number"),
+        ({"widht": 0.2}, r"options.widht is no parameter of f\(.*\) \(did you mean width\?\)"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            steps_loss(OwnConfig(type="own", code="mine.py:f", options=options))
+
+
+def test_an_alarm_that_reads_a_number_that_is_not_there_is_refused_with_those_that_are(write: Write) -> None:
+    write("def f(now): return now['eval/colour']\ndef g(now): return 1.0\ndef h(now): return None\n")
+    with pytest.raises(
+        ConfigError, match=r"raised KeyError: 'eval/colour' \(line 1\).*this run has eval/color, eval/color/gain"
+    ):
+        own_alarms(("mine.py:f",))[0].prove([SET])
+    with pytest.raises(ConfigError, match=r"g gave a float \(1\.0\); give a sentence"):
+        own_alarms(("mine.py:g",))[0].prove([SET])
+    own_alarms(("mine.py:h",))[0].prove([SET])
+    with pytest.raises(ConfigError, match="another alarm is called h, too"):
+        own_alarms(("mine.py:h", "mine.py:h"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "import random\ndef f(): return [str(random.random()) for _ in range(3)]",
+            "called twice it gives other prompts, first number 1",
+        ),
+        ("def f(): return [{'promt': 'x'}]", "mine.py:f:1: promt: unknown field"),
+        ("def f(): return [3]", "mine.py:f:1: a int (3); give a text, or a dict with prompt"),
+        ("def f(): return 1 / 0", "f raised ZeroDivisionError: division by zero (line 1) for split='train'"),
+        ("def f(part): return []", "takes part, which nobody gives"),
+        ("def f(): return []", "holds no prompt"),
+    ],
+)
+def test_a_prompt_set_that_breaks_its_contract_is_refused(write: Write, body: str, message: str) -> None:
+    write(body + "\n")
+    with pytest.raises(DataError) as error:
+        read_prompt_file("mine.py:f", dataset="mine")
+    assert message in str(error.value)
+
+
+MODEL = "import torch\nfrom services.own import RewardModel\nclass M(RewardModel):\n    def load(self): {load}\n    def score(self, items): {score}\n"
+
+
+@pytest.mark.parametrize(
+    ("load_body", "score_body", "message"),
+    [
+        ("pass", "return torch.zeros(len(items), 5)", "M.score gave (2, 5) for 2 items"),
+        ("pass", "return torch.arange(len(items)).float().softmax(0)", "may not depend on its neighbours"),
+        ("1 / 0", "return []", "M raised ZeroDivisionError: division by zero (line 4) in load"),
+        ("pass", "return [None] * len(items)", "scored none of its 2 probes"),
+    ],
+)
+def test_a_reward_model_that_breaks_its_contract_is_never_ready(
+    write: Write, load_body: str, score_body: str, message: str
+) -> None:
+    write(MODEL.format(load=load_body, score=score_body))
+    scorer = scorer_of("mine.py", conversational=False, checkpoint=None, options={"device": "cpu"})
+    with pytest.raises(OwnError) as error:
+        scorer.load()
+    assert message in str(error.value)
+
+
+def test_a_reward_model_without_a_score_and_a_class_of_another_kind(write: Write) -> None:
+    write("from services.own import RewardModel\nclass M(RewardModel):\n    def load(self): pass\nclass Other: pass\n")
+    with pytest.raises(OwnError, match=r"the class M has no score; write def score\(self, items\)"):
+        scorer_of("mine.py:M", conversational=False, checkpoint=None, options={"device": "cpu"})
+    with pytest.raises(
+        OwnError, match=r"the class Other\(object\) is no RewardModel; write class Other\(RewardModel\)"
+    ):
+        scorer_of("mine.py:Other", conversational=False, checkpoint=None, options={"device": "cpu"})
+
+
+def test_the_run_folder_keeps_what_ran_and_names_what_changed(tmp_path: Path) -> None:
+    first, second = (Code.of("objective.code", "a.py:f", "a.py", content) for content in (b"1\n", b"2\n"))
+    assert changed_code(tmp_path, [first]) == []
+    keep_code(tmp_path, [], [])
+    assert not (tmp_path / "own").exists()
+    keep_code(tmp_path, [first], [b"1\n"])
+    assert changed_code(tmp_path, [first]) == []
+    (said,) = changed_code(tmp_path, [second])
+    assert first.sha256[:12] in said and second.sha256[:12] in said and str(tmp_path / "own" / first.copy) in said
+    keep_code(tmp_path, [second], [b"2\n"])
+    assert changed_code(tmp_path, [second]) == [] and (tmp_path / "own" / first.copy).read_bytes() == b"1\n"
