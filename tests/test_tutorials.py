@@ -7,7 +7,9 @@ reward_function.md, reward_model.md.
 from __future__ import annotations
 
 import json
+import runpy
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from trainer.losses import clipped_surrogate
 from trainer.migration import load_recipe
 from trainer.objectives.own import forward_loss, steps_loss
 from trainer.policies.base import SamplingPlan
+from trainer.policies.flow.tiny_model import tokenize
 from trainer.policies.registry import entry_of
 from trainer.programs.assemble import kind_of
 from trainer.types import Prompt
@@ -153,12 +156,20 @@ def test_a_reward_model(folder: Path, pets: Path) -> None:
     )
 
 
-@pytest.mark.slow
-def test_the_service_of_a_file_is_started_by_the_command(folder: Path, pets: Path) -> None:
-    """`rewards serve cats.py --checkpoint FOLDER` of docs/tutorials/reward_model.md, with the folder that there is here."""
+def test_the_service_of_a_file_is_started_by_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rewards serve FILE.py --checkpoint FOLDER` of docs/tutorials/reward_model.md is services.own with the file as a flag."""
     words = shlex.split(block("reward_model", "rewards serve"), comments=True)
-    assert words[:4] == ["rewards", "serve", "cats.py", "--checkpoint"]
-    with running_service("serve", folder / "cats.py", "--checkpoint", pets, module="rewards") as server:
+    started: list[object] = []
+    monkeypatch.setattr(runpy, "run_module", lambda module, **_: started.append([module, *sys.argv[1:]]))
+    monkeypatch.setattr(sys, "argv", [])
+    assert words[0] == "rewards" and rewards(words[1:]) == 0
+    assert started == [["services.own", "--file", "cats.py", "--checkpoint", "models/pets"]]
+
+
+@pytest.mark.slow
+def test_a_file_is_served_by_a_process(folder: Path, pets: Path) -> None:
+    flags = ("--file", folder / "cats.py", "--checkpoint", pets)
+    with running_service(*flags, module="services.own") as server:
         server.wait_ready()
         assert httpx.get(f"{server.url}/v1/info", trust_env=False).json()["rewards"][0]["name"] == "Cats"
 
@@ -168,7 +179,10 @@ def test_a_prompt_set(folder: Path) -> None:
     material = kind_of("rl").read(config)
     assert material.num_train == 72 and material.prompts[0].targets == ("CAT2",)
     assert material.prompts[0].text == 'the word "CAT2" in red' and material.prompts[0].dataset == "signs"
-    assert len(material.heldout) == 36 and material.heldout[-1].text == 'the word "CAR7" in blue'
+    assert len(material.heldout) == 36 and material.heldout[-1].text == 'the word "CAR9" in blue'
+    assert all(tokenize(prompt.text) for prompt in [*material.prompts, *material.heldout]), (
+        "the quickstart can draw them"
+    )
 
 
 @pytest.fixture(scope="module")

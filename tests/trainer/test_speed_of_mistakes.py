@@ -15,7 +15,7 @@ from services.eval.scorer import REWARD
 from services.geneval.scorer import GenevalScorer
 from services.hps.checkpoint import REWARDS as HPS_REWARDS
 from services.imagereward.scorer import ImageRewardScorer
-from services.kit.catalogue import CATALOGUE
+from services.kit.catalogue import DEPLOYED
 from services.kit.models.sources import Source
 from services.ocr.scoring import VARIANTS
 from services.regression.recipe import RECIPES
@@ -137,7 +137,7 @@ def test_the_table_of_rewards_is_that_of_the_services() -> None:
     assert set(REWARDS["regression"]) == set(RECIPES)
     assert set(REWARDS["vqa"]) == set(READINGS)
     assert set(REWARDS["textjudge"]) == set(TextJudgeScorer(TextJudgeSettings()).rewards)
-    assert set(REWARDS) == {entry.name for entry in CATALOGUE}
+    assert set(REWARDS) == {entry.name for entry in DEPLOYED}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,6 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "regression": ("hpsv3", "editreward"),
     "vqa": ("vqa_yes", "vqa_yes_ratio", "deqa", "deqa_over_5"),
     "textjudge": ("text_quality", "text_match"),
-    "own": (),  # whatever the user's file has
 }
 _SERVICES = Path(__file__).resolve().parents[2] / "services"
 
@@ -88,7 +87,7 @@ def check_reward(where: str, reward: str, module: str, args: Mapping[str, object
 
     Nothing is said of a module outside the table, nor where the service's own file of functions may give the name.
     """
-    known = REWARDS.get(module) or None  # of `own`, whatever is in the file
+    known = REWARDS.get(module)
     own_recipe = module == "regression" and str(args.get("recipe", "")).endswith((".yaml", ".yml"))
     if known is None or reward in known or own_recipe:
         return
@@ -107,7 +106,7 @@ def check_args(where: str, module: str, args: Iterable[str]) -> None:
     without running them. Nothing is said of a module outside the table.
     """
     module, _ = flags_of_own(module)
-    if module not in REWARDS:
+    if module not in REWARDS and module != "own":
         return
     files = [_SERVICES / module / name for name in ("settings.py", "__main__.py")]
     files += sorted((_SERVICES / "kit").rglob("*settings.py"))  # wherever the kit keeps them

@@ -131,8 +131,8 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
             "write def f(item: Item) -> float, or def f(completions, **columns) for the texts of a batch",
         ),
         ("def f(item):\n    yield 1\n", ":f", "is async or a generator"),
-        ("1 / 0\n", "", "does not run, ZeroDivisionError: division by zero"),
-        ("def f(:\n", "", "does not run, SyntaxError"),
+        ("1 / 0\n", "", "does not run: ZeroDivisionError: division by zero"),
+        ("def f(:\n", "", "does not run: SyntaxError"),
         ("import no_such_module_here\n", "", "ModuleNotFoundError: No module named 'no_such_module_here'"),
         (
             "from services.rules import reward\n@reward(range=(1, 0))\ndef f(item):\n    return 1\n",

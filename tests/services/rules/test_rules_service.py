@@ -117,7 +117,7 @@ def test_a_wrong_file_stops_the_start_with_one_sentence(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "nope.py: cannot be read (No such file or directory)" in done.stderr
+    assert "nope.py (No such file or directory); correct the path" in done.stderr
     assert "Traceback" not in done.stderr
 
 
