@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from PIL import Image
 from pydantic_settings import BaseSettings
 
 from rewards.command import VERBS
 from services.kit.catalogue import CATALOGUE
-from services.kit.scorer import Item, Score
-from services.rules.scorer import RulesScorer
 from trainer.__main__ import build_parser
 from trainer.commands import VERBATIM
 from trainer.config import Config
@@ -159,24 +155,6 @@ def test_train_commands_would_start() -> None:
         load_config(ROOT / "configs/quickstart.yaml", Config, overrides)
 
 
-def test_the_reward_in_ten_lines_works_and_its_recipe_loads(tmp_path: Path) -> None:
-    (code,) = blocks("python")
-    assert len(code.strip().splitlines()) <= 10
-    (tmp_path / "my_rewards.py").write_text(code, encoding="utf-8")
-    scorer = RulesScorer((str(tmp_path / "my_rewards.py"),))
-    scorer.load()
-    image = Image.new("RGB", (4, 4), (255, 255, 255))
-    (result,) = scorer.score("brightness", [Item(id="a", prompt="", images=(image,))])
-    assert isinstance(result, Score)
-    assert result.value == pytest.approx(1.0)
-
-    (recipe,) = blocks("yaml")
-    quickstart = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text(encoding="utf-8"))
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(merged(quickstart, yaml.safe_load(recipe))), encoding="utf-8")
-    assert load_config(path, Config, []).rewards.columns["brightness"].service == "mine"
-
-
 @pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_of_rewards_are_understood(page: Path) -> None:
     """In bash blocks: the verb, the service, and the words that the trainer's parser takes."""
@@ -187,6 +165,6 @@ def test_commands_of_rewards_are_understood(page: Path) -> None:
         verb, *rest = shlex.split(match[1])
         assert verb in {*VERBS, "--help", "--version"}, line
         if verb == "serve":
-            assert rest[0] in {entry.name for entry in CATALOGUE}, line
+            assert rest[0] in {entry.name for entry in CATALOGUE} or rest[0].endswith(".py"), line
         elif verb in VERBS and (command := VERBS[verb].command) is not None:
             assert build_parser().parse_args([command, *rest]).command == command, line

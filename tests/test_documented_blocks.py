@@ -154,8 +154,6 @@ RUN: Mapping[str, Mapping[str, str]] = {
     },
     "docs/services.md": {
         "flow_grpo": f"{CLIENT}::test_the_request_of_the_page_on_services",
-        "def brightness": "tests/test_docs.py::test_the_reward_in_ten_lines_works_and_its_recipe_loads",
-        "functions: my_rewards.py": "tests/test_docs.py::test_the_reward_in_ten_lines_works_and_its_recipe_loads",
     },
     "docs/tutorials/alarm.md": {
         "def too_dark": f"{TUTORIALS}::test_an_alarm",
