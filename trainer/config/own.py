@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from machine.own import Named, Own, OwnError, find, function, is_code, named, read, subclass
+from machine.own import Own, OwnError, find, function, named, subclass
 from trainer.config.base import ConfigError
-
-if TYPE_CHECKING:
-    from trainer.config import Config
 
 
 def _has_syntax(text: str) -> str:
@@ -22,22 +19,6 @@ def _has_syntax(text: str) -> str:
 Code = Annotated[str, Field(min_length=1), AfterValidator(_has_syntax)]  # FILE.py:NAME, or module:NAME
 Option = bool | int | float | str
 Options = dict[str, Option]
-
-
-def code_of(config: Config) -> Iterator[Named]:
-    """Everything of the user's own that the recipe names. Nothing is opened."""
-    policy, objective = (getattr(section, "code", None) for section in (config.policy, config.objective))
-    fields = {"policy.code": policy, "objective.code": objective}
-    fields |= {f"evaluation.alarms.own.{i}": code for i, code in enumerate(config.evaluation.alarms.own)}
-    paths = [(f"data.train.{i}.path", each.path) for i, each in enumerate(config.data.train)]
-    fields |= {field: path for field, path in [*paths, *config.evaluation.prompt_files()] if is_code(path)}
-    for field, text in fields.items():
-        if text is not None:
-            yield named(text, field)
-    if config.rewards.launch == "local":
-        for name, service in config.rewards.services.items():
-            if service.module is not None and is_code(service.module) and not service.urls:
-                yield named(service.module, f"rewards.services.{name}.module", needs_name=False)
 
 
 def own_function(
@@ -66,15 +47,6 @@ def found(text: str, field: str) -> Own:
         return find(text, field)
     except OwnError as error:
         raise ConfigError(str(error)) from error
-
-
-def content(wanted: Named) -> tuple[str, bytes]:
-    """The path and the bytes of a named file, without running it. Raises ConfigError."""
-    try:
-        path, read_bytes = read(wanted)
-    except OwnError as error:
-        raise ConfigError(str(error)) from error
-    return str(path), read_bytes
 
 
 def _check_options(own: Own, options: Mapping[str, Option]) -> None:

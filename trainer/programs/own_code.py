@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from machine.own import names_in
+from machine.own import Named, OwnError, is_code, named, names_in, read
 from trainer.config import Config, ConfigError
-from trainer.config.own import code_of, content
 from trainer.config.policy import OwnPolicyConfig
 from trainer.evaluation.own_alarms import own_alarms
 from trainer.evaluation.sets import EvaluationSet
@@ -24,19 +23,35 @@ class OwnCode:
     contents: tuple[bytes, ...]
 
 
+def code_of(config: Config) -> Iterator[Named]:
+    """Everything of the user's own that the recipe names. Nothing is opened."""
+    policy, objective = (getattr(section, "code", None) for section in (config.policy, config.objective))
+    fields = {"policy.code": policy, "objective.code": objective}
+    fields |= {f"evaluation.alarms.own.{i}": code for i, code in enumerate(config.evaluation.alarms.own)}
+    paths = [(f"data.train.{i}.path", each.path) for i, each in enumerate(config.data.train)]
+    fields |= {field: path for field, path in [*paths, *config.evaluation.prompt_files()] if is_code(path)}
+    for field, text in fields.items():
+        if text is not None:
+            yield named(text, field)
+    if config.rewards.launch == "local":
+        for name, service in config.rewards.services.items():
+            if service.module is not None and is_code(service.module) and not service.urls:
+                yield named(service.module, f"rewards.services.{name}.module", needs_name=False)
+
+
 def read_code(config: Config) -> OwnCode:
     """The files, opened and not run. Raises ConfigError: one is not there, or lacks a name that a reward service shall serve."""
     code, contents = [], []
-    for named in code_of(config):
-        path, bytes_read = content(named)
+    for wanted in code_of(config):
+        path, bytes_read = _content(wanted)
         there = names_in(bytes_read)
         if (
-            named.field.startswith("rewards.") and there
+            wanted.field.startswith("rewards.") and there
         ):  # the service runs it, in a process of its own; it would say so, later
-            for name in named.names:
+            for name in wanted.names:
                 if name not in there:
-                    raise ConfigError(str(named.error(f"{path} has no {name}; it has {', '.join(there)}")))
-        code.append(Code.of(named.field, named.text, path, bytes_read))
+                    raise ConfigError(str(wanted.error(f"{path} has no {name}; it has {', '.join(there)}")))
+        code.append(Code.of(wanted.field, wanted.text, path, bytes_read))
         contents.append(bytes_read)
     return OwnCode(tuple(code), tuple(contents))
 
@@ -63,3 +78,12 @@ def check_same_code(own: OwnCode, world: World) -> None:
                 f"{each.field} = {each.text}: ranks {others} have another file than rank 0 (sha256 {reports[others[0]][n][:12]}, not "
                 f"{reports[0][n][:12]}); put one file where all nodes see it"
             )
+
+
+def _content(wanted: Named) -> tuple[str, bytes]:
+    """The path and the bytes of a named file, without running it. Raises ConfigError."""
+    try:
+        path, read_bytes = read(wanted)
+    except OwnError as error:
+        raise ConfigError(str(error)) from error
+    return str(path), read_bytes
