@@ -24,7 +24,7 @@ class OwnCode:
 
 
 def code_of(config: Config) -> Iterator[Named]:
-    """Everything of the user's own that the recipe names. Nothing is opened."""
+    """Everything of the user's own that the recipe names. Nothing is opened. Raises ConfigError where a path names no function."""
     policy, objective = (getattr(section, "code", None) for section in (config.policy, config.objective))
     fields = {"policy.code": policy, "objective.code": objective}
     fields |= {f"evaluation.alarms.own.{i}": code for i, code in enumerate(config.evaluation.alarms.own)}
@@ -32,7 +32,7 @@ def code_of(config: Config) -> Iterator[Named]:
     fields |= {field: path for field, path in [*paths, *config.evaluation.prompt_files()] if is_code(path)}
     for field, text in fields.items():
         if text is not None:
-            yield named(text, field)
+            yield _named(text, field)
     if config.rewards.launch == "local":
         for name, service in config.rewards.services.items():
             if service.module is not None and is_code(service.module) and not service.urls:
@@ -45,9 +45,8 @@ def read_code(config: Config) -> OwnCode:
     for wanted in code_of(config):
         path, bytes_read = _content(wanted)
         there = names_in(bytes_read)
-        if (
-            wanted.field.startswith("rewards.") and there
-        ):  # the service runs it, in a process of its own; it would say so, later
+        # The service runs the file, in a process of its own, and would say so later.
+        if wanted.field.startswith("rewards.") and there:
             for name in wanted.names:
                 if name not in there:
                     raise ConfigError(str(wanted.error(f"{path} has no {name}; it has {', '.join(there)}")))
@@ -87,3 +86,10 @@ def _content(wanted: Named) -> tuple[str, bytes]:
     except OwnError as error:
         raise ConfigError(str(error)) from error
     return str(path), read_bytes
+
+
+def _named(text: str, field: str) -> Named:
+    try:
+        return named(text, field)
+    except OwnError as error:
+        raise ConfigError(str(error)) from error
