@@ -60,18 +60,20 @@ class HubId:
     file: str | None = None
     data_set: bool = False
 
-    def command(self, files: Sequence[str] = (), folder: str | None = None) -> str:
+    def command(self, files: Sequence[str] = (), folder: str | None = None, leave_out: Sequence[str] = ()) -> str:
         """What to type to get it.
 
         Args:
             files: patterns of the files that are needed; none is all of them.
             folder: where it should lie; None is `models/name`, of a data set `data/name`.
+            leave_out: patterns of files among them that nothing reads.
         """
         words = ["hf", "download", self.repo, *([self.file] if self.file else [])]
         words += ["--repo-type", "dataset"] if self.data_set else []
         words += ["--revision", self.revision] if self.revision else []
         words += ["--local-dir", folder or self.folder]
-        return shlex.join([*words, *(word for pattern in files for word in ("--include", pattern))])
+        words += [word for pattern in files for word in ("--include", pattern)]
+        return shlex.join([*words, *(word for pattern in leave_out for word in ("--exclude", pattern))])
 
     @property
     def page(self) -> str:

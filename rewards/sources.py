@@ -38,6 +38,8 @@ class Source:
         written: this program writes it itself (`rewards.signs`).
         files: their names, or patterns on the hub; none: the one file is called as the recipe calls it, and of a model on the
             hub what its policy reads.
+        leave_out: patterns of its files on the hub that nothing reads: for the command, since what is fetched here is chosen by the
+            hub's own list.
         licence, size: as they were looked up.
         variable: of the environment, that names it to the recipe.
         flag: of a service, that names it to the service.
@@ -48,6 +50,7 @@ class Source:
     url: str | None = None
     written: bool = False
     files: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
     licence: str = UNKNOWN
     size: str = UNKNOWN
     variable: str | None = None
@@ -104,7 +107,7 @@ class Need:
         if self.source.written:
             yield shlex.join(["rewards", "fetch", str(self.path)])
         if self.source.asked is not None:
-            yield self.source.asked.command(self.patterns, str(self.path))
+            yield self.source.asked.command(self.patterns, str(self.path), self.source.leave_out)
             return
         for url, target in self.downloads().items():
             yield shlex.join(["curl", "-fL", "--create-dirs", "-o", str(target), url])
@@ -143,7 +146,8 @@ def read_table(path: Path | None = None) -> Table:
     raw: Any = yaml.safe_load((path or TABLE).read_text(encoding="utf-8"))
 
     def source(fields: Mapping[str, Any]) -> Source:
-        return Source(**{**fields, "files": tuple(fields.get("files", ()))})
+        lists = {name: tuple(fields.get(name, ())) for name in ("files", "leave_out")}
+        return Source(**{**fields, **lists})
 
     return Table(
         {name: source(each) for name, each in raw["paths"].items()},

@@ -51,6 +51,8 @@ def test_what_needs_no_network_is_run(
         "data/signs: this program's own prompts for pictures with words in them; size: ",
     ):
         assert words in printed
+    (command,) = [line for line in printed.splitlines() if "hf download" in line]
+    assert command.endswith("--exclude '*.fp16*'"), "a second copy of the encoders lies beside the plain one"
     assert (tmp_path / "data/signs/test.txt").is_file() and not (tmp_path / "models").exists()
 
 
