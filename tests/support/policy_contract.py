@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tests.support.repeated_indexes import adds_in_order
 from trainer.config.network import PolicySection
 from trainer.policies.base import SamplingPlan
 from trainer.policies.registry import entry_of, exporter_of
@@ -21,7 +22,8 @@ STEPS = (0, 1, 2)
 def check_policy(section: PolicySection, prompts: Sequence[Prompt], folder: Path) -> None:
     """Build the policy that `section` configures, with two prompts or more, and check it. Writes exports into `folder`.
 
-    - Log-probabilities that are replayed before an update are the sampled ones, bit for bit, and have a gradient.
+    - Log-probabilities that are replayed before an update are the sampled ones, bit for bit, and have a gradient, which is the same whatever number of threads adds it up
+      and whichever comes first.
     - A sample depends on its own seed and prompt, not on its neighbours.
     - What the entry tells of its size and of its formats is true.
     """
@@ -33,7 +35,8 @@ def check_policy(section: PolicySection, prompts: Sequence[Prompt], folder: Path
     for part in policy.parts(whole):
         replayed = policy.replay(whole, part).logp_BS
         assert torch.equal(replayed.detach(), whole.logp_BS[:, part]), "a replay repeats the sampled log-probabilities"
-        replayed.sum().backward()
+        with adds_in_order():
+            replayed.sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in policy.trainable.parameters()), "a replay has a gradient"
 
     alone = drawn(policy, prompts, 1)

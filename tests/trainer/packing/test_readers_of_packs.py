@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support.pack_reader import PackReader
+from tests.support.repeated_indexes import adds_in_order
 from tests.support.small_mot import picture, row, small_mot, text
 from tests.support.tiny_neo import make_qwen3, neo_section
 from trainer.data.sequences import ImageItem, SequencePlan
@@ -60,7 +61,8 @@ def test_all_modules_run_in_one_order_whatever_a_pack_holds(folder: Path, kind: 
         for parameter in trained.values():
             parameter.grad = None
         out = policy.read([policy.lay(plan, Laying(1)) for plan in plans])
-        (out.cross_entropy_T.sum() + out.squared_error_L.sum()).backward()  # type: ignore[no-untyped-call]
+        with adds_in_order():
+            (out.cross_entropy_T.sum() + out.squared_error_L.sum()).backward()  # type: ignore[no-untyped-call]
         return list(ran), list(ready)
 
     plans = rows_of(kind, folder)

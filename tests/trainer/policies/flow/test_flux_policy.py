@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from tests.support.repeated_indexes import adds_in_order
 from tests.support.tiny_pipelines import make_flux
 from trainer.config import ConfigError, FluxConfig, LoraConfig
 from trainer.policies.base import SamplingPlan
@@ -133,7 +134,8 @@ def test_replay_repeats_sampling_and_the_reference_is_without_adapters(
                 parameter.add_(0.05)
     moved = policy.replay(rollout, slice(0, 2), reference=True)
     assert (moved.kl_BS["velocity"] > 0).all() and not torch.equal(moved.logp_BS, rollout.logp_BS)
-    moved.kl_BS["velocity"].sum().backward()
+    with adds_in_order():
+        moved.kl_BS["velocity"].sum().backward()
     trained = [parameter for parameter in policy.trainable.parameters() if parameter.requires_grad]
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.isfinite().all() for p in trained)
 

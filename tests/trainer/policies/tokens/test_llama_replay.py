@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tests.support.repeated_indexes import adds_in_order
 from tests.trainer.policies.tokens.test_llama_drawer import early_ends, with_adapters
 from trainer.config import VlmConfig
 from trainer.policies.base import regroup
@@ -42,7 +43,8 @@ def gradients(policy: TokenPolicy, rollout: Rollout) -> tuple[Tensor, dict[str, 
     policy.trainable.zero_grad()
     logp_BS = policy.replay(rollout, policy.parts(rollout)[0]).logp_BS
     weight_BS = torch.randn(logp_BS.shape, generator=torch.Generator().manual_seed(2)) / logp_BS.numel()
-    (logp_BS * weight_BS).sum().backward()
+    with adds_in_order():
+        (logp_BS * weight_BS).sum().backward()
     found = {name: p.grad.clone() for name, p in policy.trainable.named_parameters() if p.grad is not None}
     return logp_BS.detach(), found
 

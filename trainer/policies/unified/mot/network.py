@@ -164,7 +164,9 @@ class MotNetwork(nn.Module):
         words = words.to(
             seen.dtype
         )  # under autocast the decoder's sums are kept in the type of computations, as published
-        levels = self.time_embedder(tokens.levels_I)[tokens.image_G]
+        # Looked up and not indexed: of an index that repeats rows, several threads add up the gradients in the order in which they
+        # come, so that two runs are not one (0098).
+        levels = functional.embedding(tokens.image_G, self.time_embedder(tokens.levels_I))
         gen = self.vae2llm(tokens.latents) + levels
         gen = gen + self.latent_pos_embed(tokens.latent_places_G).to(gen.dtype)
         return torch.cat([words, seen])[tokens.order_U], gen

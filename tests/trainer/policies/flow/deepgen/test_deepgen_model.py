@@ -12,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from tests.support.repeated_indexes import adds_in_order
 from tests.support.tiny_deepgen import TinyDeepGen
 from trainer.config import ConfigError
 from trainer.policies.flow.deepgen.model import DeepGenFlow
@@ -65,7 +66,8 @@ def gradients(model: DeepGenFlow, prompts: list[Prompt]) -> dict[str, Tensor]:
     x = torch.randn(len(prompts), *model.latent_shape(None, None), generator=generator)
     v = model.velocity(model.network, x, torch.linspace(0.3, 0.9, len(prompts)), model.encode(prompts))
     assert v.shape == x.shape and v.dtype == torch.float32
-    v.square().mean().backward()  # type: ignore[no-untyped-call]
+    with adds_in_order():
+        v.square().mean().backward()  # type: ignore[no-untyped-call]
     return {name: parameter.grad for name, parameter in model.network.named_parameters() if parameter.grad is not None}
 
 
