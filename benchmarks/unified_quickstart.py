@@ -3,12 +3,16 @@
     python benchmarks/unified_quickstart.py sft [--seeds 1 2 3] [--output-dir outputs/benchmark_unified] [key=value ...]
     python benchmarks/unified_quickstart.py rl  [--seeds 1 2 3] ...
     python benchmarks/unified_quickstart.py control [--seeds 1] ...
+    python benchmarks/unified_quickstart.py all [--seeds 1 2 3]
+    python benchmarks/unified_quickstart.py all --seeds 1 --steps 3
     python benchmarks/unified_quickstart.py picture outputs/unified_sft_quickstart
 
 `sft` runs configs/unified_sft_quickstart.yaml with an evaluation every 200 steps; `rl` runs configs/unified_rl_quickstart.yaml, once more
 with `rewards.shuffle_control=true`. `control` trains the first recipe on the same rows without their thoughts: riddles are drawn and edits
 by riddle made at once, as they then are measured. All write benchmarks/results/unified_<which>.json and print tables of
-docs/unified_sft_quickstart.md. `picture` makes the page's picture of a run: its first samples, before and after. Finished runs are not repeated. CPU seconds are those of the trainer's process in its steps: services and
+docs/unified_sft_quickstart.md. `all` does the three, `control` with the first seed alone. `picture` makes the page's picture of a run: its first samples, before
+and after. Finished runs are not repeated. With `--steps` all of it is rehearsed in a few minutes: so many steps, four prompts of each held-out
+set, and tables and picture go into the output folder. CPU seconds are those of the trainer's process in its steps: services and
 evaluations do not count, so they hardly depend on what else the machine does.
 """
 
@@ -69,10 +73,19 @@ def without_thoughts(folder: Path) -> Path:
     return path
 
 
-def run(recipe: str, name: str, output_dir: Path, overrides: list[str]) -> Path:
-    """One run of a recipe's file; its run folder."""
+def rehearsal(recipe: Path, steps: int) -> list[str]:
+    """Overrides that make a run of it short: few steps, evaluated before and after on four prompts of each set."""
+    sets = yaml.safe_load(recipe.read_text(encoding="utf-8"))["evaluation"]["sets"]
+    few = [f"evaluation.sets.{number}.max_prompts=4" for number in range(len(sets))]
+    return [f"max_steps={steps}", f"evaluation.every={steps}", "optim.warmup_steps=0", *few]
+
+
+def run(recipe: Path, name: str, output_dir: Path, overrides: list[str]) -> Path:
+    """One run of a recipe's file; its run folder, which its export goes into, too."""
     place = [f"run_name={name}", f"output_dir={output_dir}"]
-    command = [sys.executable, "-m", "trainer", "train", recipe, *place, *overrides]
+    if "export" in yaml.safe_load(recipe.read_text(encoding="utf-8")).get("checkpoint", {}):
+        place.append(f"checkpoint.export={output_dir / name / 'model'}")
+    command = [sys.executable, "-m", "trainer", "train", str(recipe), *place, *overrides]
     print("+", " ".join(command[1:]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
     return output_dir / name
@@ -103,8 +116,8 @@ def print_sft(results: dict[str, dict[str, Any]], names: tuple[str, ...]) -> Non
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, result in results.items():
         for point in result["points"]:
-            losses = [point["heldout/ce"], *(point[f"heldout/mse/{level}"] for level in LEVELS)]
-            cells = [f"{loss:.3f}" for loss in losses] + [f"{point[each]:.3f}" for each in names]
+            keys = ["heldout/ce", *(f"heldout/mse/{level}" for level in LEVELS), *names]
+            cells = ["–" if point[each] is None else f"{point[each]:.3f}" for each in keys]
             print(f"| {name} | {point['step']} | {point['cpu_s']:.0f} | {' | '.join(cells)} |")
 
 
@@ -149,10 +162,32 @@ def draw_picture(run_dir: Path, path: Path, count: int = 8) -> None:
     print(path)
 
 
+def measure(which: str, seeds: list[int], output_dir: Path, overrides: list[str], steps: int | None) -> None:
+    """The runs of one of `PLANS`, its results and its table."""
+    name, usual, shown = PLANS[which]
+    recipe = ROOT / "configs" / f"{name}.yaml"
+    if which == "control":
+        recipe = without_thoughts((ROOT / output_dir).resolve() / "rows_without_thoughts")
+    runs = {f"{which}_seed{seed}": [f"seed={seed}"] for seed in seeds}
+    if which == "rl":
+        runs |= {f"rl_shuffled{seed}": [f"seed={seed}", "rewards.shuffle_control=true"] for seed in seeds}
+    usual = usual if steps is None else rehearsal(recipe, steps)
+    folders = {name: run(recipe, name, output_dir, [*usual, *more, *overrides]) for name, more in runs.items()}
+    results = {name: load(ROOT / folder, shown) for name, folder in folders.items()}
+    records = ROOT / "benchmarks" / "results" if steps is None else ROOT / output_dir
+    records.mkdir(parents=True, exist_ok=True)
+    (records / f"unified_{which}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if which == "rl":
+        print_rl(results)
+    else:
+        print_sft(results, shown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=[*sorted(PLANS), "picture"])
+    parser.add_argument("which", choices=[*sorted(PLANS), "all", "picture"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="One run each.")
+    parser.add_argument("--steps", type=int, help="Rehearse with so many.")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark_unified"), help="Where the runs go.")
     parser.add_argument(
         "overrides",
@@ -161,25 +196,16 @@ def main() -> None:
         help="Fields of the recipe, for all runs; with `picture` the run's folder.",
     )
     args = parser.parse_args()
+    picture = ROOT / "docs" / "images" / "unified_sft_quickstart.png"
     if args.which == "picture":
-        draw_picture(Path(args.overrides[0]), ROOT / "docs" / "images" / "unified_sft_quickstart.png")
+        draw_picture(Path(args.overrides[0]), picture)
         return
-    recipe, usual, shown = PLANS[args.which]
-    runs = {f"{args.which}_seed{seed}": [f"seed={seed}"] for seed in args.seeds}
-    if args.which == "rl":
-        runs |= {f"rl_shuffled{seed}": [f"seed={seed}", "rewards.shuffle_control=true"] for seed in args.seeds}
-    file = f"configs/{recipe}.yaml"
-    if args.which == "control":
-        file = str(without_thoughts((ROOT / args.output_dir).resolve() / "rows_without_thoughts"))
-    folders = {name: run(file, name, args.output_dir, [*usual, *more, *args.overrides]) for name, more in runs.items()}
-    results = {name: load(ROOT / folder, shown) for name, folder in folders.items()}
-    records = ROOT / "benchmarks" / "results"
-    records.mkdir(parents=True, exist_ok=True)
-    (records / f"unified_{args.which}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if args.which == "rl":
-        print_rl(results)
-    else:
-        print_sft(results, shown)
+    for which in ("sft", "control", "rl") if args.which == "all" else (args.which,):
+        seeds = args.seeds[:1] if args.which == "all" and which == "control" else args.seeds
+        measure(which, seeds, args.output_dir, args.overrides, args.steps)
+    if args.which == "all":
+        run_dir = ROOT / args.output_dir / f"sft_seed{args.seeds[0]}"
+        draw_picture(run_dir, picture if args.steps is None else run_dir.parent / "picture.png")
 
 
 if __name__ == "__main__":

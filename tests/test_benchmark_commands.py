@@ -63,3 +63,29 @@ def test_a_start_on_many_rows_is_a_whole_run(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert list(found) == ["rows", "starts"] and list(found["rows"]) == ["10", "100", "1000"]
     assert list(found["starts"]) == ["1", "1000"] and "| 1,000 |" in told
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_packed_training_is_measured_as_a_whole(tmp_path: Path) -> None:
+    """Supervised, without thoughts, by rewards and with shuffled ones: tables, results and the picture, and none of it over what is kept."""
+    command = [
+        sys.executable,
+        "benchmarks/unified_quickstart.py",
+        "all",
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--output-dir",
+        str(tmp_path),
+    ]
+    told = subprocess.run(
+        [*command, "distributed.num_threads=1"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for which, runs in (("sft", ["sft_seed1"]), ("control", ["control_seed1"]), ("rl", ["rl_seed1", "rl_shuffled1"])):
+        found = json.loads((tmp_path / f"unified_{which}.json").read_text())
+        assert list(found) == runs and all(each["steps"] == 2 and len(each["points"]) == 2 for each in found.values())
+        assert all(f"| {name} |" in told for name in runs)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000 and (
+        tmp_path / "sft_seed1" / "model" / "ema.safetensors"
+    ).is_file()
