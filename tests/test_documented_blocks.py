@@ -106,6 +106,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
     "docs/from_flow_grpo.md": {"sde_window_size": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
     "docs/from_trl.md": {"dapo": "tests/trainer/nanovlm_lab/test_migration_pages.py::test_the_trl_recipe_is_one"},
     "docs/from_verl_omni.md": {"from_verl_omni": f"{PEERS}::test_the_recipe_of_the_page_is_one"},
+    "docs/generation.md": {"renorm: global": f"{HERE}::test_a_part_of_a_recipe_loads"},
     "docs/given_texts.md": {
         "program: supervised": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
         "program: preference": "tests/trainer/programs/test_given_text_programs.py::test_the_recipes_of_the_page_are_recipes",
@@ -405,6 +406,7 @@ PARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("docs/data.md", "split:"): VLM,
     ("docs/evaluation.md", "scoring: unigenbench/en"): JUDGED,
     ("docs/evaluation.md", "task: understand"): task_tree(),
+    ("docs/generation.md", "renorm: global"): {**PLAIN, "policy": {"type": "mot", "initialize": {}}},
     ("docs/migration_pairuni.md", "sets:"): task_tree(),
     ("docs/models_that_write.md", "freeze:"): VLM,
     ("docs/models_that_write.md", "initialize:"): {key: value for key, value in VLM.items() if key != "policy"},

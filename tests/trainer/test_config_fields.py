@@ -117,6 +117,13 @@ _RESIZE = {
     ".longest": ("0", "greater than or equal to 1"),
     ".shortest": ("0", "greater than or equal to 1"),
 }
+_GUIDANCE = {
+    "": ("3", "must be a mapping of fields"),
+    ".image": ("0.5", "greater than or equal to 1"),
+    ".interval": ("[1]", "must have more entries"),
+    ".renorm": ("longest", "'none', 'global', 'channel' or 'text_channel'"),
+    ".renorm_min": ("2", "less than or equal to 1"),
+}
 _PACK_GROUP = {
     "name": ("a/b", "only letters, digits, dot"),
     "sets": ("rows.json", "must be a list"),
@@ -315,6 +322,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.sde_window": ("[1]", "must have more entries"),
     "sampling.timestep_fraction": ("1.5", "less than or equal to 1"),
     "sampling.guidance_scale": ("0.5", "greater than or equal to 1"),
+    **{f"sampling.guidance{name}": case for name, case in _GUIDANCE.items()},
     "sampling.sde_window_size": ("0", "greater than or equal to 1"),
     "sampling.sde_window_range": ("[1]", "must have more entries"),
     "sampling.sde_window_motion": ("still", "'random' or 'progressive'"),
@@ -613,6 +621,7 @@ CONFIG_CASES |= {
     FLOW_TASK: ("3", FIELDS),
     f"{FLOW_TASK}.objective": ("3", FIELDS),
     **{f"{FLOW_TASK}.{name}": CONFIG_CASES[f"sampling.{name}"] for name in FlowDrawing.model_fields},
+    **{f"{FLOW_TASK}.guidance{name}": case for name, case in _GUIDANCE.items()},
     **{
         f"{FLOW_TASK}.objective.{name}": CONFIG_CASES[f"objective.{name}"]
         for kind in FLOW_LOSSES
@@ -738,6 +747,18 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "samples": (["sampling.prompts_per_step=3"], ["3 * 4 = 12", "micro_batch_size = 8", "try 4"]),
     "cps_noise": (["sampling.noise_level=1.5"], ["noise_level = 1.5", "more than 1", "kind = flow_sde"]),
+    "guidance_of_no_level": (
+        ["sampling.guidance={interval: [0.4, 0.4]}"],
+        ["interval = 0.4 0.4 holds no noise level", "give low, then high"],
+    ),
+    "a least without a renorm": (
+        ["sampling.guidance={renorm_min: 0.5}"],
+        ["renorm_min = 0.5", "renorm = none", "leave it out"],
+    ),
+    "guidance_by_nothing": (
+        ["sampling.guidance={}"],
+        ["sampling.guidance is guidance by source images", "policy.type = tiny", "leave it out"],
+    ),
     "min_valid": (["advantage.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
     "floor_of_nothing": (
         ["advantage.type=dr_grpo", "advantage.std_floor=0.5"],

@@ -48,9 +48,15 @@ from trainer.config.programs import (
 )
 from trainer.config.records import CheckpointConfig, LoggingConfig
 from trainer.config.rewards import URL_VARIABLES, RewardConfig, RewardsConfig, ServiceConfig, check_waits
-from trainer.config.sampling import FlowSamplingConfig, SamplingConfig, TokenSamplingConfig, check_training_sets
+from trainer.config.sampling import (
+    FlowSamplingConfig,
+    SamplingConfig,
+    TokenSamplingConfig,
+    check_drawn,
+    check_training_sets,
+)
 from trainer.config.supervised_loss import SftLossConfig
-from trainer.config.tasks import GenerateConfig, Task, TaskSamplingConfig, UnderstandConfig, check_drawer, tasks_of
+from trainer.config.tasks import GenerateConfig, Task, TaskSamplingConfig, UnderstandConfig, tasks_of
 from trainer.config.texts import as_questions
 from trainer.config.vlm import VlmConfig
 
@@ -262,13 +268,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sampling_fits(self) -> Config:
-        if self.sampling.type not in self.policy.draws_by:
-            raise ValueError(
-                f"policy.type = {self.policy.type} does not sample by sampling.type = {self.sampling.type}; leave "
-                "sampling.type out"
-            )
-        if isinstance(self.sampling, TaskSamplingConfig):
-            check_drawer(self.sampling, self.policy.type, denoises="flow" in self.policy.draws_by)
+        check_drawn(self.sampling, self.policy)
         self.evaluation.check_drawing(self.sampling.type)
         if isinstance(self.sampling, TokenSamplingConfig) and self.sampling.engine == "vllm" and self.program != "rl":
             raise ValueError(

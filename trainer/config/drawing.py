@@ -7,10 +7,36 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Section
+from trainer.config.base import Section, Share
+from trainer.config.generation import Renorm
 
 _PACE = ("sde_window_every", "sde_window_stride")
 _MOTION = ("sde_window_motion", *_PACE)
+
+
+class ImageGuidanceConfig(Section):
+    """Guidance by source images beside that by the text, as `python -m trainer generate` draws."""
+
+    image: float = Field(1.5, ge=1, description="Guidance by source images, of prompts that have some; 1 is none.")
+    interval: tuple[Share, Share] = Field(
+        (0.0, 1.0),
+        description="Noise levels, low and high, between which there is guidance, that by the text, too.",
+    )
+    renorm: Renorm = Field(
+        "none",
+        description="Guided velocities are no longer than without guidance: of the whole image (global), of each token (channel), or of "
+        "each token before the images guide it (text_channel).",
+    )
+    renorm_min: Share = Field(0.0, description="No velocity is shortened by more than this factor.")
+
+    @model_validator(mode="after")
+    def _acts(self) -> ImageGuidanceConfig:
+        low, high = self.interval
+        if low >= high:
+            raise ValueError(f"interval = {low:g} {high:g} holds no noise level; give low, then high")
+        if self.renorm == "none" and self.renorm_min:
+            raise ValueError(f"renorm_min = {self.renorm_min:g} bounds what renorm = none never does; leave it out")
+        return self
 
 
 class FlowDrawing(Section):
@@ -54,6 +80,11 @@ class FlowDrawing(Section):
     )
     guidance_scale: float = Field(
         1.0, ge=1, description="Scale of classifier-free guidance; 1 is no guidance and costs nothing."
+    )
+    guidance: ImageGuidanceConfig | None = Field(
+        None,
+        description="Of a policy that reads source images as a condition of their own (mot): guidance by them, and where guidance_scale acts. "
+        "Null is by the text alone, at all noise levels.",
     )
     shift: float | None = Field(
         1.0,

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import Positive, Section, Share
 
+Renorm = Literal["none", "global", "channel", "text_channel"]
+
 
 class GenerationConfig(Section):
     """How a model's pictures and texts are made for a file of prompts. Prompts with source images are edits, or questions."""
@@ -33,7 +35,7 @@ class GenerationConfig(Section):
     guidance_interval: tuple[Share, Share] = Field(
         (0.4, 1.0), description="Noise levels, low and high, between which there is guidance."
     )
-    renorm: Literal["none", "global", "channel", "text_channel"] = Field(
+    renorm: Renorm = Field(
         "global",
         description="Guided velocities are no longer than without guidance: of the whole picture (global), of each token (channel), "
         "or of each token before the images guide it (text_channel).",

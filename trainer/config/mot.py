@@ -51,6 +51,7 @@ class MotConfig(PolicySection):
     starts_from: ClassVar[tuple[str, ...]] = ("pretrained", "weights")
     from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {"pretrained": MODEL_FILES, "weights": MODEL_FILES}
     draws_by: ClassVar[tuple[str, ...]] = ("flow", "tasks")
+    guided_by_images: ClassVar[bool] = True
     given: ClassVar[str] = "packs"
     max_images: ClassVar[int] = 16  # of a question
 

@@ -25,6 +25,7 @@ class PolicySection(Section):
         from_hub: the fields that may be an id of the Hugging Face hub, with patterns of the files that are needed of it.
         keeps_hub_ids: its module looks the ids up itself, and writes them into what it exports.
         draws_by: the types of `sampling` that it can be drawn by, the usual one first.
+        guided_by_images: its images may be guided by their source images, too (the section `guidance` of how it draws).
         given: what program: supervised trains it on: images with texts, conversations, or packs; empty where it does not.
         groups: the names of groups of its parameters, which `optim.groups` may name (`NamesGroups.group_of`).
     """
@@ -35,6 +36,7 @@ class PolicySection(Section):
     from_hub: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     keeps_hub_ids: ClassVar[bool] = False
     draws_by: ClassVar[tuple[str, ...]] = ("flow",)
+    guided_by_images: ClassVar[bool] = False
     given: ClassVar[str] = "images"
     groups: ClassVar[tuple[str, ...]] = ("matrices", "rest")
 

@@ -93,6 +93,10 @@ def _check_forward(objective: str, drawing: FlowDrawing, where: str) -> None:
             f"{section}guidance_scale = {drawing.guidance_scale:g}, but {named} trains the velocity without guidance "
             "that drew the samples; set guidance_scale to 1"
         )
+    if drawing.guidance is not None and objective != "diffusion_dpo":
+        raise ValueError(
+            f"{section}guidance draws the samples, but {named} trains the velocity without guidance; leave it out"
+        )
 
 
 def _check_steps(objective: ObjectiveConfig, kind: str, pipeline: str, where: str) -> None:

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from trainer.config.base import Positive, Section, Share
 from trainer.config.data import DatasetConfig
 from trainer.config.drawing import FlowDrawing
-from trainer.config.tasks import TaskSamplingConfig
+from trainer.config.network import PolicySection
+from trainer.config.tasks import TaskSamplingConfig, check_drawer
 from trainer.config.vllm import VllmConfig
 
 
@@ -118,6 +119,23 @@ class TokenSamplingConfig(RolloutSection):
 
 
 SamplingConfig = Annotated[FlowSamplingConfig | TokenSamplingConfig | TaskSamplingConfig, Field(discriminator="type")]
+
+
+def check_drawn(sampling: SamplingConfig, policy: PolicySection) -> None:
+    """Whether the policy can draw so. Raises ValueError."""
+    if sampling.type not in policy.draws_by:
+        raise ValueError(
+            f"policy.type = {policy.type} does not sample by sampling.type = {sampling.type}; leave sampling.type out"
+        )
+    where, drawn = "sampling", sampling if isinstance(sampling, FlowSamplingConfig) else None
+    if isinstance(sampling, TaskSamplingConfig):
+        check_drawer(sampling, policy.type, denoises="flow" in policy.draws_by)
+        where, drawn = "sampling.tasks.generate.flow", sampling.tasks.generate and sampling.tasks.generate.flow
+    if drawn is not None and drawn.guidance is not None and not policy.guided_by_images:
+        raise ValueError(
+            f"{where}.guidance is guidance by source images, which policy.type = {policy.type} does not have; leave it out: "
+            "guidance_scale is that by the text"
+        )
 
 
 def check_training_sets(train: Sequence[DatasetConfig], sampling: SamplingConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.config import Config, ConfigError, FlowSamplingConfig
+from trainer.config.drawing import ImageGuidanceConfig
 from trainer.config.generation import GenerationConfig
 from trainer.data.formats.unireason.instructions import Instructions as Sentences
 from trainer.data.formats.unireason.instructions import read_instructions
@@ -55,14 +56,16 @@ def _settings(chosen: EvaluationSet, config: Config) -> GenerationConfig:
             f"evaluation.sets {chosen.name}.think needs evenly spaced noise levels, and sampling.shift = null takes the model's own; "
             "set sampling.shift to a number, 1 for no shift"
         )
+    guided = sampling.guidance or ImageGuidanceConfig(image=1.0)
     return GenerationConfig(
         think=True,
         num_inference_steps=chosen.num_inference_steps,
         shift=sampling.shift,
         text_guidance=chosen.guidance_scale,
-        image_guidance=1.0,
-        guidance_interval=(0.0, 1.0),
-        renorm="none",
+        image_guidance=guided.image,
+        guidance_interval=guided.interval,
+        renorm=guided.renorm,
+        renorm_min=guided.renorm_min,
         height=evaluation.height or sampling.height,
         width=evaluation.width or sampling.width,
         temperature=0.0,

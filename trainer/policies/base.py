@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trainer.data.sequences import SequencePlan
 from trainer.samplers.flow_sde import Kind
+from trainer.samplers.guidance import Guidance
 from trainer.types import Conversation, Prompt, Replay, Rollout
 
 Solver = Literal["euler", "dpm2m"]
@@ -41,6 +42,7 @@ class SamplingPlan:
         stochastic_steps: indices of the SDE steps; all others are ODE steps. Empty: a deterministic sampler.
         trained_steps: the stochastic steps a replay will ask for; only their latents are kept.
         guidance_scale: classifier-free guidance; 1 is none.
+        guidance: by the text and by source images, of a policy that is guided by both; `guidance_scale` is its `text`. None is by the text alone.
         shift: timestep shift of evenly spaced noise levels; None visits the model's own levels.
         height, width: pixels; None is the model's own size.
         solver: of the ODE steps.
@@ -57,6 +59,7 @@ class SamplingPlan:
     stochastic_steps: Sequence[int] = ()
     trained_steps: Sequence[int] = ()
     guidance_scale: float = 1.0
+    guidance: Guidance | None = None
     shift: float | None = 1.0
     height: int | None = None
     width: int | None = None

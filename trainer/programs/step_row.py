@@ -69,7 +69,7 @@ def _shared(config: Config) -> tuple[str, ...]:
 
 def loss_shares(tasks: Sequence[Task], row: Mapping[str, float]) -> dict[str, float]:
     """`<task>/loss_share`: how much of what moves the weights is each task's, by the sizes of its policy terms; empty for a
-    policy with one kind of task, and where a task's objective has no such sizes: those of the forward process."""
+    policy with one kind of task."""
     named = [task for task in tasks if task.name]
     if any(task.key("loss/pull") not in row for task in named):
         return {}

@@ -49,7 +49,8 @@ SENTENCES: dict[str, str] = {
     "understand/<key>": "The same of the understand task alone, answers to questions about images: understand/adv/mean, "
     "understand/ratio/mean, understand/loss/policy and so on. generate/<key> is of the task that draws images.",
     "understand/loss_share": "How much of what moves the weights is this task's, from 0 to 1, by the size of the tasks' policy terms times "
-    "their loss_weight; generate/loss_share is the rest. loss/pull is the size: the mean of |advantage times ratio| of what counts.",
+    "their loss_weight; generate/loss_share is the rest. loss/pull is the size: the mean of |advantage times ratio| of what counts; of a loss on the "
+    "forward process the mean of what a matching error's gradient is multiplied by.",
     "text/accuracy_given_format": "Mean of the accuracy reward over the step's answers whose format reward is at least 0.5. Which "
     "columns these are, rewards.roles says; else those of the names accuracy and format.",
     "alarm/drift": "1 where answers drawn by a rollout server are further from what the policy reads than sampling.vllm.drift_alarm.",

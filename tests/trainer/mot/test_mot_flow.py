@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from trainer.policies.unified.mot.flow import MotFlow
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.policies.unified.mot.vision import to_patches
 from trainer.samplers.flow_sde import Kind
+from trainer.samplers.guidance import Guidance
 from trainer.types import Prompt
 
 
@@ -129,6 +131,52 @@ def test_guidance_leads_away_from_the_prompt_without_its_text(policy: MotPolicy,
         guided = policy._flow._velocity(x, 1.0, [prompt], plan)
         torch.testing.assert_close(guided, u + 3 * (c - u), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(c, u)
+
+
+GUIDANCES = {
+    "both": Guidance(3.0, 2.0, (0.4, 1.0), "global", 0.2),
+    "images alone": Guidance(1.0, 2.0, renorm="channel"),
+    "texts alone": Guidance(3.0, 1.0, renorm="text_channel"),
+    "nothing": Guidance(),
+}
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=list(GUIDANCES))
+def test_rollouts_guided_by_source_images_are_replayed_to_the_bit(
+    prompts: Sequence[Prompt], guidance: Guidance
+) -> None:
+    """Drawings and edits in one micro-batch; a sample does not depend on its neighbours, nor does its gradient vanish."""
+    policy = small_mot()
+    steps = (0, 1, 2)
+    plan = SamplingPlan(4, 6, "flow_sde", 0.7, steps, steps, guidance.text, guidance, shift=3.0)
+    (whole,) = policy.sample(prompts, 3, range(6), plan)
+    for part in policy.parts(whole):
+        replayed = policy.replay(whole, part).logp_BS
+        assert torch.equal(replayed.detach(), whole.logp_BS[:, part])
+        replayed.sum().backward()
+    gradients = {name: p.grad for name, p in policy.trainable.named_parameters() if p.grad is not None}
+    assert all(gradients[f"vit_model.vision_model.encoder.layers.0.{each}"].any() for each in ("mlp.fc1.weight",))
+    alone = list(policy.sample(prompts, 3, range(6), replace(plan, micro_batch_size=1)))
+    torch.testing.assert_close(torch.cat([each.logp_BS for each in alone]), whole.logp_BS, rtol=1e-4, atol=1e-4)
+    (plain,) = policy.sample(prompts, 3, range(6), replace(plan, guidance=None, guidance_scale=1.0))
+    assert torch.equal(plain.logp_BS, whole.logp_BS) == (guidance == Guidance())
+
+
+def test_a_drawing_beside_an_edit_is_guided_by_its_text_alone(policy: MotPolicy, prompts: Sequence[Prompt]) -> None:
+    """u + w (c - u) of the drawing; of the edit also away from the row whose images are left out, at their positions."""
+    x = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(2))
+    sigma_B = torch.full((2,), 0.8)
+    plan = SamplingPlan(1, 2, guidance=Guidance(3.0, 2.0, renorm="none"))
+    with torch.no_grad():
+        guided = policy._flow._velocity(x, 0.8, prompts, plan)
+        c = policy.predict(prompts, x, sigma_B)
+        u = policy.predict([replace(each, text="") for each in prompts], x, sigma_B)
+        without = MotFlow(policy.model)._branches(prompts, text=False, images=True).pack((4, 4)).tokens.positions_G
+    by_text = u + 3 * (c - u)
+    torch.testing.assert_close(guided[0], by_text[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(guided[1], by_text[1], atol=1e-3)
+    edited, left_out = without[-32:-16], without[-16:]
+    assert torch.equal(edited, left_out), "an image that is left out takes its position"
 
 
 def test_images_become_latents_and_back(policy: MotPolicy) -> None:

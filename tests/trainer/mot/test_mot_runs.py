@@ -92,8 +92,13 @@ def test_rewards_move_it(mot_recipe: Callable[..., Path], objective: str) -> Non
 
 
 def test_a_run_that_stopped_goes_on_bit_for_bit(mot_recipe: Callable[..., Path]) -> None:
-    config = load_config(mot_recipe("run", "flow_grpo", 10), Config)
+    guided = {"guidance_scale": 1.5, "guidance": {"image": 2.0, "interval": [0.4, 1.0], "renorm": "global"}}
+    config = load_config(mot_recipe("run", "flow_grpo", 10, **guided), Config)
     assert train(config) == 0
+    rows = [row for row in read_metrics(config.run_dir) if "ratio/min" in row]
+    assert len(rows) == 10 and all(row["ratio/min"] == row["ratio/max"] == 1 for row in rows), (
+        "edits and drawings side by side"
+    )
     last = config.run_dir / "checkpoints" / "step_000010"
     weights = saved_weights(last)
     shutil.rmtree(last)

@@ -112,7 +112,12 @@ def recipe(folder: Path, url: str, **generate: Any) -> Config:
             "group_size": 4,
             "micro_batch_size": 4,
             "rewards": {"pixels": 1.0},
-            "flow": {"num_inference_steps": 4, "timestep_fraction": 0.7},
+            "flow": {
+                "num_inference_steps": 4,
+                "timestep_fraction": 0.7,
+                "guidance_scale": 1.5,
+                "guidance": {"interval": [0.3, 1.0], "renorm": "global"},
+            },
             **generate,
         },
     }
@@ -194,7 +199,8 @@ def test_images_may_be_trained_on_the_forward_process(
     assert [key for key in drawn if keys.sentence_of(key) is None] == []
     for each in rows[1:]:
         assert each["understand/ratio/min"] == pytest.approx(1, abs=1e-4) == each["understand/ratio/max"]
-        assert each["grad_norm"] > 0 and "generate/loss/policy" in each and "generate/loss_share" not in each
+        assert each["grad_norm"] > 0 and "generate/loss/policy" in each
+        assert each["understand/loss_share"] > 0 < each["generate/loss_share"]
     if kind == "diffusion_nft":
         assert rows[1]["generate/nft/drift"] == 0 < rows[3]["generate/nft/drift"], "images are drawn by the average"
 
@@ -216,6 +222,10 @@ def test_images_may_be_trained_on_the_forward_process(
         (
             {"flow": {"kind": "flow_sde", "objective": {"type": "awm"}}},
             "sampling.tasks.generate.flow.kind = flow_sde shapes stochastic steps, but sampling.tasks.generate.flow.objective.type = awm",
+        ),
+        (
+            {"flow": {"guidance": {}, "objective": {"type": "diffusion_nft"}}},
+            "sampling.tasks.generate.flow.guidance draws the samples, but sampling.tasks.generate.flow.objective.type = diffusion_nft trains",
         ),
         ({"flow": {"sde_window": [0, 9]}}, "sde_window [0, 9) does not fit num_inference_steps = 6"),
     ],

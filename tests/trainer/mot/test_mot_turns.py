@@ -22,7 +22,7 @@ from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.model import MotModel
 from trainer.policies.unified.mot.pack import pack_rows
 from trainer.policies.unified.mot.policy import MotPolicy
-from trainer.samplers.guidance import Guidance, guided_velocity
+from trainer.samplers.guidance import Guidance, Renorm, guided_velocity
 from trainer.types import Prompt
 
 SAID = Instructions(think="think", refine="look")
@@ -128,6 +128,24 @@ def test_without_guidance_it_draws_what_the_sampler_of_training_draws(policy: Mo
     (rollout,) = policy.sample(prompts, 1, [5, 6], SamplingPlan(3, 2, shift=2.0))
     for each, sample in zip(made, rollout.samples, strict=True):
         assert np.abs(each.images[0].astype(int) - sample.images[0]).max() <= 1, "rounding to whole numbers, at most"
+
+
+@pytest.mark.parametrize("renorm", ["none", "global", "channel", "text_channel"])
+def test_guided_rollouts_draw_what_is_generated(policy: MotPolicy, tmp_path: Path, renorm: Renorm) -> None:
+    """The same seed, guidance by the text and by source images, in an interval that leaves one of three steps out: the same image, of an edit
+    and of a drawing, which no source image guides."""
+    prompts = [
+        Prompt("p", "draw red disc left"),
+        Prompt("e", "make left blue", source_images=(picture(tmp_path, "s"),)),
+    ]
+    asked = settings(text_guidance=2.0, image_guidance=1.5, guidance_interval=(0.5, 1.0), renorm=renorm, shift=2.0)
+    made = policy.generate(prompts, [5, 6], asked, SAID)
+    guidance = Guidance(2.0, 1.5, (0.5, 1.0), renorm)
+    (guided,) = policy.sample(prompts, 1, [5, 6], SamplingPlan(3, 2, guidance=guidance, shift=2.0))
+    (plain,) = policy.sample(prompts, 1, [5, 6], SamplingPlan(3, 2, shift=2.0))
+    for each, sample, other in zip(made, guided.samples, plain.samples, strict=True):
+        assert np.abs(each.images[0].astype(int) - sample.images[0]).max() <= 1, "rounding to whole numbers, at most"
+        assert np.abs(other.images[0].astype(int) - sample.images[0]).max() > 1
 
 
 def kinds(made: Made) -> list[str]:

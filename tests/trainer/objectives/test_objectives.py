@@ -130,6 +130,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(objective: str) -> None
     torch.testing.assert_close(weights(policy), before, equal_nan=True, rtol=0, atol=0)
 
 
+PULLS = {
+    "diffusion_nft": ({"nft_adv_clip": 1.5}, (1 + 1 + 0.5 + 0.5 + 1.5 + 1.5 + 0.1) / 7),
+    "awm": ({}, (1 + 1 + 0.5 + 0.5 + 2 + 2 + 0.1) / 7),
+    "diffusion_dpo": ({"dpo_beta": 0.5}, 0.25 * 0.5),
+    "flow_grpo": ({}, (1 + 1 + 0.5 + 0.5 + 2 + 2 + 0.1) / 7),
+}
+
+
+@pytest.mark.parametrize("name", PULLS)
+def test_beside_another_task_it_says_how_much_it_moves_the_weights(name: str) -> None:
+    """Before the first update, over what has a weight: |A|, which DiffusionNFT clips; of Diffusion-DPO beta / 2 * sigmoid(0), as the
+    weights are the reference."""
+    changed, expected = PULLS[name]
+    fields = CASES[name] | changed
+    for task in ("generate", ""):
+        policy = policy_for(**fields)
+        batch = roll_out(policy, name, prompts=[replace(prompt, task=task) for prompt in PROMPTS])
+        row = make_updater(policy, **fields).step(Scored(batch, ADV, torch.tensor([1.0] * 7 + [0.0])), 0)
+        assert row.get("loss/pull") == (pytest.approx(expected) if task else None)
+
+
 @pytest.mark.parametrize("name", ["flow_grpo", "grpo_guard", "diffusion_nft", "awm"])
 def test_the_kl_pulls_back_to_the_starting_weights(name: str) -> None:
     """Without an advantage only the KL is left, and it falls along its gradient."""

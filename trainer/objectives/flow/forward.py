@@ -115,7 +115,9 @@ class DiffusionNft(ForwardObjective[DiffusionNftConfig]):
             beta=self.config.nft_beta,
             adv_clip=self.config.nft_adv_clip,
         )
-        return self.losses(batch, point, v, loss), stats
+        # On policy the gradient is that of the matching error times the clipped advantage.
+        most = self.config.nft_adv_clip
+        return [*self.losses(batch, point, v, loss), *_pull(batch, batch.adv_B.clamp(-most, most))], stats
 
 
 class Awm(ForwardObjective[AwmConfig]):
@@ -136,16 +138,18 @@ class Awm(ForwardObjective[AwmConfig]):
         logp_B1 = self._logp(point, v)
         if not self.config.old_kl_beta:
             old_B1 = batch.old.setdefault(part, logp_B1.detach())
-            loss, stats = self._surrogate(batch, logp_B1, old_B1)
-            return self.losses(batch, point, v, loss), stats
+            loss, stats, pull = self._surrogate(batch, logp_B1, old_B1)
+            return [*self.losses(batch, point, v, loss), *pull], stats
         v_old = batch.old.setdefault(part, v.detach())
-        loss, stats = self._surrogate(batch, logp_B1, self._logp(point, v_old))
+        loss, stats, pull = self._surrogate(batch, logp_B1, self._logp(point, v_old))
         drift = kl_penalty(velocity_distance(v, v_old), batch.weight_N)
         tie = Term("loss/kl_old", drift, "terms", coef=self.config.old_kl_beta)
-        return [*self.losses(batch, point, v, loss), tie], stats
+        return [*self.losses(batch, point, v, loss), tie, *pull], stats
 
-    def _surrogate(self, batch: RolloutBatch, logp_B1: Tensor, old_B1: Tensor) -> tuple[Tensor, Stats]:
-        return clipped_surrogate(logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.config.clip_range)
+    def _surrogate(self, batch: RolloutBatch, logp_B1: Tensor, old_B1: Tensor) -> tuple[Tensor, Stats, list[Term]]:
+        loss, stats = clipped_surrogate(logp_B1, old_B1, batch.adv_B, batch.weight_N, clip_range=self.config.clip_range)
+        ratio_B = (logp_B1.detach() - old_B1).exp()[:, 0]
+        return loss, stats, _pull(batch, batch.adv_B.to(ratio_B.device) * ratio_B)
 
     def _logp(self, point: Point, v: Tensor) -> Tensor:
         return matching_logp(v, point.x0, point.noise, point.sigma_B, power=self.config.awm_power)
@@ -163,7 +167,13 @@ class DiffusionDpo(ForwardObjective[DiffusionDpoConfig]):
         names_B = [f"{sample.prompt.dataset}/{sample.group_id}" for sample in batch.rollout.samples]
         point = self.draw(batch, part, names_B)
         v, v_ref = self.predict(batch, point), self.predict(batch, point, reference=True)
-        return pair_terms(v, v_ref, point.x0, point.noise, batch.weight_N, self.config)
+        terms, stats = pair_terms(v, v_ref, point.x0, point.noise, batch.weight_N, self.config)
+        with torch.no_grad():
+            better_N, worse_N, ref_better_N, ref_worse_N = _errors(v, v_ref, point.x0, point.noise)
+            margin_N = (worse_N - ref_worse_N) - (better_N - ref_better_N)
+            half = self.config.dpo_beta / 2  # as in `dpo_loss`, whose derivative by a margin this is
+            pull = _pull(batch, half * torch.sigmoid(-half * margin_N))
+        return [*terms, *pull], stats
 
 
 def pair_terms(
@@ -175,13 +185,29 @@ def pair_terms(
         v, v_ref, x0, noise: (2N, ...); 2n is the better one of pair n, 2n + 1 the worse.
         weight_N: of the pairs.
     """
-    better_N, worse_N = matching_error(v, x0, noise).view(-1, 2).unbind(1)
-    ref_better_N, ref_worse_N = matching_error(v_ref, x0, noise).view(-1, 2).unbind(1)
-    loss, stats = dpo_loss(better_N, worse_N, ref_better_N, ref_worse_N, weight_N, beta=config.dpo_beta)
+    loss, stats = dpo_loss(*_errors(v, v_ref, x0, noise), weight_N, beta=config.dpo_beta)
     kl = torch.zeros_like(loss)
     if config.kl_beta:
         kl = kl_penalty(velocity_distance(v, v_ref).view(-1, 2).mean(1, keepdim=True), weight_N)
     return [Term("loss/policy", loss, "terms"), Term("loss/kl", kl, "terms", coef=config.kl_beta)], stats
+
+
+def _errors(v: Tensor, v_ref: Tensor, x0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Matching errors (N,) of the better and the worse image of each pair, under the policy, then under the reference."""
+    better_N, worse_N = matching_error(v, x0, noise).view(-1, 2).unbind(1)
+    ref_better_N, ref_worse_N = matching_error(v_ref, x0, noise).view(-1, 2).unbind(1)
+    return better_N, worse_N, ref_better_N, ref_worse_N
+
+
+def _pull(batch: RolloutBatch, factor_N: Tensor) -> list[Term]:
+    """Beside another task: how much of what moves the weights is this one's. Here a loss moves the matching errors of samples, and
+    `factor_N` is what the gradient of each is multiplied by, as advantage times ratio multiplies that of a log-probability."""
+    if not batch.rollout.samples[0].prompt.task:
+        return []
+    weight_N = batch.weight_N.to(factor_N.device)
+    # Selected, not multiplied: what has no weight may be NaN, and 0 * NaN is NaN.
+    pull_N = torch.where(weight_N != 0, weight_N * factor_N.abs(), 0.0)
+    return [Term("loss/pull", pull_N.sum(), "terms", coef=0.0)]
 
 
 # Any solver may have made the clean sample, and it is kept.

@@ -9,6 +9,7 @@ from trainer.config.drawing import FlowDrawing
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.registry import HeldOut, PlanNeeds
+from trainer.samplers.guidance import Guidance
 from trainer.samplers.schedules import stochastic_steps, trained_steps, window_at
 from trainer.seeds import sample_seed
 
@@ -41,6 +42,7 @@ def drawing_plan(
         stochastic_steps=stochastic,
         trained_steps=trained_steps(stochastic, fraction, chosen) if stochastic else [],
         guidance_scale=sampling.guidance_scale,
+        guidance=guidance_of(sampling, sampling.guidance_scale),
         shift=sampling.shift,
         height=height,
         width=width,
@@ -58,11 +60,18 @@ def evaluation_plan(config: Config, chosen: HeldOut) -> SamplingPlan:
         num_inference_steps=chosen.num_inference_steps,
         micro_batch_size=evaluation.batch_size,
         guidance_scale=chosen.guidance_scale,
+        guidance=guidance_of(sampling, chosen.guidance_scale),
         shift=sampling.shift,
         height=evaluation.height or sampling.height,
         width=evaluation.width or sampling.width,
         solver=sampling.solver,
     )
+
+
+def guidance_of(drawing: FlowDrawing, text: float) -> Guidance | None:
+    """Guidance by source images, too, and by so much by the text; None where it is by the text alone."""
+    given = drawing.guidance
+    return None if given is None else Guidance(text, given.image, given.interval, given.renorm, given.renorm_min)
 
 
 def comparison_plan(num_samples: int) -> SamplingPlan:

@@ -18,6 +18,7 @@ from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
+from trainer.samplers.guidance import Guidance
 from trainer.samplers.schedules import sigmas
 from trainer.samplers.solvers import Dpm2m
 from trainer.types import Prompt, Replay, Rollout, Sample
@@ -82,6 +83,17 @@ class OwnGuidance(Protocol):
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """The velocity that is followed."""
+        ...
+
+
+@runtime_checkable
+class GuidedByImages(Protocol):
+    """A FlowModel that is guided by the text and by the source images of a prompt, each by itself."""
+
+    def guided_velocity(
+        self, network: nn.Module, x: Tensor, sigma: float, prompts_B: Sequence[Prompt], guidance: Guidance
+    ) -> Tensor:
+        """The velocity that is followed at a noise level, float32, the shape of x. No image depends on its neighbours."""
         ...
 
 
@@ -269,10 +281,13 @@ class FlowPolicy:
     ) -> Tensor:
         """v(x, sigma), with classifier-free guidance when the scale is not 1 (arXiv 2207.12598, equation 6)."""
         network = self.model.network if network is None else network
+        if plan.guidance is not None:
+            assert isinstance(self.model, GuidedByImages), "the configuration has checked it"
+            return self.model.guided_velocity(network, x, sigma, prompts_B, plan.guidance)
         if plan.guidance_scale == 1.0:
             sigma_B = torch.full((len(x),), sigma, device=x.device)
             return self.model.velocity(network, x, sigma_B, self._encode(prompts_B))
-        conditioning = self._encode([*prompts_B, *(_away_from(prompt) for prompt in prompts_B)])
+        conditioning = self._encode([*prompts_B, *(away_from(prompt) for prompt in prompts_B)])
         sigma_2B = torch.full((2 * len(x),), sigma, device=x.device)
         both = self.model.velocity(network, torch.cat([x, x]), sigma_2B, conditioning)
         conditional, unconditional = both.chunk(2)
@@ -374,7 +389,7 @@ class _Euler:
         return ode_step(x, v, sigma, sigma_next)
 
 
-def _away_from(prompt: Prompt) -> Prompt:
+def away_from(prompt: Prompt) -> Prompt:
     """What guidance leads away from: the prompt's negative one, or no text, with the same source images."""
     return replace(prompt, text=prompt.negative_prompt or "")
 

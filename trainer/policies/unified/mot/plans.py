@@ -33,6 +33,7 @@ def evaluation_plan(config: Config, chosen: HeldOut) -> SamplingPlan | TokenPlan
         num_inference_steps=drawn.num_inference_steps,
         micro_batch_size=config.evaluation.batch_size,
         guidance_scale=chosen.guidance_scale,
+        guidance=flow.guidance_of(drawn, chosen.guidance_scale),
         shift=drawn.shift,
         height=drawn.height,
         width=drawn.width,
