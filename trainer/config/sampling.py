@@ -127,10 +127,12 @@ def check_drawn(sampling: SamplingConfig, policy: PolicySection) -> None:
         raise ValueError(
             f"policy.type = {policy.type} does not sample by sampling.type = {sampling.type}; leave sampling.type out"
         )
-    where, drawn = "sampling", sampling if isinstance(sampling, FlowSamplingConfig) else None
+    where = "sampling"
+    drawn: FlowDrawing | None = sampling if isinstance(sampling, FlowSamplingConfig) else None
     if isinstance(sampling, TaskSamplingConfig):
         check_drawer(sampling, policy.type, denoises="flow" in policy.draws_by)
-        where, drawn = "sampling.tasks.generate.flow", sampling.tasks.generate and sampling.tasks.generate.flow
+        if sampling.tasks.generate is not None:
+            where, drawn = "sampling.tasks.generate.flow", sampling.tasks.generate.flow
     if drawn is not None and drawn.guidance is not None and not policy.guided_by_images:
         raise ValueError(
             f"{where}.guidance is guidance by source images, which policy.type = {policy.type} does not have; leave it out: "
