@@ -17,6 +17,7 @@ from rewards.shipped import recipes
 from rewards.sources import read_table
 from tests.support.documents import ROOT, blocks_of, program_of
 from trainer.config import Config
+from trainer.doctor.prompts import check_base, check_data
 from trainer.doctor.weights import held_bytes, sizes
 from trainer.migration import load_recipe
 from trainer.policies.flow.plans import image_sizes
@@ -54,6 +55,16 @@ def test_what_needs_no_network_is_run(
     (command,) = [line for line in printed.splitlines() if "hf download" in line]
     assert command.endswith("--exclude '*.fp16*'"), "a second copy of the encoders lies beside the plain one"
     assert (tmp_path / "data/signs/test.txt").is_file() and not (tmp_path / "models").exists()
+
+
+def test_the_doctor_says_what_is_not_there_yet_with_the_command_that_gets_it(
+    recipe: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (base,) = check_base(recipe)
+    assert base.status == "FAIL" and "`rewards fetch models/stable-diffusion-3.5-medium` gets it" in base.remedy
+    data = next(iter(check_data(recipe)))
+    assert data.status == "FAIL" and "`rewards fetch data/signs` gets it" in data.message
 
 
 def test_the_page_speaks_of_the_recipe_as_it_is(recipe: Config) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from machine.hub import is_hub_id
 from trainer.config import Config, ConfigError, TaskSamplingConfig
 from trainer.config.evaluation import JUDGE
-from trainer.config.paths import located
+from trainer.config.paths import located, nearest_path
 from trainer.data.captions import caption_prompts
 from trainer.data.datasets import DataError, Dataset, PromptSampler, load_datasets, sampled, without
 from trainer.data.overlap import settle
@@ -197,7 +197,7 @@ def check_base(config: Config) -> Iterator[Finding]:
                 "policy", "NOT CHECKED", f"{field}: {path} is fetched from the hub at the start, if its cache lacks it"
             )
         elif not Path(path).exists():
-            remedy = f"correct the path{'; ' if entry.how_made else ''}{entry.how_made}"
+            remedy = f"{nearest_path(Path(path))}{'; ' if entry.how_made else ''}{entry.how_made}"
             yield Finding("policy", "FAIL", f"{field}: no file at {Path(path).absolute()}", remedy)
         else:
             yield _look_into(field, Path(path))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -41,12 +38,3 @@ def test_the_tiny_policy_has_the_sizes_that_are_told() -> None:
     assert found.positions == sum(buffer.nbytes for buffer in transformer.buffers()) > 0
     assert found.others == sum(t.nbytes for t in (*text.parameters(), *model.codec.buffers()))
     assert found.network == 0, "all of the transformer is trained"
-
-
-def test_the_page_on_training_has_every_policy_with_how_it_is_drawn_and_exported() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs/training.md").read_text(encoding="utf-8")
-    rows = [
-        line.split("|")[1:-1] for line in text.partition("| `policy.type` |")[2].partition("\n\n")[0].splitlines()[2:]
-    ]
-    told = {row[0].strip(" `"): tuple(tuple(re.findall(r"`(\w+)`", row[column])) for column in (2, 3)) for row in rows}
-    assert told == {name: (section.draws_by, section.formats) for name, section in sections().items()}
