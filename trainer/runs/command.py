@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import signal
-import socket
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +12,6 @@ from wire.hosts import is_loopback
 if TYPE_CHECKING:
     from trainer.runs.cache import Cache
     from trainer.runs.catalogue import Catalogue
-    from trainer.runs.shell import Guard
 
 PORT = 8600
 
@@ -64,15 +58,17 @@ def show_runs(args: argparse.Namespace) -> int:
             f"--host {args.host} is reachable from other machines: give --token-file with a token (`openssl rand -hex 32`), or "
             f"leave --host out and reach the page through `ssh -L {args.port}:127.0.0.1:{args.port}`"
         )
+    from trainer.runs.app import create_app
     from trainer.runs.catalogue import Catalogue
+    from trainer.runs.serving import listening, serve
 
-    catalogue = Catalogue(args.folder, _cache(args))
+    catalogue, guard = Catalogue(args.folder, _cache(args)), Guard(args.host, tokens)
     path = "" if args.compare is None else _comparison(catalogue, args.compare)
-    with _bound(args.host, args.port) as sock:
-        name = f"[{args.host}]" if ":" in args.host else args.host
+    with listening(args.host, args.port) as (sock, url):
         what = f"{len(catalogue.runs())} runs of {args.folder}" if not path else "The comparison"
-        print(f"{what}: http://{name}:{sock.getsockname()[1]}{path}", flush=True)
-        _serve(catalogue, sock, Guard(args.host, tokens))
+        print(f"{what}: {url}{path}", flush=True)
+        with catalogue:
+            serve(create_app(catalogue, guard), sock, guard)
     return 0
 
 
@@ -95,55 +91,3 @@ def _cache(args: argparse.Namespace) -> Cache | None:
 
     folder = None if args.no_cache else usual_folder()
     return None if folder is None else Cache(folder)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(128)  # who reads the address below may come at once
-    except (OSError, OverflowError) as error:
-        sock.close()
-        raise ConfigError(
-            f"{host}:{port} cannot be listened on: {error}; choose another --port, or 0 for any"
-        ) from error
-    return sock
-
-
-def _serve(catalogue: Catalogue, sock: socket.socket, guard: Guard) -> None:
-    import uvicorn
-
-    from trainer.runs.app import create_app
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Generator[None]:
-            """Uvicorn would raise the signal again after the shutdown; an orderly stop exits with 0."""
-            yield
-
-    server = Server(
-        uvicorn.Config(
-            create_app(catalogue, guard),
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            limit_concurrency=512,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=3,
-        )
-    )
-
-    def stop() -> None:
-        guard.stopping = server.should_exit = True  # streams end by themselves, or the server would wait for them
-
-    async def serve() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        await server.serve(sockets=[sock])
-
-    with catalogue:
-        asyncio.run(serve())

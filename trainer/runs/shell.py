@@ -32,10 +32,11 @@ class Guard:
     Args:
         host: what the server listens on.
         tokens: one of them is asked for, where there are any, as `Authorization: Bearer` or once in the page's form.
+        cookie: its name; browsers keep the cookies of all servers of a host together, whatever their ports.
     """
 
-    def __init__(self, host: str, tokens: Sequence[str] = ()) -> None:
-        self._names = HostNames(host)
+    def __init__(self, host: str, tokens: Sequence[str] = (), cookie: str = COOKIE) -> None:
+        self._names, self._cookie = HostNames(host), cookie
         self._digests = [_digest(token) for token in tokens]
         # A page's cookie proves a token without holding it, and ends with the server.
         self._key = secrets.token_bytes(32)
@@ -58,7 +59,7 @@ class Guard:
         if (digest := self._known(token)) is None:
             return None
         answer = RedirectResponse("/", status_code=303)
-        answer.set_cookie(COOKIE, self._proof(digest), httponly=True, samesite="strict")
+        answer.set_cookie(self._cookie, self._proof(digest), httponly=True, samesite="strict")
         return answer
 
     def _refusal(self, scope: Scope, ask: Callable[[int], Response]) -> Response | None:
@@ -81,7 +82,7 @@ class Guard:
         if scheme.lower() == "bearer" and self._known(token.strip()) is not None:
             return True
         try:
-            given = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            given = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
         except CookieError:
             return False
         proofs = [self._proof(digest) for digest in self._digests]
@@ -101,21 +102,22 @@ class Guard:
         return hmac.new(self._key, digest, hashlib.sha256).hexdigest()
 
 
-def read_tokens(path: Path | None) -> list[str]:
-    """One token a line; empty lines and `#` comments are passed over. Raises ConfigError: none, or one that is too short."""
+def read_tokens(path: Path | None, flag: str = "--token-file") -> list[str]:
+    """One token a line; empty lines and `#` comments are passed over. Raises ConfigError, which names the flag: none, or one
+    that is too short."""
     if path is None:
         return []
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file: {path} cannot be read: {error}") from error
+        raise ConfigError(f"{flag}: {path} cannot be read: {error}") from error
     tokens = [line for line in lines if line and not line.startswith("#")]
     if not tokens:
-        raise ConfigError(f"--token-file: {path} holds no token; put one on a line (`openssl rand -hex 32`)")
+        raise ConfigError(f"{flag}: {path} holds no token; put one on a line (`openssl rand -hex 32`)")
     for token in tokens:
         if len(token) < MIN_TOKEN_LENGTH:
             raise ConfigError(
-                f"--token-file: a token in {path} has {len(token)} characters, and needs at least {MIN_TOKEN_LENGTH} (make one "
+                f"{flag}: a token in {path} has {len(token)} characters, and needs at least {MIN_TOKEN_LENGTH} (make one "
                 f"with `openssl rand -hex 32`)"
             )
     return tokens
