@@ -31,11 +31,12 @@ COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY machine machine
 COPY wire wire
+COPY rewards/__init__.py rewards/
 COPY services/__init__.py services/
 COPY services/kit services/kit
 COPY services/${SERVICE} services/${SERVICE}
 COPY docker/ready.py docker/
-RUN python3 -m compileall -q machine wire services
+RUN python3 -m compileall -q machine wire rewards services
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="rewards-${SERVICE}" \
     org.opencontainers.image.version="${VERSION}" \

@@ -50,6 +50,14 @@ class Metrics:
         self.worker_restarts = Gauge("reward_worker_restarts", "Worker processes replaced since the start.", registry=r)
         self.audit_failures = Counter("reward_audit_failures", "Lines the audit log lost.", registry=r)
         self.ready = Gauge("reward_ready", "1 when the service is ready, else 0.", registry=r)
+        self.started = Gauge("reward_start_time_seconds", "When the service was started, as Unix time.", registry=r)
+        self.build = Gauge("reward_build", "1; the labels name what runs.", ["service", "version", "role"], registry=r)
+        self.allowance = Gauge(
+            "reward_allowance", "What a client with limits may ask for in a minute.", ["client", "unit"], registry=r
+        )
+        self.allowance_left = Gauge(
+            "reward_allowance_left", "What is left of it now; it fills up steadily.", ["client", "unit"], registry=r
+        )
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -179,6 +179,13 @@ def test_what_an_image_copies_is_there_and_not_ignored(file: str) -> None:
                 assert any(path == entry or path.startswith(entry + "/") for entry in allowed), source
 
 
+def test_of_the_command_a_service_needs_its_version_alone() -> None:
+    """And so the image of a service copies no more of it."""
+    imported_of_it = {name for service in SERVICES for path in reached(service) for name in named_modules(path)}
+    assert {name for name in imported_of_it if name.split(".")[0] == "rewards"} == {"rewards", "rewards.__version__"}
+    assert "COPY rewards/__init__.py rewards/" in lines("docker/service.Dockerfile")
+
+
 @pytest.mark.parametrize("file", DOCKERFILES)
 def test_images_say_their_version(file: str) -> None:
     """After what is built of the pins and the code, so that a new version alone builds nothing again; whoever builds can give another."""

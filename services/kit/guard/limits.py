@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from services.kit.errors import ApiError
@@ -31,11 +31,16 @@ class Bucket:
         self._clock = clock
         self._since = clock()
 
-    def take(self, count: int) -> float:
-        """Take `count` units and return 0; or take none and return the seconds until they will be there."""
+    def left(self) -> float:
+        """Units that may be taken now."""
         now = self._clock()
         self._level = min(self.capacity, self._level + (now - self._since) * self.capacity / 60)
         self._since = now
+        return self._level
+
+    def take(self, count: int) -> float:
+        """Take `count` units and return 0; or take none and return the seconds until they will be there."""
+        self.left()
         if count <= self._level:
             self._level -= count
             return 0.0
@@ -51,6 +56,12 @@ class RateLimits:
             name: Bucket(limit.requests_per_minute, clock) for name, limit in limits if limit.requests_per_minute
         }
         self._items = {name: Bucket(limit.items_per_minute, clock) for name, limit in limits if limit.items_per_minute}
+
+    def left(self) -> Iterator[tuple[str, str, int, int]]:
+        """For each limit its client, its unit, what a minute allows, and the whole units that are left of it now."""
+        for unit, buckets in (("requests", self._requests), ("items", self._items)):
+            for client, bucket in buckets.items():
+                yield client, unit, bucket.capacity, math.floor(bucket.left())
 
     def take_request(self, client: str | None) -> None:
         """Count a request. Raises ApiError 429."""

@@ -15,6 +15,7 @@ from typing import TypeVar, TypeVarTuple
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from rewards import __version__
 from services.kit.dispatch.base import Job, Outcome, QueueFull, StartError
 from services.kit.dispatch.cache import ScoreCache
 from services.kit.dispatch.caller import Caller, NotAwaited
@@ -56,6 +57,8 @@ class Service:
         self.name = name
         self.settings = settings
         self.metrics = Metrics()
+        self.metrics.started.set(time.time())
+        self.metrics.build.labels(name, __version__, settings.role).set(1)
         for collector in getattr(scorer, "collectors", ()):
             self.metrics.registry.register(collector)
         self.tokens = Tokens.from_file(settings.token_file)
@@ -157,6 +160,9 @@ class Service:
 
     def render_metrics(self) -> bytes:
         self.metrics.worker_restarts.set(sum(part.restarts for part in self._parts))
+        for client, unit, allowed, left in self.rate_limits.left():
+            self.metrics.allowance.labels(client, unit).set(allowed)
+            self.metrics.allowance_left.labels(client, unit).set(left)
         return self.metrics.render()
 
     async def info(self) -> ServiceInfo:

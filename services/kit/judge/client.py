@@ -96,6 +96,7 @@ class JudgeClient:
         self.endpoint = endpoint
         self._metrics = metrics
         self.slots = Slots(endpoint.concurrency)
+        metrics.slots.set(endpoint.concurrency)
         self._url = server_url(endpoint.url)
         self.health = Health(self._url)
         secure = self._url.startswith("https:") or endpoint.ca_file is not None

@@ -29,6 +29,7 @@ class JudgeMetrics:
         self.retries = Counter("reward_judge_retries", "Calls that were tried again.", registry=None)
         self.completion_tokens = Counter("reward_judge_completion_tokens", "Tokens the judge wrote.", registry=None)
         self.in_flight = Gauge("reward_judge_in_flight", "Calls the server is working on.", registry=None)
+        self.slots = Gauge("reward_judge_slots", "Calls that the server may work on at a time.", registry=None)
         self.call_seconds = Histogram(
             "reward_judge_call_seconds",
             "Time of an answered call, with its wait for a slot and its retries.",
@@ -38,4 +39,12 @@ class JudgeMetrics:
 
     @property
     def collectors(self) -> Sequence[Collector]:
-        return (self.calls, self.wins, self.retries, self.completion_tokens, self.in_flight, self.call_seconds)
+        return (
+            self.calls,
+            self.wins,
+            self.retries,
+            self.completion_tokens,
+            self.in_flight,
+            self.slots,
+            self.call_seconds,
+        )

@@ -59,6 +59,16 @@ def test_clients_do_not_share_buckets():
     assert "'lab' may send 10 items a minute; try again in 24 s" in refused.value.message
 
 
+def test_what_is_left_is_told_in_whole_units():
+    clock = Clock()
+    limits = RateLimits({"lab": Allowance(items_per_minute=10, requests_per_minute=3), "free": Allowance()}, clock)
+    limits.take_items("lab", 10)
+    limits.take_request("lab")
+    clock.now += 9  # one and a half items, .45 of a request
+    assert list(limits.left()) == [("lab", "requests", 3, 2), ("lab", "items", 10, 1)]
+    assert list(limits.left()) == [("lab", "requests", 3, 2), ("lab", "items", 10, 1)], "looking takes nothing"
+
+
 def test_more_than_a_minute_at_once_can_never_be_sent():
     limits = RateLimits({"lab": Allowance(items_per_minute=10)}, Clock())
     with pytest.raises(ApiError) as refused:

@@ -10,10 +10,12 @@ import json
 import logging
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from rewards import __version__
 from services.kit.catalogue import DEPLOYED
 from services.kit.guard.auth import ASSETS
 from services.kit.http import docs_page
@@ -179,6 +181,23 @@ async def test_two_apps_in_one_process_keep_their_own_metrics(running):
         await one.post("/v1/score", json={"items": [ITEM]})
         assert 'reward_items_total{code="ok",reward="constant"} 1.0' in (await one.get("/metrics")).text
         assert "reward_items_total{" not in (await two.get("/metrics")).text
+
+
+async def test_metrics_name_what_runs_since_when_and_what_clients_have_left(running, tmp_path):
+    (tmp_path / "tokens").write_text(f"lab:{TOKEN} items_per_minute=60 requests_per_minute=30\n")
+    before = time.time()
+    async with running(ConstantScorer(), token_file=tmp_path / "tokens") as client:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await client.post("/v1/score", json={"items": [ITEM]}, headers=headers)).status_code == 200
+        lines = (await client.get("/metrics", headers=headers)).text.splitlines()
+    assert f'reward_build{{role="all",service="test",version="{__version__}"}} 1.0' in lines
+    (started,) = [float(line.split()[1]) for line in lines if line.startswith("reward_start_time_seconds ")]
+    assert before <= started <= time.time()
+    assert 'reward_allowance{client="lab",unit="items"} 60.0' in lines
+    left = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("reward_allowance_left{")}
+    # One item, and two requests with this one; of a fast refill at most a unit may be back.
+    assert 59 <= left['reward_allowance_left{client="lab",unit="items"}'] <= 60
+    assert 28 <= left['reward_allowance_left{client="lab",unit="requests"}'] <= 29
 
 
 async def test_openapi_describes_the_bodies_that_are_sent(running):
