@@ -66,6 +66,7 @@ VERBS: dict[str, Verb] = {
     "score": Verb("wire.client.command:score", "score images with a reward service"),
     "serve": Verb("rewards.serve:main", "start a reward service, as in: rewards serve ocr", extra="services"),
     "loadtest": Verb("loadtest.command:main", "send a service load and measure it", extra="loadtest"),
+    "services": Verb("rewards.plane.command:main", "watch reward services", extra="services"),
     "recipes": Verb("rewards.recipes:main", "list the recipes that come along, or print one"),
     "migrate": Verb(
         "rewards.migrate:main", "translate what is another trainer's, or of an older version", extra="train"

@@ -75,6 +75,20 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--deadline-s",
         "--json",
     ),
+    "services": (
+        "--only",
+        "--profile",
+        "--env-file",
+        "--token-file",
+        "--ca-file",
+        "--timeout",
+        "--watch",
+        "--json",
+        "--serve",
+        "--host",
+        "--port",
+        "--page-token-file",
+    ),
     "loadtest": (
         "--rate",
         "--duration",
@@ -98,7 +112,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--max-error-share",
     ),
 }
-TAKES_RECIPE = ("train", "sft", "doctor", "evaluate", "generate", "fetch", "recipes")
+TAKES_RECIPE = ("train", "sft", "doctor", "evaluate", "generate", "fetch", "recipes", "services")
 SOURCES = ("config", "deepgen", "nanovlm-lab", "pairuni", "t2i-r1", "unireason", "neo")
 SHELLS = ("bash", "zsh", "fish")
 

@@ -24,6 +24,7 @@ import yaml
 
 from loadtest.options import _parser as loadtest_parser
 from rewards.command import VERBS
+from rewards.plane.command import build_parser as services_parser
 from services.kit.catalogue import CATALOGUE
 from services.kit.settings import load_settings
 from tests.support.deployment import settings_of
@@ -184,6 +185,7 @@ RUN: Mapping[str, Mapping[str, str]] = {
         "rewards serve": f"{TUTORIALS}::test_the_service_of_a_file_is_started_by_the_command",
         "cats: {module": f"{TUTORIALS}::test_the_commands_and_recipes_load",
     },
+    "docs/watching_services.md": {"--json": "tests/plane/test_plane_command.py::test_the_commands_of_the_page"},
     "docs/vllm.md": {"weights_dir:": f"{HERE}::test_a_part_of_a_recipe_loads"},
 }
 
@@ -329,6 +331,8 @@ def _refused_by_rewards(words: list[str]) -> str:
     if verb == "serve":
         known = {entry.name: entry for entry in CATALOGUE}
         return _refused_by_service(rest[0], rest[1:]) if rest[0] in known else f"no service {rest[0]}"
+    if verb == "services":
+        return _said(lambda: services_parser("rewards services").parse_args(rest))
     command = VERBS[verb].command if verb in VERBS else None
     return _refused_by_trainer([command, *rest]) if command else ""
 

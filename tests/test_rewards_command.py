@@ -19,6 +19,7 @@ import pytest
 from loadtest.options import _parser as loadtest_parser
 from rewards import __version__, completion, migrate
 from rewards.command import VERBS, main, missing
+from rewards.plane.command import build_parser as services_parser
 from rewards.recipes import about
 from rewards.shipped import FOLDER, is_shipped, recipe, recipes, shipped, shipped_in
 from services.kit.catalogue import CATALOGUE
@@ -123,6 +124,7 @@ def test_completion_knows_the_flags_of_every_program() -> None:
     wanted = {name: flags(of_trainer[name]) for name in VERBS if VERBS[name].command}
     wanted["launch"] = flags(launch.build_parser())
     wanted["score"] = flags(score_parser("rewards score"))
+    wanted["services"] = flags(services_parser("rewards services"))
     wanted["loadtest"] = flags(loadtest_parser("rewards loadtest"))
     written = {name: {*completion.FLAGS.get(name, ()), "--help"} for name in wanted}
     assert written == wanted, "write into rewards/completion.py: " + str(
