@@ -82,7 +82,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=services.kit.catalogue",
         "trainer.config",
         "trainer.migration",
-        "=trainer.report.charts",
+        "trainer.report.charts",
         "=trainer.runs.look",
         "=trainer.runs.serving",
         "=trainer.runs.shell",
