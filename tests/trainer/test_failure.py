@@ -19,6 +19,7 @@ import pytest
 from trainer.config import ConfigError
 from trainer.processes.failure import FAILED, LOST, USER_ERROR, Watch, describe, is_lost_connection
 from trainer.processes.launch import End, processes_left
+from trainer.records.reporters.installed import check_installed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,6 +144,22 @@ def test_a_broken_connection_is_no_cause(message: str, monkeypatch: pytest.Monke
     text, code = describe(RuntimeError(message))
     assert code == LOST and "Traceback" not in text
     assert describe(RuntimeError("shapes differ"))[1] == FAILED
+
+
+def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the client was installed; where torch is there, a missing module is a defect, with its traceback."""
+    error = ModuleNotFoundError("No module named 'starlette'", name="starlette")
+    assert describe(error)[1] == FAILED
+    for module in ("trainer.processes.failure", "trainer.records.reporters.installed"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    text, code = describe(error)
+    assert code == USER_ERROR and text.startswith(
+        "error: this needs the package starlette, which is not installed: pip install"
+    )
+    with pytest.raises(
+        ConfigError, match=r"tensorboard, which is not installed: pip install 'rewards-as-services\[train\]'"
+    ):
+        check_installed(["wandb", "tensorboard"])
 
 
 def test_only_a_killed_or_lost_process_is_started_again() -> None:

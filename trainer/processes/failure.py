@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -175,6 +176,9 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> tuple[str, int]:
     """What to print about an error that is nobody's to expect, and the exit code."""
+    if isinstance(error, ModuleNotFoundError) and find_spec("torch") is None:  # installed without what training needs
+        needs = f"error: this needs the package {error.name}, which is not installed: pip install 'rewards-as-services[train]'"
+        return f"{needs}, in a checkout: bash train.sh", USER_ERROR
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and is_lost_connection(error):
         return f"error: the connection to another rank broke, which was killed or failed ({error})", LOST
     return "".join(traceback.format_exception(error)).rstrip(), FAILED
