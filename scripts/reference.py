@@ -39,7 +39,7 @@ OF_IMAGES = tuple(name for name, each in OBJECTIVES.items() if issubclass(each, 
 OF_TOKENS = tuple(name for name, each in OBJECTIVES.items() if issubclass(each, TokenSection))
 READ_BY: Mapping[tuple[str, str], Sequence[str]] = {
     ("sampling", "flow"): OF_IMAGES,
-    ("sampling", "tokens"): OF_TOKENS,
+    ("sampling", "tokens"): (*OF_TOKENS, "own"),
     ("sampling", "tasks"): OF_TOKENS,
     ("advantage", ""): (*OF_IMAGES, *OF_TOKENS),
     ("preferences", "images"): ("diffusion_dpo",),

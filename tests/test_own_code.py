@@ -7,15 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from machine.own import OwnError, find, function, is_code, load, named
 from services.own.scorer import scorer_of
+from tests.support.bigram import Bigram
+from tests.support.bigram_ranks import ADV, draw, gradient, make_updater
 from trainer.config import ConfigError
 from trainer.config.objective import OwnConfig
 from trainer.data.prompts import DataError, read_prompt_file
 from trainer.evaluation.own_alarms import own_alarms
 from trainer.evaluation.sets import EvaluationSet
-from trainer.objectives.own import steps_loss
+from trainer.objectives import Scored
+from trainer.objectives.own import OwnSteps, steps_loss
 from trainer.records.own_code import Code, changed_code, keep_code
 
 Write = Callable[..., Path]
@@ -128,6 +132,24 @@ def test_an_objective_that_breaks_its_contract_is_refused_at_the_start(write: Wr
     with pytest.raises(ConfigError) as error:
         steps_loss(OwnConfig(type="own", code="mine.py:f"))
     assert message in str(error.value)
+
+
+def test_an_objective_of_ones_own_on_answers_of_unequal_length() -> None:
+    """On the bigram double, NaN behind the ends of its answers: the gradient of dapo's clipped terms, and 1 x 8 = 8 x 1."""
+    found = []
+    for micro, kind, updates in ((8, "own", 2), (1, "own", 2), (8, "own", 1), (8, "dapo", 1)):
+        policy = Bigram()
+        updater = make_updater(policy, "dapo", micro=micro, updates=updates, clip=0.2)
+        if kind == "own":
+            config = OwnConfig(type="own", code="tests.support.own_objectives:clipped")
+            updater.objective = OwnSteps(policy, config, micro_batch_size=micro, seed=0)
+        row = updater.step(Scored(draw(policy), ADV, torch.ones(8)), 0)
+        found.append((row["grad_norm"], row["loss/policy"], gradient(policy)))
+    (norm, loss, whole), (cut_norm, cut_loss, cut), (_, own_loss, own), (_, dapo_loss, dapo) = found
+    assert norm > 1e-3 and cut_norm == pytest.approx(norm, rel=1e-5) and cut_loss == pytest.approx(loss, rel=1e-4)
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-7)
+    assert own_loss == pytest.approx(dapo_loss, rel=1e-5), "the double's dapo has a KL, which is 0 in the first update"
+    torch.testing.assert_close(own, dapo, rtol=1e-4, atol=1e-7)
 
 
 def test_options_are_checked_by_their_annotations(write: Write) -> None:

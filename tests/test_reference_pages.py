@@ -89,13 +89,13 @@ def test_the_objectives_that_a_field_of_the_drawing_is_said_to_act_with_take_it_
     of_drawing = {name for name in FlowSamplingConfig.model_fields if reference.is_of_stochastic_steps(name)}
     assert of_drawing == set(STOCHASTIC)
     told = f"Of these, {reference.codes([name for name in FlowSamplingConfig.model_fields if name in STOCHASTIC])} act with"
-    assert told in CONFIGURATION and "alone (`flow_grpo`, `grpo_guard`)" in CONFIGURATION
+    assert told in CONFIGURATION and "alone (`flow_grpo`, `grpo_guard`, `own`)" in CONFIGURATION
     for fields in (*STOCHASTIC.values(), *OTHERS.values()):
         # GRPO-Guard has no ratio for the default kind.
         taken = {
             name for name in reference.OF_IMAGES if fits(name, fields if name != "grpo_guard" else guarded(fields))
         }
-        acts = set(reference.OF_IMAGES) if fields in OTHERS.values() else {"flow_grpo", "grpo_guard"}
+        acts = set(reference.OF_IMAGES) if fields in OTHERS.values() else {"flow_grpo", "grpo_guard", "own"}
         assert taken == acts, fields
 
 
@@ -103,8 +103,13 @@ def guarded(fields: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "flow_sde"} | fields
 
 
+def code(objective: str) -> dict[str, str]:
+    """What an objective of one's own needs."""
+    return {"code": "mine.py:loss"} if objective.startswith("own") else {}
+
+
 def fits(objective: str, fields: dict[str, Any]) -> bool:
-    section: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python({"type": objective})
+    section: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python({"type": objective, **code(objective)})
     sampling = FlowSamplingConfig.model_validate(fields, strict=True)
     try:
         check_objective(section, sampling)
@@ -127,7 +132,12 @@ def test_a_section_is_read_with_the_objectives_that_the_page_names() -> None:
         for name in reference.OBJECTIVES:
             # The default kind has no density for GRPO-Guard.
             drawing = {"kind": "flow_sde"} if name == "grpo_guard" and kind == "flow" else {}
-            tree = {**recipe, "policy": policy, "objective": {"type": name}, "sampling": {"type": kind, **drawing}}
+            tree = {
+                **recipe,
+                "policy": policy,
+                "objective": {"type": name, **code(name)},
+                "sampling": {"type": kind, **drawing},
+            }
             if is_accepted(tree):
                 taken.append(name)
         assert taken == list(reference.READ_BY["sampling", kind])

@@ -30,6 +30,7 @@ from trainer.config.file import load_config
 from trainer.config.mot import MotConfig
 from trainer.config.neo import NeoConfig
 from trainer.config.objective import OBJECTIVES
+from trainer.config.policy import OwnPolicyConfig
 from trainer.config.sampling import SamplingConfig
 
 BASE: dict[str, Any] = {
@@ -56,8 +57,10 @@ POLICIES: list[dict[str, Any]] = [
     {"type": "janus", "pretrained": "janus"},
     {"type": "neo", "grow": {"language": "qwen3"}},
     {"type": "mot", "initialize": {}},
+    {"type": "own", "code": "mine.py:Mine", "pretrained": "mine"},
 ]
 MEMBERS = {
+    "own": OwnPolicyConfig,
     "sd3": Sd3Config,
     "flux": FluxConfig,
     "deepgen": DeepGenConfig,
@@ -240,6 +243,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "policy.offload_encoders": ("0", FLAG),
     "policy.embedding_cache": ("''", "at least 1 character"),
     "policy.embedding_memory_mb": ("0", "greater than or equal to 1"),
+    "policy.code": ("mine.py", "names nothing of the file, and one is needed"),
     "policy.max_sequence_length": ("513", "less than or equal to 512"),
     "policy.sd3_path": ("3", TEXT),
     "policy.qwen_path": ("''", "at least 1 character"),
@@ -446,6 +450,8 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "objective.nft_adv_clip": ("-5", "greater than 0"),
     "objective.dpo_beta": ("'2000'", NUMBER),
     "objective.old_decay": ("1", "less than 1"),
+    "objective.code": ("mine.txt", "names no file and no module"),
+    "objective.options": ("[1]", "must be a mapping"),
     "objective.awm_power": ("2", "less than or equal to 1"),
     "objective.old_kl_beta": ("-1", "greater than or equal to 0"),
     "objective.old_decay_steps": ("-1", "greater than or equal to 0"),
@@ -596,6 +602,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "evaluation.alarms.diversity_z": ("0", "greater than 0"),
     "evaluation.alarms.format_only": ("0", "greater than 0"),
     "evaluation.alarms.length_factor": ("1", "greater than 1"),
+    "evaluation.alarms.own": ("mine.py:dark", "must be a list"),
     "evaluation.alarms.truncated_share": ("1.5", "less than or equal to 1"),
     "checkpoint": ("25", FIELDS),
     "checkpoint.save_every": ("0", "greater than or equal to 1"),
@@ -653,7 +660,8 @@ def with_member(base: dict[str, Any], path: str) -> dict[str, Any]:
     if name and section in UNIONS:
         outer = name.partition(".")[0]
         kind = next(t for t, each in UNIONS[section].items() if outer in each.model_fields)
-        return base | {section: {"type": kind, **OF_A_UNION.get(section, {})}}
+        own = {"code": "mine.py:mine"} if kind == "own" else {}
+        return base | {section: {"type": kind, **own, **OF_A_UNION.get(section, {})}}
     if section != "policy" or not name or name in TinyConfig.model_fields:
         return base
     policy = next(p for p in POLICIES if name in field_paths(MEMBERS[p["type"]]))

@@ -49,6 +49,10 @@ def _check_own(objective: OwnConfig, sampling: SamplingConfig) -> None:
             f"sampling.{what} draws with other weights or another engine, which needs an importance weight, and objective.type = "
             "own has none; leave it out, or use an objective that has one"
         )
+    if sampling.type == "tasks":
+        raise ValueError(
+            "objective.type = own is for samples of one kind, but sampling.type = tasks; choose an objective on tokens, such as grpo"
+        )
     if objective.kl_beta and sampling.type != "flow":
         raise ValueError(
             f"objective.kl_beta = {objective.kl_beta:g} of objective.type = own acts on the denoising steps of images, but "

@@ -207,12 +207,11 @@ class Evaluator:
         results = self._rounds.put_together(scored, self._folder(step), step, start)
         for alarm in results.alarms:
             self._recorder.note(f"ALARM {alarm.name} after step {step}: {alarm.text}")
-        if results.alarms:
+        hacked = any(not alarm.is_own for alarm in results.alarms)  # what one of the user's own means is theirs to say
+        if hacked:
             self._recorder.note(REMEDY)
         if results.alarms and self._config.evaluation.alarms.action == "stop":
-            self.stop_reason = (
-                f"evaluation.alarms.action = stop, and after step {step}: {results.alarms[0].text} {REMEDY}"
-            )
+            self.stop_reason = f"evaluation.alarms.action = stop, and after step {step}: {results.alarms[0].text}{f' {REMEDY}' * hacked}"
         self._recorder.save_samples(step, scored.shown)
         self.last = dict(results.row)
         self._settled = step

@@ -68,6 +68,11 @@ class Alarm:
     name: str
     text: str
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of `evaluation.alarms.own`."""
+        return self.name.startswith("own/")
+
 
 def metric_name(set_name: str, name: str) -> str:
     """`<reward>` for the plain set, `<set>/<reward>` for the others."""

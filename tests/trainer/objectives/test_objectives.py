@@ -42,6 +42,13 @@ CASES: dict[str, dict[str, Any]] = {
     "diffusion_nft": {"objective": "diffusion_nft", "timestep_draws": 3, "kl_beta": 0.1},
     "awm": {"objective": "awm", "timestep_draws": 2, "timestep_distribution": "logit_normal", "kl_beta": 0.1},
     "diffusion_dpo": {"objective": "diffusion_dpo", "timestep_draws": 2, "timestep_shift": 3.0, "kl_beta": 0.1},
+    "own": {
+        "objective": "own",
+        "code": "tests.support.own_objectives:clipped",
+        "options": {"width": 0.1},
+        "kl_beta": 0.1,
+    },
+    "own_forward": {"objective": "own_forward", "code": "tests.support.own_objectives:rwr", "timestep_draws": 2},
 }
 
 
