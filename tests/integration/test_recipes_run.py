@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards import signs
 from tests.support.tiny_deepgen import make_deepgen
 from tests.support.tiny_pipelines import make_sd3
 from tests.support.trainer_runs import read_metrics
@@ -21,6 +22,7 @@ from trainer.programs.stages import export_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 SD35 = [f"sd35_medium_{name}{gpus}" for name in ("geneval", "multi", "ocr", "pickscore") for gpus in ("", "_1gpu")]
+SD35 += ["sd35_medium_first"]
 DEEPGEN = ["deepgen_mr_grpo", "deepgen_mr_grpo_1gpu"]
 NATIVE = ["neo_quickstart_1", "neo_quickstart_2", "neo_quickstart"]
 BASES = ["quickstart_base", "vlm_base", "pair_base", "unified_base"]
@@ -44,6 +46,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / "train.txt").write_text(prompts(folder))
         (tmp_path / "data" / folder / "test.txt").write_text('a gray door with "EXIT"\na purple hat with "ME"\n')
+    signs.write(tmp_path / "data/signs")
     (tmp_path / "data/geneval").mkdir()
     for split, things in (("train", ("bench", "cat", "dog", "cup")), ("test", ("boat", "kite"))):
         rows = [
@@ -270,7 +273,8 @@ def test_the_quickstarts_base_is_made(workplace: Path, verb: str) -> None:
 @pytest.mark.parametrize("name", SD35)
 def test_the_sd35_recipes_train(workplace: Path, rules_url: str, name: str) -> None:
     make_sd3(workplace / "models/stable-diffusion-3.5-medium")
-    config = smaller(Path(f"configs/{name}.yaml"), rules_url)
+    few = ["evaluation.sets.0.max_prompts=2"] if name == "sd35_medium_first" else []
+    config = smaller(Path(f"configs/{name}.yaml"), rules_url, *few)
     assert train(config) == 0
     check(config)
 
