@@ -6,7 +6,6 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from machine.own import is_code
 from rewards.command import missing, unknown
 from services.kit.catalogue import CATALOGUE
 
@@ -22,6 +21,8 @@ def main(words: Sequence[str], prog: str) -> int:
             print(f"  {entry.name:<14}{entry.port}")
         print(f"\n{prog} NAME --help names the flags of one.")
         return 0 if words else 2
+    from machine.own import is_code
+
     name, *rest = words if not is_code(words[0]) else ("own", "--file", *words)
     if name not in services:
         print(f"error: {unknown('service', name, services)}", file=sys.stderr)

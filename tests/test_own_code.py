@@ -13,13 +13,18 @@ from machine.own import OwnError, find, function, is_code, load, named
 from services.own.scorer import scorer_of
 from tests.support.bigram import Bigram
 from tests.support.bigram_ranks import ADV, draw, gradient, make_updater
+from tests.support.documents import ROOT, blocks_of
+from tests.support.tiny_pipelines import make_auraflow
 from trainer.config import ConfigError
 from trainer.config.objective import OwnConfig
+from trainer.config.policy import OwnPolicyConfig
 from trainer.data.prompts import DataError, read_prompt_file
 from trainer.evaluation.own_alarms import own_alarms
 from trainer.evaluation.sets import EvaluationSet
 from trainer.objectives import Scored
 from trainer.objectives.own import OwnSteps, steps_loss
+from trainer.policies.registry import entry_of
+from trainer.programs.own_code import OwnCode, check_same_code
 from trainer.records.own_code import Code, changed_code, keep_code
 
 Write = Callable[..., Path]
@@ -239,3 +244,73 @@ def test_the_run_folder_keeps_what_ran_and_names_what_changed(tmp_path: Path) ->
     assert first.sha256[:12] in said and second.sha256[:12] in said and str(tmp_path / "own" / first.copy) in said
     keep_code(tmp_path, [second], [b"2\n"])
     assert changed_code(tmp_path, [second]) == [] and (tmp_path / "own" / first.copy).read_bytes() == b"1\n"
+
+
+class _Ranks:
+    """A world of two ranks of which the other one has this to say."""
+
+    rank, size, is_main = 0, 2, True
+
+    def __init__(self, other: list[str]) -> None:
+        self.other = other
+
+    def gather(self, value: list[str]) -> list[list[str]]:
+        return [value, self.other]
+
+
+def test_ranks_with_another_file_are_named() -> None:
+    own = OwnCode((Code.of("objective.code", "a.py:f", "a.py", b"1"),), (b"1",))
+    check_same_code(own, _Ranks([own.code[0].sha256]))  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"objective\.code = a\.py:f: ranks \[1\] have another file than rank 0 \(sha256 ffff"
+    ):
+        check_same_code(own, _Ranks(["f" * 64]))  # type: ignore[arg-type]
+
+
+PREDICT = "return network(x, states, timestep=sigma_B, return_dict=False)[0]"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "return network(x, states, timestep=sigma_B, return_dict=False)[0].flatten(1)",
+            "Aura.predict gives (2, 4096) for latents (2, 4, 32, 32)",
+        ),
+        pytest.param(
+            f"network = self.network\n        {PREDICT}",
+            "does not call the network that it is given",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            f"return ({PREDICT.removeprefix('return ')}).detach()", "lets no gradient through", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            f"{PREDICT} + x.new_empty(x.shape).normal_()", "gives other numbers the second time", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            f"x = x - x.mean(0)\n        {PREDICT}", "no sample may see its neighbours", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "return network(x, other)",
+            "raised NameError: name 'other' is not defined (line 12) when it predicts",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_policy_that_breaks_its_contract_is_refused_before_anything_starts(
+    write: Write, body: str, message: str, small_aura: Path
+) -> None:
+    (page,) = [each.text for each in blocks_of(ROOT / "docs/tutorials/policy.md") if "class Aura" in each.text]
+    write(page.replace(PREDICT, body) + "\n", "aura.py")
+    section = OwnPolicyConfig(
+        type="own", code="aura.py:Aura", pretrained=str(small_aura), lora=None, dtype="float32", max_sequence_length=16
+    )
+    with pytest.raises(ConfigError) as error:
+        entry_of(section).build(section, torch.device("cpu"))
+    assert message in str(error.value) and "policy.code = aura.py:Aura" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def small_aura(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_auraflow(tmp_path_factory.mktemp("models") / "aura")

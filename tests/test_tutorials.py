@@ -26,7 +26,7 @@ from rewards.shipped import recipe as shipped_recipe
 from services.kit.scorer import Item, Score
 from services.own.scorer import scorer_of
 from tests.support.documents import ROOT, blocks_of
-from tests.support.policy_contract import CPU, GROUP, STEPS, check_policy, drawn
+from tests.support.policy_contract import CPU, GROUP, STEPS, drawn
 from tests.support.service_process import running_service
 from tests.support.serving_here import serving_here
 from tests.support.tiny_pipelines import make_auraflow
@@ -224,8 +224,42 @@ def test_a_policy_that_nobody_here_knows(folder: Path, aura: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_policy_keeps_what_every_policy_must(folder: Path, aura: Path) -> None:
-    check_policy(_section(aura), [Prompt("a", "a red cat"), Prompt("b", "a blue dog")], folder)
+@pytest.mark.parametrize("format", ["diffusers", "lora"])
+def test_what_is_exported_of_it_draws_the_same_and_its_size_is_told(folder: Path, aura: Path, format: str) -> None:
+    """In full as a folder, adapters as a file that diffusers loads."""
+    section = _section(aura, lora={"rank": 2, "alpha": 2.0} if format == "lora" else None)
+    entry, prompts = entry_of(section), [Prompt("a", "a red cat"), Prompt("b", "a blue dog")]
+    torch.manual_seed(0)
+    policy: Any = entry.family.policy(entry.build(section, CPU), keep_reference=False)
+    trained = [each for each in policy.trainable.parameters() if each.requires_grad]
+    assert entry.sizes(section).trained == sum(each.numel() for each in trained)
+    for each in trained:
+        torch.nn.init.normal_(each, std=0.2)
+    (before,) = drawn(policy, prompts, 6)
+    (folder / "out").mkdir()
+    entry.exporters[format].write(policy.model, folder / "out", torch.float32)
+    again: Any = entry.family.policy(entry.exporters[format].reload(section, folder / "out", CPU), keep_reference=False)
+    (after,) = drawn(again, prompts, 6)
+    torch.testing.assert_close(after.logp_BS, before.logp_BS)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_policy_of_ones_own(folder: Path, aura: Path, recipe: Callable[..., Path]) -> None:
+    """Adapters on AuraFlow by rewards: each step's first ratios are exactly 1, and they move."""
+    policy = {
+        "type": "own",
+        "code": f"{folder / 'aura.py'}:Aura",
+        "pretrained": str(aura),
+        "dtype": "float32",
+        "lora": {"rank": 2},
+    }
+    path = recipe(policy={**policy, "max_sequence_length": 24}, max_steps=2, evaluation__every=2)
+    run_trainer(path)
+    rows = read_metrics(folder / "outputs" / "run")
+    assert [row["ratio/mean"] for row in rows[1:]] == [1.0, 1.0] and [
+        row["ratio/replay_error"] for row in rows[1:]
+    ] == [0.0, 0.0]
+    assert all(row["grad_norm"] > 0 for row in rows[1:])
 
 
 def test_an_objective_on_drawn_steps(folder: Path) -> None:
