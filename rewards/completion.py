@@ -63,7 +63,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--output",
     ),
     "launch": ("--nproc", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--max-restarts"),
-    "runs": ("--host", "--port", "--token-file", "--export", "--compare"),
+    "runs": ("--host", "--port", "--token-file", "--export", "--compare", "--no-cache"),
     "score": (
         "--prompt",
         "--prompts",
