@@ -1,6 +1,6 @@
 """Measure the quickstart of packed training and what rewards make of it: seeds, and a control with shuffled rewards.
 
-    python benchmarks/unified_quickstart.py sft [--seeds 1 2 3] [--output-dir outputs/benchmark_unified] [key=value ...]
+    python benchmarks/unified_quickstart.py sft [key=value ...] [--seeds 1 2 3] [--output-dir outputs/benchmark_unified]
     python benchmarks/unified_quickstart.py rl  [--seeds 1 2 3] ...
     python benchmarks/unified_quickstart.py control [--seeds 1] ...
     python benchmarks/unified_quickstart.py all [--seeds 1 2 3]
@@ -195,7 +195,7 @@ def main() -> None:
         metavar="key=value",
         help="Fields of the recipe, for all runs; with `picture` the run's folder.",
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # fields stand before or behind the flags
     picture = ROOT / "docs" / "images" / "unified_sft_quickstart.png"
     if args.which == "picture":
         draw_picture(Path(args.overrides[0]), picture)
