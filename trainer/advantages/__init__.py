@@ -5,6 +5,7 @@
 
 from trainer.advantages.estimators import (
     ESTIMATORS,
+    WITHIN_GROUPS,
     Estimator,
     Total,
     add_up,
@@ -21,6 +22,7 @@ from trainer.advantages.statistics import Reduce, Standardized, standardize
 
 __all__ = [
     "ESTIMATORS",
+    "WITHIN_GROUPS",
     "Estimator",
     "Reduce",
     "RunningSpread",

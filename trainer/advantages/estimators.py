@@ -48,14 +48,52 @@ def gdpo(
         std_floor_R: least divisor per reward (`RunningSpread.floor`).
         reduce: sums over all ranks; None is a single rank.
     """
+    mixed_B, counts_B = _mixed(
+        scores_BR, valid_BR, group_B, weights_BR, eps=eps, min_valid=min_valid, std_floor_R=std_floor_R, ddof=ddof
+    )
+    adv_B = whiten(mixed_B, counts_B, eps=eps, ddof=ddof, reduce=reduce)
+    return _as_pair(adv_B, counts_B, scores_BR)
+
+
+def gdpo_within_groups(
+    scores_BR: Tensor,
+    valid_BR: Tensor,
+    group_B: Tensor,
+    weights_BR: Tensor,
+    *,
+    eps: float = 1e-4,
+    min_valid: int = 2,
+    std_floor_R: Tensor | None = None,
+    reduce: Reduce | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GDPO before the batch is whitened: `gdpo` is this times one number.
+
+    A group's z-scores of a reward add up to 0, so the mean over the batch is 0 and 1 / (std + eps) is all that whitening does.
+    """
+    mixed_B, counts_B = _mixed(
+        scores_BR, valid_BR, group_B, weights_BR, eps=eps, min_valid=min_valid, std_floor_R=std_floor_R, ddof=1
+    )
+    return _as_pair(mixed_B, counts_B, scores_BR)
+
+
+def _mixed(
+    scores_BR: Tensor,
+    valid_BR: Tensor,
+    group_B: Tensor,
+    weights_BR: Tensor,
+    *,
+    eps: float,
+    min_valid: int,
+    std_floor_R: Tensor | None,
+    ddof: int,
+) -> tuple[Tensor, Tensor]:
+    """sum_r w_r z_r of every sample, and which samples count."""
     weights_BR = check_weights(weights_BR, scores_BR)
     z_BR = standardize(
         scores_BR, valid_BR, group_B, eps=eps, min_valid=min_valid, std_floor=std_floor_R, ddof=ddof
     ).z_BR
     counts_B = (valid_BR.to("cpu", torch.bool) & (weights_BR != 0)).any(dim=1)
-    mixed_B = (weights_BR * z_BR).sum(dim=1)
-    adv_B = whiten(mixed_B, counts_B, eps=eps, ddof=ddof, reduce=reduce)
-    return _as_pair(adv_B, counts_B, scores_BR)
+    return (weights_BR * z_BR).sum(dim=1), counts_B
 
 
 def grpo(
@@ -249,4 +287,11 @@ ESTIMATORS: dict[str, Estimator] = {
     "reinforce_pp": of_sum(
         reinforce_pp, across_groups=True, takes=frozenset({"eps", "min_valid", "std_floor_B", "reduce"})
     ),
+}
+
+# Estimators whose advantages follow from each group alone, up to one factor of the whole batch: 1 for all but GDPO.
+WITHIN_GROUPS: dict[str, Estimator] = {
+    "gdpo": gdpo_within_groups,
+    "grpo": ESTIMATORS["grpo"],
+    "dr_grpo": ESTIMATORS["dr_grpo"],
 }

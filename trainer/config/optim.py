@@ -55,6 +55,11 @@ class OptimConfig(Section):
     updates_per_rollout: int = Field(
         1, ge=1, le=16, description="Optimizer steps on the rollouts of one training step, each on all of them."
     )
+    early_gradient: bool = Field(
+        True,
+        description="Compute the gradient of groups whose scores are there while others are awaited, where that changes nothing: with "
+        "advantage.type gdpo, grpo or dr_grpo, no std_floor, no KL and no sft. A run's log says why where it waits.",
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,

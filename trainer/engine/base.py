@@ -28,17 +28,18 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, lr: float) -> float:
-        """Sum the gradients over the ranks, clip their global norm, take one optimizer step.
+    def step(self, lr: float, *, scale: float = 1.0) -> float:
+        """Sum the gradients over the ranks, multiply them by `scale`, clip their global norm, take one optimizer step.
 
         A parameter that no rank has had a gradient for in any step is left alone, weight decay included. From its first
         gradient on, a step without one counts as a gradient of 0 (docs/decisions/0058).
 
         Args:
             lr: rate of the parameters without a rate of their own; the others' are scaled in proportion.
+            scale: at least 0, the same on all ranks; of losses whose common factor was not known yet when they were computed.
 
         Returns:
-            The norm before clipping. Where it is not finite, no rank took a step.
+            The norm after `scale` and before clipping. Where it is not finite, no rank took a step.
         """
         ...
 

@@ -46,8 +46,10 @@ class LocalEngine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, scale: float = 1.0) -> float:
         self.world.sum_gradients(list(self._parameters.values()))
+        if scale != 1:
+            torch._foreach_mul_([p.grad for p in self._parameters.values() if p.grad is not None], scale)
         self._started |= {name for name, p in self._parameters.items() if p.grad is not None}
         for name in self._started:
             # A parameter that has begun to move keeps its moments running, as under ZeRO; one that has not is left alone.

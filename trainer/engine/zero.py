@@ -110,17 +110,30 @@ class ZeroEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world.size)  # it averages over the ranks, the loss is their sum
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, scale: float = 1.0) -> float:
         for group in self._zero.param_groups:
             group["lr"] = lr * group["rate"]
         left_alone = self._left_alone()
-        self._engine.step()  # where the norm is not finite, it takes none and calls that an overflow
+        with self._scaled(scale):
+            self._engine.step()  # where the norm is not finite, it takes none and calls that an overflow
         if not self._linked and not self._zero.overflow:
             self._link_moments()
             self._linked = True
         for name, weight in left_alone.items():
             self._put_weight(name, weight)
         return float("inf") if self._zero.overflow else float(self._engine.get_global_grad_norm())
+
+    @contextlib.contextmanager
+    def _scaled(self, scale: float) -> Iterator[None]:
+        """Inside the block DeepSpeed multiplies the gradients by `scale` before it takes their norm.
+
+        It divides them by the loss scale, which is 1 in float32; the backward passes were made with that.
+        """
+        before, self._zero.loss_scale = self._zero.loss_scale, 1.0 / scale if scale else float("inf")
+        try:
+            yield
+        finally:
+            self._zero.loss_scale = before
 
     def _left_alone(self) -> dict[str, Tensor]:
         """The weights that the step must not change: of parameters that no rank has had a gradient for so far.

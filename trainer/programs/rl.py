@@ -31,6 +31,7 @@ from trainer.policies.base import Policy, Samples
 from trainer.policies.registry import build_policy, entry_of
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
+from trainer.programs.early import EarlyUpdate, why_waits
 from trainer.programs.resampling import exchanged, flat_groups, joined
 from trainer.programs.rollout import Collected, Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
@@ -123,6 +124,7 @@ class RlProgram:
         self.session, self.sampler, self.policy = session, sampler, policy
         self.tasks, self.family = config.tasks, entry_of(config.policy).family
         self.updater = build_updater(session, material.overlap.texts())
+        self.waits = why_waits(config, self.updater.objective)
         self.spreads = {task.name: RunningSpread(len(config.rewards.columns)) for task in self.tasks}
         self.position = sampler.state_dict()
         self.drawn: Sequence[Drawn] = ()
@@ -168,14 +170,19 @@ class RlProgram:
             self.drawn = self.roll_out(session.step + 1)  # by the weights before this update, while this step is scored
         sampled = time.perf_counter()
 
-        collected = self.collect(drawn)
+        early = EarlyUpdate(self.updater, drawn[0], session.world, session.step) if self.waits is None else None
+        collected = self.collect(drawn, early)
         if collected is None:
             return None
         self.record(collected)
-        scored = time.perf_counter()
+        scored, hidden_s = time.perf_counter(), early.hidden_s if early else 0.0
+        collected[0].seen.waited_s -= hidden_s
 
         fed, spreads, row = self.advantages(collected)
-        row |= self.updater.step(fed if all(fed) else fed[""], session.step)
+        if early is not None:
+            row |= early.finish(collected[0].scores, fed[""])
+        else:
+            row |= self.updater.step(fed if all(fed) else fed[""], session.step)
         row |= loss_shares(self.tasks, row)
         session.ema.update()
         for each in collected:
@@ -185,23 +192,25 @@ class RlProgram:
         self.drawn = [each.stale() for each in self.drawn]
         updated = time.perf_counter()
 
-        row |= step_metrics(session, collected, scored_s=updated - scored, step_s=updated - started)
+        update_s = updated - scored + hidden_s
+        row |= step_metrics(session, collected, scored_s=update_s, step_s=updated - started)
         row |= {
             "step": session.step,
             "time/rollout": sampled - started,
-            "time/reward_wait": scored - sampled,
-            "time/update": updated - scored,
+            "time/reward_wait": scored - sampled - hidden_s,
+            "time/update": update_s,
+            "time/update_hidden": hidden_s,
             "time/total": updated - started,
             "time/cpu": time.process_time() - cpu,
         }
         session.totals.add(row)
         return dict(row)
 
-    def collect(self, drawn: Sequence[Drawn]) -> list[Collected] | None:
+    def collect(self, drawn: Sequence[Drawn], early: EarlyUpdate | None) -> list[Collected] | None:
         """Each task's rollouts with their scores, flat groups exchanged; None as in `await_scores`."""
         found = []
         for each in drawn:
-            scores = self.await_scores(each)
+            scores = self.await_scores(each, early)
             resampled = scores and self.resample(each, scores)
             if not resampled:
                 return None
@@ -268,10 +277,13 @@ class RlProgram:
         flops, _ = session.gauges.flops.take()
         return Drawn(task, rollouts, batch, self.sampler.state_dict(), seeds, plan, sampling_s, flops)
 
-    def await_scores(self, drawn: Drawn) -> Scores | None:
+    def await_scores(self, drawn: Drawn, early: EarlyUpdate | None = None) -> Scores | None:
         """The scores of a step's rollouts when all ranks have theirs; None when a signal to stop came, and they are late.
 
         A judge may take as long as its deadline, which is longer than whoever ends the process will wait.
+
+        Args:
+            early: an update that goes on meanwhile.
         """
         session = self.session
         collecting = session.executor.submit(drawn.batch.collect)
@@ -281,7 +293,8 @@ class RlProgram:
                 asked_at = min(asked_at, time.monotonic())
             if session.world.any(time.monotonic() - asked_at > LATE_S):  # all ranks leave together
                 return None
-            wait([collecting], LOOK_S)
+            if early is None or not early.advance():
+                wait([collecting], LOOK_S)
         return collecting.result()
 
     def advantages(

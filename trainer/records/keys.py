@@ -142,6 +142,7 @@ SENTENCES: dict[str, str] = {
     "time/decode": "Seconds of it in which latents became images.",
     "time/cpu": "CPU seconds of this process (all its threads) in the step; services do not count.",
     "time/update": "Seconds for advantages, replay, gradients and the optimizer.",
+    "time/update_hidden": "Seconds of time/update that passed while scores were awaited (optim.early_gradient); not in time/reward_wait.",
     "time/evaluate": "Seconds of a held-out evaluation, its rewards included; not part of time/total.",
     "time/checkpoint": "Seconds that saving held training up since the row before; files are written in the background. "
     "Not part of time/total.",

@@ -278,6 +278,26 @@ class Batch:
                 self._groups.setdefault(sample.group_id, []).append(sample)
             self._send_groups(complete=self._group_size)
 
+    def peek(self, rows: slice) -> Scores | None:
+        """The scores of these samples, in the order of submission, where each reward has answered for all of them and none failed;
+        else None. It does not wait, and what it gives may change until `collect`: a reward may become another one.
+        """
+        samples = self._samples[rows]
+        ids = {sample.id for sample in samples}
+        if any(sample.group_id in self._groups for sample in samples):
+            return None
+        micros = [
+            (micro, future)
+            for micro, future in zip(self._micros, self._futures, strict=True)
+            if any(sample.id in ids for sample in micro.samples)
+        ]
+        if any(not future.done() or future.cancelled() or future.exception() for _, future in micros):
+            return None
+        cells = {name: {i: a for m, _ in micros for i, a in m.answers.get(name, {}).items()} for name in self.names}
+        if any(answer.failed for answers in cells.values() for answer in answers.values()):
+            return None
+        return mix(samples, cells, self._client.config.columns, self.names, shuffle=False)
+
     def collect(self) -> Scores:
         """Block until every request is answered or past its deadline; rows in the order of submission.
 

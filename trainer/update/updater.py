@@ -74,17 +74,18 @@ class Updater:
         self._remember(work)
         tally, grad_norm = Tally(self.world), 0.0
         for number in range(self.updates):
-            self.engine.zero_grad()
-            counts = work.counts_U[number]
-            if isinstance(self.objective, LooksFirst):
-                self.objective.look([item.batch for item in work.of_update(number)], self.world.gather)
-            self._backward(work.of_update(number), counts, tally)
-            # Weight decay and momentum would move the weights even where there is nothing to train on.
-            leads = any(counts[name] for name in self.objective.leads)
-            grad_norm = self._apply(step, number, lr, tally) if leads else 0.0
+            grad_norm = self.update(number, work.of_update(number), work.counts_U[number], step, tally)
         if self.old is not None:
             self.old.follow(step)
-        return {"lr": lr, "grad_norm": grad_norm, **_skipped(work.counts_U[0]), **tally.metrics()}
+        return {"lr": lr, "grad_norm": grad_norm, **skipped_shares(work.counts_U[0]), **tally.metrics()}
+
+    def update(self, number: int, items: Sequence[Item], counts: Mapping[str, float], step: int, tally: Tally) -> float:
+        """Optimizer step `number` (from 0) of training step `step`. Returns the gradient's norm before clipping."""
+        self.engine.zero_grad()
+        if isinstance(self.objective, LooksFirst):
+            self.objective.look([item.batch for item in items], self.world.gather)
+        self._backward(items, counts, tally)
+        return self.apply(number, counts, step, tally)
 
     @torch.no_grad()
     def _remember(self, work: Work) -> None:
@@ -107,9 +108,17 @@ class Updater:
                 tally.add(term.name, term.sum / (max(counts[term.over], 1.0) * self.updates))
             self.engine.backward(total(terms, counts), last=number == len(items))
 
-    def _apply(self, step: int, number: int, lr: float, tally: Tally) -> float:
-        """One optimizer step, unless a loss or the gradient is not finite on some rank. Returns the gradient's norm."""
-        norm = math.nan if self.world.any(not tally.is_finite()) else self.engine.step(lr)
+    def apply(self, number: int, counts: Mapping[str, float], step: int, tally: Tally, *, scale: float = 1.0) -> float:
+        """One optimizer step with the gradient that was added up, times `scale`. Returns its norm before clipping.
+
+        Raises:
+            StopTrainingError: a loss or the gradient is not finite on some rank.
+        """
+        # Weight decay and momentum would move the weights even where there is nothing to train on.
+        if not any(counts[name] for name in self.objective.leads):
+            return 0.0
+        lr = learning_rate(self.optim, step, self.max_steps)
+        norm = math.nan if self.world.any(not tally.is_finite()) else self.engine.step(lr, scale=scale)
         if self.world.any(not math.isfinite(norm)):
             before = f" The {number} of {self.updates} before it were, so the weights are not saved." if number else ""
             raise StopTrainingError(
@@ -120,7 +129,7 @@ class Updater:
         return norm
 
 
-def _skipped(counts: Mapping[str, float]) -> dict[str, float]:
+def skipped_shares(counts: Mapping[str, float]) -> dict[str, float]:
     """Which share of the samples was not computed, as it has no gradient; by task where there are tasks."""
     groups = [name.removesuffix("idle") for name in counts if name.rpartition("/")[2] == "idle"]
     return {

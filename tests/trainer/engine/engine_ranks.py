@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.config import DistributedConfig, OptimConfig
 from trainer.engine import Engine, build_engine
+from trainer.engine.local import LocalEngine
 from trainer.processes.distributed import World, world
 from trainer.update.ema import Ema
 
@@ -77,14 +78,20 @@ def build(name: str, group: World, folder: Path) -> tuple[Net, Engine]:
 def take_step(
     module: Net, engine: Engine, group: World, number: int, weigh: Callable[[int], float] = lambda _: 1.0
 ) -> float:
-    """One optimizer step over four micro-batches; the global loss is the mean over the samples of all ranks."""
+    """One optimizer step over four micro-batches; the global loss is the mean over the samples of all ranks.
+
+    In the second step the gradient gets a factor at the end that the losses lacked, but for the one engine that others are
+    compared with. A power of 2, so that nothing is rounded.
+    """
+    is_reference = group.size == 1 and isinstance(engine, LocalEngine)
+    scale = 1.0 if number != 1 or is_reference else 8.0
     engine.zero_grad()
     module.uses_sometimes = number != 1  # a step without its gradient, after one with it
     for micro in range(MICRO_BATCHES):
         x = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(10 * number + micro))
-        loss = module(x[group.rank :: group.size]).pow(2).sum() / BATCH * SCALE * weigh(micro)
+        loss = module(x[group.rank :: group.size]).pow(2).sum() / BATCH * SCALE * weigh(micro) / scale
         engine.backward(loss, last=micro == MICRO_BATCHES - 1)
-    return engine.step(1e-2 / (number + 1))
+    return engine.step(1e-2 / (number + 1), scale=scale)
 
 
 def state(engine: Engine) -> dict[str, dict[str, Tensor]]:

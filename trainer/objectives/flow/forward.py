@@ -127,6 +127,8 @@ class Awm(ForwardObjective[AwmConfig]):
     velocities. `batch.old` is the log-probability under the sampling policy, or with that KL its velocity.
     """
 
+    scales: ClassVar[bool] = True  # as `ReplayedObjective`
+
     def act(self, fed: Scored) -> Tensor:
         """The surrogate is a multiple of the advantage; a KL acts on every sample."""
         acts_B = super().act(fed)

@@ -1,0 +1,165 @@
+"""Work on the gradient while scores are awaited: whole groups whose rewards are there, before the batch's last one comes.
+
+Only where it is exact (`why_waits`), and always in the same segments and order, so a run does not depend on what arrived when.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from trainer.advantages import WITHIN_GROUPS, without_flat_groups
+from trainer.config import Config, TaskSamplingConfig
+from trainer.config.advantage import GroupedSection
+from trainer.objectives import Objective, Scored
+from trainer.processes.distributed import World
+from trainer.programs.rollout import Drawn
+from trainer.types import Rollout, Scores
+from trainer.update.segments import SegmentedUpdate, segments
+from trainer.update.updater import Updater
+
+_CLOSE = 1e-5  # float32 advantages that are one number times others, beside the largest of them
+
+
+def why_waits(config: Config, objective: Objective) -> str | None:
+    """Why a run's updates wait for the last score of a step; None where they begin before."""
+    section, advantage = config.objective, config.advantage
+    apart = ("kl_beta", "old_kl_beta", "old_decay")
+    reasons = {
+        "optim.early_gradient is false": not config.optim.early_gradient,
+        "the losses of two tasks have a factor each": isinstance(config.sampling, TaskSamplingConfig),
+        f"advantage.type = {advantage.type} compares samples of different groups": advantage.type not in WITHIN_GROUPS,
+        "advantage.std_floor is a share of a spread that the whole batch changes": bool(advantage.std_floor),
+        "the supervised loss of sft stands beside the policy's": config.sft is not None,
+        f"the loss of objective.type = {section.type} does not scale with the advantage": not getattr(
+            objective, "scales", False
+        ),
+        f"objective.{' or '.join(apart)} is above 0, whose part does not scale with the advantage": any(
+            getattr(section, name, 0.0) for name in apart
+        ),
+        "sampling.max_resamples exchanges groups when all scores are there": bool(
+            getattr(config.sampling, "max_resamples", 0)
+        ),
+        "rewards.shuffle_control deals scores out over the whole batch": config.rewards.shuffle_control,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+class EarlyUpdate:
+    """The update of one step, under way while its scores are awaited.
+
+    Attributes:
+        hidden_s: seconds of it that were spent while scores were awaited.
+    """
+
+    def __init__(self, updater: Updater, drawn: Drawn, world: World, step: int) -> None:
+        """All ranks make it together. `step`: finished training steps."""
+        self.updater, self.drawn, self.world, self.step, self.hidden_s = updater, drawn, world, step, 0.0
+        cuts = segments(drawn.rollouts, getattr(updater.objective, "micro_batch_size", None))
+        if len(set(world.gather(len(cuts)))) > 1:  # the last ranks of an uneven split
+            cuts = [slice(0, len(drawn.rollouts))]
+        self.cuts, self.added = cuts, 0
+        self.used: list[tuple[Tensor, Tensor]] = []
+        self.update: SegmentedUpdate | None = None
+
+    def advance(self) -> bool:
+        """Add the next segment's gradient, unless a score of it is missing on some rank, or it is the last one: that waits for what
+        the whole batch says. All ranks call it together. Returns whether one was added."""
+        if self.added + 1 >= len(self.cuts):
+            return False
+        scores = self.drawn.batch.peek(self._rows(self.cuts[self.added]))
+        if self.world.any(scores is None):
+            return False
+        assert scores is not None
+        started = time.perf_counter()
+        rollouts = self.drawn.rollouts[self.cuts[self.added]]
+        fed = Scored(rollouts, *self.within_groups(scores, torch.cat([each.group_B for each in rollouts])))
+        self._add(fed, last=False)
+        self.hidden_s += time.perf_counter() - started
+        return True
+
+    def within_groups(self, scores: Scores, group_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages without the batch's factor, and weights."""
+        config = self.drawn.task.advantage
+        adv_B, weight_B = WITHIN_GROUPS[config.type](
+            scores.scores_BR,
+            scores.valid_BR,
+            group_B,
+            scores.weights_BR,
+            eps=config.eps,
+            min_valid=config.min_valid,
+        )
+        if isinstance(config, GroupedSection) and config.skip_flat_groups:
+            weight_B = without_flat_groups(adv_B, weight_B, group_B)
+        return adv_B, weight_B
+
+    def finish(self, scores: Scores, fed: Scored) -> dict[str, float]:
+        """Add what is left and take the optimizer steps. Returns what `Updater.step` does.
+
+        Where a score that was used has changed since (a reward became another one, a service came back), everything is added up
+        anew.
+
+        Args:
+            scores: all of them.
+            fed: the rollouts with their advantages, clamped, and weights.
+        """
+        clip = self.drawn.task.advantage.adv_clip
+        adv_B, weight_B = self.within_groups(scores, self.drawn.group_B)
+        scale = factor(adv_B, fed.adv_B, clip, self.world)
+        if self.world.any(scale is None or not torch.equal(weight_B, fed.weight_B)):
+            adv_B, weight_B, scale = fed.adv_B, fed.weight_B, 1.0  # what the estimator said, whatever that is made of
+        assert scale is not None
+        used = [torch.cat(parts) for parts in zip(*self.used, strict=True)]
+        if self.world.any(
+            any(not torch.equal(u, now[: len(u)]) for u, now in zip(used, (adv_B, weight_B), strict=False))
+        ):
+            self.update, self.added = None, 0
+            self.drawn = replace(self.drawn, rollouts=_as_drawn(self.drawn.rollouts))
+        is_clamped = self.world.any(bool((scale * adv_B.abs() > clip).any()))
+        while self.added < len(self.cuts):
+            cut = self.cuts[self.added]
+            rows = self._rows(cut)
+            last = self.added + 1 == len(self.cuts) and not is_clamped
+            self._add(Scored(self.drawn.rollouts[cut], adv_B[rows], weight_B[rows]), last=last)
+        assert self.update is not None, "there is at least one segment"
+        if is_clamped:
+            self.update.clamp(scale, clip)
+        return self.update.finish(scale, clip)
+
+    def _add(self, fed: Scored, *, last: bool) -> None:
+        if self.update is None:
+            self.update, self.used = SegmentedUpdate(self.updater, self.step), []
+        self.update.add(fed, last=last)
+        self.used.append((fed.adv_B, fed.weight_B))
+        self.added += 1
+
+    def _rows(self, cut: slice) -> slice:
+        """Which samples are in these rollouts."""
+        first = sum(len(rollout) for rollout in self.drawn.rollouts[: cut.start])
+        return slice(first, first + sum(len(rollout) for rollout in self.drawn.rollouts[cut]))
+
+
+def factor(within_B: Tensor, adv_B: Tensor, clip: float, world: World) -> float | None:
+    """c of adv = clamp(c * within) on all ranks; None where there is no such number. 0 where all of `within` is 0."""
+    free_B = torch.where(adv_B.abs() < clip, within_B.abs(), 0.0)
+    place = int(free_B.argmax()) if len(free_B) else 0
+    size = float(free_B[place]) if len(free_B) else 0.0
+    told = world.gather([size, float(adv_B[place]) / float(within_B[place]) if size else 0.0])
+    scale = float(max(told)[1])
+    # 0 is no factor where something that was clamped shows that there is one.
+    off_B = ((scale * within_B).clamp(-clip, clip) - adv_B).abs()
+    return (
+        None
+        if scale < 0 or (len(off_B) and float(off_B.max()) > _CLOSE * max(float(adv_B.abs().max()), 1.0))
+        else scale
+    )
+
+
+def _as_drawn(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The same samples, which no objective has taken: no optimizer step was made with them."""
+    return [replace(rollout, trace=copy.copy(rollout.trace)) for rollout in rollouts]

@@ -1,0 +1,117 @@
+"""An update whose gradient is added up while scores are still awaited, and multiplied by one number at the end.
+
+GDPO's advantages are A_i = c a_i: a_i, the weighted sum of a sample's z-scores, follows from its group alone, and c = 1 /
+(std + eps) from the whole batch. A surrogate is a sum of terms that scale with the advantage, divided by what counts, n. So
+
+    grad = (c / n) * sum over segments of grad(sum of the segment's terms with a_i for A_i)
+
+and only the first factor waits for the last score. Before the first update ratios are 1 and no clip acts, so what clamping
+takes off an advantage is added as a term of its own. Segments are whole groups and whole micro-batches, always the same ones in
+the same order: what arrives when changes no bit. Axes: B samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from trainer.objectives import Scored, total
+from trainer.objectives.base import RolloutBatch
+from trainer.types import Rollout
+from trainer.update.schedule import learning_rate
+from trainer.update.tally import Tally
+from trainer.update.updater import Updater, skipped_shares
+from trainer.update.work import Item, plan_work
+
+
+def segments(rollouts: Sequence[Rollout], size: int | None) -> list[slice]:
+    """The rollouts cut where a group ends and, with a `size`, where a micro-batch of the update is full."""
+    cuts, samples = [0], 0
+    for number, rollout in enumerate(rollouts, 1):
+        samples += len(rollout)
+        is_last = number == len(rollouts)
+        ends = is_last or int(rollout.group_B[-1]) != int(rollouts[number].group_B[0])
+        if is_last or (ends and samples % (size or 1) == 0):
+            cuts.append(number)
+    return [slice(first, last) for first, last in pairwise(cuts)]
+
+
+class SegmentedUpdate:
+    """The optimizer steps of one training step, for objectives that scale with the advantage and have no KL.
+
+    All ranks call `add` and `finish` together, with equally many segments. Nothing but the gradient changes before `finish`.
+    """
+
+    def __init__(self, updater: Updater, step: int) -> None:
+        """`step`: finished training steps."""
+        self.updater, self.step_number = updater, step
+        self.tally = Tally(updater.world)
+        self.parts: list[tuple[RolloutBatch, int]] = []
+        self.counts: Counter[str] = Counter()
+        self.sums: dict[str, Tensor] = {}
+        updater.engine.zero_grad()
+
+    def add(self, fed: Scored, *, last: bool) -> None:
+        """Add a segment's gradient.
+
+        Args:
+            fed: its rollouts, with advantages that lack the batch's factor.
+            last: no other gradient comes before `finish`.
+        """
+        updater = self.updater
+        work = plan_work(updater.objective, fed, self.step_number, 1, updater.world)
+        for number, item in enumerate(work.items, 1):
+            terms, stats = updater.objective.terms(item.batch, item.part)
+            self.tally.add_stats(stats)
+            for term in terms:
+                self._add_sum(term.name, term.sum)
+            updater.engine.backward(
+                total(terms, dict.fromkeys(work.counts_U[0], 1.0)), last=last and number == len(work.items)
+            )
+        self.parts += [(cast(RolloutBatch, item.batch), item.part) for item in work.items]
+        self.counts.update(work.counts_U[0])
+
+    def clamp(self, scale: float, clip: float) -> None:
+        """Take what is above `clip` off the advantages: the terms of those samples once more, with what is too much."""
+        told = self.updater.world.gather([bool((scale * batch.adv_B.abs() > clip).any()) for batch, _ in self.parts])
+        places = [place for place, flags in enumerate(zip(*told, strict=True)) if any(flags)]
+        for number, place in enumerate(places, 1):
+            batch, part = self.parts[place]
+            over_B = (scale * batch.adv_B).clamp(-clip, clip) / scale - batch.adv_B
+            weight_B = torch.where(over_B != 0, batch.weight_N, 0.0)
+            terms, _ = self.updater.objective.terms(replace(batch, adv_B=over_B, weight_N=weight_B), part)
+            for term in terms:
+                self._add_sum(term.name, term.sum)
+            counts = dict.fromkeys(self.counts, 1.0)
+            self.updater.engine.backward(total(terms, counts), last=number == len(places))
+
+    def finish(self, scale: float, clip: float) -> dict[str, float]:
+        """Take the optimizer steps; the first with the gradient that was added up. Returns what `Updater.step` does.
+
+        Args:
+            scale: the factor that the advantages lacked, 0 where all scores were alike.
+            clip: advantages are clamped to plus and minus this.
+        """
+        updater, tally = self.updater, self.tally
+        lead = max(sum(self.counts[name] for name in updater.objective.leads), 1.0)
+        for name, value in self.sums.items():
+            tally.add(name, value * (scale / (lead * updater.updates)))
+        grad_norm = updater.apply(0, self.counts, self.step_number, tally, scale=scale / lead)
+        clamped: dict[int, RolloutBatch] = {}  # one for all parts of a micro-batch, which keep what they see in it
+        for batch, _ in self.parts:
+            clamped.setdefault(id(batch), replace(batch, adv_B=(scale * batch.adv_B).clamp(-clip, clip)))
+        again = [Item(clamped[id(batch)], part) for batch, part in self.parts]
+        for number in range(1, updater.updates):
+            grad_norm = updater.update(number, again, self.counts, self.step_number, tally)
+        lr = learning_rate(updater.optim, self.step_number, updater.max_steps)
+        return {"lr": lr, "grad_norm": grad_norm, **skipped_shares(self.counts), **tally.metrics()}
+
+    def _add_sum(self, name: str, value: Tensor) -> None:
+        number = value.detach().double()
+        self.sums[name] = self.sums[name] + number if name in self.sums else number
