@@ -1,0 +1,72 @@
+"""A whole run whose gradient is added up while scores are awaited is the run that waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.reward_servers import Reply, ScriptedServer, good, scripted
+from tests.support.trainer_runs import saved_weights
+from trainer.config import Config
+from trainer.config.file import load_config
+from trainer.loop import train
+
+__all__ = ["scripted"]
+
+CLOCKS = ("time/", "perf/", "memory/", "latency_ms/", "wait/", "reward_wait", "images_per_s")
+
+
+@pytest.fixture
+def run(recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], tmp_path: Path) -> Callable[..., Any]:
+    """Two steps against a server that takes its time with every second micro-batch, which is a step's last one."""
+    numbers = count(1)
+
+    def behave(request: Mapping[str, Any]) -> Reply:
+        reply = good(request)
+        if len(request["items"]) == 8 and next(numbers) % 2 == 0:
+            reply.delay_s = 0.6
+        return reply
+
+    server = scripted(behave)
+
+    def make(name: str, *overrides: str) -> Any:
+        path = recipe(
+            name,
+            max_steps=2,
+            rewards={
+                "services": {"slow": {"urls": [server.url]}},
+                "columns": {"number": {"service": "slow", "canary": "none"}},
+            },
+            data={"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"number": 1.0}}]},
+            evaluation={},
+            logging={"report_every": 1000, "report_to": [], "progress": False},
+        )
+        assert train(load_config(path, Config, list(overrides))) == 0
+        folder = tmp_path / "outputs" / name
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], saved_weights(folder / "checkpoints" / "step_000002")
+
+    return make
+
+
+def test_the_run_is_the_one_that_waits(run: Callable[..., Any]) -> None:
+    """Numbers are equal but for rounding; the seconds of the update that are hidden no longer count as waiting."""
+    rows, weights = run("early")
+    others, waited = run("waits", "optim.early_gradient=false")
+    rows, others = rows[1:], others[1:]  # row 0 is before training
+    for row, other in zip(rows, others, strict=True):
+        for key, value in other.items():
+            if not key.startswith(CLOCKS) and isinstance(value, float):
+                assert row[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    for name, value in waited.items():
+        assert (weights[name] - value).abs().max() <= 1e-4 * max(float(value.abs().max()), 1e-2), name
+    assert [0 < row["time/update_hidden"] <= row["time/update"] for row in rows] == [True, True]
+    assert [row["time/update_hidden"] for row in others] == [0, 0]
+    for row in rows:
+        total = row["time/rollout"] + row["time/reward_wait"] + row["time/update"]
+        assert row["time/total"] == pytest.approx(total, rel=1e-6)
