@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from tests.support.trainer_runs import saved_weights
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
+from trainer.rewards.client import Batch
+from trainer.types import Sample
 
 __all__ = ["scripted"]
 
@@ -22,15 +24,27 @@ CLOCKS = ("time/", "perf/", "memory/", "latency_ms/", "wait/", "reward_wait", "i
 
 
 @pytest.fixture
-def run(recipe: Callable[..., Path], scripted: Callable[..., ScriptedServer], tmp_path: Path) -> Callable[..., Any]:
-    """Two steps against a server that takes its time with every second micro-batch, which is a step's last one."""
-    numbers = count(1)
+def run(
+    recipe: Callable[..., Path],
+    scripted: Callable[..., ScriptedServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Any]:
+    """Two steps against a server that takes its time with a step's last micro-batch, the second of two."""
+    last, numbers, submit = set[str](), count(1), Batch.submit
+
+    def noted(batch: Batch, samples: Sequence[Sample]) -> None:
+        if next(numbers) % 2 == 0:
+            last.add(samples[0].id)
+        submit(batch, samples)
 
     def behave(request: Mapping[str, Any]) -> Reply:
         reply = good(request)
-        if len(request["items"]) == 8 and next(numbers) % 2 == 0:
-            reply.delay_s = 0.6
+        if request["items"][0]["id"] in last:
+            reply.delay_s = 1.0
         return reply
+
+    monkeypatch.setattr(Batch, "submit", noted)
 
     server = scripted(behave)
 
