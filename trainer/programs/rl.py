@@ -155,6 +155,8 @@ class RlProgram:
                 spread.forget(list(self.session.config.rewards.columns).index(name))
         if isinstance(self.session.config.sampling, TaskSamplingConfig) and self.session.world.is_main:
             self.session.recorder.note(OLD_LOGP[_old_logp(self.session.config)])
+        if self.waits is not None:
+            self.session.recorder.note(f"An update waits for its step's last score: {self.waits}")
         prove_on_prompts(self.session, self.sampler, plan_needs(self.session.config.objective.type))
 
     def end(self) -> None:
