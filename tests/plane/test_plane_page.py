@@ -132,23 +132,27 @@ def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
     """It follows the services, fits a phone, and is used by the keyboard; the console stays silent."""
     from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=180_000)  # a busy machine's Chromium may take seconds to draw
     said: list[str] = []
     with serving(tmp_path, "--watch", "0.2") as served, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000)
         for width, scheme in ((1400, "light"), (390, "dark")):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             page = context.new_page()
+            page.set_default_timeout(180_000)
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
             asked: list[str] = []
             page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.goto(served.url)
-            expect(page.locator("#live")).to_have_text("Live.", timeout=60_000)
+            expect(page.locator("#live")).to_have_text("Live.")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert score(served.service, "a", token=TOKEN).status_code == 200
             row = page.locator('[data-row="0"]')
             expect(row.locator('[data-cell="state"] span')).to_have_text("ready")
-            expect(page.locator('figure[data-chart="busy"] .u-over')).to_be_visible(timeout=60_000)
+            chart = page.locator('figure[data-chart="busy"]')
+            chart.scroll_into_view_if_needed()  # charts are made when they come near the window
+            expect(chart.locator(".u-over")).to_be_visible(timeout=60_000)
             expect(page.get_by_role("status").first).to_have_text("1 of 2 ready")
             page.keyboard.press("Tab")
             expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
