@@ -258,6 +258,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.loop": ("trainer.types", "trainer.config", "trainer.processes", "trainer.programs"),
     "=trainer.commands": (),  # a table of modules that it does not import
     "trainer.commands": (  # a command each
+        "machine.own",
         "rewards.shipped",
         "trainer.types",
         "trainer.config",

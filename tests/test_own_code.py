@@ -16,8 +16,10 @@ from tests.support.bigram_ranks import ADV, draw, gradient, make_updater
 from tests.support.documents import ROOT, blocks_of
 from tests.support.tiny_pipelines import make_auraflow
 from trainer.config import ConfigError
+from trainer.config.data import DataConfig, DatasetConfig
 from trainer.config.objective import OwnConfig
 from trainer.config.policy import OwnPolicyConfig
+from trainer.data.datasets import load_train_prompts
 from trainer.data.prompts import DataError, read_prompt_file
 from trainer.evaluation.own_alarms import own_alarms
 from trainer.evaluation.sets import EvaluationSet
@@ -199,6 +201,17 @@ def test_a_prompt_set_that_breaks_its_contract_is_refused(write: Write, body: st
     with pytest.raises(DataError) as error:
         read_prompt_file("mine.py:f", dataset="mine")
     assert message in str(error.value)
+
+
+def test_a_policy_that_writes_takes_its_questions_from_a_function_too(write: Write) -> None:
+    write(
+        "def sums(split):\n    for n in range(3):\n        yield {'prompt': f'{n} + 1 = ?', 'targets': [str(n + 1)]}\n"
+    )
+    given = DatasetConfig(path="mine.py:sums", format="questions", rewards={"number": 1.0})
+    (dataset,) = load_train_prompts(DataConfig(train=(given,)))
+    assert [(each.text, each.targets) for each in dataset.prompts] == [
+        (f"{n} + 1 = ?", (str(n + 1),)) for n in range(3)
+    ]
 
 
 MODEL = "import torch\nfrom services.own import RewardModel\nclass M(RewardModel):\n    def load(self): {load}\n    def score(self, items): {score}\n"

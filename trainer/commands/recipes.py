@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from machine.own import is_code
 from rewards.shipped import recipe
 from trainer.config import Config, ConfigError
 from trainer.config.paths import check_policy_files
@@ -45,7 +46,7 @@ def checked(recipe: Path, overrides: Sequence[str] = ()) -> Config:
             from trainer.data.prompts import read_prompt_file
             from trainer.data.rows import folders
 
-            if config.sampling.type in ("tokens", "tasks"):  # rows of questions or pairs
+            if config.sampling.type in ("tokens", "tasks") and not is_code(path):  # rows of questions or pairs
                 folders.check_there(Path(path))
                 continue  # an id is fetched when it is read
 
