@@ -152,7 +152,7 @@ def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
             expect(row.locator('[data-cell="state"] span')).to_have_text("ready")
             chart = page.locator('figure[data-chart="busy"]')
             chart.scroll_into_view_if_needed()  # charts are made when they come near the window
-            expect(chart.locator(".u-over")).to_be_visible(timeout=60_000)
+            expect(chart.locator(".u-over")).to_be_visible()
             expect(page.get_by_role("status").first).to_have_text("1 of 2 ready")
             page.keyboard.press("Tab")
             expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
