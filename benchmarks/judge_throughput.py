@@ -34,8 +34,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.waiting_service import write_results
-from services.kit.judge.connections import Connections
 from services.kit.judge.content import image_part, text_part
+from wire.connections import Connections
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_RATIO = 0.95

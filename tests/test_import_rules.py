@@ -35,6 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "machine.hub": (),  # a folder, or an id of the Hugging Face hub
     "machine.own": (),  # what a user's own file is called, and how it is loaded
     "wire": (),
+    "wire.connections": ("=wire.tls",),  # of whoever asks many questions at a time
     "wire.client": ("wire",),  # the client that is installed alone
     "=services": (),
     # The kit: what a scorer's author imports, then the rooms, each of which may import those above it.
@@ -282,6 +283,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "machine": ("torch",),
     "machine.hub": ("huggingface_hub", "httpx"),
     "wire": ("pydantic", "PIL", "certifi"),
+    "wire.connections": ("httpx",),
     "=rewards": (),
     "rewards.shipped": (),
     "rewards.command": (),

@@ -33,6 +33,7 @@ from trainer.rewards.checks import InvalidResponseError, check_response
 from trainer.rewards.endpoint import Endpoint, EndpointPool, backoff_s, parse_retry_after
 from trainer.rewards.payload import Call, multipart
 from trainer.rewards.slots import LoopClock, SlotQueue
+from wire.connections import Connections
 from wire.schema import ErrorBody, ErrorCode, ScorerInfo
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
@@ -83,12 +84,8 @@ class ServiceCaller:
         self._rng = random.Random()  # jitter only; results do not depend on it
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", **_authorization(name, config)},
-            limits=httpx.Limits(
-                max_connections=config.max_in_flight * 2 + 4,
-                max_keepalive_connections=config.max_in_flight,
-                keepalive_expiry=KEEPALIVE_S,
-            ),
-            verify=ssl_context(urls, config.ca_file, f"rewards.services.{name}.ca_file"),
+            # As many as there are slots, and one more for each that is hedged.
+            transport=Connections(KEEPALIVE_S, ssl_context(urls, config.ca_file, f"rewards.services.{name}.ca_file")),
             trust_env=False,
             follow_redirects=False,
         )

@@ -17,10 +17,10 @@ import httpx
 from pydantic_core import to_json
 
 from services.kit.judge.answers import Answer, BrokenOffError, read_completion
-from services.kit.judge.connections import Connections
 from services.kit.judge.health import Health
 from services.kit.judge.metrics import JudgeMetrics
 from services.kit.judge.slots import Slots
+from wire.connections import Connections
 from wire.schema import ErrorCode
 from wire.tls import tls_context, trusts_nobody, untrusted_note
 

@@ -1,4 +1,4 @@
-"""Connections to a judge: as many as calls at a time, used again, and given back however a call ends."""
+"""Connections to few servers: as many as calls at a time, used again, and given back however a call ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from services.kit.judge.connections import Connections
 from tests.support.judges import judging
 from tests.support.ports import free_port
+from wire.connections import Connections
 
 pytestmark = pytest.mark.anyio
 
@@ -62,6 +62,19 @@ async def test_as_many_connections_as_calls_at_a_time(client, server):
     assert server.connections == 4
 
 
+async def test_connections_to_two_servers_are_kept_apart(client, server):
+    """With one place for both, each call would close the other server's connection."""
+    other = Server()
+    listening = await asyncio.start_server(other.serve, "127.0.0.1", port := free_port())
+    for _ in range(3):
+        assert (await client.get("/")).text == (await client.get(f"http://127.0.0.1:{port}/")).text == "fine"
+    assert (server.connections, other.connections) == (1, 1)
+    await client.aclose()
+    await asyncio.gather(*other.tasks, return_exceptions=True)
+    listening.close()
+    await listening.wait_closed()
+
+
 async def test_a_cancelled_call_gives_its_place_back(client, server):
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(client.get("/slow"), 0.05)
@@ -72,7 +85,7 @@ async def test_a_cancelled_call_gives_its_place_back(client, server):
 async def test_a_body_that_is_not_read_gives_its_place_back_once(client):
     async with client.stream("GET", "/"):
         pass
-    assert len(client._transport._free) == len(client._transport._all) == 1
+    assert [len(free) for free in client._transport._free.values()] == [len(client._transport._all)] == [1]
     assert (await client.get("/")).text == "fine"
 
 
