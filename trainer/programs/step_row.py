@@ -69,7 +69,7 @@ def _shared(config: Config) -> tuple[str, ...]:
 
 def loss_shares(tasks: Sequence[Task], row: Mapping[str, float]) -> dict[str, float]:
     """`<task>/loss_share`: how much of what moves the weights is each task's, by the sizes of its policy terms; empty for a
-    policy with one kind of task."""
+    policy with one kind of task, and where an objective of the user's own tells no such size."""
     named = [task for task in tasks if task.name]
     if any(task.key("loss/pull") not in row for task in named):
         return {}
