@@ -17,7 +17,7 @@ from tests.support.documents import ROOT, Block, blocks_of
 
 BLOCKS = blocks_of(ROOT / "docs" / "first_hour.md")
 PARTS = ("A first curve", "A reward of your own in the run", "Two runs compared")
-SHORT = ("max_steps=2", "evaluation.every=2", "evaluation.final_rewards=[]")
+SHORT = ("rewards.ready_timeout_s=900", "max_steps=2", "evaluation.every=2", "evaluation.final_rewards=[]")
 
 
 def part_of(block: Block) -> str:
