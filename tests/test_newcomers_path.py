@@ -17,7 +17,15 @@ from tests.support.documents import ROOT, Block, blocks_of
 
 BLOCKS = blocks_of(ROOT / "docs" / "first_hour.md")
 PARTS = ("A first curve", "A reward of your own in the run", "Two runs compared")
-SHORT = ("rewards.ready_timeout_s=900", "max_steps=2", "evaluation.every=2", "evaluation.final_rewards=[]")
+# Two steps, and all the time that a busy machine's services need.
+SHORT = (
+    "max_steps=2",
+    "evaluation.every=2",
+    "evaluation.final_rewards=[]",
+    "rewards.ready_timeout_s=900",
+    "rewards.services.ocr.timeout_s=600",
+    "rewards.services.rules.timeout_s=600",
+)
 
 
 def part_of(block: Block) -> str:
