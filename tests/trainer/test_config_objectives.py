@@ -45,7 +45,7 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "draws_of_no_process": (
         {"objective": {"timestep_draws": 2}},
-        "timestep_draws = 2 acts with objective.type = diffusion_nft or awm or diffusion_dpo, but",
+        "timestep_draws = 2 acts with objective.type = diffusion_nft or awm or diffusion_dpo or own_forward, but",
     ),
     "old_on_policy": (
         {"objective": {"old_decay": 0.9}},
@@ -53,7 +53,7 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "latent_without_steps": (
         {"objective": {"type": "awm", "kl_beta": 0.1, "kl_type": "latent"}},
-        "kl_type = 'latent' acts with objective.type = flow_grpo or grpo_guard, but objective.type = awm",
+        "kl_type = 'latent' acts with objective.type = flow_grpo or grpo_guard or own, but objective.type = awm",
     ),
     "floor_of_no_divisor": (
         {"advantage": {"type": "dr_grpo", "std_floor": 0.3}},
