@@ -232,24 +232,35 @@ def micro_batches(fed: Scored, step: int, size: int | None) -> list[RolloutBatch
 
 
 def with_gradient(
-    fed: Scored, acts_B: Tensor, step: int, size: int | None, count: Callable[[RolloutBatch], float]
+    fed: Scored,
+    acts_B: Tensor,
+    step: int,
+    size: int | None,
+    count: Callable[[RolloutBatch], float],
+    *,
+    policy: Policy,
 ) -> list[RolloutBatch]:
     """The micro-batches of the samples that have a gradient; of the first sample where none has, as an update needs something
     to compute.
 
     The others still count in what the terms are divided by, so the gradient is that of all samples. Those that are left are
-    put together anew, `size` at a time or as many as were sampled together: fewer passes rather than smaller ones.
+    put together anew, `size` at a time or as many as were sampled together: fewer passes rather than smaller ones. Of a policy
+    whose samples depend on their micro-batch (`reads_neighbours`) whole micro-batches are left out or none of it.
 
     Args:
         acts_B: bool, which samples have a gradient.
         count: what a micro-batch adds to what its terms are divided by.
     """
     acts_B = acts_B.cpu()
+    if getattr(policy, "reads_neighbours", False):
+        sizes = [len(rollout) for rollout in fed.rollouts]
+        acts_B = torch.cat([part.any().expand(len(part)) for part in acts_B.split(sizes)])
     if acts_B.all() or not len(acts_B):
         return micro_batches(fed, step, size)
     idle = int((~acts_B).sum())
-    if idle == len(acts_B):
-        acts_B = torch.arange(len(acts_B)) == 0
+    if idle == len(acts_B):  # all of the first micro-batch, of a policy that reads neighbours
+        first_ones = len(fed.rollouts[0]) if getattr(policy, "reads_neighbours", False) else 1
+        acts_B = torch.arange(len(acts_B)) < first_ones
     kept, left_out, first = list[Rollout](), 0.0, 0
     for rollout in fed.rollouts:
         rows = slice(first, first + len(rollout))

@@ -39,7 +39,9 @@ def step(fields: dict[str, Any], micro: int | None, sampled: int = 4) -> tuple[F
     return policy, make_updater(policy, micro=micro, **fields).step(Scored(rollouts, HALF, MASK), 0)
 
 
-def everything(fed: Scored, acts_B: Tensor, step: int, size: int | None, count: Any) -> list[RolloutBatch]:
+def everything(
+    fed: Scored, acts_B: Tensor, step: int, size: int | None, count: Any, *, policy: Any
+) -> list[RolloutBatch]:
     return micro_batches(fed, step, size)
 
 
@@ -102,3 +104,17 @@ def test_a_group_without_a_pair_is_not_computed() -> None:
     rollouts, adv = roll_out(policy, "diffusion_dpo", 4), torch.tensor([1.0, -1, 0, 0, 0, 0, 0, 0])
     (batch,) = make_updater(policy, **fields).objective.batches(Scored(rollouts, adv, ONES), 0)
     assert (len(batch.rollout), batch.idle, batch.weight_N.tolist()) == (2, 6, [1.0])
+
+
+@pytest.mark.parametrize(("adv", "kept"), [([0.0] * 4 + [1, 0, 0, -1], [1]), ([0.0] * 8, [0]), ([0.0, 1] * 4, [0, 1])])
+def test_micro_batches_stay_whole_where_samples_depend_on_their_neighbours(
+    adv: list[float], kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepGen's padded conditioning: a prompt is read with the padding that the longest of its micro-batch asks for."""
+    monkeypatch.setattr(FlowPolicy, "reads_neighbours", True)
+    policy = policy_for(objective="flow_grpo")
+    rollouts = roll_out(policy, "flow_grpo", 4)
+    batches = make_updater(policy, objective="flow_grpo").objective.batches(
+        Scored(rollouts, torch.tensor(adv), ONES), 0
+    )
+    assert [batch.rollout for batch in batches] == [rollouts[n] for n in kept]

@@ -54,7 +54,7 @@ class ForwardObjective(Generic[TimestepT]):
     def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
         """Of the samples that have a gradient."""
         self._once.take(fed.rollouts)
-        return with_gradient(fed, self.act(fed), step, self.micro_batch_size, self._count)
+        return with_gradient(fed, self.act(fed), step, self.micro_batch_size, self._count, policy=self.policy)
 
     def act(self, fed: Scored) -> Tensor:
         """Bool (B,), which samples have a gradient. An advantage of 0 may have one: DiffusionNFT takes it for a sample that is as

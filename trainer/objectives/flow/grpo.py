@@ -30,7 +30,7 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
         acts_B = fed.weight_B.cpu() != 0
         if not self.config.kl_beta:
             acts_B &= fed.adv_B.cpu() != 0
-        return with_gradient(fed, acts_B, step, self.micro_batch_size, self._count)
+        return with_gradient(fed, acts_B, step, self.micro_batch_size, self._count, policy=self.policy)
 
     def counts(self, batch: RolloutBatch) -> dict[str, float]:
         return {"terms": self._count(batch) + batch.left_out, **batch.num_samples()}

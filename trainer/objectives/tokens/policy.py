@@ -76,7 +76,9 @@ class TokenPolicy(ReplayedObjective):
         self._once.take(fed.rollouts)
         rollouts = [_whole(each) for each in fed.rollouts] if self.loss.mask_truncated else fed.rollouts
         whole = replace(fed, rollouts=rollouts)
-        return with_gradient(whole, self._act(rollouts, fed), step, self.micro_batch_size, self._count)
+        return with_gradient(
+            whole, self._act(rollouts, fed), step, self.micro_batch_size, self._count, policy=self.policy
+        )
 
     def _act(self, rollouts: Sequence[Rollout], fed: Scored) -> Tensor:
         """Bool (B,): which samples have a gradient. Every policy term is a multiple of the advantage, so where that is 0 only a

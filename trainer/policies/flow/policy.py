@@ -119,6 +119,11 @@ class FlowPolicy:
         return self.model.network
 
     @property
+    def reads_neighbours(self) -> bool:
+        """Whether a sample depends on those that share its micro-batch, as with DeepGen's padded conditioning."""
+        return bool(getattr(self.model, "reads_neighbours", False))
+
+    @property
     def group_of(self) -> Mapping[str, str]:
         """`matrices`: the two-dimensional weights inside the transformer's blocks, which Muon can take; `rest`: all others."""
         return {

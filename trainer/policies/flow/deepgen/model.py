@@ -24,6 +24,7 @@ class DeepGenFlow:
         """Raises ConfigError: a folder or the checkpoint is missing or does not fit, with the remedy."""
         loaded = load(config, device)
         self.config, self.device = config, device
+        self.reads_neighbours = config.conditioning == "padded"
         self.about = f"DeepGen weights of {config.checkpoint}{adapters_of(config.lora)}: {loaded.report}."
         self.networks = loaded.networks
         self.transformer = self.networks.transformer.config
