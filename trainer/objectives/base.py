@@ -254,7 +254,7 @@ def with_gradient(
     acts_B = acts_B.cpu()
     if getattr(policy, "reads_neighbours", False):
         sizes = [len(rollout) for rollout in fed.rollouts]
-        acts_B = torch.cat([part.any().expand(len(part)) for part in acts_B.split(sizes)])
+        acts_B = torch.cat([part.any().expand(len(part)) for part in torch.split(acts_B, sizes)])
     if acts_B.all() or not len(acts_B):
         return micro_batches(fed, step, size)
     idle = int((~acts_B).sum())
