@@ -107,12 +107,10 @@ def test_a_group_without_a_pair_is_not_computed() -> None:
 
 
 @pytest.mark.parametrize(("adv", "kept"), [([0.0] * 4 + [1, 0, 0, -1], [1]), ([0.0] * 8, [0]), ([0.0, 1] * 4, [0, 1])])
-def test_micro_batches_stay_whole_where_samples_depend_on_their_neighbours(
-    adv: list[float], kept: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_micro_batches_stay_whole_where_samples_depend_on_their_neighbours(adv: list[float], kept: list[int]) -> None:
     """DeepGen's padded conditioning: a prompt is read with the padding that the longest of its micro-batch asks for."""
-    monkeypatch.setattr(FlowPolicy, "reads_neighbours", True)
     policy = policy_for(objective="flow_grpo")
+    policy.reads_neighbours = True
     rollouts = roll_out(policy, "flow_grpo", 4)
     batches = make_updater(policy, objective="flow_grpo").objective.batches(
         Scored(rollouts, torch.tensor(adv), ONES), 0

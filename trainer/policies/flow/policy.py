@@ -102,10 +102,12 @@ class FlowPolicy:
 
     Attributes:
         copy: the network with its starting weights; None where none is kept, or adapters are left out in its place.
+        reads_neighbours: a sample depends on those that share its micro-batch (DeepGen's padded conditioning).
     """
 
     def __init__(self, model: FlowModel, *, keep_reference: bool) -> None:
         self.model = model
+        self.reads_neighbours = bool(getattr(model, "reads_neighbours", False))
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
         self.copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
@@ -117,11 +119,6 @@ class FlowPolicy:
     @property
     def trainable(self) -> nn.Module:
         return self.model.network
-
-    @property
-    def reads_neighbours(self) -> bool:
-        """Whether a sample depends on those that share its micro-batch, as with DeepGen's padded conditioning."""
-        return bool(getattr(self.model, "reads_neighbours", False))
 
     @property
     def group_of(self) -> Mapping[str, str]:
