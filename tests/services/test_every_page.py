@@ -20,6 +20,7 @@ from playwright.sync_api import Error as BrowserError
 
 from services.kit.testing.fakes import PromptLengthScorer
 from services.rules.scorer import RulesScorer
+from tests.support.axe import violations
 from tests.support.chromium import CHROMIUM, NOT_INSTALLED
 from tests.support.every_service import JUDGED, OWN_MODEL, WEIGHTS, every_service
 from tests.support.serving_here import serving_here
@@ -210,19 +211,37 @@ def test_the_api_page_asks_for_a_token_and_calls_with_it(walk: OpenWalk, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme"),
-    [(390, "dark"), (390, "light"), (1400, "dark")],
+    [(390, "dark"), (390, "light"), (1400, "dark"), (1400, "light")],
 )
-def test_the_api_page_fits_a_phone_and_the_dark(walk: OpenWalk, width: int, scheme: str) -> None:
-    """Nothing is wider than the window, a call's answer included, and the ground is as light as the scheme says."""
+def test_the_api_page_fits_and_axe_finds_nothing(walk: OpenWalk, width: int, scheme: str) -> None:
+    """Nothing is wider than the window, calls' answers included, the ground is as light as the scheme says, no rule is broken."""
     with serving_here(RulesScorer(), "rules") as url:
         page = walk(f"{url}/docs", viewport={"width": width, "height": 800}, color_scheme=scheme).page
         expect(page.locator(".opblock")).to_have_count(len(ROUTES))
-        execute(open_operation(page, "score"))
+        for route in ("score", "info"):
+            execute(open_operation(page, route))
+        assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         red = int(re.findall(r"\d+", ground)[0])
         assert red < 64 if scheme == "dark" else red > 192
         assert page.evaluate("document.documentElement.classList.contains('dark-mode')") is (scheme == "dark")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip", "eval", "ocr", "rules", "unifiedreward"])
+def test_axe_finds_nothing_on_the_page_to_try(walk: OpenWalk, tmp_path: Path, name: str) -> None:
+    """With the sample scored and all folds open, wide and narrow, light and dark; before it is scored in the first look."""
+    with every_service(name, tmp_path) as url:
+        for width in (1400, 390):
+            for scheme in ("light", "dark"):
+                page = walk(url, viewport={"width": width, "height": 900}, color_scheme=scheme).page
+                expect(page.locator("#reward option")).not_to_have_count(0)
+                if (width, scheme) == (1400, "light"):
+                    assert violations(page) == []
+                take_the_sample(page)
+                page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
+                assert violations(page) == []
 
 
 def test_without_scripts_the_api_page_says_the_same(browser: Browser) -> None:

@@ -39,6 +39,33 @@ function loadSwaggerUi() {
   });
 }
 
+/** Swagger UI's parts without its own `main`: this page is one already. */
+const layout = ({ React: { createElement: make } }) => ({
+  components: {
+    PageLayout: ({ getComponent, specSelectors }) => {
+      const part = (name) => make(getComponent(name, true));
+      const authorize = make("div", { className: "scheme-container" }, make("div", { className: "schemes wrapper" }, part("AuthorizeBtnContainer")));
+      return make("div", { className: "swagger-ui" }, make(getComponent("SvgAssets")), part("errors"), part("InfoContainer"),
+        specSelectors.securityDefinitions() ? authorize : null, part("operations"), part("Models"));
+    },
+  },
+});
+
+const NAMES = { "textarea.body-param__text": "Request body", ".examples-select-element": "Example" };
+
+/** Give names to fields that Swagger UI leaves without one, and the keyboard a way to what scrolls. */
+function mend() {
+  const each = (selector, change) => byId("api").querySelectorAll(selector).forEach(change);
+  each(".opblock-summary-control a[href]", (link) => link.removeAttribute("href")); // in a button, which does the same
+  each("pre:not([tabindex])", (box) => box.setAttribute("tabindex", "0"));
+  each("[role=region]:not([aria-label])", (region) => region.setAttribute("aria-label", region.id.replaceAll("_", " ")));
+  for (const [selector, name] of Object.entries(NAMES)) each(`${selector}:not([aria-label])`, (field) => field.setAttribute("aria-label", name));
+  each("tr :is(input, textarea, select):not([aria-label])", (field) => {
+    const name = field.closest("tr").querySelector(".parameter__name")?.firstChild?.textContent;
+    if (name && !field.labels?.length) field.setAttribute("aria-label", name);
+  });
+}
+
 async function show(token) {
   say("");
   let tree;
@@ -63,13 +90,16 @@ async function show(token) {
     return;
   }
   byId("plain").hidden = true;
+  byId("routes").hidden = false;
+  new MutationObserver(mend).observe(byId("api"), { childList: true, subtree: true });
   // Calls go to this page's own service, whatever the document says of others: the page's policy admits no other.
   tree.servers = [{ url: new URL(".", document.baseURI).href.replace(/\/$/, "") }];
   const ui = SwaggerUIBundle({
     spec: tree,
     domNode: byId("api"),
     presets: [SwaggerUIBundle.presets.apis],
-    layout: "BaseLayout",
+    plugins: [layout],
+    layout: "PageLayout",
     deepLinking: true,
     displayRequestDuration: true,
     defaultModelsExpandDepth: 0,
