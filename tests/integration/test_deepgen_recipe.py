@@ -31,6 +31,7 @@ datasets:
 EVAL = "datasets: [{name: held, path: held.csv, duplicates: 2, num_inference_steps: 3}]"
 
 
+@pytest.mark.slow
 def test_their_files_and_environment_train(
     tmp_path: Path, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def raised(config: Config) -> dict[int, list[str]]:
     return {step: alarms for step, alarms in rows.items() if alarms}
 
 
+@pytest.mark.slow
 def test_a_hacked_reward_raises_the_alarm_and_may_stop_the_run(
     bright: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
