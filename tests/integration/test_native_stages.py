@@ -70,7 +70,7 @@ def write_recipe(
     return path
 
 
-def test_stage_1_leaves_the_language_model_bit_for_bit(tmp_path: Path, no_drawings: None) -> None:
+def test_stage_1_leaves_the_language_model_bit_for_bit(tmp_path: Path) -> None:
     """Twenty steps; then a stage that trains all of it starts from the folder and moves what was frozen."""
     language = make_qwen3(tmp_path / "language", tie_word_embeddings=False)
     pictures = [Path(path).name for path in save_pictures(tmp_path)]
@@ -127,7 +127,7 @@ def answered(folder: Path, rows: Sequence[dict[str, Any]], images: dict[str, str
 
 
 @pytest.mark.slow
-def test_three_stages_learn_to_see_from_64_images(tmp_path: Path, no_drawings: None) -> None:
+def test_three_stages_learn_to_see_from_64_images(tmp_path: Path) -> None:
     """Questions that offer three words, of which one is right, about scenes that were held out: 1 in 3 by chance. A control with the
     same questions but no images stays there. When a model begins to see differs by seed, so stage 2 is twice as long as most need."""
     rng = random.Random(1)

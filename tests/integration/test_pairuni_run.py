@@ -28,7 +28,7 @@ def by_bytes(request: dict[str, Any]) -> Reply:
 
 
 def test_the_published_flags_train_both_tasks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawings: None, scripted: Callable[..., ScriptedServer]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: Callable[..., ScriptedServer]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_janus(tmp_path / "model")

@@ -146,10 +146,6 @@ def _import_all() -> None:
     import trainer.loop
     import trainer.policies.flow.tiny
     import trainer.report.page  # noqa: F401
-    from tests.support.drawings import DRAW, left_out
-
-    for module, name in DRAW:
-        setattr(module, name, left_out)
 
 
 def _serve() -> None:

@@ -42,18 +42,8 @@ def rules_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process leave out the drawings of their reports, which take longer than a small run's steps."""
-    from tests.support.drawings import DRAW, left_out
-
-    for module, name in DRAW:
-        monkeypatch.setattr(module, name, left_out)
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, rules_url: str, no_drawings: None) -> Callable[..., Path]:
-    """Writes the config of a small run: random weights, four prompts a step, rewards that are plain functions. Its report has
-    no drawings, here and in a process of its own."""
+def recipe(tmp_path: Path, rules_url: str) -> Callable[..., Path]:
+    """Writes the config of a small run: random weights, four prompts a step, rewards that are plain functions."""
 
     def write(name: str = "run", **changes: Any) -> Path:
         config: dict[str, Any] = {

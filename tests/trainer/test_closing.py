@@ -46,7 +46,7 @@ def test_a_finished_run_says_before_after_and_what_next(config: Config) -> None:
         "Finished: 60 steps in 2 min 31 s.",
         "Held-out means, before → after (95 % interval), gain on the same prompts:",
         "  ocr              0.635 → 0.887 (0.869 to 0.904)  +0.252 (+0.220 to +0.280)",
-        "  color            0.566 → 0.561 (0.540 to 0.580)  -0.005 (-0.030 to +0.020)",
+        "  color            0.566 → 0.561 (0.540 to 0.580)  −0.005 (−0.030 to +0.020)",
         "  ocr_independent  0.612 → 0.849",
         "Failed scores, masked: ocr timeout 3, ocr internal 1",
         "Report: my runs/words/report.html",
@@ -79,7 +79,7 @@ def test_one_evaluation_or_none_is_no_comparison(config: Config) -> None:
 def test_means_that_did_not_move_are_compared_all_the_same(config: Config) -> None:
     same = {"before": {"ocr": 1.0}, "after": {"ocr": 1.0}, "interval": {"ocr": [1.0, 1.0]}}
     still = same | {"gain": {"ocr": {"gain": 0.0, "low": 0.0, "high": 0.0}}}
-    assert "\n  ocr  1.000 → 1.000 (1.000 to 1.000)  +0.000 (+0.000 to +0.000)\n" in told(config, eval=still)
+    assert "\n  ocr  1.000 → 1.000 (1.000 to 1.000)  0.000 (0.000 to 0.000)\n" in told(config, eval=still)
 
 
 @pytest.mark.parametrize(

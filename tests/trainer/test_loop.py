@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.support import reward_servers
 from tests.support.reward_servers import Reply, ScriptedServer, good
@@ -23,6 +24,7 @@ from trainer.config.file import dump_config, load_config
 from trainer.doctor.run_folder import check_run
 from trainer.loop import train
 from trainer.programs.assemble import assemble
+from trainer.report.by_construction import flat
 from trainer.update.tally import Tally
 from trainer.update.updater import Updater
 
@@ -88,6 +90,12 @@ def test_the_order_in_which_rewards_answer_does_not_matter(
     assert train(prompt) == train(slow) == 0
     assert same(weights(prompt), weights(slow))
     assert read_metrics(prompt.run_dir) == read_metrics(slow.run_dir)
+    # What a report would call fixed by the configuration has not moved.
+    tree = yaml.safe_load((prompt.run_dir / "config.yaml").read_text())
+    told = [(key, value, flat(tree, key)) for row in read_metrics(prompt.run_dir) for key, value in row.items()]
+    fixed = [(key, value, found) for key, value, found in told if found is not None]
+    assert len({key for key, _, _ in fixed}) == 8
+    assert [key for key, value, found in fixed if abs(value - found.value) > found.tolerance] == []
 
 
 def test_sigterm_before_the_first_step_leaves_one_first_row(

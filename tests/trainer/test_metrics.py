@@ -242,7 +242,7 @@ def test_lines_carry_the_numbers_that_matter(tmp_path: Path, capsys: pytest.Capt
     first, second, third = capsys.readouterr().err.splitlines()
     assert first == "step 0/10  eval ocr 0.678"
     assert re.fullmatch(
-        r"step 1/10  ETA \d+ s  reward ocr 0.871 color 0.64  eval ocr 0.678  grad 0.532  wait 4%  122 img/s  failed 2",
+        r"step 1/10  ETA \d+ s  reward ocr 0.871 color 0.640  eval ocr 0.678  grad 0.532  wait 4%  122 img/s  failed 2",
         second,
     )
     assert third == "half way"
@@ -258,11 +258,11 @@ def test_an_evaluation_is_shown_alone_until_the_next(capsys: pytest.CaptureFixtu
     progress.show({"step": 4, "eval/ocr": 0.7, "eval/other": 0.8})
     shown = [re.sub(r"  ETA \d+ s", "", line) for line in capsys.readouterr().err.splitlines()]
     assert shown == [
-        "step 0/4  eval ocr 0.5 other 0.4",
-        "step 1/4  eval ocr 0.5 other 0.4  grad 1",
-        "step 2/4  eval ocr 0.6",
-        "step 3/4  eval ocr 0.6",
-        "step 4/4  eval ocr 0.7 other 0.8",
+        "step 0/4  eval ocr 0.500 other 0.400",
+        "step 1/4  eval ocr 0.500 other 0.400  grad 1.000",
+        "step 2/4  eval ocr 0.600",
+        "step 3/4  eval ocr 0.600",
+        "step 4/4  eval ocr 0.700 other 0.800",
     ]
 
 
@@ -368,7 +368,7 @@ def test_on_a_terminal_a_bar_carries_the_same_numbers(monkeypatch: pytest.Monkey
     progress.close()
     shown = stream.getvalue()
     assert "5/10" in shown and "6/10" in shown
-    assert "reward ocr 0.871 color 0.64  eval ocr 0.678  grad 0.532  wait 4%  122 img/s" in shown
+    assert "reward ocr 0.871 color 0.640  eval ocr 0.678  grad 0.532  wait 4%  122 img/s" in shown
     assert "a note\n" in shown
 
 
@@ -380,9 +380,9 @@ def test_the_time_left_is_taken_from_this_starts_rows(monkeypatch: pytest.Monkey
     for step in (41, 42, 43):
         progress.show({"step": step, "grad_norm": 1.0})
     assert stream.getvalue().splitlines() == [
-        "step 41/50  grad 1",
-        "step 42/50  ETA 16 s  grad 1",  # 2 s a step, 8 left
-        "step 43/50  ETA 21 s  grad 1",  # 3 s a step, 7 left
+        "step 41/50  grad 1.000",
+        "step 42/50  ETA 16 s  grad 1.000",  # 2 s a step, 8 left
+        "step 43/50  ETA 21 s  grad 1.000",  # 3 s a step, 7 left
     ]
 
 

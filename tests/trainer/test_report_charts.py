@@ -64,12 +64,12 @@ def test_a_tick_is_written_whole():
 def test_the_svg_says_in_words_and_lines_what_the_curves_are():
     drawn = str(figure(TWO))
     label = html.unescape(re.search(r'<svg [^>]*aria-label="([^"]*)"', drawn)[1])
-    assert label == "ocr over step. training: 0.1 at 1, 0.4 at 4. held-out: 0.15 at 0, 0.75 at 4."
+    assert label == "ocr over step. training: 0.100 at 1, 0.400 at 4. held-out: 0.150 at 0, 0.750 at 4."
     line, thick = re.findall(r'<path class="curve [^"]*" d="([^"]*)"', drawn)
     assert line.count("M") == 2 and line.count("L") == 1, "a gap is a gap"
     assert thick.count("M") == 1 and thick.count("L") == 1 and drawn.count("<circle") == 3, "a lone number has a dot"
     assert drawn.count('class="band') == 2 and drawn.count('class="mark"') == 1
-    assert re.findall(r"<output[^>]*>(.*?)</output>", drawn) == ["0.4", "0.75"]
+    assert re.findall(r"<output[^>]*>(.*?)</output>", drawn) == ["0.400", "0.750"]
 
 
 def test_a_curve_without_a_number_is_no_line():
@@ -150,12 +150,12 @@ def test_values_are_read_by_pointer_and_by_keys_and_curves_are_put_out(browser, 
     values, at = page.locator(".legend output"), page.locator(".at")
     page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 20)
     expect(at).to_have_text("step 4")
-    expect(values).to_have_text(["0.4", "0.75"])
+    expect(values).to_have_text(["0.400", "0.750"])
     over.focus()
     page.keyboard.press("Home")
     expect(at).to_have_text("step 0")
-    expect(values).to_have_text(["0.1", "0.15"])  # training has nothing at 0: its nearest number
-    expect(page.get_by_role("status").filter(has_text=":")).to_have_text("step 0: training 0.1, held-out 0.15")
+    expect(values).to_have_text(["0.100", "0.150"])  # training has nothing at 0: its nearest number
+    expect(page.get_by_role("status").filter(has_text=":")).to_have_text("step 0: training 0.100, held-out 0.150")
     page.keyboard.press("ArrowRight")
     expect(at).to_have_text("step 1")
     key = page.get_by_role("button", name="show training")
@@ -171,9 +171,9 @@ def test_new_numbers_are_shown_in_a_figure_that_is_there(browser, tmp_path):
     expect(page.locator(".u-over")).to_be_visible()
     newer = numbers_of(Chart("ocr", [Series("training", [1, 9], [0.1, 0.9]), Series("held-out", [0, 9], [0.1, 0.8])]))
     page.evaluate("numbers => charts.update('ocr', numbers)", newer)
-    expect(page.locator(".legend output")).to_have_text(["0.9", "0.8"])
-    label = "ocr over step. training: 0.1 at 1, 0.9 at 9. held-out: 0.1 at 0, 0.8 at 9. Arrow keys read values."
-    expect(page.locator(".u-over")).to_have_attribute("aria-label", label)
+    expect(page.locator(".legend output")).to_have_text(["0.900", "0.800"])
+    label = "ocr over step. training: 0.100 at 1, 0.900 at 9. held-out: 0.100 at 0, 0.800 at 9. "
+    expect(page.locator(".u-over")).to_have_attribute("aria-label", re.compile(f"^{label}"))
     expect(page.locator("figure.chart")).to_have_class("chart newer")  # what is printed is what is shown
 
 

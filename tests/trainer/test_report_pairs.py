@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.support.chromium import look_at
 from trainer.config import LoggingConfig
 from trainer.records.recorder import Recorder
 from trainer.records.reporters import Picture
 from trainer.report import build_report
 from trainer.report.answers import build_answers
+from trainer.report.chart_list import charts_of
 from trainer.report.images import build_gallery
-from trainer.report.page import headlines, how_evaluated, sentence
 from trainer.report.pairs import match_pairs, without_pairs
-from trainer.report.plots import advantage_plots, text_plots, update_plots
+from trainer.report.result import headlines, how_evaluated, sentence
 from trainer.report.run_folder import load_run
 
 CONFIG: dict[str, Any] = {
@@ -88,9 +87,8 @@ def row(step: int) -> dict[str, float]:
     return found | {"text/length": 2.5, "text/truncated_share": 0.0, "text/entropy": 1.0, "image/entropy": 3.0}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pairs") / "run"
+def fabricate(folder: Path) -> Path:
+    """A run folder as training of both tasks leaves it."""
     logging = LoggingConfig(report_to=(), progress=False)
     text = yaml.safe_dump(CONFIG)
     with Recorder(folder, config_yaml=text, is_main=True, resume_step=None, max_steps=20, logging=logging) as recorder:
@@ -105,6 +103,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if step in (0, 20):
                 recorder.save_samples(step, records(step))
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate(tmp_path_factory.mktemp("pairs") / "run")
 
 
 def test_both_sides_of_a_pair_are_together_and_others_by_themselves(folder: Path) -> None:
@@ -126,17 +129,17 @@ def test_both_sides_of_a_pair_are_together_and_others_by_themselves(folder: Path
 
 def test_curves_are_of_each_task(folder: Path) -> None:
     run = load_run(folder)
-    titles = [plot.title for plot in [*advantage_plots(run), *update_plots(run), *text_plots(run)]]
+    charts = {chart.title: chart for _, found in charts_of(run) for chart in found}
     assert {
-        "mean |advantage| per reward, understand: letter",
-        "mean |advantage| per reward, generate: hps",
+        "mean |advantage| per reward, understand",
+        "mean |advantage| per reward, generate",
         "ratio − 1, understand",
         "ratio − 1, generate",
         "share of the pull",
         "entropy, nats a token",
-    } <= set(titles)
-    kl = next(plot.svg for plot in update_plots(run) if plot.title == "KL to the starting weights")
-    assert ">understand<" in kl and ">generate<" in kl
+    } <= set(charts)
+    assert [each.label for each in charts["KL to the starting weights"].series] == ["understand", "generate"]
+    assert [each.label for each in charts["mean |advantage| per reward, generate"].series] == ["hps"]
     assert [(each.name, each.tag) for each in headlines(run)] == [
         ("answers/letter", "trained on"),
         ("images/hps", "trained on"),
@@ -170,24 +173,6 @@ def test_reporters_show_what_was_drawn_beside_the_image_that_was_asked_about(
     ).all()
     assert first.caption == "draw red square 0 | hps 0.3 || What color is 0? | letter 1 | A"
     assert alone.caption == "draw red square 3 | hps 0.3"
-
-
-@pytest.mark.browser
-@pytest.mark.usefixtures("chromium")
-@pytest.mark.parametrize("width", [360, 1280])
-def test_a_browser_shows_both_sides_beside_each_other_where_there_is_room(
-    folder: Path, tmp_path: Path, width: int
-) -> None:
-    page = build_report(folder).read_text(encoding="utf-8")
-    look = (
-        "(d, outside) => ({wide: [...d.querySelectorAll('.reply, .question, .card, .both')].filter(outside).length, "
-        "beside: [...d.querySelectorAll('.both')].map(e => "
-        "e.children[1].getBoundingClientRect().left > e.children[0].getBoundingClientRect().right)})"
-    )
-    seen = look_at(page, tmp_path, width, look)
-    assert (seen["scroll"], seen["wide"]) == (seen["client"], 0)
-    assert seen["beside"] == [width > 640] * 3
-    assert (seen["images"], seen["broken"], seen["scripts"]) == (3 + 3 * 2 + 2, 0, 0)
 
 
 def test_an_edit_has_its_source_beside_it_and_what_was_thought(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import random
 from pathlib import Path
@@ -12,15 +13,15 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from tests.support.chromium import look_at
 from trainer.config import LoggingConfig
 from trainer.records.recorder import Recorder
 from trainer.records.starts import keep_start
 from trainer.report import build_report
 from trainer.report.answers import build_answers, take_apart
+from trainer.report.chart_list import charts_of
+from trainer.report.charts import figure
 from trainer.report.images import build_gallery
-from trainer.report.page import how_evaluated, sentence
-from trainer.report.plots import text_plots
+from trainer.report.result import how_evaluated, sentence
 from trainer.report.run_folder import load_run
 
 CONFIG: dict[str, Any] = {
@@ -169,7 +170,7 @@ def test_cards_have_the_question_with_its_picture_and_both_answers(finished: Pat
     assert answers.cards[4].images == (None,)
     assert answers.cards[5].replies[1].note == "9 tokens, cut off"
     rewards = {name: [score.text for score in scores] for name, scores in second.scores}
-    assert rewards == {"right": ["0.00", "1.00"], "format": ["1.00", "1.00"], "late": ["no score", "no score"]}
+    assert rewards == {"right": ["0.000", "1.000"], "format": ["1.000", "1.000"], "late": ["no score", "no score"]}
     assert "16 of these 16 answers come with a thought; in 2 of them" in answers.thoughts
     assert build_gallery(load_run(finished), problems) is None, "there is no image of the policy's own"
 
@@ -181,7 +182,7 @@ def test_the_page_speaks_of_answers(finished: Path) -> None:
     assert "drawn at temperature 1, with the same random numbers each time (seed 7)" in how_evaluated(run)
     assert "3\N{NO-BREAK SPACE}901 training tokens a second" in page and "images a second" not in page
     assert "Answers before and after" in page and "not in the thought" in page and "cut off" in page
-    body = page.split("What each metric means")[0]
+    body = page.split("<body>")[1].split("What each metric means")[0]
     for word in ("noise", "ODE", "No samples were kept", "What the images look like", "picture"):
         assert word not in body, word
 
@@ -203,7 +204,8 @@ def test_programs_that_are_given_texts_are_named(tmp_path: Path, program: str, t
 
 
 def test_curves_split_the_reward_into_form_and_content(finished: Path) -> None:
-    plots = {plot.title: str(plot.svg) for plot in text_plots(load_run(finished))}
+    charts = dict(charts_of(load_run(finished)))["Form and content"]
+    plots = {chart.title: html.unescape(str(figure(chart))) for chart in charts}
     assert list(plots) == [
         "form and content, training",
         "form and content, held-out",
@@ -212,9 +214,9 @@ def test_curves_split_the_reward_into_form_and_content(finished: Path) -> None:
         "entropy, nats a token",
     ]
     for name in ("right", "format", "accuracy given format"):
-        assert f">{name}<" in plots["form and content, training"], name
-    assert "accuracy given format: 0.5 at step 0" in plots["form and content, held-out"]
-    assert "longest: 16 at step 0" in plots["length, tokens"] and "held-out: 4 at step 0" in plots["length, tokens"]
+        assert f"</span>{name} <output" in plots["form and content, training"], name
+    assert "accuracy given format: 0.500 at 0" in plots["form and content, held-out"]
+    assert "longest: 16 at 0" in plots["length, tokens"] and "held-out: 4.000 at 0" in plots["length, tokens"]
 
 
 def test_hostile_answers_stay_texts(tmp_path: Path) -> None:
@@ -230,18 +232,4 @@ def test_hostile_answers_stay_texts(tmp_path: Path) -> None:
         recorder.save_samples(0, [records(0, 1)[0] | {"text": hostile, "prompt": hostile, "targets": [hostile]}])
         recorder.record({"step": 0, "text/length": 3.0})
     page = build_report(tmp_path).read_text(encoding="utf-8")
-    assert "<script" not in page and "<img src=x" not in page and "&lt;img src=x onerror=alert(2)&gt;" in page
-
-
-@pytest.mark.browser
-@pytest.mark.usefixtures("chromium")
-@pytest.mark.parametrize("width", [360, 1280])
-def test_a_browser_shows_answers_without_scrolling_sideways(finished: Path, tmp_path: Path, width: int) -> None:
-    page = build_report(finished).read_text(encoding="utf-8")
-    look = (
-        "(d, outside) => ({wide: [...d.querySelectorAll('.reply, .question, .card')].filter(outside).length, "
-        "spilt: [...d.querySelectorAll('.headline .numbers')].filter(e => e.scrollWidth > e.clientWidth + 0.5).length})"
-    )
-    seen = look_at(page, tmp_path, width, look)
-    assert (seen["scroll"], seen["wide"], seen["spilt"]) == (seen["client"], 0, 0)
-    assert (seen["images"], seen["broken"], seen["scripts"]) == (15, 0, 0)
+    assert "<script>alert" not in page and "<img src=x" not in page and "&lt;img src=x onerror=alert(2)&gt;" in page

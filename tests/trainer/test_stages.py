@@ -17,7 +17,7 @@ from trainer.quickstart.words import draw_word, render
 
 
 @pytest.fixture
-def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawings: None) -> list[Path]:
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Two recipes of two steps each: the second starts from what the first exports."""
     monkeypatch.chdir(tmp_path)
     words = [draw_word(random.Random(n), heldout=False) for n in range(4)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import Config
+from trainer.records.numbers import interval, plain
 from trainer.records.progress import duration
 
 
@@ -44,7 +44,7 @@ def _table(evaluation: Mapping[str, Any]) -> list[str]:
         title = "Held-out means (95 % interval):"
     else:
         rows = [
-            (name, f"{_number(before.get(name))} → {_ends(after[name], intervals.get(name))}", _gain(gains.get(name)))
+            (name, f"{plain(before.get(name))} → {_ends(after[name], intervals.get(name))}", _gain(gains.get(name)))
             for name in after
         ]
         title = "Held-out means, before → after (95 % interval), gain on the same prompts:"
@@ -52,18 +52,14 @@ def _table(evaluation: Mapping[str, Any]) -> list[str]:
     return [title, *(f"  {name:{widths[0]}}  {mean:{widths[1]}}  {gain}".rstrip() for name, mean, gain in rows)]
 
 
-def _ends(mean: float, interval: Any) -> str:
-    return _number(mean) if interval is None else f"{_number(mean)} ({_number(interval[0])} to {_number(interval[1])})"
+def _ends(mean: float, ends: Any) -> str:
+    return plain(mean) if ends is None else interval([mean, *ends])
 
 
 def _gain(gain: Mapping[str, float] | None) -> str:
     if gain is None:
         return ""
-    return f"{gain['gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+    return interval([gain["gain"], gain["low"], gain["high"]], sign=True)
 
 
 def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:

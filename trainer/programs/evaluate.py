@@ -25,6 +25,7 @@ from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.programs.prompt_notes import prompt_notes
 from trainer.programs.services import start_services
+from trainer.records.numbers import alike, interval, plain
 from trainer.records.progress import Watched
 from trainer.records.recorder import plain_numbers, write_atomic
 from trainer.rewards import RewardClient, RewardServiceError, resolve_urls
@@ -176,10 +177,13 @@ def table_text(results: Results) -> str:
     lines = [f"{'':32}{'mean':>9}  {'95 % interval':18}{'scored':>8}  gain"]
     for name, mean in results.means.items():
         key, row = f"eval/{name}", results.row
-        interval = f"{row[f'{key}/low']:.4g} to {row[f'{key}/high']:.4g}" if f"{key}/low" in row else "-"
+        told, ends = plain(mean), "-"
+        if f"{key}/low" in row:
+            told, low, high = alike([mean, row[f"{key}/low"], row[f"{key}/high"]])
+            ends = f"{low} to {high}"
         share = row.get(f"{key}/valid_share", row.get(f"{key.removesuffix('/overall')}/answered_share", 0.0))
         gain = ""
         if f"{key}/gain_low" in row:
-            gain = f"{row[f'{key}/gain']:+.4g} ({row[f'{key}/gain_low']:+.4g} to {row[f'{key}/gain_high']:+.4g})"
-        lines.append(f"{name:32}{mean:9.4g}  {interval:18}{100 * share:7.1f}%  {gain}".rstrip())
+            gain = interval([row[f"{key}/{end}"] for end in ("gain", "gain_low", "gain_high")], sign=True)
+        lines.append(f"{name:32}{told:>9}  {ends:18}{100 * share:7.1f}%  {gain}".rstrip())
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from typing import Any, TextIO, TypeVar, overload
 from tqdm import tqdm
 
 from trainer.records import keys
+from trainer.records.numbers import plain
 
 _BAR = "{n_fmt}/{total_fmt} |{bar:12}| {desc}"
 _GAP = "  "
@@ -159,13 +160,13 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
         name: value for key, value in row.items() if (name := keys.reward_of(key)) is not None and value is not None
     }
     if rewards:
-        parts.append("reward " + " ".join(f"{name} {value:.3g}" for name, value in rewards.items()))
+        parts.append("reward " + " ".join(f"{name} {_told(value)}" for name, value in rewards.items()))
     if evaluated:
-        parts.append("eval " + " ".join(f"{name} {value:.3g}" for name, value in evaluated.items()))
+        parts.append("eval " + " ".join(f"{name} {_told(value)}" for name, value in evaluated.items()))
+    for key, name in (("loss/ce", "CE"), ("loss/mse", "MSE"), ("grad_norm", "grad")):
+        if row.get(key) is not None:
+            parts.append(f"{name} {_told(row[key])}")
     for key, form in (
-        ("loss/ce", "CE {:.3g}"),
-        ("loss/mse", "MSE {:.3g}"),
-        ("grad_norm", "grad {:.3g}"),
         ("reward_wait_share", "wait {:.0%}"),
         ("images_per_s", "{:.3g} img/s"),
         ("texts_per_s", "{:.3g} texts/s"),
@@ -179,6 +180,11 @@ def describe(row: Mapping[str, Any], evaluated: Mapping[str, float], seconds_lef
     if failed:
         parts.append(f"failed {failed:.0f}")
     return parts
+
+
+def _told(value: float) -> str:
+    """By the rule of all pages, in signs that every terminal has."""
+    return plain(value).replace("−", "-").replace("\N{NO-BREAK SPACE}", " ")
 
 
 def pack(parts: Sequence[str], first: int, width: int) -> list[str]:

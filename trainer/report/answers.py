@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.report.images import Score, bounded_rewards, data_uri, label_of, match_of, pair_of, score_table
-from trainer.report.run_folder import RunFolder, number
+from trainer.report.run_folder import RunFolder
+from trainer.report.source import number
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)

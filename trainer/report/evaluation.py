@@ -1,20 +1,20 @@
-"""The page's part on held-out evaluation: alarms, means with intervals and gains, benchmark tables, image statistics."""
+"""The page's part on held-out evaluation: alarms, means with intervals and gains, benchmark tables."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.report.run_folder import RunFolder, number, percent
-from trainer.report.svg import SERIES, Plot, drawing
+from trainer.records.numbers import NONE, alike, interval, percent
+from trainer.report.run_folder import RunFolder
+from trainer.report.source import number
 
 _STEP = re.compile(r"^step_(\d{6,})$")
-_STATISTICS = ("saturation", "brightness", "contrast", "edge_density", "colour_entropy", "sharpness", "diversity")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class EvaluationPart:
     alarms: tuple[tuple[str, str, str], ...]
     measured: tuple[Measured, ...]
     tables: tuple[BenchmarkTable, ...]
-    plots: tuple[Plot, ...]
 
 
 def evaluation_part(run: RunFolder) -> EvaluationPart:
@@ -62,7 +61,6 @@ def evaluation_part(run: RunFolder) -> EvaluationPart:
         alarms=tuple(_alarms(run.path, steps)),
         measured=tuple(_measured(last)),
         tables=tuple(_tables(run.path, steps)),
-        plots=tuple(_plots(run)),
     )
 
 
@@ -72,21 +70,13 @@ def _measured(row: Mapping[str, Any]) -> list[Measured]:
     for key in names:
         value, low, high = (number(row.get(name)) for name in (key, f"{key}/low", f"{key}/high"))
         gains = [number(row.get(f"{key}/{name}")) for name in ("gain", "gain_low", "gain_high")]
-        gain, verdict = "–", ""
+        gain, verdict = NONE, ""
         if not math.isnan(gains[1]):
-            gain = "{} ({} to {})".format(*alike(gains, "+"))
+            gain = interval(gains, sign=True)
             verdict = "up" if gains[1] > 0 else "down" if gains[2] < 0 else ""
         mean, *ends = alike([value, low, high])
         found.append(Measured(key.removeprefix("eval/"), mean, " to ".join(ends), gain, verdict))
     return found
-
-
-def alike(numbers: Sequence[float], sign: str = "") -> list[str]:
-    """A mean and the ends of its interval with as many decimals as give the interval's width two or three figures."""
-    _, low, high = numbers
-    width = high - low
-    decimals = min(6, max(0, 2 - math.floor(math.log10(width)))) if 0 < width < math.inf else 3
-    return [f"{value:{sign}.{decimals}f}" for value in numbers]
 
 
 def _alarms(run_dir: Path, steps: list[int]) -> list[tuple[str, str, str]]:
@@ -124,7 +114,7 @@ def _table(name: str, step: int, tree: Any) -> BenchmarkTable:
         (
             str(row["kind"]),
             str(row["name"]),
-            "–" if row["accuracy"] is None else percent(row["accuracy"]),
+            NONE if row["accuracy"] is None else percent(row["accuracy"]),
             "" if row["low"] is None else f"{percent(row['low'])} to {percent(row['high'])}",
             f"{row['judged']} / {row['asked']}",
             _official(row),
@@ -137,27 +127,7 @@ def _table(name: str, step: int, tree: Any) -> BenchmarkTable:
 def _official(row: Mapping[str, Any]) -> str:
     """The accuracy and of how many points; a dash in tables of runs that did not count them."""
     accuracy = row.get("official_accuracy")
-    return "–" if accuracy is None else f"{percent(accuracy)} of {row['official_judged']}"
-
-
-def _plots(run: RunFolder) -> list[Plot]:
-    """Each statistic of training images, and of the first evaluation set's."""
-    sets = [key.split("/")[1] for row in run.rows for key in row if key.startswith("stats/") and key.count("/") == 2]
-    heldout = next(iter(dict.fromkeys(sets)), None)
-    plots: list[Plot] = []
-    for name in _STATISTICS:
-        training = run.points(f"stats/{name}")
-        evaluated = run.points(f"stats/{heldout}/{name}") if heldout else ([], [])
-        kept = [(step, value) for step, value in zip(*evaluated, strict=True) if not math.isnan(value)]
-        if not training[0] and not kept:
-            continue
-        title = name.replace("_", " ")
-        with drawing(title, plots, alt=f"{title} of the images over steps") as axes:
-            if training[0]:
-                axes.plot(*training, color=SERIES[1], linewidth=1, alpha=0.85, label="training")
-            if kept:
-                axes.plot(*zip(*kept, strict=True), color=SERIES[0], linewidth=2, marker="o", label="held-out")
-    return plots
+    return NONE if accuracy is None else f"{percent(accuracy)} of {row['official_judged']}"
 
 
 def _json(path: Path) -> Any:

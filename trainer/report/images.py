@@ -13,7 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from trainer.report.run_folder import RunFolder, number
+from trainer.records.numbers import plain
+from trainer.report.run_folder import RunFolder
+from trainer.report.source import number
 from wire.images import ImageLimits, decode
 from wire.quotes import quoted_texts
 
@@ -95,6 +97,17 @@ def build_gallery(run: RunFolder, problems: list[str]) -> Gallery | None:
     judged = [card for card in cards if len(card.shots) == len(labels) and all(s.right is not None for s in card.shots)]
     right = tuple(sum(bool(card.shots[n].right) for card in judged) for n in range(len(labels)))
     return Gallery(tuple(cards), labels, right, len(judged))
+
+
+def read_right(gallery: Gallery | None) -> str:
+    """How many images say what was asked for, before and after; empty where nothing was read."""
+    if gallery is None or not gallery.readable:
+        return ""
+    counts = [
+        f"{count} of {gallery.readable} {label}"
+        for count, label in zip(gallery.read_right, gallery.labels, strict=True)
+    ]
+    return f"Read as asked: {', '.join(counts)}."
 
 
 def read_correctly(read: str, targets: Sequence[str]) -> bool:
@@ -180,8 +193,8 @@ def _score(value: float, first: float, bounded: bool) -> Score:
         return Score("no score", "", None)
     change = ""
     if not math.isnan(first):
-        change = "same" if abs(value - first) < 0.005 else "up" if value > first else "down"
-    return Score(f"{value:.2f}", change, value if bounded else None)
+        change = "same" if abs(value - first) < 0.0005 else "up" if value > first else "down"
+    return Score(plain(value), change, value if bounded else None)
 
 
 def _given(record: Mapping[str, Any]) -> Mapping[Any, Any]:

@@ -20,6 +20,7 @@ from trainer.config.old_keys import with_new_keys
 from trainer.records import keys
 from trainer.records.recorder import read_rows, without_credentials
 from trainer.records.starts import Change, course
+from trainer.report.source import Line, is_of_evaluation, number, trained_on
 
 MAX_POINTS = 400
 _SAMPLES = re.compile(r"^step_(\d{6,})\.json$")
@@ -108,7 +109,7 @@ class RunFolder:
             evaluated = evaluated_step(row)
             for key, value in row.items():
                 steps, values = found.setdefault(key, ([], []))
-                steps.append(evaluated if _is_of_evaluation(key) else row["step"])
+                steps.append(evaluated if is_of_evaluation(key) and not key.startswith("heldout/") else row["step"])
                 values.append(number(value))
         return found
 
@@ -144,17 +145,8 @@ class RunFolder:
         return found
 
     def trained_on(self) -> dict[str, float]:
-        """Weights of the rewards that some training set or task uses (those of the first that names it)."""
-        weights: dict[str, float] = {}
-        datasets = self.setting("data", "train")
-        sections = [*(datasets if isinstance(datasets, list) else [])]
-        sections += [self.setting("sampling", "tasks", task) for task in self.tasks]
-        for section in sections:
-            rewards = section.get("rewards") if isinstance(section, Mapping) else None
-            for name, weight in (rewards if isinstance(rewards, Mapping) else {}).items():
-                if number(weight):
-                    weights.setdefault(str(name), number(weight))
-        return weights
+        """Weights of the rewards that some training set or task uses."""
+        return trained_on(self.config)
 
     def is_trained_on(self, name: str) -> bool:
         """Whether training uses a reward, or for `<set>/<reward>` that reward."""
@@ -169,6 +161,29 @@ class RunFolder:
         given = dict(zip(*self.series.get(key, ([], [])), strict=True))
         steps = [row["step"] for row in self.rows if row["step"] > 0]
         return thin(steps, [given.get(step, 0.0) for step in steps], merge or mean)
+
+    @property
+    def changed_at(self) -> list[float]:
+        return [float(step) for step, _ in self.config_changes]
+
+    def trained_keys(self) -> list[str]:
+        return [key for key in self.series if not is_of_evaluation(key)]
+
+    def evaluated_keys(self) -> list[str]:
+        return [key for key in self.series if is_of_evaluation(key)]
+
+    def trained(self, key: str) -> Line:
+        return _line(self.points, key)
+
+    def counted(self, key: str) -> Line:
+        return _line(self.counts, key)
+
+    def evaluated(self, names: Sequence[str]) -> tuple[list[float], list[list[float]]]:
+        first, *others = (dict(zip(*self.series.get(name, ([], [])), strict=True)) for name in names)
+        steps = [step for step, value in first.items() if math.isfinite(value)]
+        return [float(step) for step in steps], [
+            [each.get(step, math.nan) for step in steps] for each in (first, *others)
+        ]
 
     def total(self, key: str) -> float:
         """The sum of a key over all rows."""
@@ -225,26 +240,10 @@ def evaluated_step(row: Mapping[str, Any]) -> int:
     return int(row["step"] if step is None else step)
 
 
-def _is_of_evaluation(key: str) -> bool:
-    return key.startswith(("eval/", "alarm/")) or (key.startswith("stats/") and key.count("/") == 2)
-
-
-def number(value: Any) -> float:
-    """A recorded value as a float; NaN where it is null or no number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return math.nan
-
-
 def mean(values: Sequence[float]) -> float:
     """Of the values that are numbers; NaN when none is."""
     found = [value for value in values if not math.isnan(value)]
     return math.fsum(found) / len(found) if found else math.nan
-
-
-def percent(share: float) -> str:
-    """A share as people write it, the sign not torn from the number."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def base_statement(checkpoint: Path) -> str | None:
@@ -259,6 +258,22 @@ def base_statement(checkpoint: Path) -> str | None:
     except (OSError, UnicodeDecodeError, SafetensorError):
         return None  # the caller says that nothing is recorded
     return None
+
+
+def _line(points: Callable[..., Points], key: str) -> Line:
+    """The means with the least and the largest of what each point stands for, so that no spike is lost."""
+    (steps, middle), (_, low), (_, high) = points(key), points(key, _least), points(key, _largest)
+    if all(math.isnan(least) or least == largest for least, largest in zip(low, high, strict=True)):
+        low, high = [], []
+    return Line(steps, middle, low, high)
+
+
+def _least(values: Sequence[float]) -> float:
+    return min((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def thin(steps: Sequence[int], values: Sequence[float], merge: Callable[[Sequence[float]], float]) -> Points:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainer.records.silence import SilenceWatch
-from trainer.report.run_folder import RunFolder, number
+from trainer.report.run_folder import RunFolder
+from trainer.report.source import number
 
 _MOST = 20
 

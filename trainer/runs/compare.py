@@ -13,13 +13,14 @@ from trainer.config.base import did_you_mean
 from trainer.evaluation.outcomes import Outcome, score_metrics
 from trainer.records import keys
 from trainer.records.starts import changes
+from trainer.report.chart_list import held_out, rewards_of, trained
 from trainer.report.charts import Chart, Series
-from trainer.report.run_folder import number
+from trainer.report.source import is_of_evaluation, number
 from trainer.runs.axes import AXES, place_of
 from trainer.runs.folder import Folder
-from trainer.runs.reading import IMAGES, is_of_evaluation
+from trainer.runs.reading import IMAGES
 from trainer.runs.run import Run
-from trainer.runs.run_charts import held_out, rewards_of, training
+from trainer.runs.run_charts import Followed
 from trainer.runs.samples import Card, cards, records_of, steps_of
 from trainer.runs.table import Held
 
@@ -77,7 +78,10 @@ def keys_of(runs: Sequence[Run]) -> list[str]:
 
 def charts_of(runs: Sequence[Run], axis: str, more: Sequence[str]) -> list[Chart]:
     """Held-out rewards, training rewards, and the keys in `more`, each with a curve per run that has it."""
-    wanted = [(f"eval/{name}", f"{name}, held-out") for name in dict.fromkeys(n for r in runs for n in rewards_of(r))]
+    wanted = [
+        (f"eval/{name}", f"{name}, held-out")
+        for name in dict.fromkeys(n for r in runs for n in rewards_of(Followed(r)))
+    ]
     wanted += [(key, f"{name}, training") for key in keys_of(runs) if (name := keys.reward_of(key)) is not None]
     wanted += [(key, key) for key in more if keys.reward_of(key) is None]
     found = []
@@ -94,12 +98,12 @@ def _series(run: Run, key: str, axis: str, color: int) -> list[Series]:
     if place is None:
         return []
     if key in set(run.evaluations):
-        found = held_out(run, key, run.name, place, color)
+        found = held_out(Followed(run), key, run.name, place, color)
         # Its band is what a reader compares; a mark at each evaluation of twelve runs would hide it.
         return [found] if any(map(math.isfinite, found.y)) else []
     if key not in run.curves:
         return []
-    curve = training(run, key, run.name, place, color)
+    curve = trained(Followed(run), key, run.name, place, color)
     return [Series(curve.label, curve.x, curve.y, color=color)]  # the bands of several runs would hide each other
 
 

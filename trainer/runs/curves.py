@@ -71,6 +71,16 @@ class Curves:
         count, mean, low, high = self._kept[:, self._keys[key], : self._points].astype(np.float64)
         return Curve(self.steps, np.where(count > 0, mean, math.nan), low, high)
 
+    def counted(self, key: str) -> Curve | None:
+        """As `curve`, of a key that rows name only where it is not 0: a row without it counts as 0."""
+        if key not in self:
+            return None
+        count, mean, low, high = self._kept[:, self._keys[key], : self._points].astype(np.float64)
+        rows = np.full(self._points, float(self.width))
+        rows[-1] = self._filled
+        least = np.where(count < rows, np.fmin(low, 0.0), low)
+        return Curve(self.steps, count * mean / rows, least, np.fmax(high, np.where(count < rows, 0.0, high)))
+
     def sums(self, key: str) -> Floats:
         """Per point the sum of a key over its rows; 0 where no row has it."""
         if key not in self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import math
 from collections.abc import Sequence
@@ -15,7 +14,9 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trainer.records.numbers import plain
 from trainer.report import charts
+from trainer.report.assets import base_style, policy
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -81,18 +82,12 @@ class Look:
 
 @cache
 def style() -> str:
-    return (_FOLDER / "page.css").read_text(encoding="utf-8") + charts.style()
+    return base_style() + (_FOLDER / "page.css").read_text(encoding="utf-8") + charts.style()
 
 
 @cache
 def script() -> str:
     return charts.script() + (_FOLDER / "page.js").read_text(encoding="utf-8")
-
-
-@cache
-def digest(text: str) -> str:
-    """SHA-256 as policies and addresses of assets have it."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
@@ -111,12 +106,9 @@ def served() -> Look:
 
 def inline(links: Links) -> Look:
     """With style and script in the page, admitted by their hashes, so that it works from a file."""
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest(style())}'; script-src 'sha256-{digest(script())}'; "
-        "img-src 'self' file: data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
-    )
+    allowed = policy(style(), script(), "'self' file: data:")
     head = Markup('<meta http-equiv="Content-Security-Policy" content="{}"><style>{}</style>').format(
-        policy, Markup(style())
+        allowed, Markup(style())
     )
     return Look(links, head, Markup("<script>{}</script>").format(Markup(script())), live=False)
 
@@ -140,8 +132,8 @@ def render(template: str, look: Look, **context: Any) -> str:
 
 
 def number(value: float) -> str:
-    """A score in a page; a dash where there is none."""
-    return "no score" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
+    """A score in a page."""
+    return "no score" if math.isnan(value) else plain(value)
 
 
 def _query(given: dict[str, Any]) -> str:

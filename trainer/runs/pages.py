@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records import keys
+from trainer.records.numbers import percent
 from trainer.records.progress import duration
 from trainer.report.charts import figure, numbers_of
-from trainer.report.run_folder import percent
 from trainer.runs import compare
 from trainer.runs.axes import AXES, place_of
 from trainer.runs.catalogue import Catalogue

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trainer.records import keys
-from trainer.report.run_folder import number
+from trainer.report.source import is_of_evaluation, number
 from trainer.runs.columns import ColumnReader, Columns
 from trainer.runs.curves import Curves, Evaluations
 from trainer.runs.tail import Row, Tail
@@ -87,8 +87,11 @@ class Reading:
         for key, values in numbers.items():
             if key.startswith("failed/") and (told := keys.failed_of(key)):
                 self.failed[told] += int(np.nansum(values))
-        for place in columns.places_of("eval/"):
-            self.evaluated = row = columns.row(place)
+        rewarded = columns.places_of("eval/")
+        for place in sorted({*rewarded, *columns.places_of("heldout/")}):
+            row = columns.row(place)
+            if place in rewarded:  # losses on held-out rows are no rewards: such a row has nothing for the table
+                self.evaluated = row
             found = {key: value for key, value in row.items() if is_of_evaluation(key)}
             self.evaluations.add(_evaluated_step(row), found)
         self.row = columns.row(len(columns.steps) - 1)
@@ -98,8 +101,3 @@ def _evaluated_step(row: Row) -> int:
     """The step whose weights the evaluation in this row was of."""
     step = number(row.get("eval/step"))
     return int(step) if math.isfinite(step) else int(row["step"])
-
-
-def is_of_evaluation(key: str) -> bool:
-    """Whether an evaluation found what stands under a key."""
-    return key.startswith(("eval/", "alarm/", "heldout/")) or (key.startswith("stats/") and key.count("/") == 2)

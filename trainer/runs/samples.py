@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.records.numbers import plain
 from trainer.report.answers import Said, take_apart
 from trainer.report.images import match_of, pair_of, read_correctly
-from trainer.report.run_folder import number
+from trainer.report.source import number
 from trainer.runs.folder import Folder
 from wire.quotes import quoted_texts
 
@@ -257,6 +258,6 @@ def _words(name: str, value: Any) -> Iterable[tuple[str, str]]:
         if value:
             yield name, ", ".join(map(str, value))
     elif isinstance(value, float):
-        yield name, f"{value:.4g}"
+        yield name, plain(value)
     elif value is not None:
         yield name, str(value)

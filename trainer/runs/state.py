@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.processes.run_lock import is_held
-from trainer.report.run_folder import number
+from trainer.report.source import number
 from trainer.runs.folder import Folder
 
 Kind = Literal["running", "finished", "stopped", "failed", "killed", "empty"]

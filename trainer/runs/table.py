@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from trainer.records.numbers import alike, interval, plain
 from trainer.records.progress import duration, evaluations
-from trainer.report.evaluation import alike
-from trainer.report.run_folder import number
+from trainer.report.source import number
 from trainer.runs.run import Run
 from trainer.runs.state import gpus
 
@@ -39,12 +39,12 @@ class Held:
     def words(self) -> tuple[str, str, str]:
         """The mean, its interval, and the gain with its own; empty where they are unknown."""
         if math.isnan(self.low):
-            return ("–" if math.isnan(self.mean) else f"{self.mean:.3f}"), "", ""
+            return plain(self.mean), "", ""
         mean, low, high = alike([self.mean, self.low, self.high])
         gain = ""
         if not math.isnan(self.gain_low):
-            gain = "{} ({} to {})".format(*alike([self.gain, self.gain_low, self.gain_high], "+"))
-        return mean.replace("-", "−"), f"{low} to {high}".replace("-", "−"), gain.replace("-", "−")
+            gain = interval([self.gain, self.gain_low, self.gain_high], sign=True)
+        return mean, f"{low} to {high}", gain
 
 
 @dataclass(frozen=True)

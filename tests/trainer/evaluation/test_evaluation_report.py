@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from trainer.report.evaluation import Measured, evaluation_part
-from trainer.report.page import evaluations, headlines
+from trainer.report.result import headlines
 from trainer.report.run_folder import load_run
+from trainer.report.tables import evaluations
 
 
 def test_intervals_gains_and_verdicts(tmp_path: Path) -> None:
@@ -24,9 +25,9 @@ def test_intervals_gains_and_verdicts(tmp_path: Path) -> None:
     assert part.step == 10
     assert part.measured == (
         Measured("ocr", "0.900", "0.850 to 0.950", "+0.301 (+0.250 to +0.352)", "up"),
-        Measured("color", "0.500", "0.400 to 0.600", "-0.100 (-0.200 to -0.050)", "down"),
-        Measured("hps", "0.200", "0.100 to 0.300", "+0.000 (-0.100 to +0.100)", ""),
-        Measured("unigenbench", "66.2", "60.0 to 100.0", "–", ""),
+        Measured("color", "0.500", "0.400 to 0.600", "−0.100 (−0.200 to −0.050)", "down"),
+        Measured("hps", "0.200", "0.100 to 0.300", "0.000 (−0.100 to +0.100)", ""),
+        Measured("unigenbench", "66.25", "60.00 to 100.00", "–", ""),
     )
 
 

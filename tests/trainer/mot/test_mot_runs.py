@@ -31,7 +31,7 @@ def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def mot_recipe(tmp_path: Path, rules_url: str, no_drawings: None) -> Callable[..., Path]:
+def mot_recipe(tmp_path: Path, rules_url: str) -> Callable[..., Path]:
     """A run on texts and edits, whose reward is how small an image is as a file."""
     source = picture(tmp_path, "source")
     # An id of its own: that of an edit would be of the path, and with it all that is drawn.

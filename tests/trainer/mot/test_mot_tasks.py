@@ -165,9 +165,7 @@ def varied(request: dict[str, Any]) -> Reply:
     return good(request, lambda item: (sum(json.dumps(item, sort_keys=True, default=str).encode()) % 17) / 17)
 
 
-def test_both_halves_are_trained_in_one_update(
-    tmp_path: Path, scripted: Callable[..., ScriptedServer], no_drawings: None
-) -> None:
+def test_both_halves_are_trained_in_one_update(tmp_path: Path, scripted: Callable[..., ScriptedServer]) -> None:
     config = recipe(tmp_path, scripted(varied).url)
     assert train(config) == 0
     rows = read_metrics(config.run_dir)
@@ -184,7 +182,7 @@ def test_both_halves_are_trained_in_one_update(
     ["diffusion_nft", *(pytest.param(each, marks=pytest.mark.slow) for each in ("awm", "diffusion_dpo"))],
 )
 def test_images_may_be_trained_on_the_forward_process(
-    tmp_path: Path, scripted: Callable[..., ScriptedServer], no_drawings: None, kind: str
+    tmp_path: Path, scripted: Callable[..., ScriptedServer], kind: str
 ) -> None:
     """With a moving average that draws images, answers are drawn by the trained weights all the same."""
     averaged = {"old_decay": 0.9} if kind != "diffusion_dpo" else {}
@@ -269,7 +267,7 @@ def test_the_doctor_counts_the_copy_that_a_tasks_objective_compares_with(tmp_pat
 
 
 def test_a_size_that_cannot_be_drawn_is_said_before_the_first_step(
-    tmp_path: Path, scripted: Callable[..., ScriptedServer], no_drawings: None
+    tmp_path: Path, scripted: Callable[..., ScriptedServer]
 ) -> None:
     with pytest.raises(ConfigError, match="images of 20 x 32 pixels cannot be drawn"):
         train(recipe(tmp_path, scripted(varied).url, flow={"height": 20, "width": 32}))

@@ -27,7 +27,7 @@ STEPS = 200
 
 
 @pytest.fixture(autouse=True)
-def _from_the_root(monkeypatch: pytest.MonkeyPatch, no_drawings: None) -> Iterator[None]:
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(ROOT)
     threads = torch.get_num_threads()
     yield

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(folder: Path, no_drawings: None) -> Make:
+def make(folder: Path) -> Make:
     def config(program: str, name: str, **changes: Any) -> Config:
         return load_config(write_recipe(folder, program, name, **changes), Config)
 

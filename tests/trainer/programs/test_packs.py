@@ -24,7 +24,7 @@ Make = Callable[..., Config]
 
 
 @pytest.fixture(autouse=True)
-def _with_the_double(monkeypatch: pytest.MonkeyPatch, no_drawings: None) -> Iterator[None]:
+def _with_the_double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(ROOT)
     with_double(monkeypatch)
     threads = torch.get_num_threads()
@@ -214,15 +214,13 @@ def test_a_run_without_images_shows_no_error_of_images(make: Make) -> None:
     assert rows[0]["heldout/mse"] is None and rows[1]["loss/mse"] is None and rows[1]["loss/ce"] > 0
 
 
-def test_the_report_draws_both_errors(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.report.plots import update_plots
+def test_the_report_draws_both_errors(make: Make) -> None:
+    from trainer.report.chart_list import charts_of
     from trainer.report.run_folder import load_run
 
     config = make(max_steps=2)
     assert train(config) == 0
-    titles = []
-    monkeypatch.setattr("trainer.report.plots._chart", lambda run, title, lines, **fields: titles.append(title) or [])
-    update_plots(load_run(config.run_dir))
+    titles = [chart.title for _, charts in charts_of(load_run(config.run_dir)) for chart in charts]
     assert (
         titles.count("packs: errors")
         == titles.count("packs: errors on held-out rows")

@@ -111,7 +111,7 @@ def test_the_table_is_used_by_keys_alone(served: Served, opened: Open) -> None:
     chart = page.locator("figure.chart").first
     chart.locator(".u-over").focus()
     page.keyboard.press("End")
-    expect(chart.locator(".spoken")).to_have_text("step 40: second 0.7, first 0.9")
+    expect(chart.locator(".spoken")).to_have_text("step 40: second 0.700, first 0.900")
 
 
 @pytest.mark.slow

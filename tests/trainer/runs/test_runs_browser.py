@@ -40,7 +40,7 @@ def test_runs_are_found_sorted_ticked_and_compared(served: Served, opened: Open)
     chart.locator(".u-over").focus()
     page.keyboard.press("End")
     expect(chart.locator(".at")).to_have_text("images 3840")
-    expect(chart.locator(".legend output")).to_have_text(["0.7", "0.9"])
+    expect(chart.locator(".legend output")).to_have_text(["0.700", "0.900"])
 
 
 def test_the_table_and_the_curves_follow_a_run_while_it_trains(opened: Open, tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_the_table_and_the_curves_follow_a_run_while_it_trains(opened: Open, tmp
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(lines_of(rows[31:]))
         expect(table.locator('td[data-cell="step"] span')).to_have_text("60 of 30")
-        expect(table.locator('td[data-cell="eval/ocr"] span')).to_have_text("0.9000")
-        expect(chart.locator(".legend output").nth(1)).to_have_text("0.9")
+        expect(table.locator('td[data-cell="eval/ocr"] span')).to_have_text("0.900")
+        expect(chart.locator(".legend output").nth(1)).to_have_text("0.900")
         curves.keyboard.press("End")
         expect(chart.locator(".at")).to_have_text("step 60")
         make_run(tmp_path / "outputs" / "late", rows_of(2, every=2))

@@ -54,7 +54,7 @@ def test_the_table_says_what_became_of_each_run(served):
     page = get(served, "/").text
     told = cells(page, "first")
     assert told["state"] == "finished" and told["step"].startswith("40 of 40") and told["failed"] == "0"
-    assert told["eval/ocr"] == "0.9000||0.8700 to 0.9300\n+0.4000 (+0.3600 to +0.4400)"
+    assert told["eval/ocr"] == "0.900||0.870 to 0.930\n+0.400 (+0.360 to +0.440)"
     assert told["time"] == "1 min 32 s||CPU 2 min 00 s\nGPU 3 min 04 s"
     told = cells(page, "group/crashed")
     assert (told["state"], told["alarms"], told["failed"]) == ("failed", "1||diversity", "3")

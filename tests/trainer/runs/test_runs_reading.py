@@ -141,7 +141,7 @@ def test_what_the_recorder_writes_is_what_the_table_says(tmp_path):
     assert row.wall_s == pytest.approx(2 * 2.0 + 2 * 4.0) and row.cpu_s == 6.0
     assert row.gpu_s == pytest.approx(4 * 12.0) and row.failed == 6
     assert row.held["ocr"].mean == pytest.approx(0.9) and row.held["ocr"].verdict == "up"
-    assert row.held["ocr"].words == ("0.9000", "0.8700 to 0.9300", "+0.4000 (+0.3600 to +0.4400)")
+    assert row.held["ocr"].words == ("0.900", "0.870 to 0.930", "+0.400 (+0.360 to +0.440)")
 
 
 def test_a_glance_says_what_it_can_before_the_rows_are_read(tmp_path):

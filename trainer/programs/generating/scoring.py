@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.programs.generating.folder import OutputFolder
+from trainer.records.numbers import plain
 from trainer.rewards import Batch, RewardClient
 from trainer.types import Sample, Scores, StopTrainingError
 
@@ -62,7 +63,7 @@ def table(scored: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
     for name in names:
         found = [row["scores"].get(name) for row in scored.values()]
         there = [value for value in found if value is not None]
-        mean = f"{sum(there) / len(there):9.4g}" if there else f"{'-':>9}"
+        mean = f"{plain(sum(there) / len(there)) if there else '-':>9}"
         lines.append(f"{name:24}{mean}  {len(there)} of {len(found)}")
     return "\n".join(lines)
 

@@ -2,7 +2,8 @@
 
     figure(Chart("ocr", [Series("training", steps, means, low, high), Series("held-out", at, values, thick=True)], unit=True))
 
-gives the markup. The page has `style()` in its style and `script()` once in a script; it defines the colours --s0 to --s5,
+gives the markup. The page has `style()` in its style and `script()` once in a script; an image with `data-enlarge` can be looked at large, folds open
+for paper, and what scrolls can be reached by keys (`reading.js`). The page defines the colours --s0 to --s5,
 --grid, --ink, --soft, --card, --line and --accent. Nothing is loaded from elsewhere, no style stands in an element and nothing
 is written as markup, so that a policy of hashes and trusted types holds.
 """

@@ -16,8 +16,8 @@ def style() -> str:
 
 @cache
 def script() -> str:
-    """What makes charts of figures, once the page is read; without it they stay as they are."""
-    return _read("uplot/uPlot.iife.min.js") + "\n" + _read("chart.js")
+    """What makes charts of figures, once the page is read, and pictures large; without it all stays as it is."""
+    return "\n".join(_read(name) for name in ("uplot/uPlot.iife.min.js", "chart.js", "reading.js"))
 
 
 def _read(name: str) -> str:

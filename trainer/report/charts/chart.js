@@ -1,7 +1,7 @@
 "use strict";
 /* Makes a uPlot chart of each `figure.chart`, when it comes near the window: values under the pointer or the arrow keys,
-   zoom by dragging (a double click shows all again), curves that can be put out, a large view. `charts.update(name, numbers)`
-   shows new numbers of the figure with that `data-chart`. Nothing is written as markup. */
+   zoom by dragging or by + and - (a double click or 0 shows all again), curves that can be put out, a large view.
+   `charts.update(name, numbers)` shows new numbers of the figure with that `data-chart`. Nothing is written as markup. */
 const charts = (() => {
   const DASHES = [[], [6, 3], [1.5, 2.5], [8, 3, 1.5, 3], [12, 4], [4, 2]];
   const SHAPE = 250 / 440, MARKED = 60;
@@ -9,7 +9,26 @@ const charts = (() => {
   const waiting = new Map(); // figure -> newer numbers than the page has, until it is started
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))).replace("-", "−"));
+  /** A tick's label: `axis.py` has the same rule. */
+  function tick(value) {
+    const size = Math.abs(value), sign = value < 0 ? "−" : "";
+    if (size === 0 || (size >= 1e-3 && size < 1e5)) return sign + Number(size.toPrecision(6));
+    if (size >= 1e-4 && size < 1e-3) return sign + Number(size.toPrecision(3));
+    const [figures, power] = size.toExponential(2).split("e");
+    return `${sign}${Number(figures)}e${power.replace("+", "").replace("-", "−")}`;
+  }
+
+  /** A number by the rule of all pages: `trainer/records/numbers.py`. */
+  function plain(value, whole) {
+    if (value == null) return "–";
+    const size = Math.abs(value), sign = value < 0 ? "−" : "";
+    if (size >= 1e15) return sign + size.toExponential(2).replace("e+", "e");
+    if (size >= 1000 || (Number.isInteger(size) && (whole || size >= 10))) return sign + Math.round(size).toString().replace(/\B(?=(\d{3})+$)/g, "\u00a0");
+    if (size >= 0.001 || size === 0) return sign + size.toFixed(size < 10 ? 3 : size < 100 ? 2 : 1);
+    const [figures, power] = size.toExponential(2).split("e-");
+    if (power <= 4) return sign + Number(`${figures}e-${power}`).toFixed(6).replace(/0+$/, "");
+    return `${sign}${Number(figures)}e−${power}`;
+  }
 
   /** uPlot's columns: one x of all curves, then per curve its values and the ends of its band; where each curve's lie. */
   function columnsOf(numbers) {
@@ -37,12 +56,12 @@ const charts = (() => {
       }
     });
     return {
-      width, height: Math.round(figure.classList.contains("large") ? Math.min(width * SHAPE, window.innerHeight * 0.7) : width * SHAPE),
+      width, height: Math.round(figure.classList.contains("large") ? window.innerHeight * 0.62 : width * SHAPE),
       series, bands, legend: { show: false },
       scales: { x: { time: false }, y: { range: (_, low, high) => rangeOf(numbers, low, high) } },
       axes: [
         { ...axis, size: 26, values: words, label: numbers.x_label, labelSize: 16, labelGap: 0, labelFont: axis.font },
-        { ...axis, size: 52, values: words },
+        { ...axis, size: (_, labels) => 16 + 6.4 * Math.max(0, ...(labels ?? []).map((label) => label.length)), values: words },
       ],
       cursor: { sync: { key: numbers.x_label, scales: ["x", null] }, points: { size: 7 }, drag: { x: true, y: false } },
       hooks: { setCursor: [(plot) => read(figure, state, plot)], draw: [(plot) => marks(plot, numbers)] },
@@ -56,7 +75,7 @@ const charts = (() => {
     return own.filter((at, n) => column[at] != null && column[own[n - 1]] == null && column[own[n + 1]] == null);
   }
 
-  const words = (_, values) => values.map((value) => (value == null ? "" : short(value)));
+  const words = (_, values) => values.map((value) => (value == null ? "" : tick(value)));
 
   function fade(stroke) {
     const probe = document.createElement("canvas").getContext("2d");
@@ -106,9 +125,16 @@ const charts = (() => {
     figure.querySelectorAll(".legend output").forEach((output, n) => {
       if (!(n in places)) return;
       const column = data[places[n]];
-      output.textContent = short(shown ? nearest(column, at) : last(column));
+      output.textContent = plain(shown ? nearest(column, at) : last(column), state.numbers.whole);
     });
-    state.at.textContent = shown ? `${state.numbers.x_label} ${short(data[0][at])}` : "";
+    state.at.textContent = shown ? `${state.numbers.x_label} ${tick(data[0][at])}` : "";
+  }
+
+  function zoom(plot, by) {
+    const xs = plot.data[0], { min, max } = plot.scales.x, at = xs[plot.cursor.idx] ?? (min + max) / 2;
+    const half = ((max - min) / 2) * by;
+    const [low, high] = by ? [Math.max(xs[0], at - half), Math.min(xs[xs.length - 1], at + half)] : [xs[0], xs[xs.length - 1]];
+    if (high > low) plot.setScale("x", { min: low, max: high });
   }
 
   function draw(figure) {
@@ -119,16 +145,23 @@ const charts = (() => {
     state.plot = new uPlot(options(state, figure, place.clientWidth), state.columns.data, place);
     const over = state.plot.over;
     over.tabIndex = 0;
-    over.setAttribute("role", "img");
+    over.setAttribute("role", "application"); // else a screen reader would keep the arrow keys for itself
+    over.setAttribute("aria-roledescription", "chart");
     describe(figure, state);
     over.addEventListener("keydown", (event) => {
+      const by = { "+": 0.5, "-": 2, 0: 0 }[event.key];
+      if (by !== undefined && !event.ctrlKey && !event.metaKey) zoom(state.plot, by);
       const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
       if (step === undefined) return;
       event.preventDefault();
       const xs = state.columns.data[0], from = state.plot.cursor.idx ?? (step > 0 ? -1 : xs.length);
-      const to = Math.max(0, Math.min(xs.length - 1, from + step));
-      state.plot.setCursor({ left: state.plot.valToPos(xs[to], "x"), top: 10 });
-      speak(figure, state);
+      const to = Math.max(0, Math.min(xs.length - 1, from + step)), { min, max } = state.plot.scales.x;
+      const beyond = Math.min(0, xs[to] - min) || Math.max(0, xs[to] - max);
+      if (beyond) state.plot.setScale("x", { min: min + beyond, max: max + beyond }); // a view that was zoomed into goes along
+      queueMicrotask(() => { // uPlot takes up a new view in one of its own, before this one
+        state.plot.setCursor({ left: state.plot.valToPos(xs[to], "x"), top: 10 });
+        speak(figure, state);
+      });
     });
   }
 
@@ -136,10 +169,10 @@ const charts = (() => {
   function describe(figure, { plot, numbers }) {
     const told = numbers.series.map(({ label, x, y }) => {
       const known = y.flatMap((value, n) => (value == null ? [] : [n])), ends = [known[0], known[known.length - 1]];
-      return known.length ? `${label}: ${ends.map((n) => `${short(y[n])} at ${short(x[n])}`).join(", ")}.` : `${label}: no number.`;
+      return known.length ? `${label}: ${ends.map((n) => `${plain(y[n], numbers.whole)} at ${tick(x[n])}`).join(", ")}.` : `${label}: no number.`;
     });
     const title = figure.firstElementChild.textContent;
-    plot.over.setAttribute("aria-label", `${title} over ${numbers.x_label}. ${told.join(" ")} Arrow keys read values.`);
+    plot.over.setAttribute("aria-label", `${title} over ${numbers.x_label}. ${told.join(" ")} Arrow keys read values, + and - zoom, 0 shows all.`);
   }
 
   /** The values at a place, for those who hear the page: only when a key asks, or curves that grow would never be silent. */
@@ -148,25 +181,53 @@ const charts = (() => {
     state.spoken.textContent = `${state.at.textContent}: ${values.join(", ")}`;
   }
 
+  /** The figure itself goes into a dialog that fills the window, and back to its place; what it showed, it shows. */
+  function enlarge(figure, button) {
+    const stage = document.createElement("dialog"), gap = document.createElement("div"), title = figure.querySelector("h2, h3, h4").textContent;
+    stage.className = "stage";
+    stage.setAttribute("aria-label", title);
+    gap.style.height = `${figure.offsetHeight}px`;
+    figure.replaceWith(gap);
+    stage.append(figure);
+    document.body.append(stage);
+    figure.classList.add("large");
+    named(button, true, title);
+    stage.addEventListener("close", () => {
+      figure.classList.remove("large");
+      gap.replaceWith(figure);
+      stage.remove();
+      named(button, false, title);
+      draw(figure);
+      button.focus();
+    });
+    stage.showModal();
+    draw(figure);
+  }
+
+  function named(button, isLarge, title) {
+    button.textContent = isLarge ? "×" : "⤢";
+    button.setAttribute("aria-label", `${isLarge ? "close" : "enlarge"} the chart ${title}`);
+  }
+
   function start(figure) {
     const data = figure.querySelector('script[type="application/json"]');
     const at = document.createElement("p");
     at.className = "at";
+    at.ariaHidden = "true";
     const spoken = document.createElement("p");
     spoken.className = "spoken";
     spoken.setAttribute("role", "status");
-    const enlarge = document.createElement("button");
-    enlarge.type = "button";
-    enlarge.className = "enlarge";
-    enlarge.textContent = "⤢";
-    enlarge.setAttribute("aria-label", "enlarge the chart");
-    enlarge.setAttribute("aria-pressed", "false");
-    enlarge.addEventListener("click", () => {
-      enlarge.setAttribute("aria-pressed", String(figure.classList.toggle("large")));
-      draw(figure);
+    const large = document.createElement("button");
+    large.type = "button";
+    large.className = "enlarge";
+    named(large, false, figure.querySelector("h2, h3, h4").textContent);
+    large.addEventListener("click", () => {
+      const stage = figure.closest("dialog.stage");
+      if (stage) stage.close(); else enlarge(figure, large);
     });
-    figure.append(at, spoken, enlarge);
-    made.set(figure, { numbers: waiting.get(figure) ?? JSON.parse(data.textContent), plot: null, columns: null, hidden: new Set(), at, spoken });
+    figure.append(at, spoken, large);
+    const numbers = waiting.get(figure) ?? JSON.parse(data.textContent);
+    made.set(figure, { numbers, plot: null, columns: null, hidden: new Set(), at, spoken });
     keys(figure);
     draw(figure);
   }
@@ -229,5 +290,5 @@ const charts = (() => {
   const begin = () => document.querySelectorAll("figure.chart").forEach((figure) => coming.observe(figure));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => [...made.keys()].forEach(draw));
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin); else begin();
-  return { update };
+  return { update, plain, tick };
 })();

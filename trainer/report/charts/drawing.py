@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from trainer.records.numbers import plain
 from trainer.report.charts.axis import Axis, tick
 from trainer.report.charts.model import Chart, Series, color_of, dash_of
 
@@ -26,7 +27,9 @@ def draw(chart: Chart) -> Markup:
     body = [*_grid(place, chart.x_label), *(_mark(place, at) for at in chart.marks)]
     for number, series in enumerate(chart.series):
         body += _curve(place, series, number, several)
-    words = f"{chart.title} over {chart.x_label}. " + " ".join(_in_words(series) for series in chart.series)
+    words = f"{chart.title} over {chart.x_label}. " + " ".join(
+        _in_words(series, chart.whole) for series in chart.series
+    )
     return Markup(
         '<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" aria-label="{words}" preserveAspectRatio="xMidYMid meet">{body}</svg>'
     ).format(w=WIDTH, h=HEIGHT, words=words, body=Markup("").join(body))
@@ -105,10 +108,12 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
     return "".join(parts)
 
 
-def _in_words(series: Series) -> str:
+def _in_words(series: Series, whole: bool) -> str:
     """A curve for those who cannot see it."""
     found = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
     if not found:
         return f"{series.label}: no number."
     (first, before), (last, after) = found[0], found[-1]
-    return f"{series.label}: {before:.4g} at {tick(first)}, {after:.4g} at {tick(last)}."
+    return (
+        f"{series.label}: {plain(before, whole=whole)} at {tick(first)}, {plain(after, whole=whole)} at {tick(last)}."
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from trainer.records.numbers import plain
 from trainer.report.charts.drawing import draw
 from trainer.report.charts.model import Chart, Series, color_of, dash_of
 
@@ -19,7 +20,7 @@ from trainer.report.charts.model import Chart, Series, color_of, dash_of
 def figure(chart: Chart, heading: str = "h3") -> Markup:
     """The chart as `<figure class="chart">`: its title, the SVG, a legend, the note, and its numbers for the script."""
     several = len(chart.series) > 1
-    legend = Markup("").join(_entry(series, n, several) for n, series in enumerate(chart.series))
+    legend = Markup("").join(_entry(series, n, several, chart.whole) for n, series in enumerate(chart.series))
     numbers = json.dumps(numbers_of(chart), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     # In an element of data nothing is markup but `<`; scripts of this type are never run.
     data = Markup('<script type="application/json">{}</script>').format(Markup(numbers.replace("<", "\\u003c")))
@@ -38,6 +39,7 @@ def numbers_of(chart: Chart) -> dict[str, Any]:
         "x_label": chart.x_label,
         "unit": chart.unit,
         "zero": chart.zero,
+        "whole": chart.whole,
         "marks": [_short(mark) for mark in chart.marks],
         "series": [
             {
@@ -56,16 +58,18 @@ def numbers_of(chart: Chart) -> dict[str, Any]:
 
 
 def _short(value: float) -> float | None:
-    """Six digits are more than a screen can show."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    """Six digits are more than a screen can show; a step is written without its `.0`."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if abs(value) < 1e15 and value == int(value) else float(f"{value:.6g}")
 
 
-def _entry(series: Series, place: int, several: bool) -> Markup:
+def _entry(series: Series, place: int, several: bool, whole: bool) -> Markup:
     label = escape(series.label)
     if series.link:
         label = Markup('<a href="{}">{}</a>').format(series.link, label)
     last = next((y for y in reversed(series.y) if math.isfinite(y)), None)
-    value = "no number" if last is None else f"{last:.4g}".replace("-", "−")
+    value = "no number" if last is None else plain(last, whole=whole)
     return Markup(
         '<li class="c{color} d{dash}{thick}"><span class="key" aria-hidden="true"></span>{label} <output aria-live="off">{value}</output></li>'
     ).format(

@@ -46,6 +46,7 @@ class Chart:
         note: a sentence below the chart.
         x_label: what is along the horizontal axis.
         unit: show 0 to 1 whole where all values lie there. zero: begin at 0 where none is negative.
+        whole: its values count something, and are written without decimals where they have none.
         marks: places on the horizontal axis with a dotted line, such as where the configuration changed.
     """
 
@@ -56,6 +57,7 @@ class Chart:
     x_label: str = "step"
     unit: bool = False
     zero: bool = False
+    whole: bool = False
     marks: Sequence[float] = field(default=())
 
 

@@ -233,9 +233,7 @@ def test_it_is_proven_to_see_before_a_run(neo: NeoPolicy, neo_pictures: list[str
     ]
 
 
-def test_rewards_of_texts_move_it(
-    neo_folder: Path, neo_pictures: list[str], rules_url: str, tmp_path: Path, no_drawings: None
-) -> None:
+def test_rewards_of_texts_move_it(neo_folder: Path, neo_pictures: list[str], rules_url: str, tmp_path: Path) -> None:
     """Two steps of RL with a rule over HTTP of a model in NEO's layout: proven to see, drawn, scored, replayed, updated, saved."""
     shutil.copy(neo_pictures[0], tmp_path / "red.png")
     rows = [
