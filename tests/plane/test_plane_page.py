@@ -134,7 +134,7 @@ def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
 
     expect.set_options(timeout=180_000)  # a busy machine's Chromium may take seconds to draw
     said: list[str] = []
-    with serving(tmp_path, "--watch", "0.2") as served, sync_playwright() as playwright:
+    with serving(tmp_path, "--watch", "1") as served, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000)
         for width, scheme in ((1400, "light"), (390, "dark")):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -151,7 +151,7 @@ def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
             row = page.locator('[data-row="0"]')
             expect(row.locator('[data-cell="state"] span')).to_have_text("ready")
             chart = page.locator('figure[data-chart="busy"]')
-            chart.scroll_into_view_if_needed()  # charts are made when they come near the window
+            chart.evaluate("each => each.scrollIntoView()")  # charts are made when they come near the window
             expect(chart.locator(".u-over")).to_be_visible()
             expect(page.get_by_role("status").first).to_have_text("1 of 2 ready")
             page.keyboard.press("Tab")
