@@ -290,3 +290,15 @@ def test_a_damaged_file_breaks_no_page(tmp_path, damage, content):
     folder = make_run(tmp_path / "run", rows_of(5, every=5))
     (folder / damage).write_bytes(content)
     assert row_of(opened(folder)).name == "run"
+
+
+def test_what_rows_name_only_where_it_is_not_0_counts_as_0_elsewhere():
+    """The mean of the rows that name it would make one failed step look like many."""
+    for rows, mean, low, high in ((4, [0, 6, 0, 0], [0, 6, 0, 0], [0, 6, 0, 0]), (600, [3, 0], [0, 0], [6, 0])):
+        curves, values = Curves(), np.full(rows, math.nan)
+        values[1] = 6.0
+        curves.add(np.arange(1, rows + 1), {"failed/ocr/timeout": values})
+        found = curves.counted("failed/ocr/timeout")
+        assert found.mean.tolist()[: len(mean)] == mean
+        assert (found.low.tolist()[: len(low)], found.high.tolist()[: len(high)]) == (low, high)
+    assert curves.counted("nobody") is None
