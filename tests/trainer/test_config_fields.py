@@ -326,6 +326,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "sampling.sde_window": ("[1]", "must have more entries"),
     "sampling.timestep_fraction": ("1.5", "less than or equal to 1"),
     "sampling.guidance_scale": ("0.5", "greater than or equal to 1"),
+    "sampling.guidance_gradient": ("half", "'both' or 'conditional'"),
     **{f"sampling.guidance{name}": case for name, case in _GUIDANCE.items()},
     "sampling.sde_window_size": ("0", "greater than or equal to 1"),
     "sampling.sde_window_range": ("[1]", "must have more entries"),
@@ -767,6 +768,14 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     "guidance_by_nothing": (
         ["sampling.guidance={}"],
         ["sampling.guidance is guidance by source images", "policy.type = tiny", "leave it out"],
+    ),
+    "gradient_without_guidance": (
+        ["sampling.guidance_gradient=conditional"],
+        ["guidance_gradient = conditional", "guidance_scale = 1 is no guidance", "set guidance_scale above 1"],
+    ),
+    "gradient_of_three_branches": (
+        ["sampling.guidance_gradient=conditional", "sampling.guidance_scale=2", "sampling.guidance={}"],
+        ["guidance_gradient = conditional is of guidance by the text alone", "source images (mot)", "leave one of them out"],
     ),
     "min_valid": (["advantage.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
     "floor_of_nothing": (

@@ -135,6 +135,11 @@ CONTRADICT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"guidance_scale": 4.5},
         "sampling.guidance_scale = 4.5, but objective.type = diffusion_nft trains the velocity without guidance",
     ),
+    "gradient_of_guidance": (
+        {"type": "diffusion_dpo"},
+        {"guidance_scale": 4.5, "guidance_gradient": "conditional"},
+        "sampling.guidance_gradient = conditional is about the gradient of a guided velocity, but objective.type = diffusion_dpo trains",
+    ),
     "guard_of_no_density": ({"type": "grpo_guard"}, {"kind": "cps"}, "use kind = flow_sde or dance_sde"),
     "cap_on_policy": ({"importance_cap": 2.0}, {}, "importance_cap = 2 acts only on rollouts of older weights"),
     "guard_off_policy": (

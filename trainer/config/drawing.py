@@ -81,6 +81,11 @@ class FlowDrawing(Section):
     guidance_scale: float = Field(
         1.0, ge=1, description="Scale of classifier-free guidance; 1 is no guidance and costs nothing."
     )
+    guidance_gradient: Literal["both", "conditional"] = Field(
+        "both",
+        description="Where the gradient of a guided velocity goes: through both of its halves, as the policy that is sampled from has it, or "
+        "through the conditional half alone, which costs less and is another gradient.",
+    )
     guidance: ImageGuidanceConfig | None = Field(
         None,
         description="Of a policy that reads source images as a condition of their own (mot): guidance by them, and where guidance_scale acts. "
@@ -128,6 +133,22 @@ class FlowDrawing(Section):
             raise ValueError(
                 f"sde_window_size = {self.sde_window_size} is longer than the range [{first}, {last}) it may lie in; lower "
                 "it, or widen sde_window_range"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_gradient(self) -> FlowDrawing:
+        if self.guidance_gradient == "both":
+            return self
+        if self.guidance is not None:
+            raise ValueError(
+                f"guidance_gradient = {self.guidance_gradient} is of guidance by the text alone, and the section guidance adds that by "
+                "source images (mot), whose gradient goes through all branches; leave one of them out"
+            )
+        if self.guidance_scale == 1:
+            raise ValueError(
+                f"guidance_gradient = {self.guidance_gradient} leaves a half of guidance out of the gradient, but guidance_scale = 1 is no "
+                "guidance; set guidance_scale above 1, or leave guidance_gradient out"
             )
         return self
 

@@ -97,6 +97,11 @@ def _check_forward(objective: str, drawing: FlowDrawing, where: str) -> None:
             f"{section}guidance_scale = {drawing.guidance_scale:g}, but {named} trains the velocity without guidance "
             "that drew the samples; set guidance_scale to 1"
         )
+    if drawing.guidance_gradient != "both":
+        raise ValueError(
+            f"{section}guidance_gradient = {drawing.guidance_gradient} is about the gradient of a guided velocity, but {named} trains that "
+            "without guidance; leave it out"
+        )
     if drawing.guidance is not None and objective != "diffusion_dpo":
         raise ValueError(
             f"{section}guidance draws the samples, but {named} trains the velocity without guidance; leave it out"

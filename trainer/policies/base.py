@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trainer.data.sequences import SequencePlan
 from trainer.samplers.flow_sde import Kind
-from trainer.samplers.guidance import Guidance
+from trainer.samplers.guidance import Guidance, GuidanceGradient
 from trainer.types import Conversation, Prompt, Replay, Rollout
 
 Solver = Literal["euler", "dpm2m"]
@@ -42,6 +42,8 @@ class SamplingPlan:
         stochastic_steps: indices of the SDE steps; all others are ODE steps. Empty: a deterministic sampler.
         trained_steps: the stochastic steps a replay will ask for; only their latents are kept.
         guidance_scale: classifier-free guidance; 1 is none.
+        guidance_gradient: where the gradient of a guided velocity goes: through `both` velocities, or through the `conditional` one, with the
+            other a constant that no graph is kept of. Sampling computes the two as their replay will.
         guidance: by the text and by source images, of a policy that is guided by both; `guidance_scale` is its `text`. None is by the text alone.
         shift: timestep shift of evenly spaced noise levels; None visits the model's own levels.
         height, width: pixels; None is the model's own size.
@@ -59,6 +61,7 @@ class SamplingPlan:
     stochastic_steps: Sequence[int] = ()
     trained_steps: Sequence[int] = ()
     guidance_scale: float = 1.0
+    guidance_gradient: GuidanceGradient = "both"
     guidance: Guidance | None = None
     shift: float | None = 1.0
     height: int | None = None

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 Renorm = Literal["none", "global", "channel", "text_channel"]
+GuidanceGradient = Literal["both", "conditional"]
 _EPS = 1e-8  # a velocity of norm 0 stays 0
 
 

@@ -42,6 +42,7 @@ def drawing_plan(
         stochastic_steps=stochastic,
         trained_steps=trained_steps(stochastic, fraction, chosen) if stochastic else [],
         guidance_scale=sampling.guidance_scale,
+        guidance_gradient=sampling.guidance_gradient,
         guidance=guidance_of(sampling, sampling.guidance_scale),
         shift=sampling.shift,
         height=height,

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trainer.policies.base import SamplingPlan, Solver
+from trainer.policies.flow.guided import GuidedByImages, away_from, followed
 from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
-from trainer.samplers.guidance import Guidance
 from trainer.samplers.schedules import sigmas
 from trainer.samplers.solvers import Dpm2m
 from trainer.types import Prompt, Replay, Rollout, Sample
@@ -77,26 +76,6 @@ class FlowModel(Protocol):
         ...
 
 
-@runtime_checkable
-class OwnGuidance(Protocol):
-    """A FlowModel that combines the two velocities of classifier-free guidance in its own way."""
-
-    def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        """The velocity that is followed."""
-        ...
-
-
-@runtime_checkable
-class GuidedByImages(Protocol):
-    """A FlowModel that is guided by the text and by the source images of a prompt, each by itself."""
-
-    def guided_velocity(
-        self, network: nn.Module, x: Tensor, sigma: float, prompts_B: Sequence[Prompt], guidance: Guidance
-    ) -> Tensor:
-        """The velocity that is followed at a noise level, float32, the shape of x. No image depends on its neighbours."""
-        ...
-
-
 class FlowPolicy:
     """Implements `Samples`, `Replays` and `Denoises` of `trainer.policies.base` for any FlowModel.
 
@@ -113,7 +92,7 @@ class FlowPolicy:
         self.copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
         if keep_reference and has_adapter:
             keep_start(model.network)
-        self._encoded: tuple[tuple[Prompt, ...], Conditioning] = ((), {})
+        self._encoded: tuple[tuple[tuple[Prompt, ...], ...], tuple[Conditioning, ...]] = ((), ())
         self._schedules: dict[tuple[Any, ...], list[float]] = {}
 
     @property
@@ -219,7 +198,7 @@ class FlowPolicy:
         return self.model.to_latents(pixels_BHWC.to(self.model.device))
 
     def predict(self, prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
-        conditioning = self._encode(prompts_B)
+        (conditioning,) = self._encode(prompts_B)
         if not reference:
             return self.model.velocity(self.model.network, x, sigma_B, conditioning)
         with torch.no_grad(), self._reference() as network:
@@ -288,21 +267,27 @@ class FlowPolicy:
             return self.model.guided_velocity(network, x, sigma, prompts_B, plan.guidance)
         if plan.guidance_scale == 1.0:
             sigma_B = torch.full((len(x),), sigma, device=x.device)
-            return self.model.velocity(network, x, sigma_B, self._encode(prompts_B))
-        conditioning = self._encode([*prompts_B, *(away_from(prompt) for prompt in prompts_B)])
-        sigma_2B = torch.full((2 * len(x),), sigma, device=x.device)
-        both = self.model.velocity(network, torch.cat([x, x]), sigma_2B, conditioning)
-        conditional, unconditional = both.chunk(2)
-        if isinstance(self.model, OwnGuidance):
-            return self.model.guide(conditional, unconditional, plan.guidance_scale)
-        return unconditional + plan.guidance_scale * (conditional - unconditional)
+            return self.model.velocity(network, x, sigma_B, *self._encode(prompts_B))
+        away_B = [away_from(prompt) for prompt in prompts_B]
+        if plan.guidance_gradient == "conditional":
+            # Two passes, and two when sampling as well: rows of another batch differ in their last bits, and ratios must start at 1.
+            sigma_B = torch.full((len(x),), sigma, device=x.device)
+            given, away = self._encode(prompts_B, away_B)
+            conditional = self.model.velocity(network, x, sigma_B, given)
+            with torch.no_grad():
+                unconditional = self.model.velocity(network, x, sigma_B, away)
+        else:
+            sigma_2B = torch.full((2 * len(x),), sigma, device=x.device)
+            (both,) = self._encode([*prompts_B, *away_B])
+            conditional, unconditional = self.model.velocity(network, torch.cat([x, x]), sigma_2B, both).chunk(2)
+        return followed(self.model, conditional, unconditional, plan.guidance_scale)
 
-    def _encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
-        """The conditioning, kept for the next step of the same micro-batch."""
-        key = tuple(prompts_B)
+    def _encode(self, *batches: Sequence[Prompt]) -> tuple[Conditioning, ...]:
+        """The conditioning of each batch, kept for the next step of the same micro-batch."""
+        key = tuple(map(tuple, batches))
         if self._encoded[0] != key:
             with torch.no_grad():
-                self._encoded = (key, self.model.encode(prompts_B))
+                self._encoded = (key, tuple(self.model.encode(prompts_B) for prompts_B in batches))
         return self._encoded[1]
 
     @contextmanager
@@ -389,11 +374,6 @@ class _Euler:
 
     def step(self, x: Tensor, v: Tensor, sigma: float, sigma_next: float) -> Tensor:
         return ode_step(x, v, sigma, sigma_next)
-
-
-def away_from(prompt: Prompt) -> Prompt:
-    """What guidance leads away from: the prompt's negative one, or no text, with the same source images."""
-    return replace(prompt, text=prompt.negative_prompt or "")
 
 
 def _solver(name: Solver) -> _Euler | Dpm2m:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import Conditioning, FlowPolicy
 from trainer.policies.flow.tiny import TinyFlow
 from trainer.policies.flow.tiny_model import TinyModel
-from trainer.samplers.flow_sde import step_std
+from trainer.samplers.flow_sde import sde_step, step_std
 from trainer.samplers.schedules import sigmas
 from trainer.types import Prompt, Rollout
 
@@ -21,12 +22,16 @@ PROMPTS = [Prompt("a", 'the word "K7QX" in red'), Prompt("b", 'the word "CAT" in
 
 
 class CountingFlow(TinyFlow):
-    """Counts the rows that went through the network."""
+    """Counts the rows that went through the network, those of them that a graph was kept of, and the calls."""
 
     rows = 0
+    rows_with_grad = 0
+    calls = 0
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.rows += len(x)
+        self.rows_with_grad += len(x) * torch.is_grad_enabled()
+        self.calls += 1
         return super().velocity(network, x, sigma_B, conditioning)
 
 
@@ -157,3 +162,74 @@ def test_guidance_leads_away_from_each_prompts_own_negative_one() -> None:
 def test_a_negative_prompt_must_be_drawable_too() -> None:
     with pytest.raises(ConfigError, match="prompt 'a'"):
         make_policy().check_prompts([replace(PROMPTS[0], negative_prompt="Ω")])
+
+
+def gradient(policy: FlowPolicy) -> Tensor:
+    """That of all trained weights, flat; it is then taken away."""
+    found = [p.grad.flatten() for p in policy.trainable.parameters() if p.grad is not None]
+    policy.trainable.zero_grad(set_to_none=True)
+    return torch.cat(found)
+
+
+def written_out(policy: FlowPolicy, rollout: Rollout, *, detach: bool) -> Tensor:
+    """The gradient of the sum of the replayed log-probabilities, from two passes of the network and equation 6 of arXiv 2207.12598."""
+    model, plan, levels = policy.model, rollout.trace.plan, sigmas(5).tolist()
+    away = [Prompt("", "") for _ in rollout.prompts]
+    for column, step in enumerate(plan.trained_steps):
+        x, x_next = rollout.trace.around(step)
+        sigma_B = torch.full((len(x),), levels[step])
+        c, u = (model.velocity(model.network, x, sigma_B, model.encode(each)) for each in (rollout.prompts, away))
+        u = u.detach() if detach else u
+        _, logp_B, _ = sde_step(
+            x,
+            u + 3.0 * (c - u),
+            levels[step],
+            levels[step + 1],
+            kind="cps",
+            noise_level=0.7,
+            sigma_max=levels[1],
+            x_next=x_next,
+        )
+        torch.testing.assert_close(logp_B.detach(), rollout.logp_BS[:, column])
+        (logp_B * WEIGHTS).sum().backward()
+    return gradient(policy)
+
+
+WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0, 0.3])  # as advantages weigh samples
+
+
+@pytest.mark.parametrize("through", ["both", "conditional"])
+def test_the_gradient_of_guidance_goes_where_the_plan_says_and_ratios_start_at_one(through: str) -> None:
+    """Equal to autograd through the guided velocity written out, without or with the unconditional half detached."""
+    policy = make_policy(keep_reference=True)
+    (rollout,) = sample(policy, guidance_scale=3.0, guidance_gradient=through)
+    counted: Any = policy.model
+    assert counted.calls == 5 * (1 if through == "both" else 2)
+    counted.rows = counted.rows_with_grad = counted.calls = 0
+    replay = policy.replay(rollout, slice(0, 2))
+    assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS), "replay repeats sampling to the bit"
+    assert (counted.rows, counted.rows_with_grad) == (2 * 12, 2 * (12 if through == "both" else 6))
+    (replay.logp_BS.sum(1) * WEIGHTS).sum().backward()
+    found = gradient(policy)
+    expected = written_out(policy, rollout, detach=through == "conditional")
+    other = written_out(policy, rollout, detach=through == "both")
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert (found - other).norm() > 0.05 * expected.norm(), "the two are different gradients"
+    kl = policy.replay(rollout, slice(0, 2), reference=True).kl_BS["velocity"]
+    assert torch.equal(kl.detach(), torch.zeros(6, 2)), "the reference is guided in the same way"
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_a_replay_with_a_conditional_gradient_calls_the_network_twice_a_step_whatever_the_prompts(size: int) -> None:
+    """Sharded weights are gathered at each call: with another number of calls a rank would wait for the others for ever."""
+    policy = make_policy()
+    prompts = [replace(PROMPTS[0], negative_prompt=PROMPTS[1].text), PROMPTS[1]]
+    plan = SamplingPlan(
+        num_inference_steps=5, micro_batch_size=size, noise_level=0.7, stochastic_steps=(2, 3), trained_steps=(2, 3),
+        guidance_scale=3.0, guidance_gradient="conditional",
+    )  # fmt: skip
+    rollout = next(iter(policy.sample(prompts, 3, list(range(6)), plan)))
+    counted: Any = policy.model
+    counted.calls = 0
+    assert torch.equal(policy.replay(rollout, slice(0, 2)).logp_BS.detach(), rollout.logp_BS)
+    assert counted.calls == 2 * 2

@@ -117,7 +117,16 @@ def test_an_ode_sample_is_the_pipelines(folder: Path, pipeline: Any, guidance_sc
 
 def test_replay_before_an_update_repeats_sampling_bit_for_bit(folder: Path, changes: dict[str, Any]) -> None:
     policy = make_policy(folder, keep_reference=True, **changes)
-    rollout = sample(policy, make_plan(guidance_scale=4.5))
+    check_replay(policy, sample(policy, make_plan(guidance_scale=4.5)))
+
+
+def test_a_replay_with_a_conditional_gradient_repeats_sampling_too(folder: Path) -> None:
+    """Adapters and bfloat16, where a row's last bits depend most on how many others are beside it."""
+    policy = make_policy(folder, keep_reference=True, lora=LoraConfig(rank=4, alpha=8.0), dtype="bfloat16")
+    check_replay(policy, sample(policy, make_plan(guidance_scale=4.5, guidance_gradient="conditional")))
+
+
+def check_replay(policy: FlowPolicy, rollout: Rollout) -> None:
     replay = policy.replay(rollout, slice(0, 2), reference=True)
     assert replay.logp_BS.requires_grad
     assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError
 from trainer.policies.base import Laying
-from trainer.policies.flow.policy import Conditioning, away_from
+from trainer.policies.flow.guided import away_from
+from trainer.policies.flow.policy import Conditioning
 from trainer.policies.lora import autocast
 from trainer.policies.unified.mot.inference.context import EVERYTHING, NO_IMAGES, Context, Size, canvas_size
 from trainer.policies.unified.mot.model import MotModel
