@@ -775,7 +775,11 @@ CROSS_CHECKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "gradient_of_three_branches": (
         ["sampling.guidance_gradient=conditional", "sampling.guidance_scale=2", "sampling.guidance={}"],
-        ["guidance_gradient = conditional is of guidance by the text alone", "source images (mot)", "leave one of them out"],
+        [
+            "guidance_gradient = conditional is of guidance by the text alone",
+            "source images (mot)",
+            "leave one of them out",
+        ],
     ),
     "min_valid": (["advantage.min_valid=5"], ["min_valid = 5", "group_size = 4", "lower min_valid"]),
     "floor_of_nothing": (
