@@ -180,7 +180,7 @@ class BasePolicy(FlowPolicy):
     def sample(
         self, prompts_P: Sequence[Prompt], group_size: int, seeds_B: Sequence[int], plan: SamplingPlan
     ) -> Iterator[Rollout]:
-        self._encoded = ((), {})  # of other weights
+        self._encoded = ((), ())  # of other weights
         return super().sample(prompts_P, group_size, seeds_B, plan)
 
 
