@@ -150,6 +150,7 @@ def paired(runs: Sequence[Run], at: int | None) -> list[Paired]:
     """
     steps = [_step_of(run, at) for run in runs]
     base = outcomes_of(runs[0].folder, steps[0]) if steps[0] is not None else []
+    before = score_metrics(base) if len(runs) > 1 else {}  # once: its intervals are most of the time a comparison takes
     found = []
     for run, step in list(zip(runs, steps, strict=True))[1:]:
         if not base or step is None or steps[0] is None:
@@ -157,12 +158,14 @@ def paired(runs: Sequence[Run], at: int | None) -> list[Paired]:
             found.append(Paired(run.name, step, (), f"{lacking.name} has no evaluation with scores by prompt"))
             continue
         own = outcomes_of(run.folder, step)
-        found.append(_paired(run.name, step, own, base))
+        found.append(_paired(run.name, step, own, base, before))
     return found
 
 
-def _paired(name: str, step: int, own: Sequence[Outcome], base: Sequence[Outcome]) -> Paired:
-    row, before = score_metrics(own, base), score_metrics(base)
+def _paired(
+    name: str, step: int, own: Sequence[Outcome], base: Sequence[Outcome], before: Mapping[str, float]
+) -> Paired:
+    row = score_metrics(own, base)
     known = {(each.place, each.prompt_id): each.scores for each in base}
     differences = []
     for key in (key for key in row if key.endswith("/gain")):
