@@ -227,11 +227,8 @@ const charts = (() => {
       if (stage) stage.close(); else enlarge(figure, large);
     });
     figure.append(at, spoken, large);
-    const numbers = waiting.get(figure) ?? JSON.parse(data.textContent);
+    const numbers = waiting.get(figure) ?? given(figure);
     made.set(figure, { numbers, plot: null, columns: null, hidden: new Set(), at, spoken });
-
-    figure.append(at, spoken, enlarge);
-    made.set(figure, { numbers: waiting.get(figure) ?? given(figure), plot: null, columns: null, hidden: new Set(), at, spoken });
     keys(figure);
     draw(figure);
   }
