@@ -160,7 +160,7 @@ def test_on_paper_nothing_is_folded_or_cut_and_curves_are_those_that_were_shown(
         expect(chart.locator(".u-over")).to_be_visible()
         page.emulate_media(media="print")
         expect(page.locator("form").first).to_be_hidden()
-        expect(chart.locator("svg")).to_be_visible()
+        expect(chart.locator("svg, canvas").filter(visible=True).first).to_be_visible()
         assert page.get_by_text("num_inference_steps: 10").bounding_box()["height"] > 0  # in a fold that is closed
         page.emulate_media(media="screen")
         with (folder / "metrics.jsonl").open("a") as file:

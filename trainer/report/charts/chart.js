@@ -209,9 +209,8 @@ const charts = (() => {
     button.setAttribute("aria-label", `${isLarge ? "close" : "enlarge"} the chart ${title}`);
   }
 
-  const given = (figure) => JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
-
   function start(figure) {
+    const data = figure.querySelector('script[type="application/json"]');
     const at = document.createElement("p");
     at.className = "at";
     at.ariaHidden = "true";
@@ -227,7 +226,7 @@ const charts = (() => {
       if (stage) stage.close(); else enlarge(figure, large);
     });
     figure.append(at, spoken, large);
-    const numbers = waiting.get(figure) ?? given(figure);
+    const numbers = waiting.get(figure) ?? JSON.parse(data.textContent);
     made.set(figure, { numbers, plot: null, columns: null, hidden: new Set(), at, spoken });
     keys(figure);
     draw(figure);
@@ -258,14 +257,13 @@ const charts = (() => {
   function update(name, numbers) {
     for (const figure of document.querySelectorAll("figure.chart")) {
       if (figure.dataset.chart !== name) continue;
-      const state = made.get(figure), known = state?.numbers ?? waiting.get(figure) ?? given(figure);
-      if (JSON.stringify(known) === JSON.stringify(numbers)) continue;
-      figure.classList.add("newer"); // than the drawing that came with the page
+      const state = made.get(figure);
       if (!state) { waiting.set(figure, numbers); continue; }
       if (numbers.series.length !== state.numbers.series.length) continue; // its legend is of other curves
       const alike = shapeOf(numbers) === shapeOf(state.numbers), xs = state.columns.data[0], { min, max } = state.plot.scales.x;
       const whole = min <= xs[0] && max >= xs[xs.length - 1];
       state.numbers = numbers;
+      figure.classList.add("newer"); // than the drawing that came with the page
       if (!alike) { draw(figure); continue; }
       state.columns = columnsOf(numbers);
       state.plot.setData(state.columns.data, whole);
@@ -290,7 +288,6 @@ const charts = (() => {
     }
   });
   const begin = () => document.querySelectorAll("figure.chart").forEach((figure) => coming.observe(figure));
-  window.addEventListener("beforeprint", () => waiting.forEach((_, figure) => { if (!made.has(figure)) start(figure); }));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => [...made.keys()].forEach(draw));
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin); else begin();
   return { update, plain, tick };
