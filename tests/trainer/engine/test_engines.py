@@ -53,6 +53,16 @@ def test_steps_are_those_of_one_process_without_deepspeed(alone: Found, two: Fou
         np.testing.assert_allclose(found["average"][name], reference["average"][name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_two_copies_of_the_weights_on_four_ranks_take_the_steps_of_one(alone: Found, tmp_path: Path) -> None:
+    """Replicas of sharded weights: each pair of ranks has a copy of its own (hpZ), and all four share gradients and moments."""
+    found, reference = run(tmp_path / "found.json", 4, ["zero3_hybrid"])["zero3_hybrid"], alone["none"]
+    assert found["norms"] == pytest.approx(reference["norms"], rel=1e-6)
+    for name, tensors in reference["state"].items():
+        for key, value in tensors.items():
+            np.testing.assert_allclose(found["state"][name][key], value, rtol=1e-5, atol=1e-7, err_msg=f"{name} {key}")
+
+
 @pytest.mark.parametrize(("ranks", "stage"), CASES)
 def test_a_parameter_without_a_gradient_is_left_alone(alone: Found, two: Found, ranks: int, stage: str) -> None:
     """Not even weight decay moves what no rank ever had a gradient for, and it has no moments."""
