@@ -19,7 +19,7 @@ from trainer.policies.unified.mot.flow import MotFlow
 from trainer.policies.unified.mot.policy import MotPolicy
 from trainer.policies.unified.mot.vision import to_patches
 from trainer.samplers.flow_sde import Kind
-from trainer.samplers.guidance import Guidance
+from trainer.samplers.guidance import Guidance, GuidanceGradient
 from trainer.types import Prompt
 
 
@@ -105,13 +105,15 @@ def test_what_is_replayed_is_what_was_drawn(prompts: Sequence[Prompt]) -> None:
     torch.testing.assert_close(torch.cat([each.logp_BS for each in alone]), whole.logp_BS, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "guidance", "same_noise"), [("flow_sde", 3.0, False), ("cps", 2.0, True)])
+@pytest.mark.parametrize(
+    ("kind", "guidance", "same_noise", "through"), [("flow_sde", 3.0, False, "both"), ("cps", 2.0, True, "conditional")]
+)
 def test_first_ratios_are_1_in_half_precision_with_guidance_and_recomputed_layers(
-    prompts: Sequence[Prompt], kind: Kind, guidance: float, same_noise: bool
+    prompts: Sequence[Prompt], kind: Kind, guidance: float, same_noise: bool, through: GuidanceGradient
 ) -> None:
     policy = small_mot(dtype="bfloat16", gradient_checkpointing=True, freeze=("language", "vision", "connector"))
     steps = (1, 2) if same_noise else (0, 1, 2)
-    plan = SamplingPlan(4, 6, kind, 0.7, steps, steps, guidance, shift=3.0, same_noise=same_noise)
+    plan = SamplingPlan(4, 6, kind, 0.7, steps, steps, guidance, through, shift=3.0, same_noise=same_noise)
     for rollout in policy.sample(prompts, 3, range(6), plan):
         for part in policy.parts(rollout):
             replayed = policy.replay(rollout, part).logp_BS

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ConfigError, TinyConfig
+from trainer.config import Config, ConfigError, TinyConfig
+from trainer.objectives import plan_needs
 from trainer.policies.base import SamplingPlan
+from trainer.policies.flow.plans import evaluation_plan, training_plan
 from trainer.policies.flow.policy import Conditioning, FlowPolicy
 from trainer.policies.flow.tiny import TinyFlow
 from trainer.policies.flow.tiny_model import TinyModel
@@ -233,3 +236,18 @@ def test_a_replay_with_a_conditional_gradient_calls_the_network_twice_a_step_wha
     counted.calls = 0
     assert torch.equal(policy.replay(rollout, slice(0, 2)).logp_BS.detach(), rollout.logp_BS)
     assert counted.calls == 2 * 2
+
+
+def test_the_recipe_chooses_and_evaluation_draws_in_one_pass() -> None:
+    tree = {
+        "run_name": "least",
+        "max_steps": 1,
+        "rewards": {"services": {"ocr": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"ocr": {"service": "ocr"}}},
+        "data": {"train": [{"path": "train.jsonl", "rewards": {"ocr": 1.0}}]},
+        "sampling": {"guidance_scale": 3.0, "guidance_gradient": "conditional"},
+    }
+    config = Config.model_validate(tree)
+    plan = training_plan(config, 0, plan_needs("flow_grpo"), "")
+    assert (plan.guidance_scale, plan.guidance_gradient) == (3.0, "conditional")
+    chosen: Any = SimpleNamespace(num_inference_steps=4, guidance_scale=3.0)
+    assert evaluation_plan(config, chosen).guidance_gradient == "both"

@@ -118,13 +118,22 @@ def test_the_shift_grows_with_the_picture(folder: Path) -> None:
         assert model.noise_levels(2, size, size) == pytest.approx([1.0, middle, 0.0])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "checkpointing", "through"),
+    [
+        ("float32", False, "both"),
+        ("float32", True, "both"),
+        ("bfloat16", False, "both"),
+        ("bfloat16", True, "both"),
+        ("bfloat16", True, "conditional"),
+    ],
+)
 def test_replay_repeats_sampling_and_the_reference_is_without_adapters(
-    folder: Path, dtype: str, checkpointing: bool
+    folder: Path, dtype: str, checkpointing: bool, through: str
 ) -> None:
     policy = make_policy(folder, keep_reference=True, dtype=dtype, gradient_checkpointing=checkpointing)
-    (rollout,) = policy.sample(PROMPTS, 2, [1, 2, 3, 4], make_plan(guidance_scale=2.0))
+    plan = make_plan(guidance_scale=2.0, guidance_gradient=through)
+    (rollout,) = policy.sample(PROMPTS, 2, [1, 2, 3, 4], plan)
     replay = policy.replay(rollout, slice(0, 2), reference=True)
     assert torch.equal(replay.logp_BS.detach(), rollout.logp_BS)
     assert not replay.kl_BS["velocity"].any()

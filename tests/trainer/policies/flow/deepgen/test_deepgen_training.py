@@ -28,17 +28,24 @@ SAMPLING = {
 
 
 @pytest.mark.parametrize(
-    "lora", [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param({"rank": 4}, id="lora")]
+    ("lora", "through"),
+    [
+        pytest.param(None, "conditional", id="full", marks=pytest.mark.slow),
+        pytest.param({"rank": 4}, "both", id="lora"),
+    ],
 )
 def test_two_steps_train_the_transformer_and_resume_exactly(
     recipe: Callable[..., Path],
     tiny: TinyDeepGen,
     build: Callable[..., DeepGenFlow],
     lora: dict[str, Any] | None,
+    through: str,
 ) -> None:
+    sampling = SAMPLING | {"guidance_gradient": through}
+
     def run(name: str, max_steps: int) -> Path:
         config = recipe(
-            name, policy=tiny.section(lora=lora), sampling=SAMPLING, max_steps=max_steps, objective={"kl_beta": 0.01}
+            name, policy=tiny.section(lora=lora), sampling=sampling, max_steps=max_steps, objective={"kl_beta": 0.01}
         )
         train(load_config(config, Config))
         return Path(load_config(config, Config).run_dir)
