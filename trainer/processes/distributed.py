@@ -70,8 +70,8 @@ class World:
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any rank."""
-        return bool(self.sum(torch.tensor(int(flag), device=self.device)).item())
+        """Whether `flag` is set on any rank. It travels by the CPU, as the device would have to finish all that was queued."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))).item())
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value` (anything JSON holds), by rank, on every rank. Travels as JSON bytes, never pickled."""

@@ -44,11 +44,19 @@ class Tally:
         """Of all ranks: totals as they are, sums as means over what counts, and extremes."""
         sums = {name: value for group in self._sums.values() for name, value in group.items()}
         flat = torch.stack([*self._counts.values(), *self._totals.values(), *sums.values()])
-        numbers = self.world.sum(flat).tolist()
+        ends = [value.double() for value in [*self._lows.values(), *self._highs.values()]]
+        sums_and_ends = torch.cat(
+            [self.world.sum(flat), *(end.view(1) for end in ends)]
+        )  # the device is waited for once
+        numbers = sums_and_ends.tolist()
+        numbers, own = numbers[: len(flat)], numbers[len(flat) :]
         counts = dict(zip(self._counts, numbers, strict=False))
         row = dict(zip([*self._totals, *sums], numbers[len(counts) :], strict=True))
         row |= {name: row[name] / max(counts[group], 1.0) for group, named in self._sums.items() for name in named}
-        extremes = self.world.gather([_read(self._lows), _read(self._highs)])
+        low, high = own[: len(self._lows)], own[len(self._lows) :]
+        extremes = self.world.gather(
+            [dict(zip(self._lows, low, strict=True)), dict(zip(self._highs, high, strict=True))]
+        )
         row |= {name: min(lows[name] for lows, _ in extremes) for name in self._lows}
         row |= {name: max(highs[name] for _, highs in extremes) for name in self._highs}
         for group in self._counts:
@@ -83,8 +91,3 @@ def _derived(row: dict[str, float], group: str) -> dict[str, float]:
     if (kl := row.get(_key(group, "loss/kl"))) is not None:
         found["kl"] = kl
     return {_key(group, name): value for name, value in found.items()}
-
-
-def _read(values: Mapping[str, Tensor]) -> dict[str, float]:
-    numbers = torch.stack(list(values.values())).tolist() if values else []
-    return dict(zip(values, numbers, strict=True))

@@ -250,12 +250,13 @@ class FlowPolicy:
         rows = [n for n, group in enumerate(groups_B) if n == 0 or groups_B[n - 1] != group]
         if not plan.same_noise or first == 0 or len(rows) == len(groups_B):
             return x, 0
-        x, prompts = x[rows], [prompts_B[n] for n in rows]
+        # Rows are taken and repeated one by one: a list or a tensor of numbers would be copied to the device, which waits.
+        x, prompts = torch.stack([x[n] for n in rows]), [prompts_B[n] for n in rows]
         solver = _solver(plan.solver)
         for step in range(first):
             x = solver.step(x, self._velocity(x, schedule[step], prompts, plan), schedule[step], schedule[step + 1])
         sizes = [stop - start for start, stop in zip(rows, [*rows[1:], len(groups_B)], strict=True)]
-        return x.repeat_interleave(torch.tensor(sizes, device=x.device), dim=0), first
+        return torch.cat([row.expand(size, *row.shape) for row, size in zip(x, sizes, strict=True)]), first
 
     def _velocity(
         self, x: Tensor, sigma: float, prompts_B: Sequence[Prompt], plan: SamplingPlan, network: nn.Module | None = None
