@@ -101,9 +101,9 @@ class PretendedGpu:
             for tensor in _tensors(tensors):
                 if tensor.device.type == "cpu" and not self.holds(tensor):
                     storage = tensor.untyped_storage()
-                    self._tags[storage._cdata] = StorageWeakRef(storage)
+                    self._tags[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         if len(self._tags) > self._purge_at:
-            self._tags = {address: ref for address, ref in self._tags.items() if not ref.expired()}
+            self._tags = {address: ref for address, ref in self._tags.items() if not _is_gone(ref)}
             self._purge_at = len(self._tags) + _PURGE_EVERY
         return tensors
 
@@ -154,11 +154,11 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         yield gpu
 
 
-class _Kernels(TorchDispatchMode):
+class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every kernel; what comes out of one that saw the device is on the device."""
 
     def __init__(self, gpu: PretendedGpu) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._gpu = gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -212,9 +212,9 @@ class _Answers(TorchFunctionMode):
         super().__init__()
         self._gpu = gpu
         own: dict[Any, Callable[..., Any]] = {
-            torch.Tensor.device.__get__: self._device,
-            torch.Tensor.is_cuda.__get__: self._is_cuda,
-            torch.Tensor.is_cpu.__get__: lambda func, x, *_: func(x) and not gpu.holds(x),
+            _getter("device"): self._device,
+            _getter("is_cuda"): self._is_cuda,
+            _getter("is_cpu"): lambda func, x, *_: func(x) and not gpu.holds(x),
             torch.Tensor.get_device: lambda func, x: 0 if gpu.holds(x) else func(x),
             torch.Tensor.to: self._to,
             torch.Tensor.cpu: lambda func, x, **kw: self._move(x, None, "cpu", waits=True),
@@ -296,7 +296,7 @@ class _Answers(TorchFunctionMode):
             self._gpu.note("read" if to is None else "upload", what)
         with self._gpu.quiet():
             copy = x.to(dtype=dtype or x.dtype, copy=True)
-        return copy if to is None else self._gpu.take(copy)  # type: ignore[no-any-return]
+        return copy if to is None else self._gpu.take(copy)
 
     def _pin(self, func: Any, x: Tensor, *_: Any) -> Tensor:
         if self._gpu.holds(x):
@@ -365,6 +365,15 @@ def _patch_cuda(gpu: PretendedGpu, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "autocast", Autocast)
     patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(16, dtype=torch.uint8))
     patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
+
+
+def _is_gone(ref: StorageWeakRef) -> bool:
+    return bool(ref.expired())  # type: ignore[no-untyped-call]
+
+
+def _getter(name: str) -> Any:
+    """What a function mode is told when this property of a tensor is asked for."""
+    return getattr(torch.Tensor, name).__get__
 
 
 def _is_gpu(device: Any) -> bool:

@@ -132,7 +132,9 @@ class RolloutBatch:
     update: ClassVar[None] = None
 
     def to(self, device: torch.device) -> Self:
-        return replace(self, adv_B=self.adv_B.to(device), weight_N=self.weight_N.to(device))
+        # A number a sample is taken along by the call itself: the device need not have finished what was queued before.
+        adv_B, weight_N = (each.to(device, non_blocking=True) for each in (self.adv_B, self.weight_N))
+        return replace(self, adv_B=adv_B, weight_N=weight_N)
 
     def weightless(self) -> Self:
         return replace(self, weight_N=torch.zeros_like(self.weight_N))
