@@ -162,7 +162,7 @@ def test_a_second_update_that_is_not_finite_leaves_weights_nobody_may_save() -> 
     updater = make_updater(policy, updates_per_rollout=2)
     norms = iter([1.0, math.nan])
     take = updater.engine.step
-    updater.engine.step = lambda lr: (take(lr), next(norms))[1]  # type: ignore[method-assign]
+    updater.engine.step = lambda lr, **scale: (take(lr, **scale), next(norms))[1]  # type: ignore[method-assign]
     with pytest.raises(StopTrainingError, match=r"The 1 of 2 before it were, so the weights are not saved") as caught:
         updater.step(Scored(roll_out(policy), ADV, ONES), 4)
     assert caught.value.midway

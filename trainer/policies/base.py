@@ -42,8 +42,6 @@ class SamplingPlan:
         stochastic_steps: indices of the SDE steps; all others are ODE steps. Empty: a deterministic sampler.
         trained_steps: the stochastic steps a replay will ask for; only their latents are kept.
         guidance_scale: classifier-free guidance; 1 is none.
-        guidance_gradient: where the gradient of a guided velocity goes: through `both` velocities, or through the `conditional` one, with the
-            other a constant that no graph is kept of. Sampling computes the two as their replay will.
         guidance: by the text and by source images, of a policy that is guided by both; `guidance_scale` is its `text`. None is by the text alone.
         shift: timestep shift of evenly spaced noise levels; None visits the model's own levels.
         height, width: pixels; None is the model's own size.
@@ -52,6 +50,8 @@ class SamplingPlan:
             first stochastic step are then the same for all of them and computed once per prompt.
         keep_means: keep the means of the trained steps, for a replay's `mean_shift_BS`.
         keep_final: keep the clean latents, for objectives of the forward process (`Denoises.clean`).
+        guidance_gradient: where the gradient of a guided velocity goes: through `both` velocities, or through the `conditional` one, with the
+            other a constant that no graph is kept of. Sampling computes the two as their replay will.
     """
 
     num_inference_steps: int
@@ -61,7 +61,6 @@ class SamplingPlan:
     stochastic_steps: Sequence[int] = ()
     trained_steps: Sequence[int] = ()
     guidance_scale: float = 1.0
-    guidance_gradient: GuidanceGradient = "both"
     guidance: Guidance | None = None
     shift: float | None = 1.0
     height: int | None = None
@@ -70,6 +69,7 @@ class SamplingPlan:
     same_noise: bool = False
     keep_means: bool = False
     keep_final: bool = False
+    guidance_gradient: GuidanceGradient = "both"
 
 
 @runtime_checkable

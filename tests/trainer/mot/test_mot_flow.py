@@ -113,7 +113,9 @@ def test_first_ratios_are_1_in_half_precision_with_guidance_and_recomputed_layer
 ) -> None:
     policy = small_mot(dtype="bfloat16", gradient_checkpointing=True, freeze=("language", "vision", "connector"))
     steps = (1, 2) if same_noise else (0, 1, 2)
-    plan = SamplingPlan(4, 6, kind, 0.7, steps, steps, guidance, through, shift=3.0, same_noise=same_noise)
+    plan = SamplingPlan(
+        4, 6, kind, 0.7, steps, steps, guidance, guidance_gradient=through, shift=3.0, same_noise=same_noise
+    )
     for rollout in policy.sample(prompts, 3, range(6), plan):
         for part in policy.parts(rollout):
             replayed = policy.replay(rollout, part).logp_BS
