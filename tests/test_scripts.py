@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -287,3 +288,10 @@ def test_signals_and_exit_codes_are_the_trainers_own(
     process.send_signal(number)
     assert process.wait(timeout=30) == 7
     process.stdout.close()
+
+
+def test_what_shares_a_vllm_server_lies_in_one_folder() -> None:
+    """test.sh collects these alone, without importing all other tests for it."""
+    marked = [path for path in (ROOT / "tests").rglob("*.py") if re.search(r"mark\.vl[l]m", path.read_text("utf-8"))]
+    assert marked
+    assert {path.parent.relative_to(ROOT).as_posix() for path in marked} == {"tests/vllm"}
