@@ -205,6 +205,7 @@ def test_metadata_that_an_index_refuses_is_named() -> None:
     assert all(any(each in sentence for sentence in found) for each in said), found
 
 
+@pytest.mark.slow
 def test_what_is_in_the_wheel_works_without_the_checkout(built: tuple[Path, Path], tmp_path: Path) -> None:
     """Unpacked as pip would, and called from elsewhere: a recipe by its name, with all files that it reads; a service that it
     starts is ours, whatever lies in the folder."""

@@ -18,7 +18,7 @@ from tests.support import goldens
 from tests.support.trainer_runs import run_trainer
 
 QUICKSTART = goldens.ROOT / "configs" / "quickstart.yaml"
-SHOWN_FAST = ("flow_grpo", "diffusion_nft")
+SHOWN_FAST = ("flow_grpo",)
 
 
 def _compare(now: Mapping[str, Any], kept: Mapping[str, Any]) -> None:

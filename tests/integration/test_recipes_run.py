@@ -105,6 +105,7 @@ def test_every_recipe_is_run_here() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_quickstart_trains(workplace: Path, rules_url: str) -> None:
     (workplace / "assets").symlink_to(ROOT / "assets")
     config = smaller(Path("configs/quickstart.yaml"), rules_url, size=())
@@ -129,6 +130,7 @@ def test_the_small_vlms_quickstart_trains(workplace: Path, rules_url: str) -> No
     assert read_metrics(Path(config.run_dir))[-1]["ratio/replay_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_the_quickstart_of_pairs_trains(workplace: Path, rules_url: str) -> None:
     """Both tasks, their own rewards, their own pictures; only steps and pairs are fewer."""
     (workplace / "assets").symlink_to(ROOT / "assets")
@@ -177,6 +179,7 @@ def test_the_native_models_three_stages_train(workplace: Path, rules_url: str) -
     assert "was trained on packs of texts and images." in page
 
 
+@pytest.mark.slow
 def test_the_quickstart_of_packed_training_trains(workplace: Path, rules_url: str) -> None:
     """Its own rows and pictures; steps, held-out rows and denoising steps are fewer, and built-in rules stand for its own."""
     (workplace / "assets").symlink_to(ROOT / "assets")

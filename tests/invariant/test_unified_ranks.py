@@ -23,6 +23,7 @@ def changes(scripted: Callable[..., ScriptedServer], rules_url: str, tmp_path: P
     return unified_changes(tmp_path / "given", scripted, rules_url)
 
 
+@pytest.mark.slow
 def test_two_ranks_and_smaller_micro_batches_take_the_steps_of_one(
     recipe: Callable[..., Path], changes: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -369,16 +369,16 @@ def test_a_step_that_stops_at_an_update_is_made_again_from_its_start(
     undisturbed = small(server, "undisturbed", **changes)
     assert train(undisturbed) == 0
 
-    config, real, taken = small(server, "stopped", **changes), Updater._apply, 0
+    config, real, taken = small(server, "stopped", **changes), Updater.apply, 0
 
-    def fail_once(self: Updater, step: int, number: int, lr: float, tally: Tally) -> float:
+    def fail_once(self: Updater, number: int, counts: Any, step: int, tally: Tally, *, scale: float = 1.0) -> float:
         nonlocal taken
         taken += 1
         if taken == failing:
             tally.add("loss/policy", torch.tensor(torch.nan))
-        return real(self, step, number, lr, tally)
+        return real(self, number, counts, step, tally, scale=scale)
 
-    monkeypatch.setattr(Updater, "_apply", fail_once)
+    monkeypatch.setattr(Updater, "apply", fail_once)
     assert train(config) == 1
     assert [each.name for each in list_checkpoints(config.run_dir / "checkpoints")] == ["step_000001"]
     made = "this update was not made" if failing == 3 else "The 1 of 2 before it were"

@@ -16,9 +16,9 @@ from trainer import loop
 from trainer.checkpoint import list_checkpoints
 from trainer.config import Config
 from trainer.config.file import load_config
+from trainer.programs.early import EarlyUpdate
 from trainer.programs.rl import RlProgram
 from trainer.programs.rollout import Drawn
-from trainer.update.updater import Updater
 
 scripted = reward_servers.scripted  # the fixture
 SMALL = {"prompts_per_step": 2, "group_size": 4, "micro_batch_size": 4, "num_inference_steps": 3}
@@ -85,12 +85,12 @@ def test_its_first_step_is_on_policy_and_later_ones_are_marked(
 ) -> None:
     stale: list[list[bool]] = []
 
-    def step(self: Any, fed: Any, *args: Any) -> dict[str, float]:
+    def finish(self: Any, scores: Any, fed: Any) -> dict[str, float]:
         stale.append([rollout.behind > 0 for rollout in fed.rollouts])
-        return original(self, fed, *args)
+        return original(self, scores, fed)
 
-    original = Updater.step
-    monkeypatch.setattr(Updater, "step", step)
+    original = EarlyUpdate.finish
+    monkeypatch.setattr(EarlyUpdate, "finish", finish)
     assert loop.train(make("off", max_steps=3, sampling=OFF)) == 0
     assert [any(s) for s in stale] == [all(s) for s in stale] == [False, True, True]
 

@@ -49,7 +49,10 @@ def ordinary(
 
 
 @pytest.mark.parametrize("clip", [5.0, 1.0])
-@pytest.mark.parametrize(("sampled", "micro"), [(4, None), (2, None), (2, 1), (8, None)])
+@pytest.mark.parametrize(
+    ("sampled", "micro"),
+    [(4, None), (2, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, None), (8, None)))],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_a_segmented_update_is_the_ordinary_one(name: str, sampled: int, micro: int | None, clip: float) -> None:
     """Samples without a score, advantages beyond the clip, several updates, whole and halved groups."""

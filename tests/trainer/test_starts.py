@@ -75,7 +75,10 @@ def test_the_report_shows_where_the_configuration_changed(tmp_path: Path) -> Non
     (tmp_path / "metrics.jsonl").write_text("".join(rows))
     page = build_report(tmp_path).read_text(encoding="utf-8")
     assert "The configuration changed on the way" in page
-    assert '<th scope="row">4</th><td><code>optim.lr</code></td><td>0.1</td><td>0.2</td>' in page
+    assert (
+        '<th scope="row">4</th><td class="text"><code>optim.lr</code></td><td class="text">0.1</td><td class="text">0.2</td>'
+        in page
+    )
     assert "Dotted: the configuration changed." in page
     (tmp_path / "starts" / "0002_step_000004.yaml").write_text(config())
     assert "configuration changed" not in build_report(tmp_path).read_text(encoding="utf-8")

@@ -190,6 +190,7 @@ def test_a_gpu_gives_the_cpus_scores(folder: Path, scorer: HpsScorer) -> None:
         assert [value(result) for result in there.score("hpsv2.1", batch())] == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_a_worker_process_gives_the_same_scores(folder: Path, scorer: HpsScorer) -> None:
     pool = ProcessPool(partial(HpsScorer, inspect(folder), device="cpu", dtype="fp32", threads=1), 1)
     pool.load()

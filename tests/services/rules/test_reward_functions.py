@@ -85,14 +85,11 @@ def test_the_mark_sets_what_info_says(write: Callable[..., Path]) -> None:
 
 
 def test_the_examples_in_the_documentation_run(write: Callable[..., Path]) -> None:
-    guide = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
-    block = guide.partition("```python\n# my_rewards.py\n")[2].partition("```")[0]
     docstring = functions.__doc__ or ""
     example = docstring[docstring.index("    from PIL") : docstring.index("A reward function takes")]
-    for text in (block, textwrap.dedent(example)):
-        [rewarded] = load_functions(str(write(text))).rewards
-        assert rewarded.info.name == "brightness"
-        assert rewarded(ITEM) == Score(1.0)
+    [rewarded] = load_functions(str(write(textwrap.dedent(example)))).rewards
+    assert rewarded.info.name == "brightness"
+    assert rewarded(ITEM) == Score(1.0)
 
 
 def test_revision_changes_with_the_file(write: Callable[..., Path]) -> None:

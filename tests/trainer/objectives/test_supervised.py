@@ -182,8 +182,8 @@ def test_pictures_of_all_updates_are_drawn_before_the_first(tmp_path: Path) -> N
     updater = make_updater(policy, updates_per_rollout=2, sft=sft(make_data(tmp_path)))
     take, before = updater.engine.step, weights(policy)
 
-    def take_and_unlink(lr: float) -> float:
-        norm = take(lr)
+    def take_and_unlink(lr: float, *, scale: float) -> float:
+        norm = take(lr, scale=scale)
         for path in tmp_path.glob("*.png"):
             path.unlink()
         return norm

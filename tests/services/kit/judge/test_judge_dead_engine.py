@@ -121,7 +121,9 @@ async def test_an_engine_that_hangs_or_breaks_answers_off_is_dead_too():
                 await until(lambda: client.service.ready)
 
 
-@pytest.mark.parametrize("make", [unifiedreward, evaluation, vqa])
+@pytest.mark.parametrize(
+    "make", [unifiedreward, *(pytest.param(each, marks=pytest.mark.slow) for each in (evaluation, vqa))]
+)
 async def test_a_judge_that_hangs_is_dead_also_when_every_deadline_comes_before_the_limit_of_a_call(make):
     behave = Judge()
     with judging(behave) as judge:
