@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _CLOSE = {"fp32": 1e-3, "bf16": 5e-2}
 
 
-class RewardModel:
+class RewardModel(ABC):
     """To be made a class of your own from: say `load` and `score`, and what of the rest is not as here.
 
     Batching, limits, tokens, metrics, the cache and the failure of single items are the service's. `score` runs without
@@ -53,13 +54,13 @@ class RewardModel:
     device: torch.device
     checkpoint: str | None = None
 
+    @abstractmethod
     def load(self) -> None:
         """Load the network. Heavy imports belong here, too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, items: Sequence[Item]) -> Sequence[float | Score | Failure | None] | torch.Tensor:
         """One score for each item, in order: a tensor (N,), or a list of numbers; None: the reward does not apply."""
-        raise NotImplementedError
 
     def probes(self) -> Sequence[Item]:
         """What is scored before the service is ready, together and each alone: at least one must get a score."""
@@ -82,17 +83,17 @@ class ModelScorer(NetworkScorer):
     def __init__(
         self, own: Own, kind: type[RewardModel], checkpoint: Path | None, source: str | None, options: NetworkOptions
     ) -> None:
+        for method in ("load", "score"):
+            if getattr(kind, method) is getattr(RewardModel, method):
+                raise own.error(
+                    f"the class {own.name} has no {method}; write def {method}(self{', items' * (method == 'score')})"
+                )
         self.gpu_batch, self.cpu_batch = kind.gpu_batch, kind.cpu_batch
         super().__init__(**options)
         self._own, self._model = own, kind()
         self._model.device = self._device
         if checkpoint is not None:
             self._model.checkpoint = str(checkpoint)
-        for method in ("load", "score"):
-            if getattr(kind, method) is getattr(RewardModel, method):
-                raise own.error(
-                    f"the class {own.name} has no {method}; write def {method}(self{', items' * (method == 'score')})"
-                )
         low, high = kind.range
         if low is not None and high is not None and not low < high:
             raise own.error(f"range = {kind.range} of {own.name} is not (lowest, highest)")

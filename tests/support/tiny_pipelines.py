@@ -8,6 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+GUIDED = [
+    ("float32", False, "both"),
+    ("float32", True, "both"),
+    ("bfloat16", False, "both"),
+    ("bfloat16", True, "both"),
+    ("bfloat16", True, "conditional"),
+]
+"""What guided replays are tried with: dtype, recomputation, and which halves of guidance have a gradient."""
 LATENT_CHANNELS = 4
 WIDTH = 32  # of every text encoder
 T5_TOKENS = 8

@@ -7,6 +7,7 @@ that come along. Two things no folder says: how a prompt becomes tensors, and ho
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ _CLOSE = {"float32": 1e-3, "bfloat16": 5e-2}  # how far a prediction may move wh
 _PROBED = 64  # pixels, about, of the images that a class is tried on
 
 
-class DiffusersFlow:
+class DiffusersFlow(ABC):
     """To be made a class of your own from: say `embed` and `predict`, and what of the rest is not as here. A `FlowModel`.
 
     Attributes:
@@ -75,10 +76,11 @@ class DiffusersFlow:
         self._texts = self._text_encoders()
         self.network: nn.Module = prepare_network(transformer, config, config.lora, device)
 
+    @abstractmethod
     def embed(self, text: str) -> Mapping[str, Tensor]:
         """A prompt's tensors by name, without a batch axis, of the same shapes for every prompt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, network: nn.Module, x: Tensor, sigma_B: Tensor, **embedded: Tensor) -> Tensor:
         """v = noise - data, the shape of the latents x (B, C, H, W), at noise levels sigma_B from 1 (noise) to 0.
 
@@ -86,7 +88,6 @@ class DiffusersFlow:
             network: the transformer that is trained, or a frozen copy; never one of your own.
             embedded: what `embed` gave, with a batch axis.
         """
-        raise NotImplementedError
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         refuse_sources(prompts, "own")

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 
 from tests.support.repeated_indexes import adds_in_order
-from tests.support.tiny_pipelines import make_flux
+from tests.support.tiny_pipelines import GUIDED, make_flux
 from trainer.config import ConfigError, FluxConfig, LoraConfig
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.packing import pack, unpack
@@ -118,16 +118,7 @@ def test_the_shift_grows_with_the_picture(folder: Path) -> None:
         assert model.noise_levels(2, size, size) == pytest.approx([1.0, middle, 0.0])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "checkpointing", "through"),
-    [
-        ("float32", False, "both"),
-        ("float32", True, "both"),
-        ("bfloat16", False, "both"),
-        ("bfloat16", True, "both"),
-        ("bfloat16", True, "conditional"),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "checkpointing", "through"), GUIDED)
 def test_replay_repeats_sampling_and_the_reference_is_without_adapters(
     folder: Path, dtype: str, checkpointing: bool, through: str
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImagePipeline
 
 from tests.support.repeated_indexes import adds_in_order
-from tests.support.tiny_pipelines import make_qwen_image
+from tests.support.tiny_pipelines import GUIDED, make_qwen_image
 from trainer.config import ConfigError, LoraConfig, QwenImageConfig
 from trainer.policies.base import SamplingPlan
 from trainer.policies.flow.policy import FlowPolicy
@@ -123,16 +123,7 @@ def test_the_shift_grows_with_the_picture_and_the_last_level_is_the_terminal_one
         assert model.noise_levels(3, size, size) == pytest.approx([*levels, 0.0])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "checkpointing", "through"),
-    [
-        ("float32", False, "both"),
-        ("float32", True, "both"),
-        ("bfloat16", False, "both"),
-        ("bfloat16", True, "both"),
-        ("bfloat16", True, "conditional"),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "checkpointing", "through"), GUIDED)
 def test_replay_repeats_sampling_and_the_reference_is_without_adapters(
     folder: Path, dtype: str, checkpointing: bool, through: str
 ) -> None:
