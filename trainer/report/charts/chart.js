@@ -275,10 +275,7 @@ const charts = (() => {
 
   const coming = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      coming.unobserve(target);
-      start(target);
-      resizing.observe(target);
+      if (isIntersecting) make(target);
     }
   }, { rootMargin: "300px" });
   const resizing = new ResizeObserver((entries) => {
@@ -287,7 +284,23 @@ const charts = (() => {
       if (plot && width && plot.width !== width) draw(target);
     }
   });
-  const begin = () => document.querySelectorAll("figure.chart").forEach((figure) => coming.observe(figure));
+  function make(figure) {
+    if (made.has(figure)) return;
+    coming.unobserve(figure);
+    start(figure);
+    resizing.observe(figure);
+    if (document.activeElement === figure) figure.querySelector(".u-over, button")?.focus();
+    figure.removeAttribute("tabindex");
+  }
+
+  /** Charts are made when they come near. The Tab key would pass one that is not made yet: it stops at the figure, which makes it. */
+  function begin() {
+    for (const figure of document.querySelectorAll("figure.chart")) {
+      coming.observe(figure);
+      figure.tabIndex = 0;
+      figure.addEventListener("focus", () => make(figure));
+    }
+  }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => [...made.keys()].forEach(draw));
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin); else begin();
   return { update, plain, tick };
