@@ -71,7 +71,10 @@ class NetworkConfig(PolicySection):
     compile: bool = Field(
         False, description="Compile the network's blocks; first ratios are then 1 only up to rounding."
     )
-    offload_encoders: bool = Field(False, description="Keep text encoders off the device while they are not needed.")
+    offload_encoders: bool = Field(
+        False,
+        description="Keep text encoders off the device while they are not needed: they go there at most once a step, where embedding_memory_mb holds its prompts.",
+    )
     embedding_cache: FilePath | None = Field(
         None, description="Folder for prompt embeddings, shared by ranks and runs; null keeps them in memory only."
     )

@@ -156,6 +156,15 @@ class Denoises(Policy, Protocol):
         ...
 
 
+@runtime_checkable
+class Expects(Protocol):
+    """A policy, or its model, with frozen encoders: what they are asked one after another they can read together."""
+
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        """The prompts that are needed next, batch by batch. Nothing is encoded before the first batch that lacks something."""
+        ...
+
+
 @dataclass(frozen=True)
 class GivenText:
     """A conversation as a policy reads it: how it begins, and S tokens after that, of which some are learnt.

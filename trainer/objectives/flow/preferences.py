@@ -14,7 +14,7 @@ from trainer.losses import Stats, diffuse
 from trainer.objectives.base import Term
 from trainer.objectives.flow.forward import pair_terms
 from trainer.objectives.flow.noise import NoiseLevels
-from trainer.policies.base import Denoises
+from trainer.policies.base import Denoises, Expects
 from trainer.seeds import sample_seed
 from trainer.types import PreferredPairs, Prompt, StopTrainingError
 
@@ -98,9 +98,12 @@ class DpoOnPairs:
         """This rank's pairs of the step; what is fed is not looked at."""
         cuts = [self.places[first : first + self.at_once] for first in range(0, len(self.places), self.at_once)]
         try:
-            return [PreferenceBatch(self.data.draw(step, places), places, step) for places in cuts]
+            batches = [PreferenceBatch(self.data.draw(step, places), places, step) for places in cuts]
         except (RuntimeError, ConfigError) as error:
             raise StopTrainingError(str(error)) from error
+        if isinstance(self.policy, Expects):
+            self.policy.expect([_prompts(each) for each in batches])
+        return batches
 
     def counts(self, batch: PreferenceBatch) -> dict[str, float]:
         return {"terms": batch.weight * len(batch.places) * self.config.timestep_draws}
@@ -115,7 +118,7 @@ class DpoOnPairs:
         seeds_B = [seed for seed in seeds_N for _ in range(2)]
         sigma_B, noise = self.levels.draw(seeds_B, x0, stratum=(part, self.config.timestep_draws))
         x = diffuse(x0, noise, sigma_B)
-        prompts_B = [_prompt(text) for text in batch.drawn.texts for _ in range(2)]
+        prompts_B = _prompts(batch)
         v = self.policy.predict(prompts_B, x, sigma_B)
         v_ref = self.policy.predict(prompts_B, x, sigma_B, reference=True)
         weight_N = torch.full((len(batch.places),), batch.weight, device=v.device)
@@ -130,6 +133,11 @@ class DpoOnPairs:
             self.policy.encode_images(self.data.draw(0, [0]).pixels_BHWC)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"preferences: the first pair cannot be used: {error}") from error
+
+
+def _prompts(batch: PreferenceBatch) -> list[Prompt]:
+    """Of the two images of each pair."""
+    return [_prompt(text) for text in batch.drawn.texts for _ in range(2)]
 
 
 def _prompt(text: str) -> Prompt:

@@ -12,7 +12,7 @@ from trainer.config import ConfigError, SftLossConfig
 from trainer.losses import Stats, diffuse, matching_error
 from trainer.objectives.base import Term
 from trainer.objectives.flow.noise import NoiseLevels
-from trainer.policies.base import Denoises
+from trainer.policies.base import Denoises, Expects
 from trainer.seeds import sample_seed
 from trainer.types import Captioned, Prompt, StopTrainingError
 
@@ -101,12 +101,15 @@ class Supervised:
             return []
         first = step * self.updates
         try:
-            return [
+            batches = [
                 CaptionBatch(self.captions.draw(first + n, self.places), self.places, first + n, n)
                 for n in range(self.updates)
             ]
         except (RuntimeError, ConfigError) as error:
             raise StopTrainingError(str(error)) from error
+        if isinstance(self.policy, Expects):
+            self.policy.expect([self._prompts(each, slice(None)) for each in batches])
+        return batches
 
     def counts(self, batch: CaptionBatch) -> dict[str, float]:
         return {"images": float(len(batch.places))}
@@ -118,10 +121,8 @@ class Supervised:
         size = self._micro_batch_size(batch)
         rows = slice(part * size, (part + 1) * size)
         x0 = self.policy.encode_images(batch.drawn.pixels_BHWC[rows])
-        seeds_B = [sample_seed(self.seed, "sft_noise", batch.number, place) for place in batch.places[rows]]
-        sigma_B, noise = self.levels.draw(seeds_B, x0)
-        texts = [self._kept(text, seed) for text, seed in zip(batch.drawn.texts[rows], seeds_B, strict=True)]
-        v = self.policy.predict([_prompt(text) for text in texts], diffuse(x0, noise, sigma_B), sigma_B)
+        sigma_B, noise = self.levels.draw(self._seeds(batch, rows), x0)
+        v = self.policy.predict(self._prompts(batch, rows), diffuse(x0, noise, sigma_B), sigma_B)
         loss = batch.weight * matching_error(v, x0, noise).sum()
         # The skipped ones of a batch are told once, with its first part.
         skipped = torch.tensor(0.0 if part else float(batch.drawn.skipped), device=loss.device)
@@ -136,6 +137,13 @@ class Supervised:
 
     def _micro_batch_size(self, batch: CaptionBatch) -> int:
         return self.config.micro_batch_size or len(batch.places)
+
+    def _seeds(self, batch: CaptionBatch, rows: slice) -> list[int]:
+        return [sample_seed(self.seed, "sft_noise", batch.number, place) for place in batch.places[rows]]
+
+    def _prompts(self, batch: CaptionBatch, rows: slice) -> list[Prompt]:
+        kept = zip(batch.drawn.texts[rows], self._seeds(batch, rows), strict=True)
+        return [_prompt(self._kept(text, seed)) for text, seed in kept]
 
     def _kept(self, text: str, seed: int) -> str:
         """The text, or nothing for the share of them that teaches the model to go without (arXiv 2207.12598)."""

@@ -31,12 +31,12 @@ class EmbeddingCache:
 
     Args:
         fingerprint: of the encoder and its settings, as `fingerprint` makes it; another one shares no entries.
-        max_bytes: bound on what is kept in memory; the least recently used go first.
+        max_bytes: bound on what is kept in memory, an attribute, too; the least recently used go first.
         folder: where entries are kept over runs; None keeps none.
     """
 
     def __init__(self, fingerprint: str, *, max_bytes: int, folder: Path | None = None) -> None:
-        self._fingerprint, self._max_bytes, self._folder = fingerprint, max_bytes, folder
+        self._fingerprint, self.max_bytes, self._folder = fingerprint, max_bytes, folder
         self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._bytes = 0
 
@@ -54,10 +54,10 @@ class EmbeddingCache:
 
     def _remember(self, text: str, tensors: dict[str, Tensor]) -> None:
         self._memory[text] = tensors
-        self._bytes += _size(tensors)
-        while self._bytes > self._max_bytes and len(self._memory) > 1:
+        self._bytes += num_bytes(tensors)
+        while self._bytes > self.max_bytes and len(self._memory) > 1:
             _, oldest = self._memory.popitem(last=False)
-            self._bytes -= _size(oldest)
+            self._bytes -= num_bytes(oldest)
 
     def _path(self, text: str) -> Path:
         assert self._folder is not None
@@ -111,7 +111,8 @@ def fingerprint(files: Iterable[Path], settings: Mapping[str, object]) -> str:
     return digest.hexdigest()
 
 
-def _size(tensors: Mapping[str, Tensor]) -> int:
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Of all of them."""
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

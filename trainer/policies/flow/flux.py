@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError, FluxConfig
 from trainer.policies.flow.diffusers_export import EXPORTERS
+from trainer.policies.flow.encoders import TextEncoders
 from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     Autoencoder,
-    TextEncoders,
     check_folder,
     check_size,
     load_part,
@@ -28,6 +28,7 @@ from trainer.policies.flow.frozen import (
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.text_limits import clip_and_t5
+from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.registry import Entry
 from trainer.policies.sizes import folder_sizes
@@ -92,7 +93,10 @@ class FluxFlow:
         return own_noise_levels(self.scheduler, num_steps, num_tokens, even=True)
 
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
-        return stack(self.texts([prompt.text for prompt in prompts_B]), self.device)
+        return upload_once([prompt.text for prompt in prompts_B], lambda texts: stack(self.texts(texts)), self.device)
+
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        self.texts.expect(batches)
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x.shape[-2:]

@@ -1,10 +1,10 @@
-"""The frozen parts around a diffusers transformer: text encoders with their cache, autoencoder, folder, schedule."""
+"""The frozen parts around a diffusers transformer, except its text encoders: folder, autoencoder, schedule, source images."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import ConfigError, DiffusersConfig, NetworkConfig
-from trainer.policies.flow.embedding_cache import EmbeddingCache, fingerprint
 from trainer.policies.lora import compute_dtype
 from trainer.policies.weight_files import variant_of
 from trainer.types import Prompt
@@ -82,57 +81,9 @@ def check_folder(config: DiffusersConfig, family: str) -> None:
         )
 
 
-class TextEncoders:
-    """Frozen encoders behind a cache: each distinct prompt is encoded once, alone.
-
-    Args:
-        modules: the encoders, moved to the device while they work and, with `offload_encoders`, away again.
-        embed: a prompt's tensors, without a batch axis.
-    """
-
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        embed: Callable[[str], Mapping[str, Tensor]],
-        config: DiffusersConfig,
-        device: torch.device,
-        settings: Mapping[str, object],
-    ) -> None:
-        self._modules = [module.eval().requires_grad_(False) for module in modules.values()]
-        self._embed, self._device, self._offload = embed, device, config.offload_encoders
-        folders = [Path(config.pretrained) / name for name in modules]
-        folders += [folder.with_name(folder.name.replace("text_encoder", "tokenizer")) for folder in folders]
-        files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
-        self._cache = EmbeddingCache(
-            fingerprint(files, {"dtype": config.dtype, **settings}),
-            max_bytes=config.embedding_memory_mb * 2**20,
-            folder=Path(config.embedding_cache) if config.embedding_cache else None,
-        )
-        self._move(torch.device("cpu") if self._offload else device)
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> list[Mapping[str, Tensor]]:
-        """The tensors of each text, on the CPU."""
-        rows = [self._cache.get(text, self._encode) for text in texts]
-        if self._offload and self._on_device:
-            self._move(torch.device("cpu"))
-        return rows
-
-    def _encode(self, text: str) -> Mapping[str, Tensor]:
-        """What the cache lacks, or cannot read, is encoded where the encoders work; they are fetched there first."""
-        if not self._on_device:
-            self._move(self._device)
-        return self._embed(text)
-
-    def _move(self, device: torch.device) -> None:
-        for module in self._modules:
-            module.to(device)
-        self._on_device = device == self._device
-
-
-def stack(rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    """Rows of equal shapes as a batch on the device."""
-    return {name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in rows[0]}
+def stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of equal shapes as a batch."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Autoencoder:

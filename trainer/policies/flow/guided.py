@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from trainer.policies.base import SamplingPlan
 from trainer.samplers.guidance import Guidance
 from trainer.types import Prompt
 
@@ -37,6 +38,14 @@ def followed(model: object, conditional: Tensor, unconditional: Tensor, scale: f
     if isinstance(model, OwnGuidance):
         return model.guide(conditional, unconditional, scale)
     return unconditional + scale * (conditional - unconditional)
+
+
+def conditioned_on(prompts_B: Sequence[Prompt], plan: SamplingPlan) -> tuple[Sequence[Prompt], ...]:
+    """The batches of prompts that a velocity is computed from: one, or with guidance both halves, together or one after the other."""
+    if plan.guidance is not None or plan.guidance_scale == 1.0:
+        return (prompts_B,)
+    away_B = [away_from(prompt) for prompt in prompts_B]
+    return (prompts_B, away_B) if plan.guidance_gradient == "conditional" else ([*prompts_B, *away_B],)
 
 
 def away_from(prompt: Prompt) -> Prompt:

@@ -21,10 +21,10 @@ from trainer.config import ConfigError
 from trainer.config.own import found, own_class
 from trainer.config.policy import OwnPolicyConfig
 from trainer.policies.flow.diffusers_export import EXPORTERS
+from trainer.policies.flow.encoders import TextEncoders
 from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     Autoencoder,
-    TextEncoders,
     check_size,
     load_part,
     load_pipeline,
@@ -35,6 +35,7 @@ from trainer.policies.flow.frozen import (
 )
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.text_limits import any_tokenizers
+from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.lora_files import pipeline_class
 from trainer.policies.registry import Entry, Sizes
@@ -120,7 +121,10 @@ class DiffusersFlow(ABC):
         return own_noise_levels(self.pipeline.scheduler.config, num_steps, num_tokens, even=self.even_levels)
 
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
-        return stack(self._texts([prompt.text for prompt in prompts_B]), self.device)
+        return upload_once([prompt.text for prompt in prompts_B], lambda texts: stack(self._texts(texts)), self.device)
+
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        self._texts.expect(batches)
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         with autocast(self.config, self.device):

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.policies.base import SamplingPlan, Solver
-from trainer.policies.flow.guided import GuidedByImages, away_from, followed
+from trainer.policies.base import Expects, SamplingPlan, Solver
+from trainer.policies.flow.guided import GuidedByImages, conditioned_on, followed
 from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
+from trainer.policies.flow.upload import upload
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
@@ -127,12 +128,16 @@ class FlowPolicy:
             raise ValueError(
                 f"{len(prompts_P)} prompts x group_size {group_size} need {total} seeds; got {len(seeds_B)}"
             )
-        for start in range(0, total, plan.micro_batch_size):
-            indices = range(start, min(start + plan.micro_batch_size, total))
+        cuts = [
+            range(start, min(start + plan.micro_batch_size, total)) for start in range(0, total, plan.micro_batch_size)
+        ]
+        drawn_of = ([prompts_P[i // group_size] for i in indices] for indices in cuts)
+        self.expect([batch for prompts_B in drawn_of for batch in conditioned_on(prompts_B, plan)])
+        for indices in cuts:
             prompts_B = [prompts_P[i // group_size] for i in indices]
             clock = PhaseClock(self.model.device)
             with clock.phase("encode"):
-                self._encode(prompts_B)
+                self._encode(*conditioned_on(prompts_B, plan))
             with clock.phase("denoise"):
                 shape = self.model.latent_shape(plan.height, plan.width)
                 shared = [seeds_B[i - i % group_size] for i in indices] if plan.same_noise else None
@@ -204,6 +209,10 @@ class FlowPolicy:
         with torch.no_grad(), self._reference() as network:
             return self.model.velocity(network, x, sigma_B, conditioning)
 
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        if isinstance(self.model, Expects):
+            self.model.expect(batches)
+
     def _denoise(
         self, noise: _Noise, prompts_B: Sequence[Prompt], groups_B: Sequence[int], plan: SamplingPlan
     ) -> tuple[Tensor, Tensor, FlowTrace]:
@@ -269,17 +278,17 @@ class FlowPolicy:
         if plan.guidance_scale == 1.0:
             sigma_B = torch.full((len(x),), sigma, device=x.device)
             return self.model.velocity(network, x, sigma_B, *self._encode(prompts_B))
-        away_B = [away_from(prompt) for prompt in prompts_B]
+        encoded = self._encode(*conditioned_on(prompts_B, plan))
         if plan.guidance_gradient == "conditional":
             # Two passes, and two when sampling as well: rows of another batch differ in their last bits, and ratios must start at 1.
             sigma_B = torch.full((len(x),), sigma, device=x.device)
-            given, away = self._encode(prompts_B, away_B)
+            given, away = encoded
             conditional = self.model.velocity(network, x, sigma_B, given)
             with torch.no_grad():
                 unconditional = self.model.velocity(network, x, sigma_B, away)
         else:
             sigma_2B = torch.full((2 * len(x),), sigma, device=x.device)
-            (both,) = self._encode([*prompts_B, *away_B])
+            (both,) = encoded
             conditional, unconditional = self.model.velocity(network, torch.cat([x, x]), sigma_2B, both).chunk(2)
         return followed(self.model, conditional, unconditional, plan.guidance_scale)
 
@@ -332,19 +341,14 @@ class _Noise:
         drawn = self._draw(self._generators)
         if self._shared_B is not None:
             drawn = self._draw([torch.Generator().manual_seed(seed) for seed in self._shared_B])
-        return self._send(drawn)
+        return upload(drawn, self._device)
 
     def draw(self) -> Tensor:
         """The next (B, ...)."""
-        return self._send(self._draw(self._generators))
+        return upload(self._draw(self._generators), self._device)
 
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
         return torch.stack([torch.randn(self._shape, generator=generator) for generator in generators])
-
-    def _send(self, drawn: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            drawn = drawn.pin_memory()  # else the copy would wait for the device
-        return drawn.to(self._device, non_blocking=True)
 
 
 def _sde(

@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainer.config import QwenImageConfig
 from trainer.policies.flow.diffusers_export import EXPORTERS
+from trainer.policies.flow.encoders import TextEncoders
 from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
-    TextEncoders,
     check_folder,
     check_size,
     load_part,
@@ -27,6 +27,7 @@ from trainer.policies.flow.frozen import (
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.text_limits import qwen
+from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.registry import Entry
 from trainer.policies.sizes import folder_sizes
@@ -82,12 +83,18 @@ class QwenImageFlow:
 
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
         """`states` (B, L, D), padded to the longest prompt, and `mask` (B, L) where there is padding to hide."""
-        states = [row["states"] for row in self.texts([prompt.text for prompt in prompts_B])]
+        return upload_once([prompt.text for prompt in prompts_B], self._joined, self.device)
+
+    def _joined(self, texts: Sequence[str]) -> Conditioning:
+        states = [row["states"] for row in self.texts(texts)]
         lengths = torch.tensor([len(each) for each in states])
         conditioning = {"states": pad_sequence(states, batch_first=True)}
         if lengths.min() < lengths.max():
             conditioning["mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in conditioning.items()}
+        return conditioning
+
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        self.texts.expect(batches)
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x.shape[-2:]

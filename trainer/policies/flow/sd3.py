@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from trainer.config import Sd3Config
 from trainer.policies.flow.diffusers_export import EXPORTERS
 from trainer.policies.flow.embedding_cache import EmbeddingCache
+from trainer.policies.flow.encoders import TextEncoders
 from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     Autoencoder,
-    TextEncoders,
     check_folder,
     check_size,
     check_sources,
@@ -31,6 +31,7 @@ from trainer.policies.flow.frozen import (
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.sd3_tokens import Sd3Transformer, join_sources
 from trainer.policies.flow.text_limits import clip_and_t5
+from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.registry import Entry
 from trainer.policies.sizes import folder_sizes
@@ -96,10 +97,15 @@ class Sd3Flow:
         return own_noise_levels(self.scheduler, num_steps, num_tokens, even=False)
 
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
-        conditioning = stack(self.texts([prompt.text for prompt in prompts_B]), self.device)
-        latents_B = [[self._source(path) for path in prompt.source_images] for prompt in prompts_B]
-        sources = join_sources(latents_B, self.transformer.patch_size)
-        return conditioning | {name: tensor.to(self.device, non_blocking=True) for name, tensor in sources.items()}
+        return upload_once([(prompt.text, prompt.source_images) for prompt in prompts_B], self._joined, self.device)
+
+    def _joined(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Conditioning:
+        texts = stack(self.texts([text for text, _ in asked]))
+        latents = [[self._source(path) for path in paths] for _, paths in asked]
+        return {**texts, **join_sources(latents, self.transformer.patch_size)}
+
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        self.texts.expect(batches)
 
     @property
     def _source_size(self) -> tuple[int, int]:

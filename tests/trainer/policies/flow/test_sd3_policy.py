@@ -14,7 +14,6 @@ from tests.support.repeated_indexes import adds_in_order
 from tests.support.tiny_pipelines import make_flux, make_sd3
 from trainer.config import ConfigError, LoraConfig, Sd3Config
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.frozen import TextEncoders
 from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.lora import autocast
 from trainer.policies.registry import build_policy
@@ -268,48 +267,3 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_file({n: t for n, t in load_file(path).items() if n != "proj_out.weight"}, path, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"its transformer lacks 1 weights, first proj_out\.weight"):
         make_policy(damaged)
-
-
-class Moved(torch.nn.Module):
-    """Notes where it is moved to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: list[str] = []
-
-    def to(self, device: torch.device) -> Moved:  # type: ignore[override]
-        self.places.append(device.type)
-        return self
-
-
-@pytest.mark.parametrize(("offload", "expected"), [(False, ["meta"]), (True, ["cpu", "meta", "cpu", "meta", "cpu"])])
-def test_offloaded_encoders_are_on_the_device_only_while_they_work(
-    folder: Path, offload: bool, expected: list[str]
-) -> None:
-    config = Sd3Config(type="sd3", pretrained=str(folder), offload_encoders=offload)
-    encoder, asked = Moved(), []
-
-    def embed(text: str) -> dict[str, torch.Tensor]:
-        asked.append(text)
-        return {"states": torch.zeros(1)}
-
-    texts = TextEncoders({"text_encoder": encoder}, embed, config, torch.device("meta"), {})
-    texts(["a", "b", "a"])
-    texts(["b", "a"])  # known: nothing moves
-    texts(["c"])
-    assert asked == ["a", "b", "c"] and encoder.places == expected
-
-
-def test_a_damaged_embedding_fetches_an_offloaded_encoder(folder: Path, tmp_path: Path) -> None:
-    config = Sd3Config(type="sd3", pretrained=str(folder), offload_encoders=True, embedding_cache=str(tmp_path))
-
-    def run() -> list[str]:
-        encoder = Moved()
-        embed = lambda text: {"states": torch.zeros(1)}  # noqa: E731
-        TextEncoders({"text_encoder": encoder}, embed, config, torch.device("meta"), {})(["a"])
-        return encoder.places
-
-    assert run() == ["cpu", "meta", "cpu"] and run() == ["cpu"]
-    (entry,) = tmp_path.rglob("*.safetensors")
-    entry.write_bytes(b"")
-    assert run() == ["cpu", "meta", "cpu"]

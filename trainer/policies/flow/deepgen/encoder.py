@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from trainer.policies.flow.deepgen.conditioning import encode, render
 from trainer.policies.flow.deepgen.networks import DeepGenNetworks
 from trainer.policies.flow.deepgen.sources import read_source
 from trainer.policies.flow.embedding_cache import EmbeddingCache, fingerprint
+from trainer.policies.flow.encoders import CachedEncoders, Encode
 from trainer.policies.flow.frozen import Autoencoder
 from trainer.policies.flow.sd3_tokens import join_sources
+from trainer.policies.flow.upload import upload_once
 from trainer.types import Prompt
 
 
@@ -41,32 +44,33 @@ class PromptEncoder:
         # What is encoded in a batch depends on the batch: it is kept for its replay, not for another run.
         folder = Path(config.embedding_cache) if config.embedding_cache and not self._padded else None
         settings = {"dtype": config.dtype, "image_size": config.image_size, "template": [render(""), render("", [1])]}
-        self._cache = EmbeddingCache(
+        cache = EmbeddingCache(
             fingerprint(files, settings) if folder else "", max_bytes=config.embedding_memory_mb * 2**20, folder=folder
         )
-        self._is_away = False
-        if config.offload_encoders:
-            self._move(away=True)
+        working = (networks.lmm, networks.projector_1, networks.connector, networks.projector_2, networks.projector_3)
+        self.encoders = CachedEncoders(working, cache, self._device, offload=config.offload_encoders)
 
-    @torch.no_grad()
     def __call__(self, prompts_B: Sequence[Prompt]) -> dict[str, Tensor]:
         """What `Sd3Transformer` takes beside latents and time: `states`, `pooled`, and where needed masks and sources."""
-        batches = [tuple(prompts_B)] if self._padded else [(prompt,) for prompt in prompts_B]
-        keys = [_key(batch) for batch in batches]
-        found = {
-            key: self._cache.get(key, lambda _, batch=batch: self._encode(batch))  # type: ignore[misc]
-            for key, batch in dict(zip(keys, batches, strict=True)).items()
-        }
-        if self._config.offload_encoders and not self._is_away:
-            self._move(away=True)
-        rows_B = [(key, row) for key, batch in zip(keys, batches, strict=True) for row in range(len(batch))]
-        places = {place: n for n, place in enumerate(dict.fromkeys(rows_B))}  # a group's prompt travels once
-        joined = self._join([_row(found[key], row) for key, row in places])
-        moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in joined.items()}
-        if len(places) == len(rows_B):
-            return moved
-        index_B = torch.tensor([places[row] for row in rows_B], device=self._device)
-        return {name: tensor[index_B] for name, tensor in moved.items()}
+        batches = self._cut(prompts_B)
+        found = self.encoders(self._wanted(batches))
+        rows_B = [
+            (key, row) for key, batch in zip(map(_key, batches), batches, strict=True) for row in range(len(batch))
+        ]
+        return upload_once(
+            rows_B, lambda places: self._join([_row(found[key], row) for key, row in places]), self._device
+        )
+
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        """As `trainer.policies.base.Expects`."""
+        self.encoders.expect(self._wanted([part for batch in batches for part in self._cut(batch)]))
+
+    def _cut(self, prompts_B: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+        """What is encoded together."""
+        return [tuple(prompts_B)] if self._padded else [(prompt,) for prompt in prompts_B]
+
+    def _wanted(self, batches: Sequence[Sequence[Prompt]]) -> dict[str, Encode]:
+        return {_key(batch): partial(self._encode, batch) for batch in batches}
 
     def _join(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         sources = [[row[name] for name in sorted(row) if name.startswith("source_")] for row in rows]
@@ -77,12 +81,7 @@ class PromptEncoder:
         }
 
     def _encode(self, prompts: Sequence[Prompt]) -> Mapping[str, Tensor]:
-        """Of prompts encoded together: `states` (B, L, joint), `pooled` (B, pooled), latents `<row>/source_<n>`.
-
-        What the cache lacks, or cannot read, comes here; the parts are fetched to the device first.
-        """
-        if self._is_away:
-            self._move(away=False)
+        """Of prompts encoded together: `states` (B, L, joint), `pooled` (B, pooled), latents `<row>/source_<n>`."""
         area = self._config.image_size**2
         sources = [[read_source(image, area) for image in prompt.source_images] for prompt in prompts]
         states, pooled = encode(self._networks, self._tokenizer, [prompt.text for prompt in prompts], sources)
@@ -92,18 +91,6 @@ class PromptEncoder:
             for n, source in enumerate(images)
         }
         return {"states": states, "pooled": pooled, **latents}
-
-    def _move(self, *, away: bool) -> None:
-        networks, device = self._networks, torch.device("cpu") if away else self._device
-        for part in (
-            networks.lmm,
-            networks.projector_1,
-            networks.connector,
-            networks.projector_2,
-            networks.projector_3,
-        ):
-            part.to(device)
-        self._is_away = away
 
 
 def _row(encoded: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:

@@ -52,6 +52,9 @@ class DeepGenFlow:
     def encode(self, prompts_B: Sequence[Prompt]) -> Conditioning:
         return self.encode_prompts(prompts_B)
 
+    def expect(self, batches: Sequence[Sequence[Prompt]]) -> None:
+        self.encode_prompts.expect(batches)
+
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         more = {name: tensor for name, tensor in conditioning.items() if name not in ("states", "pooled")}
         with autocast(self.config, self.device):

@@ -238,24 +238,22 @@ def test_encodings_are_shared_on_disk_by_runs_of_the_same_weights(
     assert calls.count == 1
 
 
-def test_offloaded_parts_are_on_the_device_only_while_they_work(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_parts_visit_the_device_once_for_all_that_was_said_to_come(build: Build) -> None:
     model = build(offload_encoders=True)
-    moves: list[torch.device] = []
-    monkeypatch.setattr(model.networks.projector_1, "to", moves.append)
-    model.encode([SHORT])
-    assert len(moves) == 2
-    model.encode([SHORT])
-    assert len(moves) == 2  # cached: nothing moves
+    visitors = model.encode_prompts.encoders.visitors
+    assert visitors is not None
+    model.expect([[SHORT, SHORT], [LONG]])
+    expected = build().encode([LONG])
+    model.encode([SHORT, SHORT])
+    assert torch.equal(model.encode([LONG])["states"], expected["states"])
+    assert visitors.visits == 1 and not visitors.here
 
 
-def test_a_damaged_file_of_the_cache_is_encoded_again_on_the_device(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_of_the_cache_is_encoded_again_on_the_device(build: Build, tmp_path: Path) -> None:
     expected = build(embedding_cache=str(tmp_path)).encode([SHORT])
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     model = build(embedding_cache=str(tmp_path), offload_encoders=True)
-    moves: list[torch.device] = []
-    monkeypatch.setattr(model.networks.projector_1, "to", moves.append)
     assert torch.equal(model.encode([SHORT])["states"], expected["states"])
-    assert len(moves) == 2  # there and back
+    visitors = model.encode_prompts.encoders.visitors
+    assert visitors is not None and visitors.visits == 1
