@@ -78,9 +78,8 @@ class HubId:
     @property
     def page(self) -> str:
         """Its page, for people."""
-        from huggingface_hub import constants
-
-        return f"{constants.ENDPOINT}/{'datasets/' if self.data_set else ''}{self.repo}"
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")  # as huggingface_hub reads it
+        return f"{hub}/{'datasets/' if self.data_set else ''}{self.repo}"
 
     @property
     def folder(self) -> str:

@@ -117,8 +117,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         print(usage(), file=sys.stderr)
         return 2
-    name, *rest = words
-    if name in ("-h", "--help"):
+    try:
+        code = _called(*words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has left, as `head` does; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _called(name: str, *words: str) -> int:
+    """What the first word asks for. Returns the exit code."""
+    if name in ("-h", "--help", "help"):
         print(usage())
         return 0
     if name in ("-V", "--version"):
@@ -127,10 +137,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in VERBS:
         print(f"error: {unknown('verb', name, VERBS)}", file=sys.stderr)
         return 2
-    try:
-        code = VERBS[name].run(name, rest)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads has left, as `head` does; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+    return VERBS[name].run(name, words)

@@ -152,7 +152,7 @@ def main(words: Sequence[str], prog: str) -> int:
         metavar="RECIPE",
         help="A recipe: its file, or the name of one of configs/. Or a path that recipes name, as data/ocr.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Fields to override.")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="Fields to override.")
     parser.add_argument("--dry-run", action="store_true", help="Print what is needed and the commands; fetch nothing.")
     args = parser.parse_intermixed_args(words)
     table = read_table()

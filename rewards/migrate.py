@@ -27,4 +27,4 @@ def main(words: Sequence[str], prog: str) -> int:
     if source not in SOURCES:
         print(f"error: {unknown('source', source, SOURCES)}", file=sys.stderr)
         return 2
-    return trainer([SOURCES[source], *rest], "rewards")
+    return trainer([SOURCES[source], *rest], "rewards", f"{prog} {source}")

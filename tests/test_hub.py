@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -70,6 +71,7 @@ def hub(server: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lo
     """The hub that is asked, with an empty cache, from an empty folder."""
     pattern = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", pattern)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -171,6 +173,7 @@ def test_offline_takes_the_cache_and_says_what_it_lacks(hub: LocalHub, monkeypat
     fetch_folder("lab/clip", "--model", ["*.json"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     assert (fetch_folder("lab/clip", "--model", ["*.json"]) / "config.json").is_file()
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set, and the cache lacks it"):
         fetch_folder("lab/sd3", "policy.pretrained", DIFFUSERS_FILES)
@@ -179,6 +182,7 @@ def test_offline_takes_the_cache_and_says_what_it_lacks(hub: LocalHub, monkeypat
 @pytest.mark.slow  # huggingface_hub tries again for a while
 def test_a_hub_that_is_not_reached_gives_the_command(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", NOBODY + "/{repo_id}/resolve/{revision}/{filename}")
     with pytest.raises(HubError, match=r"--weights = lab/head/head.pt is no file here") as caught:
         fetch_file("lab/head/head.pt", "--weights")
@@ -222,9 +226,11 @@ def recipe(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def test_fetch_brings_what_a_recipe_names_to_its_place(
-    recipe: str, hub: LocalHub, capsys: pytest.CaptureFixture[str]
+    recipe: str, hub: LocalHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main([recipe, "--dry-run"], "rewards fetch") == 0
+    with monkeypatch.context() as client_alone:
+        client_alone.setitem(sys.modules, "huggingface_hub", None)
+        assert main([recipe, "--dry-run"], "rewards fetch") == 0
     printed = capsys.readouterr().out
     assert "hf download lab/sd3 --local-dir models/stable-diffusion-3.5-medium --include" in printed
     assert f"curl -fL --create-dirs -o data/ocr/train.txt {hub.url}/plain/ocr/train.txt" in printed

@@ -86,6 +86,7 @@ def test_the_trainers_help_imports_no_command_and_a_command_only_itself() -> Non
 def test_the_version_is_printed_and_a_call_without_words_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"rewards {__version__}\n"
     assert main([]) == 2 and "usage: rewards VERB" in capsys.readouterr().err
+    assert main(["help"]) == 0 and "usage: rewards VERB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -98,13 +99,19 @@ def test_the_version_is_printed_and_a_call_without_words_is_an_error(capsys: pyt
         (["migrate", "deepgem"], "no source 'deepgem'; did you mean deepgen?"),
         (["completion", "bush"], "no completion for 'bush'; did you mean bash?"),
         (["train", "quikstart"], "did you mean quickstart?"),
+        (["train", "quickstart", "--seed", "2"], "--seed 2; a field of the recipe is written key=value, as in seed=2;"),
+        (["report", "--bogus", "runs"], "arguments: --bogus; `rewards report --help` has the flags"),
+        (["migrate", "config", "a", "--bogus"], "`rewards migrate config --help` has the flags"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_name_that_is_not_known_is_answered_with_the_nearest(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == 2
+    try:
+        assert main(words) == 2
+    except SystemExit as ended:  # argparse's
+        assert ended.code == 2
     assert said in capsys.readouterr().err
 
 
@@ -135,7 +142,7 @@ def test_completion_knows_the_flags_of_every_program() -> None:
 def test_verbs_of_the_trainer_are_its_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Sequence[str], str]] = []
     monkeypatch.setattr("trainer.__main__.main", lambda words, prog: seen.append((words, prog)) or 7)
-    monkeypatch.setattr("rewards.migrate.trainer", lambda words, prog: seen.append((words, prog)) or 8)
+    monkeypatch.setattr("rewards.migrate.trainer", lambda words, _, typed: seen.append((words, typed)) or 8)
     assert main(["train", "quickstart", "seed=2"]) == 7
     assert main(["report", "outputs/a"]) == 7
     assert main(["migrate", "neo", "--bf16", "--help"]) == 8
@@ -143,8 +150,8 @@ def test_verbs_of_the_trainer_are_its_commands(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [
         (["train", "quickstart", "seed=2"], "rewards"),
         (["report", "outputs/a"], "rewards"),
-        (["from-neo", "--bf16", "--help"], "rewards"),
-        (["migrate-config", "a.yaml", "--write"], "rewards"),
+        (["from-neo", "--bf16", "--help"], "rewards migrate neo"),
+        (["migrate-config", "a.yaml", "--write"], "rewards migrate config"),
     ]
 
 
@@ -152,6 +159,16 @@ def test_help_of_a_verb_names_what_was_typed() -> None:
     assert typed("train", "--help").stdout.startswith("usage: rewards train ")
     assert typed("loadtest", "--help").stdout.startswith("usage: rewards loadtest ")
     assert typed("launch", "--help").stdout.startswith("usage: rewards launch ")
+    assert typed("migrate", "config", "--help").stdout.startswith("usage: rewards migrate config ")
+
+
+@pytest.mark.parametrize(("verb", "needed"), [("train", "config"), ("score", "url"), ("fetch", "RECIPE")])
+def test_what_may_be_left_out_is_not_said_to_be_required(
+    verb: str, needed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([verb])
+    assert capsys.readouterr().err.endswith(f"required: {needed}\n")
 
 
 def test_serve_is_the_service_of_that_name(tmp_path: Path) -> None:
@@ -291,8 +308,9 @@ def test_a_name_does_for_train_sh(tmp_path: Path) -> None:
     ]
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    command = f"'{sys.executable}' -P -m rewards recipes | true; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("words", ["recipes", "--help"])
+def test_a_reader_that_leaves_is_no_error(words: str) -> None:
+    command = f"'{sys.executable}' -P -m rewards {words} | true; echo ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60, check=True

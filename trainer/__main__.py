@@ -17,13 +17,15 @@ from trainer.processes.failure import USER_ERROR, Watch, describe
 from trainer.processes.stopping import StartStoppedError
 
 
-def build_parser(prog: str = "python -m trainer", called: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The command line; `prog` is what was typed before the command. Only commands that are `called` are imported, and have
-    their flags: the others are no more than lines of --help."""
+def build_parser(
+    prog: str = "python -m trainer", called: Collection[str] = tuple(COMMANDS), typed: str | None = None
+) -> argparse.ArgumentParser:
+    """The command line; `prog` is what was typed before the command, `typed` all of it where the command has another name there.
+    Only commands that are `called` are imported, and have their flags: the others are no more than lines of --help."""
     parser = argparse.ArgumentParser(prog=prog, description="RL post-training with rewards as services.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        words = commands.add_parser(name, help=command.text, description=command.text)
+        words = commands.add_parser(name, prog=typed, help=command.text, description=command.text)
         if name in called:
             module = import_module(f"trainer.commands.{command.module}")
             module.add_flags(words)
@@ -44,7 +46,7 @@ def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None
     parser.error(f"no command {argv[0]!r} (there are {', '.join(COMMANDS)}){remedy}")
 
 
-def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], typed: str | None) -> argparse.Namespace:
     if argv and argv[0] in VERBATIM and not {"-h", "--help"} & set(argv) and len(argv) > 1:
         run = import_module(f"trainer.commands.{COMMANDS[argv[0]].module}").run
         return argparse.Namespace(command=argv[0], run=run, arguments=list(argv[1:]))
@@ -52,17 +54,19 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Na
     # argparse takes overrides right behind the recipe alone, and they are as plain behind a flag.
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(overrides) < len(rest) or (rest and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        fields = "a field of the recipe is written key=value, as in seed=2; " if hasattr(args, "overrides") else ""
+        help_of = f"{typed or f'{parser.prog} {args.command}'} --help"
+        parser.exit(2, f"error: unrecognized arguments: {' '.join(rest)}; {fields}`{help_of}` has the flags\n")
     if rest:
         args.overrides = [*args.overrides, *overrides]
     return args
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m trainer", typed: str | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = build_parser(prog, called=COMMANDS.keys() & set(argv))
+    parser = build_parser(prog, COMMANDS.keys() & set(argv), typed)
     _check_command(parser, argv)
-    args = _parsed(parser, argv)
+    args = _parsed(parser, argv, typed)
     from trainer.config.base import (
         UserError,  # which loads all of the configuration, as commands do and --help need not
     )

@@ -129,7 +129,7 @@ def _serve(plan: Plan, options: argparse.Namespace) -> int:
             f"or leave --host out and reach the page through `ssh -L {options.port}:127.0.0.1:{options.port}`"
         )
     board = Board(Watch(plan, options.timeout), options.watch or _PAGE_LOOKS_S)
-    guard = Guard(options.host, tokens, cookie="services")
+    guard = Guard(options.host, tokens)
     with listening(options.host, options.port) as (sock, url):
         print(f"{len(plan.targets)} services of {plan.title}: {url}", flush=True)
         serve(create_app(board, guard), sock, guard, board.run)

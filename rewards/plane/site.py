@@ -154,7 +154,7 @@ class _Site:
     async def enter(self, request: Request) -> Response:
         form = await request.form(max_files=0, max_fields=2)
         given = form.get("token")
-        return self._guard.enter(given if isinstance(given, str) else "") or self.asked_for_token(401)
+        return self._guard.enter(given if isinstance(given, str) else "", request.headers) or self.asked_for_token(401)
 
     def asked_for_token(self, status: int) -> Response:
         text = "Send one of the tokens of the page's token file."

@@ -122,7 +122,7 @@ def test_who_is_answered(served: Served) -> None:
     entered = httpx.post(served.url + "/enter", data={"token": PAGE_TOKEN}, trust_env=False)
     assert entered.status_code == 303
     cookie = entered.headers["set-cookie"].split(";")[0]
-    assert cookie.startswith("services=") and PAGE_TOKEN not in cookie
+    assert cookie.startswith(f"rewards_{served.url.rpartition(':')[2]}=") and PAGE_TOKEN not in cookie
     assert get(served, token="", Cookie=cookie).status_code == 200
 
 

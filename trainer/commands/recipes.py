@@ -22,7 +22,9 @@ def takes_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", type=recipe, help="A recipe: its file, or the name of one of configs/, as in quickstart."
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Fields to override, as in seed=2.")
+    parser.add_argument(  # with a default: argparse says of what is left out that it is required, too, where it has none
+        "overrides", nargs="*", default=[], metavar="key=value", help="Fields to override, as in seed=2."
+    )
 
 
 def takes_weights(parser: argparse.ArgumentParser) -> None:

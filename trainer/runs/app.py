@@ -215,7 +215,7 @@ class _Site:
     async def enter(self, request: Request) -> Response:
         form = await request.form(max_files=0, max_fields=2)
         given = form.get("token")
-        return self._guard.enter(given if isinstance(given, str) else "") or self.asked_for_token(401)
+        return self._guard.enter(given if isinstance(given, str) else "", request.headers) or self.asked_for_token(401)
 
     def asked_for_token(self, status: int) -> Response:
         """The page that asks for the token."""

@@ -17,7 +17,6 @@ from trainer.config import ConfigError
 from wire.hosts import HostNames
 
 MIN_TOKEN_LENGTH = 16
-COOKIE = "runs"
 _MAX_QUERY = 16 * 1024  # bytes
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
@@ -32,11 +31,10 @@ class Guard:
     Args:
         host: what the server listens on.
         tokens: one of them is asked for, where there are any, as `Authorization: Bearer` or once in the page's form.
-        cookie: its name; browsers keep the cookies of all servers of a host together, whatever their ports.
     """
 
-    def __init__(self, host: str, tokens: Sequence[str] = (), cookie: str = COOKIE) -> None:
-        self._names, self._cookie = HostNames(host), cookie
+    def __init__(self, host: str, tokens: Sequence[str] = ()) -> None:
+        self._names = HostNames(host)
         self._digests = [_digest(token) for token in tokens]
         # A page's cookie proves a token without holding it, and ends with the server.
         self._key = secrets.token_bytes(32)
@@ -54,12 +52,12 @@ class Guard:
 
         return guarded
 
-    def enter(self, token: str) -> Response | None:
-        """The way in for who has typed a token; None where it is none."""
+    def enter(self, token: str, headers: Headers) -> Response | None:
+        """The way in for who has typed a token, with the headers of the request that brought it; None where it is none."""
         if (digest := self._known(token)) is None:
             return None
         answer = RedirectResponse("/", status_code=303)
-        answer.set_cookie(self._cookie, self._proof(digest), httponly=True, samesite="strict")
+        answer.set_cookie(cookie_of(headers), self._proof(digest), httponly=True, samesite="strict")
         return answer
 
     def _refusal(self, scope: Scope, ask: Callable[[int], Response]) -> Response | None:
@@ -82,7 +80,7 @@ class Guard:
         if scheme.lower() == "bearer" and self._known(token.strip()) is not None:
             return True
         try:
-            given = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
+            given = SimpleCookie(headers.get("cookie", "")).get(cookie_of(headers))
         except CookieError:
             return False
         proofs = [self._proof(digest) for digest in self._digests]
@@ -100,6 +98,13 @@ class Guard:
 
     def _proof(self, digest: bytes) -> str:
         return hmac.new(self._key, digest, hashlib.sha256).hexdigest()
+
+
+def cookie_of(headers: Headers) -> str:
+    """Name of the cookie of the address that was asked for: a browser keeps those of a host together, whatever their ports, and
+    several pages may be open, of one machine or by tunnels of several. The port is the one that the browser sees."""
+    port = headers.get("host", "").rpartition(":")[2]
+    return f"rewards_{port}" if port.isascii() and port.isdecimal() else "rewards"
 
 
 def read_tokens(path: Path | None, flag: str = "--token-file") -> list[str]:

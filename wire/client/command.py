@@ -44,7 +44,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", help="the service's base URL, such as http://127.0.0.1:18082")
-    parser.add_argument("images", nargs="*", type=Path, help="PNG, JPEG or WebP files, or folders of them")
+    parser.add_argument("images", nargs="*", type=Path, default=[], help="PNG, JPEG or WebP files, or folders of them")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", help="the prompt of every image")
     asked.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, or .jsonl")

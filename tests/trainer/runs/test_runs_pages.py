@@ -28,7 +28,6 @@ from trainer.runs.look import served as served_look
 from trainer.runs.pages import TableQuery, runs_page
 from trainer.runs.run import Run
 from trainer.runs.samples import cards, ordered, records_of
-from trainer.runs.shell import COOKIE
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -225,17 +224,23 @@ def test_a_token_is_asked_for_where_there_is_one(tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text(f"# who may look\n{TOKEN}\n")
     for served in serving(tmp_path / "outputs", "--token-file", str(tokens)):
-        page = get(served, "/run/run")
+        page, port = get(served, "/run/run"), served.url.rpartition(":")[2]
         assert page.status_code == 401 and 'type="password"' in page.text and "grad_norm" not in page.text
         assert get(served, "/", headers={"Authorization": f"Bearer {TOKEN}x"}).status_code == 401
         assert get(served, "/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
-        assert get(served, "/", headers={"Cookie": f"{COOKIE}={'0' * 64}"}).status_code == 401
+        assert get(served, "/", headers={"Cookie": f"rewards_{port}={'0' * 64}"}).status_code == 401
         assert get(served, "/events").status_code == 401
         with httpx.Client(base_url=served.url, trust_env=False, follow_redirects=True) as browser:
             assert browser.post("/enter", data={"token": "wrong"}).status_code == 401
             assert browser.post("/enter", data={"token": TOKEN}).status_code == 200
             assert browser.get("/run/run").status_code == 200
             assert TOKEN not in str(browser.cookies.jar)
+        # A browser keeps the cookies of a host together: of another port, be it one of a tunnel, they have another name.
+        names = []
+        for host in (f"127.0.0.1:{port}", "localhost:8601", "localhost", "[::1]:8602"):
+            answer = httpx.post(f"{served.url}/enter", data={"token": TOKEN}, headers={"Host": host}, trust_env=False)
+            names.append(answer.headers["set-cookie"].partition("=")[0])
+        assert names == [f"rewards_{port}", "rewards_8601", "rewards", "rewards_8602"]
 
 
 @pytest.mark.parametrize(
