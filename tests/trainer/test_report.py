@@ -31,7 +31,7 @@ from trainer.config import ConfigError, LoggingConfig
 from trainer.records.keys import SENTENCES
 from trainer.records.recorder import Recorder
 from trainer.records.starts import keep_start
-from trainer.report import build_report
+from trainer.report import away_from_its_folder, build_report
 from trainer.report.charts.axis import tick
 from trainer.report.images import build_gallery, read_correctly
 from trainer.report.page import render
@@ -792,3 +792,11 @@ def test_importing_the_report_loads_no_plotting_and_no_torch() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_away_from_its_folder_no_link_leads_out_of_the_page(finished: Path) -> None:
+    page = build_report(finished).read_text(encoding="utf-8")
+    assert 'href="metrics.jsonl"' in page
+    shown = away_from_its_folder(page)
+    assert {link[0] for link in re.findall(r'<a [^>]*href="([^"]*)"', shown)} == {"#"}
+    assert "<li><code>metrics.jsonl</code> every number" in shown and shown.count("<li>") == page.count("<li>")

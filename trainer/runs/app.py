@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from trainer.report import away_from_its_folder
 from trainer.runs import compare, downloads
 from trainer.runs.axes import AXES
 from trainer.runs.catalogue import Catalogue
@@ -146,8 +147,10 @@ class _Site:
             data = run.folder.read(*path.split("/"), limit=MAX_BYTES)
         except OSError as error:
             raise HTTPException(404, f"There is no such file in {run.name}, or it is too large to be shown.") from error
-        headers = {"Content-Security-Policy": _REPORT_POLICY} if kind == "text/html" else {}
-        return Response(data, media_type=kind, headers=headers)
+        if kind != "text/html":
+            return Response(data, media_type=kind)
+        page = away_from_its_folder(data.decode("utf-8", "replace"))
+        return HTMLResponse(page, headers={"Content-Security-Policy": _REPORT_POLICY})
 
     def download(self, request: Request) -> Response:
         what, kind = request.path_params["what"], request.path_params["kind"]

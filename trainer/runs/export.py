@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
+from trainer.report import away_from_its_folder
 from trainer.runs import compare, downloads
 from trainer.runs.catalogue import Catalogue
 from trainer.runs.look import inline
@@ -59,7 +60,7 @@ def _write(catalogue: Catalogue, runs: Sequence[Run], chosen: Sequence[Run], fol
         if steps_of(run.folder):
             _put(folder / links.gallery(run.name), gallery_page(run, root, look, GalleryQuery()))
         if report := run.folder.text("report.html"):
-            _put(folder / links.file(run.name, "report.html"), report)
+            _put(folder / links.file(run.name, "report.html"), away_from_its_folder(report))
         if run.written_at is not None:
             with (folder / links.download(run.name, "metrics", "csv")).open("wb") as file:
                 downloads.write(partial(downloads.metrics, run.folder), "csv", file)

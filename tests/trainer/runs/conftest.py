@@ -41,7 +41,9 @@ def make_folders(root: Path) -> Path:
         after = [0.75, 1.0, 0.25] if name == "first" else [0.75, 0.75, None]
         add_evaluation(folder, 40, {"ocr": after})
         add_samples(folder, 40, WORDS, [score or 0.0 for score in after])
-    (root / "first" / "report.html").write_text("<title>the report</title>")
+    (root / "first" / "report.html").write_text(
+        '<title>the report</title><ul class="files"><li><a href="metrics.jsonl">metrics.jsonl</a> every number</li></ul>'
+    )
     crashed = make_run(root / "group" / "crashed", rows_of(10, every=5), finished=False)
     rows = [json.loads(line) for line in (crashed / "metrics.jsonl").read_text().splitlines()]
     rows[-1] |= {"alarm/diversity": 1.0, "failed/ocr/timeout": 3, "eval/step": 10}

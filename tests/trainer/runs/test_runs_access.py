@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from benchmarks.run_folders import lines_of, make_run, rows_of
 from tests.support.axe import violations
@@ -149,15 +149,40 @@ def test_growing_runs_are_said_politely_and_not_at_every_step(opened: Open, tmp_
         assert page.evaluate("heard") == ["Step 31 of 30.", "run is finished now."]
 
 
+LIGHT, DARK = "0,114,178", "86,180,233"  # of the first curve
+
+
+NARROWED = """figure => { figure.style.width = "240px"; const { width } = figure.querySelector("canvas").getBoundingClientRect();
+  figure.style.width = ""; return width; }"""
+
+
+def drawing(chart: Locator) -> str:
+    return str(chart.locator("canvas").evaluate("canvas => canvas.toDataURL()"))
+
+
+def colours(chart: Locator) -> set[str]:
+    """Of a chart's pixels, as red, green and blue."""
+    found = chart.locator("canvas").evaluate(
+        """canvas => { const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const { data } = copy.getImageData(0, 0, canvas.width, canvas.height), seen = new Set();
+        for (let at = 0; at < data.length; at += 4) if (data[at + 3] === 255) seen.add(data.slice(at, at + 3).join(","));
+        return [...seen]; }"""
+    )
+    return set(found)
+
+
 @pytest.mark.slow
 def test_on_paper_nothing_is_folded_or_cut_and_curves_are_those_that_were_shown(opened: Open, tmp_path: Path) -> None:
     rows = rows_of(60, every=20)
     folder = make_run(tmp_path / "outputs" / "run", rows[:31], finished=False)
     (folder / "flight").mkdir()
     for served in serving(tmp_path / "outputs"):
-        page = opened(f"{served.url}/run/run")
+        page = opened(f"{served.url}/run/run", dark=True, quiet=False)  # the browser remarks on canvases that are read
         chart = page.locator("figure.chart").first
         expect(chart.locator(".u-over")).to_be_visible()
+        last = page.locator("figure.chart").last  # far below, and so not made yet
+        assert last.locator("canvas").count() == 0
         page.emulate_media(media="print")
         expect(page.locator("form").first).to_be_hidden()
         expect(chart.locator("svg, canvas").filter(visible=True).first).to_be_visible()
@@ -167,6 +192,21 @@ def test_on_paper_nothing_is_folded_or_cut_and_curves_are_those_that_were_shown(
             file.write(lines_of(rows[31:]))
         expect(page.locator('[data-cell="step"] span')).to_have_text("60 of 30")
         expect(chart).to_have_class("chart newer")
+        assert DARK in colours(chart) and LIGHT not in colours(chart)
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
         page.emulate_media(media="print")
-        expect(chart.locator("svg")).to_be_hidden()
-        expect(chart.locator("canvas")).to_be_visible()
+        for figure in (chart, last):
+            expect(figure.locator("svg")).to_be_hidden()
+            expect(figure.locator("canvas")).to_be_visible()
+            assert figure.evaluate(NARROWED) <= 240, "paper is narrower than the window that it was drawn for"
+            assert LIGHT in colours(figure) and DARK not in colours(figure), "paper is light"
+        page.emulate_media(media="screen")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert DARK in colours(chart)
+        chart.locator(".u-over").focus()
+        page.keyboard.press("+")
+        zoomed = drawing(chart)
+        chart.get_by_role("button", name="enlarge the chart").click()
+        page.keyboard.press("Escape")
+        page.mouse.move(0, 0)
+        assert drawing(chart) == zoomed, "what was zoomed into stays"

@@ -132,6 +132,7 @@ def test_exported_pages_work_from_files(folders: Path, opened: Open, tmp_path: P
     page.get_by_role("link", name="The comparison").click()
     expect(page.get_by_role("cell", name="−0.125")).to_be_visible()
     everything = "".join(path.read_text() for path in output.glob("*.html"))
+    assert 'href="metrics.jsonl"' not in everything and "<code>metrics.jsonl</code>" in everything
     assert (
         'href="/' not in everything
         and 'src="/' not in everything

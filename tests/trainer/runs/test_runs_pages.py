@@ -103,6 +103,7 @@ def test_a_runs_page_leads_to_its_report_which_can_reach_nothing(served):
     page = get(served, "/run/first").text
     answer = get(served, html.unescape(re.search(r'href="([^"]*report.html)"', page)[1]))
     assert "the report" in answer.text
+    assert "<li><code>metrics.jsonl</code> every number</li>" in answer.text, "no link leads to what is not shown"
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("sandbox allow-scripts; default-src 'none'") and "allow-same-origin" not in policy
 

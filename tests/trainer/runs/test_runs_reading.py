@@ -21,6 +21,7 @@ from trainer.runs.columns import ColumnReader
 from trainer.runs.curves import CAPACITY, Curves, Evaluations
 from trainer.runs.folder import Folder
 from trainer.runs.run import Run
+from trainer.runs.run_charts import charts_of
 from trainer.runs.state import gpus, newest_crash
 from trainer.runs.table import row_of
 from trainer.runs.tail import Tail, newest, parse
@@ -302,3 +303,22 @@ def test_what_rows_name_only_where_it_is_not_0_counts_as_0_elsewhere():
         assert found.mean.tolist()[: len(mean)] == mean
         assert (found.low.tolist()[: len(low)], found.high.tolist()[: len(high)]) == (low, high)
     assert curves.counted("nobody") is None
+
+
+def test_losses_on_held_out_rows_are_drawn_where_no_reward_is_held_out(tmp_path):
+    """Of a run that is given images, and of one that reads packs; the table has nothing of them."""
+    rows = [
+        {"step": step, "loss/sft": 1 / step}
+        | ({} if step % 2 else {"heldout/loss": 2 / step, "heldout/ce": 4 / step, "heldout/mse/0.25": 1 / step})
+        for step in range(1, 5)
+    ]
+    run = opened(make_run(tmp_path / "run", rows, finished=False))
+    drawn = {chart.title: chart for _, charts in charts_of(run) for chart in charts}
+    for title, values in {
+        "loss on held-out rows": [1, 0.5],
+        "packs: errors on held-out rows": [2, 1],
+        "packs: mse on held-out rows by noise level": [0.5, 0.25],
+    }.items():
+        (series,) = drawn[title].series
+        assert (list(series.x), list(series.y)) == ([2, 4], values)
+    assert row_of(run).held == {}

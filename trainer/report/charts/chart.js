@@ -137,12 +137,20 @@ const charts = (() => {
     if (high > low) plot.setScale("x", { min: low, max: high });
   }
 
+  /** Whether all of a chart is in view, and nothing was zoomed into. */
+  function whole({ plot, columns }) {
+    const xs = columns.data[0], { min, max } = plot.scales.x;
+    return min == null || (min <= xs[0] && max >= xs[xs.length - 1]); // a new one has no scales yet
+  }
+
   function draw(figure) {
     const state = made.get(figure), place = figure.querySelector(".drawn");
+    const view = state.plot && !whole(state) ? { min: state.plot.scales.x.min, max: state.plot.scales.x.max } : null;
     state.plot?.destroy();
     state.columns = columnsOf(state.numbers);
     place.classList.add("live");
     state.plot = new uPlot(options(state, figure, place.clientWidth), state.columns.data, place);
+    if (view) state.plot.setScale("x", view);
     const over = state.plot.over;
     over.tabIndex = 0;
     over.setAttribute("role", "application"); // else a screen reader would keep the arrow keys for itself
@@ -226,7 +234,9 @@ const charts = (() => {
       if (stage) stage.close(); else enlarge(figure, large);
     });
     figure.append(at, spoken, large);
-    const numbers = waiting.get(figure) ?? JSON.parse(data.textContent);
+    const newer = waiting.get(figure), numbers = newer ?? JSON.parse(data.textContent);
+    waiting.delete(figure);
+    figure.classList.toggle("newer", newer !== undefined); // than the drawing that came with the page
     made.set(figure, { numbers, plot: null, columns: null, hidden: new Set(), at, spoken });
     keys(figure);
     draw(figure);
@@ -260,14 +270,13 @@ const charts = (() => {
       const state = made.get(figure);
       if (!state) { waiting.set(figure, numbers); continue; }
       if (numbers.series.length !== state.numbers.series.length) continue; // its legend is of other curves
-      const alike = shapeOf(numbers) === shapeOf(state.numbers), xs = state.columns.data[0], { min, max } = state.plot.scales.x;
-      const whole = min <= xs[0] && max >= xs[xs.length - 1];
+      const alike = shapeOf(numbers) === shapeOf(state.numbers), all = whole(state);
       state.numbers = numbers;
-      figure.classList.add("newer"); // than the drawing that came with the page
+      figure.classList.add("newer");
       if (!alike) { draw(figure); continue; }
       state.columns = columnsOf(numbers);
-      state.plot.setData(state.columns.data, whole);
-      if (!whole) state.plot.redraw(); // a view that was zoomed into stays
+      state.plot.setData(state.columns.data, all);
+      if (!all) state.plot.redraw(); // a view that was zoomed into stays
       read(figure, state, state.plot);
       describe(figure, state);
     }
@@ -301,7 +310,17 @@ const charts = (() => {
       figure.addEventListener("focus", () => make(figure));
     }
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => [...made.keys()].forEach(draw));
+  const drawAll = () => [...made.keys()].forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  /** A canvas keeps the colours that it was drawn in, and paper has others than a dark screen. */
+  function forPaper(is) {
+    const shown = document.documentElement.classList;
+    if (shown.contains("paper") === is || (is && !matchMedia("(prefers-color-scheme: dark)").matches)) return;
+    shown.toggle("paper", is);
+    drawAll();
+  }
+  addEventListener("beforeprint", () => { [...waiting.keys()].forEach(make); forPaper(true); }); // no chart is older than others
+  addEventListener("afterprint", () => forPaper(false));
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin); else begin();
   return { update, plain, tick };
 })();
