@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
+
+from markupsafe import Markup, escape
 
 from trainer.report.charts import style
 
@@ -21,6 +24,11 @@ def base_style() -> str:
 @cache
 def report_style() -> str:
     return base_style() + (_FOLDER / "style.css").read_text(encoding="utf-8") + style()
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line behind its `_` and `/`, where there is no room: better than anywhere."""
+    return Markup("<wbr>").join(map(escape, re.split(r"(?<=[_/])", name)))
 
 
 @cache

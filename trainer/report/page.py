@@ -14,7 +14,7 @@ from trainer.config import ConfigError
 from trainer.records import keys
 from trainer.records.recorder import write_atomic
 from trainer.report.answers import build_answers
-from trainer.report.assets import policy, report_style
+from trainer.report.assets import breakable, policy, report_style
 from trainer.report.chart_list import charts_of
 from trainer.report.charts import figure, script
 from trainer.report.evaluation import evaluation_part
@@ -95,6 +95,7 @@ def render(run: RunFolder, now: datetime) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     return environment.get_template("page.html.j2").render(
         style=Markup(style),
         script=Markup(code),

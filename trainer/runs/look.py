@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from trainer.records.numbers import plain
 from trainer.report import charts
-from trainer.report.assets import base_style, policy
+from trainer.report.assets import base_style, breakable, policy
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -123,6 +123,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["number"] = number
+    environment.filters["breakable"] = breakable
     return environment
 
 

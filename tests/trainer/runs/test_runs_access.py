@@ -173,6 +173,23 @@ def colours(chart: Locator) -> set[str]:
 
 
 @pytest.mark.slow
+def test_tables_of_three_rewards_fit_a_window_of_1400(opened: Open, tmp_path: Path) -> None:
+    """As many as the quickstart has; more scroll by themselves."""
+    for name in ("guidance_conditional", "lr_5e-4"):
+        third = ("", "/low", "/high", "/gain", "/gain_low", "/gain_high", "/valid_share")
+        rows = [
+            row | {f"eval/ocr_independent{end}": row[f"eval/ocr{end}"] for end in third if f"eval/ocr{end}" in row}
+            for row in rows_of(40, every=20)
+        ]
+        make_run(tmp_path / "outputs" / name, rows, config={"run_name": name})
+    for served in serving(tmp_path / "outputs"):
+        for path in ("/", "/compare?run=guidance_conditional&run=lr_5e-4"):
+            page = opened(served.url + path)
+            assert page.locator('td[data-cell="eval/ocr_independent"]').count() == 2
+            assert page.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+
+
+@pytest.mark.slow
 def test_on_paper_nothing_is_folded_or_cut_and_curves_are_those_that_were_shown(opened: Open, tmp_path: Path) -> None:
     rows = rows_of(60, every=20)
     folder = make_run(tmp_path / "outputs" / "run", rows[:31], finished=False)
