@@ -15,7 +15,6 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 HEIGHT, WIDTH = 24, 48
@@ -79,6 +78,8 @@ def corrupt(word: Word, rng: random.Random, char_noise: float, color_noise: floa
 
 def render(word: Word, rng: random.Random) -> Image.Image:
     """Draw a word: regular or bold, centred within a pixel."""
+    import matplotlib  # for its fonts; drawing words is for bases and data sets, and a run of a policy needs only their alphabet
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     font = ImageFont.truetype(str(folder / rng.choice(_FONTS)), FONT_SIZE)
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")

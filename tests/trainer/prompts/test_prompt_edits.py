@@ -12,7 +12,7 @@ from PIL import Image
 from trainer.config import ConfigError
 from trainer.data.prompts import DataError, PromptFile, read_prompt_file
 from trainer.data.prompts.fields import is_input
-from trainer.policies.flow.frozen import refuse_sources
+from trainer.policies.flow.sources import refuse_sources
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from trainer.policies.flow.frozen import (
     load_part,
     load_pipeline,
     own_noise_levels,
-    refuse_sources,
     stack,
     vae_dtype,
 )
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
+from trainer.policies.flow.sources import refuse_sources
 from trainer.policies.flow.text_limits import clip_and_t5
 from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype

@@ -203,14 +203,3 @@ def _image_size(path: str, prompt: Prompt) -> tuple[int, int]:
             f"prompt {prompt.id!r} of data set {prompt.dataset!r} has the source image {path}, which cannot be read: "
             f"{error}; replace the file or leave the prompt out"
         ) from error
-
-
-def refuse_sources(prompts: Sequence[Prompt], policy: str) -> None:
-    """Raises ConfigError naming the first prompt that asks for an edit, of a policy that only draws from text."""
-    for prompt in prompts:
-        if prompt.source_images:
-            raise ConfigError(
-                f"prompt {prompt.id!r} of data set {prompt.dataset!r} has source_images, but policy.type = {policy} draws "
-                f"from text alone: use sd3 or deepgen for edits, or leave them out (first {prompt.source_images[0]}): in another "
-                "project's file that is the field of the images, such as image or ref_image"
-            )

@@ -21,11 +21,11 @@ from trainer.policies.flow.frozen import (
     load_pipeline,
     own_noise_levels,
     pixel_parts,
-    refuse_sources,
     to_pixels,
 )
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
+from trainer.policies.flow.sources import refuse_sources
 from trainer.policies.flow.text_limits import qwen
 from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError, TinyConfig
 from trainer.policies.flow.family import FLOW
-from trainer.policies.flow.frozen import refuse_sources
 from trainer.policies.flow.policy import Conditioning
+from trainer.policies.flow.sources import refuse_sources
 from trainer.policies.flow.tiny_model import LATENT_SHAPE, NUM_TOKENS, PAD, TinyModel, to_pixels, token_tensor, tokenize
 from trainer.policies.registry import Entry, Exporter, Sizes
 from trainer.quickstart.words import HEIGHT, WIDTH
@@ -79,13 +79,7 @@ class TinyFlow:
         }
 
     def velocity(self, network: nn.Module, x: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        out: Tensor = network(
-            hidden_states=x,
-            encoder_hidden_states=conditioning["states"],
-            pooled_projections=conditioning["pooled"],
-            timestep=sigma_B * 1000.0,
-            return_dict=False,
-        )[0]
+        out: Tensor = network(x, sigma_B * 1000.0, conditioning["states"], conditioning["pooled"])
         return out
 
     @torch.no_grad()

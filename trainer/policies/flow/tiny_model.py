@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, TinyConfig
+from trainer.policies.flow.tiny_network import TinyTransformer
 from trainer.policies.pca_codec import PcaCodec
 from trainer.quickstart.words import ALPHABET, HEIGHT, INKS, WIDTH
 
@@ -70,39 +70,18 @@ class TinyModel(nn.Module):
         width = config.num_heads * config.head_dim
         self.codec = PcaCodec(PATCH, LATENT_SHAPE[0])
         self.text = CharEncoder(width)
-        self.transformer = SD3Transformer2DModel(
-            sample_size=max(LATENT_SHAPE[1:]),
-            pos_embed_max_size=max(LATENT_SHAPE[1:]),
-            patch_size=1,
-            in_channels=LATENT_SHAPE[0],
-            out_channels=LATENT_SHAPE[0],
+        self.transformer = TinyTransformer(
+            grid=max(LATENT_SHAPE[1:]),
+            channels=LATENT_SHAPE[0],
             num_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            attention_head_dim=config.head_dim,
-            joint_attention_dim=width,
-            caption_projection_dim=width,
-            pooled_projection_dim=width,
-            qk_norm="rms_norm",
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
         )
-        self._zero_init()
-
-    def _zero_init(self) -> None:
-        """adaLN modulations and the output start at zero (DiT, arXiv 2212.09748, section 3.2)."""
-        for block in self.transformer.transformer_blocks:
-            nn.init.zeros_(block.norm1.linear.weight)
-            nn.init.zeros_(block.norm1_context.linear.weight)
-        nn.init.zeros_(self.transformer.norm_out.linear.weight)
-        nn.init.zeros_(self.transformer.proj_out.weight)
+        self.transformer.start_at_zero()
 
     def velocity(self, x: Tensor, sigma_B: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         """v = noise - data at noise level sigma in [0, 1]; x (B, 48, 3, 6)."""
-        out: Tensor = self.transformer(
-            hidden_states=x,
-            encoder_hidden_states=states,
-            pooled_projections=pooled,
-            timestep=sigma_B * 1000.0,
-            return_dict=False,
-        )[0]
+        out: Tensor = self.transformer(x, sigma_B * 1000.0, states, pooled)
         return out
 
     def save(self, path: Path, about: str) -> None:
