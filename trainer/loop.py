@@ -36,7 +36,7 @@ def train(config: Config, signals: StopSignals | None = None) -> int:
                 session.row = row
                 keep_step(session, row)
                 if session.step % config.logging.report_every == 0 and session.step < config.max_steps:
-                    session.build_report()
+                    session.report.begin()
         except StopTrainingError as error:
             stopped, midway = str(error), error.midway
             if not session.signals.asked:

@@ -54,7 +54,11 @@ class LoggingConfig(Section):
         gt=0,
         description="The most teraflops of one device, dense and in the type of training, of which perf/mfu is the share reached; null knows common GPUs.",
     )
-    report_every: int = Field(25, ge=1, description="Steps between rebuilds of report.html.")
+    report_every: int = Field(
+        25,
+        ge=1,
+        description="Steps between rebuilds of report.html by a process beside the run; a long run makes fewer, so that they take at most 2 % of one core.",
+    )
     warn_after_steps: int = Field(
         3, ge=1, description="Steps in a row in which a reward is constant, or the gradient is 0, before that is said."
     )

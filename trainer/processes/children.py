@@ -19,6 +19,15 @@ OURS = (str(ROOT),) if FOLDER == ROOT else ()
 SAFE_PATH = {} if OURS else {"PYTHONSAFEPATH": "1"}
 _GRACE_S = 5.0
 _LOG_LINES = 15
+# Variables by which ranks know each other: a program that is no rank of theirs must not join them.
+_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a Python that runs a program of ours, on its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+    path = os.pathsep.join(filter(None, [*OURS, os.environ.get("PYTHONPATH")]))
+    return kept | SAFE_PATH | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 class Child:
@@ -84,7 +93,7 @@ class Child:
             self._process.kill()
             self.reap()
 
-    def reap(self) -> None:
-        """Take the status of a command that has ended."""
+    def reap(self) -> int:
+        """Wait for the end of a command, and take its status."""
         assert self._process is not None
-        self._process.wait()
+        return self._process.wait()

@@ -31,9 +31,10 @@ from trainer.processes.stopping import StopSignals
 from trainer.programs.base import Kind, Material, Program
 from trainer.programs.own_code import OwnCode, check_same_code, read_code, try_code
 from trainer.programs.prompt_notes import prompt_notes
+from trainer.programs.reporting import ReportBuilder
 from trainer.programs.rollout_servers import rollout_servers
 from trainer.programs.scorer_records import ScorerRecords, check_agreement
-from trainer.programs.services import connect
+from trainer.programs.services import begin_services, connect
 from trainer.programs.session import Session
 from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
@@ -126,6 +127,9 @@ def _open_session(
     stack: ExitStack,
 ) -> Session:
     """All that programs share, but for the saver."""
+    services = None
+    if config.rewards.tape.mode != "replay":
+        services = begin_services(config.rewards, stack, config.run_dir / "logs")  # ready once the policy is built
     torch.manual_seed(config.seed)
     policy = kind.policy(config, ranks.device)
     group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
@@ -148,7 +152,7 @@ def _open_session(
     # One thread waits for scores while the main thread looks out for signals, one scores evaluations in the background.
     executor = stack.enter_context(ThreadPoolExecutor(2, "scores"))  # ends after the client, which ends its work
     step = None if checkpoint is None else checkpoint.step
-    client = stack.enter_context(connect(config, ranks, stack, recorder, step, last_row))
+    client = stack.enter_context(connect(config, ranks, services, recorder, step, last_row))
     check_agreement(client, ranks)
     engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
     ema = Ema(policy.trainable, config.optim.ema_decay)
@@ -167,6 +171,7 @@ def _open_session(
         client=client,
         scorers=ScorerRecords(client, ranks, recorder),
         recorder=recorder,
+        report=stack.enter_context(ReportBuilder(config.run_dir, recorder.note, is_main=ranks.is_main)),
         flight=FlightRecorder(config.run_dir, ranks, recorder.note),
         gauges=Gauges(policy.trainable, ranks, config.logging.peak_tflops),
         signals=signals,

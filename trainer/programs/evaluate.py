@@ -24,7 +24,7 @@ from trainer.policies.base import Samples
 from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.programs.prompt_notes import prompt_notes
-from trainer.programs.services import start_services
+from trainer.programs.services import addresses, begin_services
 from trainer.records.numbers import alike, interval, plain
 from trainer.records.progress import Watched
 from trainer.records.recorder import plain_numbers, write_atomic
@@ -69,6 +69,7 @@ def evaluate_checkpoint(
     _check_writable(folder)
     with ExitStack() as stack:
         group = stack.enter_context(world(config.distributed))
+        services = begin_services(config.rewards, stack, folder / "logs")
         torch.manual_seed(config.seed)  # as training does: what has no file starts from random weights
         policy = build_policy(config.policy, group.device, keep_reference=False)
         prompts = [prompt for each in sets for prompt in each.prompts]
@@ -78,8 +79,7 @@ def evaluate_checkpoint(
                 print(f"{note.sentence}: {note.remedy}")
         if checkpoint is not None:
             load_weights(policy, checkpoint, weights)
-        notify = print if group.is_main else None
-        urls = start_services(config.rewards, group, stack, folder / "logs", notify)
+        urls = addresses(services, group, print if group.is_main else None)
         executor = stack.enter_context(ThreadPoolExecutor(1, "evaluation"))
         found, asked = resolve_urls(config.rewards, urls), Requests(texts=texts_of(config))
         client = stack.enter_context(RewardClient(config.rewards, urls=found, is_main=group.is_main, requests=asked))

@@ -14,19 +14,36 @@ from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_u
 from trainer.rewards.asked import Requests
 
 
+def begin_services(rewards: RewardsConfig, stack: ExitStack, logs: Path) -> LocalServices | None:
+    """Start the local services (one process per node does); they become ready while the policy is built. None where none are to
+    start. Raises RewardServiceError: a file of the user's cannot be run."""
+    if rewards.launch != "local" or _local_rank():
+        return None
+    services = LocalServices(rewards, logs)
+    services.begin()
+    stack.callback(services.stop)
+    return services
+
+
 def connect(
-    config: Config, world: World, stack: ExitStack, recorder: Recorder, step: int | None, last_row: int | None
+    config: Config,
+    world: World,
+    services: LocalServices | None,
+    recorder: Recorder,
+    step: int | None,
+    last_row: int | None,
 ) -> RewardClient:
-    """Start the local services and connect every rank, or take the answers from a tape.
+    """Wait for the local services and connect every rank, or take the answers from a tape.
 
     Args:
+        services: those that `begin_services` started.
         step, last_row: of the checkpoint that the run goes on from: its step, and the last step whose row is whole. A tape
             drops what was recorded later. None: the run begins anew.
     """
     if config.rewards.tape.mode == "replay":
         return RewardClient(config.rewards, urls={})
     notify = recorder.note if world.is_main else None  # lines that keep the progress bar whole
-    launched = start_services(config.rewards, world, stack, config.run_dir / "logs", notify)
+    launched = addresses(services, world, notify)
     tape = None
     if config.rewards.tape.mode == "record":
         tape = TapeRecorder(
@@ -40,14 +57,17 @@ def connect(
     return RewardClient(config.rewards, urls=urls, tape=tape, is_main=world.is_main, requests=Requests.of(config))
 
 
-def start_services(
-    rewards: RewardsConfig, world: World, stack: ExitStack, logs: Path, notify: Callable[[str], None] | None
+def addresses(
+    services: LocalServices | None, world: World, notify: Callable[[str], None] | None
 ) -> dict[str, list[str]]:
-    """Start the local services (one process per node does) and share their addresses; none where none are to start."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    """Wait for the services of this node, and share their addresses among its ranks; none where none were started."""
     launched: dict[str, list[str]] = {}
-    if rewards.launch == "local" and local_rank == 0:
-        services = stack.enter_context(LocalServices(rewards, logs, notify=notify))
+    if services is not None:
+        services.wait_ready(notify)
         launched = {name: list(urls) for name, urls in services.urls.items()}
-    shared: dict[str, list[str]] = world.gather(launched)[world.rank - local_rank]
+    shared: dict[str, list[str]] = world.gather(launched)[world.rank - _local_rank()]
     return shared
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))

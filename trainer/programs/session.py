@@ -20,12 +20,12 @@ from trainer.policies.base import Policy
 from trainer.processes.distributed import World
 from trainer.processes.stopping import StopSignals
 from trainer.programs.closing import closing_lines
+from trainer.programs.reporting import ReportBuilder
 from trainer.programs.scorer_records import ScorerRecords
 from trainer.records import keys
 from trainer.records.flight.recorder import FlightRecorder
 from trainer.records.hardware import Gauges
 from trainer.records.recorder import Recorder
-from trainer.report import build_report
 from trainer.rewards import RewardClient
 from trainer.types import StopTrainingError
 from trainer.update.ema import Ema
@@ -94,6 +94,7 @@ class Session:
     client: RewardClient
     scorers: ScorerRecords
     recorder: Recorder
+    report: ReportBuilder
     flight: FlightRecorder
     gauges: Gauges
     signals: StopSignals
@@ -157,15 +158,6 @@ class Session:
         self.totals.add_evaluation(results.step, results.means, results.row["time/evaluate"])
         return results.row
 
-    def build_report(self) -> None:
-        """Build report.html (rank 0). A page that cannot be built is said so; it never costs a run."""
-        if not self.world.is_main:
-            return
-        try:
-            build_report(self.config.run_dir)
-        except Exception as error:
-            self.recorder.note(f"report.html was not built ({type(error).__name__}: {error}); nothing else is affected")
-
     def finish(self, stopped: str | None = None) -> None:
         """Write summary.json and the report; say where they are."""
         totals = self.totals
@@ -186,7 +178,7 @@ class Session:
             "hardware": hardware(self.world),
         }
         self.recorder.write_summary(summary)
-        self.build_report()
+        self.report.finish()
         self.recorder.farewell(closing_lines(self.config, summary))
 
 

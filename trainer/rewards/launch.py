@@ -8,26 +8,30 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
 
+from machine.own import is_code
 from trainer.config import URL_VARIABLES, RewardsConfig, ServiceConfig
 from trainer.config.service_names import flags_of_own
-from trainer.processes.children import OURS, SAFE_PATH, Child
+from trainer.processes.children import Child, environment
 from trainer.rewards.answers import RewardServiceError
 
 MAX_RESTARTS = 5
 _POLL_S = 0.1
 _LISTENING = re.compile(rb"listening on (http://\S+)")
 _PROGRESS_S = 10.0
+_HEAD_START_S = 10.0  # for services that run a user's file, before the others are started
 
 
 class LocalServices:
-    """Starts every service of `config` that has a `module` and no `urls`; a context manager, or `start` and `stop`.
+    """Starts every service of `config` that has a `module` and no `urls`; a context manager, or `start` and `stop`; `begin` and
+    `wait_ready` where something else can be done meanwhile.
 
     Each runs as `python -m services.<module>` on 127.0.0.1 and a free port of its own choice, its output in
     `log_dir/<name>.log`. With `config.restart` a service that dies comes back on the same port, up to MAX_RESTARTS
@@ -42,6 +46,7 @@ class LocalServices:
         self._log_dir = Path(log_dir)
         self._notify = notify or _say
         self._services: dict[str, _LocalService] = {}
+        self._began_at = 0.0
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -51,23 +56,43 @@ class LocalServices:
         return {name: (service.url,) for name, service in self._services.items()}
 
     def start(self) -> None:
-        """Start all, and wait until every `/ready` answers.
+        """`begin`, and `wait_ready`. Raises RewardServiceError, as these do."""
+        self.begin()
+        self.wait_ready()
+
+    def begin(self) -> None:
+        """Start all; they become ready while the caller does something else.
+
+        Those that run a file of the user's come first: whether the file runs at all is known before anything else is started.
+
+        Raises:
+            RewardServiceError: such a file cannot be run; the message has the end of its log. None is left running.
+        """
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        atexit.register(self.stop)
+        with self._stopped_on_error():
+            self._began_at = time.monotonic()
+            local = {n: each for n, each in self._config.services.items() if each.module is not None and not each.urls}
+            own = {name: each for name, each in local.items() if is_code(each.module or "")}
+            for each in (own, {name: service for name, service in local.items() if name not in own}):
+                for name, service in each.items():
+                    self._services[name] = _LocalService(name, service, self._log_dir / f"{name}.log")
+                    self._services[name].start(port=None)
+                self._wait_listening(own)
+
+    def wait_ready(self, notify: Callable[[str], None] | None = None) -> None:
+        """Wait until every `/ready` answers; from then on look after them.
+
+        Args:
+            notify: takes lines from now on.
 
         Raises:
             RewardServiceError: one died or was not ready in time; the message has the end of its log. None is left
                 running.
         """
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        atexit.register(self.stop)
-        try:
-            for name, service in self._config.services.items():
-                if service.module is not None and not service.urls:
-                    self._services[name] = _LocalService(name, service, self._log_dir / f"{name}.log")
-                    self._services[name].start(port=None)
+        self._notify = notify or self._notify
+        with self._stopped_on_error():
             self._wait_ready()
-        except BaseException:
-            self.stop()
-            raise
         if self._config.restart and self._services:
             self._watcher = threading.Thread(target=self._watch, name="service-watcher", daemon=True)
             self._watcher.start()
@@ -92,21 +117,34 @@ class LocalServices:
     ) -> None:
         self.stop()
 
+    @contextmanager
+    def _stopped_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_listening(self, names: Collection[str]) -> None:
+        """Until these have an address, which a service says once the user's file has been run, or the time for it is over."""
+        while any(not self._services[name].listens() for name in names):
+            for name in names:
+                self._services[name].check_alive()
+            if time.monotonic() - self._began_at > _HEAD_START_S:
+                return
+            time.sleep(_POLL_S)
+
     def _wait_ready(self) -> None:
-        started = time.monotonic()
         limit_s = self._config.ready_timeout_s
         waiting = dict(self._services)
         next_report_s = _PROGRESS_S
         if waiting:
-            self._notify(f"starting {', '.join(waiting)}")
+            self._notify(f"waiting for {', '.join(waiting)}")
         with httpx.Client(trust_env=False, timeout=5.0) as http:
             while waiting:
-                passed_s = time.monotonic() - started
+                passed_s = time.monotonic() - self._began_at
                 for name, service in list(waiting.items()):
-                    if not service.alive():
-                        raise RewardServiceError(
-                            f"service {name} ended while it started; its log ({service.log_path}):\n{service.tail()}"
-                        )
+                    service.check_alive()
                     if service.ready(http):
                         self._notify(f"{name} is ready at {service.url} after {passed_s:.1f} s")
                         del waiting[name]
@@ -119,7 +157,8 @@ class LocalServices:
                 if waiting and passed_s > next_report_s:
                     next_report_s += _PROGRESS_S
                     self._notify(f"still waiting for {', '.join(waiting)} ({passed_s:.0f} of {limit_s:g} s)")
-                time.sleep(_POLL_S)
+                if waiting:
+                    time.sleep(_POLL_S)
 
     def _watch(self) -> None:
         while not self._stopping.wait(_POLL_S):
@@ -166,15 +205,24 @@ class _LocalService(Child):
         if port is not None:
             flags["port"] = port
         command = [sys.executable, "-m", f"services.{module}", *to_flags(flags)]
-        path = os.pathsep.join(filter(None, [*OURS, os.environ.get("PYTHONPATH")]))
-        self.spawn(command, os.environ | SAFE_PATH | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
+        self.spawn(command, environment())
+
+    def check_alive(self) -> None:
+        """Raises RewardServiceError with the end of its log when it has ended."""
+        if not self.alive():
+            raise RewardServiceError(
+                f"service {self._name} ended while it started; its log ({self.log_path}):\n{self.tail()}"
+            )
+
+    def listens(self) -> bool:
+        """Whether it has said its address."""
+        if not self.url and (found := _LISTENING.search(self.written())):
+            self.url = found[1].decode()
+        return bool(self.url)
 
     def ready(self, http: httpx.Client) -> bool:
-        if not self.url:
-            found = _LISTENING.search(self.written())
-            if found is None:
-                return False
-            self.url = found[1].decode()
+        if not self.listens():
+            return False
         try:
             return http.get(self.url + "/ready").status_code == 200
         except httpx.HTTPError:

@@ -508,8 +508,8 @@ def test_rewards_of_texts_are_probed_as_texts(monkeypatch: pytest.MonkeyPatch, t
             seen.update(given)
 
     monkeypatch.setattr(command, "RewardClient", Client)
-    monkeypatch.setattr(command, "start_services", lambda *given: {})
+    monkeypatch.setattr(command, "addresses", lambda *given: {})
     group, folder = SimpleNamespace(is_main=True), SimpleNamespace(folder=tmp_path)
     with ExitStack() as stack:
-        command._scoring(task_config(), cast(Any, group), stack, cast(Any, folder))
+        command._scoring(task_config(), cast(Any, group), stack, cast(Any, folder), None)
     assert seen["requests"].texts == {"letter"}

@@ -27,8 +27,8 @@ from trainer.programs.evaluate import BASE, Weights, load_weights, named_or_newe
 from trainer.programs.generating.folder import OutputFolder
 from trainer.programs.generating.makers import idle_settings, maker
 from trainer.programs.generating.scoring import Scoring, has_failed, table
-from trainer.programs.services import start_services
-from trainer.rewards import RewardClient, resolve_urls
+from trainer.programs.services import addresses, begin_services
+from trainer.rewards import LocalServices, RewardClient, resolve_urls
 from trainer.rewards.asked import Requests, texts_of
 from trainer.seeds import sample_seed
 from trainer.types import Prompt, Sample
@@ -92,6 +92,7 @@ def generate(
             stack.enter_context(run_lock(output, _WORDS))
         group.barrier()  # only one start cuts off lines that a killed one has left
         folder = OutputFolder(output, told, group.rank)
+        services = begin_services(config.rewards, stack, folder.folder / "logs") if score else None
         torch.manual_seed(config.seed)  # as training does: what has no file starts from random weights
         policy: Samples = build_policy(config.policy, group.device, keep_reference=False)
         made_by = maker(policy, config, settings)
@@ -103,7 +104,7 @@ def generate(
         policy.check_prompts([each.prompt for each in asked[:: settings.samples]])
         if checkpoint is not None:
             load_weights(policy, checkpoint, weights)
-        scoring = _scoring(config, group, stack, folder) if score else None
+        scoring = _scoring(config, group, stack, folder, services) if score else None
         mine, there = asked[group.rank :: group.size], folder.made()
         group.barrier()  # all have seen what is there before one adds to it
         if scoring is not None:
@@ -147,8 +148,10 @@ def _identity(asked: Sequence[Asked]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def _scoring(config: Config, group: World, stack: ExitStack, folder: OutputFolder) -> Scoring:
-    urls = start_services(config.rewards, group, stack, folder.folder / "logs", print if group.is_main else None)
+def _scoring(
+    config: Config, group: World, stack: ExitStack, folder: OutputFolder, services: LocalServices | None
+) -> Scoring:
+    urls = addresses(services, group, print if group.is_main else None)
     found, asked = resolve_urls(config.rewards, urls), Requests(texts=texts_of(config))
     client = RewardClient(config.rewards, urls=found, is_main=group.is_main, requests=asked)
     return Scoring(stack.enter_context(client), folder, print)
