@@ -36,7 +36,8 @@ from trainer.report.charts.axis import tick
 from trainer.report.images import build_gallery, read_correctly
 from trainer.report.page import render
 from trainer.report.result import headlines, state
-from trainer.report.run_folder import MAX_POINTS, load_run, mean, thin
+from trainer.report.rows import MAX_POINTS
+from trainer.report.run_folder import load_run
 from trainer.report.tables import MAX_TABLE_ROWS, evaluations, failures
 
 ABOUT = (
@@ -367,7 +368,7 @@ def test_no_failures_are_said_to_be_none(tmp_path: Path) -> None:
 
 def test_every_recorded_key_is_in_the_glossary(finished: Path, built: Page) -> None:
     rewards = "|".join(load_run(finished).rewards())
-    generic = {re.sub(rf"/({rewards})(?=/|$)", "/<reward>", key) for row in load_run(finished).rows for key in row}
+    generic = {re.sub(rf"/({rewards})(?=/|$)", "/<reward>", key) for key in load_run(finished).keys}
     told = " ".join([*SENTENCES, *SENTENCES.values()])
     for key in generic - {"latency_ms/<reward>/p95", "latency_ms/<reward>/max", "failed/<reward>/timeout"}:
         assert key in told, key
@@ -695,9 +696,9 @@ def test_a_long_run_is_thinned_and_keeps_its_spikes(tmp_path: Path) -> None:
             row |= {"failed/ocr/timeout": 4.0} if step == 7000 else {}
             file.write(json.dumps({"step": step, **row}) + "\n")
     run = load_run(tmp_path)
-    steps, values = run.points("grad_norm")
-    assert len(steps) <= MAX_POINTS and steps[-1] == 10_000 and max(values) < 2  # the mean hides it
-    assert max(run.points("grad_norm", max)[1]) == 25.0 and max(run.counts("failed/ocr/timeout", max)[1]) == 4.0
+    norm = run.trained("grad_norm")
+    assert len(norm.steps) <= MAX_POINTS and norm.steps[-1] == 10_000 and max(norm.values) < 2  # the mean hides it
+    assert max(norm.high) == 25.0 and max(run.counted("failed/ocr/timeout").high) == 4.0
     started = time.process_time()
     path = build_report(tmp_path)
     assert time.process_time() - started < 30  # two seconds on an idle core
@@ -706,7 +707,7 @@ def test_a_long_run_is_thinned_and_keeps_its_spikes(tmp_path: Path) -> None:
     [plot] = re.findall(r"<h3>gradient norm</h3>(.*?)</svg>", text, re.S)
     assert ">20<" in plot  # the axis reaches the spike
     words = Page(text).words()
-    assert "Each point is the mean of 26 steps; shaded: from their least to their largest." in words
+    assert "Each point is the mean of 32 steps; shaded: from their least to their largest." in words
     assert "ocr: failed scores of a step" in words
     assert len(evaluations(run)[1]) == MAX_TABLE_ROWS
     assert [evaluations(run)[1][n][0] for n in (0, -1)] == [0, 10_000]
@@ -724,12 +725,6 @@ def test_data_sets_phases_and_hardware_have_their_curves(tmp_path: Path) -> None
     for title in ("ocr by data set", "rollout, seconds", "GPU memory, GiB", "model FLOPs utilization", "more/ocr"):
         assert title in words, title
     assert load_run(tmp_path).rewards() == ["ocr", "more/ocr"]  # eval/step is no reward
-
-
-def test_thin_merges_neighbours_and_passes_over_gaps() -> None:
-    steps, values = thin(range(1, 2 * MAX_POINTS + 1), [1.0, math.nan] * MAX_POINTS, mean)
-    assert (steps[:2], steps[-1], set(values)) == ([2, 4], 2 * MAX_POINTS, {1.0})
-    assert thin([1, 2], [1.0, 2.0], mean) == ([1, 2], [1.0, 2.0])
 
 
 def test_numbers_that_were_null_leave_a_gap(tmp_path: Path) -> None:

@@ -54,6 +54,17 @@ class SilenceWatch:
         self._entropies: dict[str, list[float]] = {}  # of the first steps
         self.found: list[Silence] = []  # all that were worth a sentence, those that ended, too
 
+    @staticmethod
+    def looks_at(key: str) -> bool:
+        """Whether what is said depends on a key of the rows."""
+        return (
+            key in ("grad_norm", *_ENTROPIES.values())
+            or key.startswith("eval/")
+            or (key.startswith("reward/") and key.endswith(("/mean", "/std")))
+            or key.endswith("/truncated_share")
+            or keys.signal_of(key) is not None
+        )
+
     def add(self, row: Mapping[str, Any]) -> list[str]:
         """Take in a row. Returns what is to be said now."""
         said = self._held_out(row)

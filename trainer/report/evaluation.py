@@ -52,8 +52,7 @@ class EvaluationPart:
 
 def evaluation_part(run: RunFolder) -> EvaluationPart:
     """From rows and the files under `eval/`; what is missing or damaged is left out."""
-    rows = [row for row in run.rows if any(key.startswith("eval/") for key in row)]
-    last: Mapping[str, Any] = rows[-1] if rows else {}
+    last: Mapping[str, Any] = run.rows.evaluated
     steps = sorted(int(match.group(1)) for path in run.path.glob("eval/step_*") if (match := _STEP.match(path.name)))
     step = number(last.get("eval/step", last.get("step")))
     return EvaluationPart(

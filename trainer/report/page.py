@@ -125,7 +125,7 @@ def render(run: RunFolder, now: datetime) -> str:
         services=services(run),
         evaluations=evaluations(run),
         evaluation=evaluation_part(run),
-        merged_steps=run.merged_steps,
+        merged_steps=run.rows.curves.width,
         config_text=run.config_text,
         config_changes=[(step, change) for step, changes in run.config_changes for change in changes],
         glossary=keys.SENTENCES,

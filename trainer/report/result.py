@@ -66,7 +66,7 @@ def _of_reward(run: RunFolder, name: str) -> Headline | None:
     if math.isnan(before):
         return None
     trained_on = run.trained_on()
-    shares = [value for value in run.points(f"{key}/valid_share")[1] if value < 1]
+    shares = [value for value in run.rows.evaluations.values(f"{key}/valid_share") if value < 1]
     change, verdict = _change(run, key, before, after, last)
     intervals = [_interval(run, key, end) for end in (first, last) if end is not None]
     return Headline(
@@ -123,7 +123,8 @@ def _interval(run: RunFolder, key: str, end: tuple[int, float]) -> str:
 
 def _value(run: RunFolder, key: str, step: int) -> float:
     """A key's number at a step; NaN where it has none."""
-    return dict(zip(*run.series.get(key, ([], [])), strict=True)).get(step, math.nan)
+    evaluated = run.rows.evaluations
+    return dict(zip(evaluated.steps, evaluated.values(key), strict=True)).get(step, math.nan)
 
 
 def _either(ends: Any, end: str, name: str, otherwise: float) -> float:
@@ -135,7 +136,7 @@ def _either(ends: Any, end: str, name: str, otherwise: float) -> float:
 def not_held_out(run: RunFolder) -> str:
     """What there is to say of a run without any held-out number: the course of its training losses."""
     told = []
-    for key in run.series:
+    for key in run.keys:
         first, last = run.ends(key)
         if key.startswith("loss/") and first is not None and last is not None and key not in ("loss/policy", "loss/kl"):
             told.append(f"{key} {plain(first[1])} at step {first[0]}, {plain(last[1])} at step {last[0]}")
@@ -198,7 +199,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         found.append(("Duration", duration(wall) + parts))
     waited = run.total("time/reward_wait")
     for key, unit in (("images_per_s", "images"), ("tokens_per_s", "tokens")):
-        rate = median(run.series.get(key, ([], []))[1])
+        rate = median(run.trained(key).values)
         if not math.isnan(rate):
             found.append(("Throughput", f"{plain(rate)} training {unit} a second"))
     if trained:

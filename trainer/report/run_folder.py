@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.config import ConfigError
 from trainer.config.old_keys import with_new_keys
-from trainer.records import keys
-from trainer.records.recorder import read_rows, without_credentials
+from trainer.records.recorder import without_credentials
 from trainer.records.starts import Change, course
-from trainer.report.source import Line, is_of_evaluation, number, trained_on
+from trainer.report.reading import IMAGES, line_of
+from trainer.report.rows import RunRows, read_rows
+from trainer.report.source import Line, is_of_evaluation, number, setting, trained_on
 
-MAX_POINTS = 400
 _SAMPLES = re.compile(r"^step_(\d{6,})\.json$")
-
-Points = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class RunFolder:
 
     Attributes:
         config, config_text: the resolved configuration, parsed and as text (user names in addresses left out).
-        rows: of metrics.jsonl, in order.
+        rows: what those of metrics.jsonl come to.
         summary: of summary.json, only if it is about the last row's step; an earlier finish is stale.
         samples: records by step.
         config_changes: steps after which the configuration changed, with what changed.
@@ -47,7 +44,7 @@ class RunFolder:
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     config_text: str = ""
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: RunRows = field(default_factory=lambda: RunRows(warn_after=3))
     summary: Mapping[str, Any] = field(default_factory=dict)
     stale_summary: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -60,7 +57,7 @@ class RunFolder:
     @property
     def step(self) -> int:
         """The last recorded step."""
-        return max((row["step"] for row in self.rows), default=0)
+        return int(self.rows.row.get("step", 0))
 
     @property
     def max_steps(self) -> int | None:
@@ -77,7 +74,7 @@ class RunFolder:
     def writes(self) -> bool:
         """Whether the policy writes texts."""
         kinds = ("tokens", "tasks")
-        return self.setting("sampling", "type") in kinds or "text/length" in self.series
+        return self.setting("sampling", "type") in kinds or "text/length" in self.rows.curves
 
     @property
     def tasks(self) -> list[str]:
@@ -98,50 +95,35 @@ class RunFolder:
         """A value of the summary that stays true when the run goes on (hardware, the base model)."""
         return self.summary.get(key, self.stale_summary.get(key))
 
-    @cached_property
-    def series(self) -> dict[str, Points]:
-        """Every key of the rows with its steps and values, NaN where null was written.
-
-        What an evaluation found is at the step whose weights it was of; in the background it comes in a later row.
-        """
-        found: dict[str, Points] = {}
-        for row in self.rows:
-            evaluated = evaluated_step(row)
-            for key, value in row.items():
-                steps, values = found.setdefault(key, ([], []))
-                steps.append(evaluated if is_of_evaluation(key) and not key.startswith("heldout/") else row["step"])
-                values.append(number(value))
-        return found
-
-    @cached_property
-    def merged_steps(self) -> int:
-        """How many rows a point of a curve stands for."""
-        return max(1, -(-len(self.rows) // MAX_POINTS))
+    @property
+    def keys(self) -> list[str]:
+        """Every key of the rows."""
+        return [*self.evaluated_keys(), *self.trained_keys()]
 
     def rewards(self) -> list[str]:
         """Every reward that was configured or recorded, in the configuration's order."""
         columns = self.setting("rewards", "columns", default={})
         names = dict.fromkeys(str(name) for name in columns) if isinstance(columns, Mapping) else {}
-        for key in self.series:
+        found = self.keys
+        for key in found:
             parts = key.split("/")
             if parts[0] == "eval" and parts[-1] == "valid_share":
                 names["/".join(parts[1:-1])] = None  # of a set with a name: <set>/<reward>
             elif parts[0] in {"reward", "eval"} and len(parts) > 1 and key != "eval/step":
                 names[parts[1]] = None
         keys = "reward/{}/valid_share", "reward/{}/mean", "eval/{}"
-        return [name for name in names if any(key.format(name) in self.series for key in keys)]
+        return [name for name in names if any(key.format(name) in found for key in keys)]
 
     def datasets(self) -> list[str]:
         """The data sets that have means of their own."""
-        keys = (key.split("/") for key in self.series if key.startswith("dataset/"))
+        keys = (key.split("/") for key in self.keys if key.startswith("dataset/"))
         return list(dict.fromkeys(parts[1] for parts in keys if len(parts) == 4))
 
     def failures(self) -> dict[str, list[str]]:
         """Reward to the codes of its failed training scores."""
         found: dict[str, list[str]] = {}
-        for name, code in sorted(read for key in self.series if (read := keys.failed_of(key)) is not None):
-            if self.total(keys.failed(name, code)) > 0:
-                found.setdefault(name, []).append(code)
+        for name, code in sorted(told for told, count in self.rows.failed.items() if count):
+            found.setdefault(name, []).append(code)
         return found
 
     def trained_on(self) -> dict[str, float]:
@@ -152,47 +134,40 @@ class RunFolder:
         """Whether training uses a reward, or for `<set>/<reward>` that reward."""
         return name in self.trained_on() or name.rpartition("/")[2] in self.trained_on()
 
-    def points(self, key: str, merge: Callable[[Sequence[float]], float] | None = None) -> Points:
-        """Steps and values of a key, NaN where null was written; at most MAX_POINTS, merged by mean or `merge`."""
-        return thin(*self.series.get(key, ([], [])), merge or mean)
-
-    def counts(self, key: str, merge: Callable[[Sequence[float]], float] | None = None) -> Points:
-        """Points of a key that rows name only where it is not 0; row 0, which trains nothing, has none."""
-        given = dict(zip(*self.series.get(key, ([], [])), strict=True))
-        steps = [row["step"] for row in self.rows if row["step"] > 0]
-        return thin(steps, [given.get(step, 0.0) for step in steps], merge or mean)
-
     @property
     def changed_at(self) -> list[float]:
         return [float(step) for step, _ in self.config_changes]
 
     def trained_keys(self) -> list[str]:
-        return [key for key in self.series if not is_of_evaluation(key)]
+        return [key for key in self.rows.curves if key != IMAGES and not is_of_evaluation(key)]
 
     def evaluated_keys(self) -> list[str]:
-        return [key for key in self.series if is_of_evaluation(key)]
+        return list(self.rows.evaluations)
 
     def trained(self, key: str) -> Line:
-        return _line(self.points, key)
+        return line_of(self.rows.curves.curve(key))
 
     def counted(self, key: str) -> Line:
-        return _line(self.counts, key)
+        return line_of(self.rows.curves.counted(key))
 
     def evaluated(self, names: Sequence[str]) -> tuple[list[float], list[list[float]]]:
-        first, *others = (dict(zip(*self.series.get(name, ([], [])), strict=True)) for name in names)
-        steps = [step for step, value in first.items() if math.isfinite(value)]
-        return [float(step) for step in steps], [
-            [each.get(step, math.nan) for step in steps] for each in (first, *others)
-        ]
+        steps, columns = self.rows.evaluations.points(names)
+        return [float(step) for step in steps], columns
 
     def total(self, key: str) -> float:
         """The sum of a key over all rows."""
-        return math.fsum(value for value in self.series.get(key, ([], []))[1] if not math.isnan(value))
+        before = number(self.rows.first.get(key))  # of row 0, which is no step's and in no curve
+        return math.fsum(self.rows.curves.sums(key)) + (0.0 if math.isnan(before) else before)
 
     def ends(self, key: str) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:
-        """(step, value) of a key's first and last numbers; the last is None when there is only one."""
-        points = zip(*self.series.get(key, ([], [])), strict=True)
-        found = [(step, value) for step, value in points if not math.isnan(value)]
+        """(step, value) of a key's first and last numbers; the last is None when there is only one. In a long run those of a
+        step are the means of what the first and the last point stand for."""
+        if is_of_evaluation(key):
+            steps, (values,) = self.evaluated([key])
+        else:
+            line = self.trained(key)
+            steps, values = list(line.steps), list(line.values)
+        found = [(int(step), value) for step, value in zip(steps, values, strict=True) if not math.isnan(value)]
         return (found[0] if found else None, found[-1] if len(found) > 1 else None)
 
 
@@ -208,13 +183,15 @@ def load_run(path: Path) -> RunFolder:
         raise ConfigError(f"{path} holds no run: config.yaml, metrics.jsonl and summary.json are all missing")
     problems: list[str] = []
     text = _read(path / "config.yaml", problems)
-    rows = list(read_rows(path / "metrics.jsonl"))
+    config = _yaml(text, problems)
+    after = number(setting(config, "logging", "warn_after_steps"))
+    rows = read_rows(path / "metrics.jsonl", warn_after=int(after) if after >= 1 else 3)
     summary = _json(path / "summary.json", problems, dict)
     records = _json(path / "rewards.json", problems, dict)
-    fresh = summary.get("steps") == max((row["step"] for row in rows), default=0)
+    fresh = summary.get("steps") == rows.row.get("step", 0)
     return RunFolder(
         path=path,
-        config=_yaml(text, problems),
+        config=config,
         config_text=without_credentials(text),
         rows=rows,
         summary=summary if fresh else {},
@@ -234,18 +211,6 @@ def _sight(path: Path, problems: list[str]) -> list[Mapping[str, Any]]:
     return [each for each in found if isinstance(each, Mapping)]
 
 
-def evaluated_step(row: Mapping[str, Any]) -> int:
-    """The step whose weights the evaluation in this row was of."""
-    step = row.get("eval/step")
-    return int(row["step"] if step is None else step)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of the values that are numbers; NaN when none is."""
-    found = [value for value in values if not math.isnan(value)]
-    return math.fsum(found) / len(found) if found else math.nan
-
-
 def base_statement(checkpoint: Path) -> str | None:
     """How a base was made: `about_base.md` beside its file, or `about` in a safetensors file's own metadata."""
     beside = checkpoint.parent / "about_base.md"
@@ -258,34 +223,6 @@ def base_statement(checkpoint: Path) -> str | None:
     except (OSError, UnicodeDecodeError, SafetensorError):
         return None  # the caller says that nothing is recorded
     return None
-
-
-def _line(points: Callable[..., Points], key: str) -> Line:
-    """The means with the least and the largest of what each point stands for, so that no spike is lost."""
-    (steps, middle), (_, low), (_, high) = points(key), points(key, _least), points(key, _largest)
-    if all(math.isnan(least) or least == largest for least, largest in zip(low, high, strict=True)):
-        low, high = [], []
-    return Line(steps, middle, low, high)
-
-
-def _least(values: Sequence[float]) -> float:
-    return min((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _largest(values: Sequence[float]) -> float:
-    return max((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def thin(steps: Sequence[int], values: Sequence[float], merge: Callable[[Sequence[float]], float]) -> Points:
-    """At most MAX_POINTS points: neighbours are merged, each merged point stands at its last step."""
-    size = -(-len(steps) // MAX_POINTS)
-    if size <= 1:
-        return list(steps), list(values)
-    starts = range(0, len(steps), size)
-    return (
-        [steps[min(start + size, len(steps)) - 1] for start in starts],
-        [merge(values[start : start + size]) for start in starts],
-    )
 
 
 def _read(path: Path, problems: list[str]) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from trainer.records import keys
 from trainer.records.numbers import NONE, milliseconds, percent, plain
 from trainer.records.progress import duration
-from trainer.report.run_folder import RunFolder, evaluated_step
-from trainer.report.source import number
+from trainer.report.run_folder import RunFolder
 
 MAX_TABLE_ROWS = 40
 _PHASES = ("rollout", "reward_wait", "update")
@@ -26,14 +25,9 @@ def phases(run: RunFolder) -> list[tuple[str, str, float, str]]:
 
 def worst_excess(run: RunFolder) -> str:
     """The promise, measured: waiting beyond the last micro-batch's own latency, against the step's length."""
-    shares = [
-        (excess / total, excess, row["step"])
-        for row in run.rows
-        if math.isfinite(excess := number(row.get("wait/excess_s"))) and (total := number(row.get("time/total"))) > 0
-    ]
-    if not shares:
+    if run.rows.excess is None:
         return ""
-    share, excess, step = max(shares)
+    share, excess, step = run.rows.excess
     if excess == 0:
         return "Never waited longer for rewards than the last micro-batch's own answer took."
     return f"Waiting for rewards beyond the last answer's own latency took at most {plain(excess)} s, {percent(share)} of step {step}."
@@ -41,24 +35,22 @@ def worst_excess(run: RunFolder) -> str:
 
 def failures(run: RunFolder) -> list[tuple[str, list[tuple[str, int]]]]:
     """Per reward the failed scores of training by code."""
-    return [
-        (name, [(code, int(run.total(keys.failed(name, code)))) for code in codes])
-        for name, codes in run.failures().items()
-    ]
+    return [(name, [(code, run.rows.failed[name, code]) for code in codes]) for name, codes in run.failures().items()]
 
 
 def services(run: RunFolder) -> list[dict[str, str]]:
     """Per reward: what serves it, its latency over the whole run, cached scores."""
     table = []
     for name in run.rewards():
-        p50, p95, worst = (run.series.get(keys.latency(name, q), ([], []))[1] for q in ("p50", "p95", "max"))
+        p50, p95, worst = (run.trained(keys.latency(name, q)) for q in ("p50", "p95", "max"))
+        highest = [value for value in worst.high or worst.values if not math.isnan(value)]
         table.append(
             {
                 "name": name,
                 "served": _served(run, name),
-                "p50": milliseconds(median(p50)),
-                "p95": milliseconds(median(p95)),
-                "max": milliseconds(max((value for value in worst if not math.isnan(value)), default=math.nan)),
+                "p50": milliseconds(median(p50.values)),
+                "p95": milliseconds(median(p95.values)),
+                "max": milliseconds(max(highest, default=math.nan)),
                 "cached": plain(run.total(f"cached/{name}"), whole=True),
             }
         )
@@ -78,12 +70,18 @@ def _served(run: RunFolder, name: str) -> str:
 
 def evaluations(run: RunFolder) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The held-out curves as a table: names, and per evaluated step the numbers; of many, MAX_TABLE_ROWS evenly spread."""
-    names = [name for name in run.rewards() if f"eval/{name}" in run.series]
-    rows = [row for row in run.rows if any(f"eval/{name}" in row for name in names)]
+    evaluated = run.rows.evaluations
+    names = [name for name in run.rewards() if f"eval/{name}" in set(evaluated)]
+    columns = [evaluated.values(f"eval/{name}") for name in names]
+    known = [
+        *columns,
+        *(evaluated.values(f"eval/{name}/valid_share") for name in names),
+    ]  # one may have no score at all
+    rows = [n for n in range(len(evaluated.steps)) if any(not math.isnan(column[n]) for column in known)]
     if len(rows) > MAX_TABLE_ROWS:
         last = len(rows) - 1
         rows = [rows[round(n * last / (MAX_TABLE_ROWS - 1))] for n in range(MAX_TABLE_ROWS)]
-    return names, [(evaluated_step(row), [plain(number(row.get(f"eval/{name}"))) for name in names]) for row in rows]
+    return names, [(evaluated.steps[n], [plain(column[n]) for column in columns]) for n in rows]
 
 
 def median(values: Sequence[float]) -> float:

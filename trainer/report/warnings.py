@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.records.silence import SilenceWatch
 from trainer.report.run_folder import RunFolder
-from trainer.report.source import number
 
 _MOST = 20
 
@@ -30,10 +28,6 @@ def _changes(run: RunFolder) -> list[str]:
 
 
 def _silences(run: RunFolder) -> list[str]:
-    after = number(run.setting("logging", "warn_after_steps", default=3))
-    watch = SilenceWatch(int(after) if after >= 1 else 3)
-    for row in run.rows:
-        watch.add(row)
-    sentences = [f"{silence.sentence[:1].upper()}{silence.sentence[1:]}." for silence in watch.found]
+    sentences = [f"{silence.sentence[:1].upper()}{silence.sentence[1:]}." for silence in run.rows.watch.found]
     left = len(sentences) - _MOST
     return sentences if left <= 0 else [f"{left} earlier ones are left out.", *sentences[left:]]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.runs.columns import Floats
-from trainer.runs.reading import IMAGES
+from trainer.records.rows.columns import Floats
+from trainer.report.reading import IMAGES
 from trainer.runs.run import Run
 from trainer.runs.state import gpus
 

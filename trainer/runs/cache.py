@@ -20,13 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.report.reading import Reading
 from trainer.runs.folder import Folder
-from trainer.runs.reading import Reading
 
 WORTH_BYTES = 1024 * 1024  # of rows; fewer are read in the time that an entry takes
 MAX_ENTRIES = 2000  # the newest; about 300 kB each
 _LEFT_S = 3600.0  # an entry is written in milliseconds
-_CODE = ("cache.py", "columns.py", "curves.py", "reading.py", "tail.py")
+_CODE = (
+    "runs/cache.py",
+    "records/rows/columns.py",
+    "records/rows/curves.py",
+    "records/rows/tail.py",
+    "report/reading.py",
+)
 
 
 class Cache:
@@ -100,7 +106,7 @@ class Cache:
 @cache
 def _code() -> str:
     """A hash of the code that an entry depends on, so that none is read by code that means something else by it."""
-    texts = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
+    texts = [(Path(__file__).parents[1] / name).read_bytes() for name in _CODE]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 

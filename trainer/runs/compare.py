@@ -15,10 +15,10 @@ from trainer.records import keys
 from trainer.records.starts import changes
 from trainer.report.chart_list import held_out, rewards_of, trained
 from trainer.report.charts import Chart, Series
+from trainer.report.reading import IMAGES
 from trainer.report.source import is_of_evaluation, number
 from trainer.runs.axes import AXES, place_of
 from trainer.runs.folder import Folder
-from trainer.runs.reading import IMAGES
 from trainer.runs.run import Run
 from trainer.runs.run_charts import Followed
 from trainer.runs.samples import Card, cards, records_of, steps_of

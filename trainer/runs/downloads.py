@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import IO, Any
 
-from trainer.runs import tail
+from trainer.records.rows import tail
 from trainer.runs.folder import Folder
 from trainer.runs.table import RunRow
 

@@ -14,12 +14,12 @@ import yaml
 
 from trainer.config.old_keys import with_new_keys
 from trainer.records.recorder import without_credentials
+from trainer.records.rows.curves import Curves, Evaluations
+from trainer.records.rows.tail import Row, newest
+from trainer.report.reading import SUMMED, Reading
 from trainer.runs.cache import Cache
-from trainer.runs.curves import Curves, Evaluations
 from trainer.runs.folder import Folder, Stamp
-from trainer.runs.reading import SUMMED, Reading
 from trainer.runs.state import State, is_locked, state_of
-from trainer.runs.tail import Row, newest
 
 # What the table says of a configuration. Such a line alone is read in a moment; all of it takes 20 ms.
 _HEADS = re.compile(r"^(?:run_name|max_steps|seed): .{1,500}$", re.MULTILINE)

@@ -8,10 +8,9 @@ from typing import Any
 from trainer.records.starts import course_of, start_of
 from trainer.report import chart_list
 from trainer.report.charts import Chart
+from trainer.report.reading import IMAGES, line_of
 from trainer.report.source import Line, is_of_evaluation
 from trainer.runs.axes import AXES, place_of
-from trainer.runs.curves import Curve
-from trainer.runs.reading import IMAGES
 from trainer.runs.run import Run
 
 
@@ -38,10 +37,10 @@ class Followed:
         return iter(self._run.evaluations)
 
     def trained(self, key: str) -> Line:
-        return _line(self._run.curves.curve(key))
+        return line_of(self._run.curves.curve(key))
 
     def counted(self, key: str) -> Line:
-        return _line(self._run.curves.counted(key))
+        return line_of(self._run.curves.counted(key))
 
     def evaluated(self, names: Sequence[str]) -> tuple[list[float], list[list[float]]]:
         steps, columns = self._run.evaluations.points(names)
@@ -52,10 +51,3 @@ def charts_of(run: Run, axis: str = "step") -> list[tuple[str, list[Chart]]]:
     """Section by section the charts of a run. Call with the run's lock held."""
     known = axis if place_of(run, axis) is not None else "step"
     return chart_list.charts_of(Followed(run), place_of(run, known), AXES[known])
-
-
-def _line(curve: Curve | None) -> Line:
-    if curve is None:
-        return Line([], [])
-    low, high = (curve.low.tolist(), curve.high.tolist()) if curve.joined else ([], [])
-    return Line(curve.steps.tolist(), curve.mean.tolist(), low, high)

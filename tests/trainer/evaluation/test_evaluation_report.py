@@ -39,8 +39,9 @@ def test_results_that_come_later_are_shown_at_the_step_whose_weights_they_are_of
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     run = load_run(tmp_path)
-    assert run.series["eval/ocr"] == ([0, 10], [0.5, 0.6]) and run.series["stats/heldout/saturation"][0] == [0, 10]
-    assert run.series["stats/saturation"][0] == [20], "a rollout's"
+    assert run.evaluated(["eval/ocr"]) == ([0, 10], [[0.5, 0.6]])
+    assert run.evaluated(["stats/heldout/saturation"])[0] == [0, 10]
+    assert run.trained("stats/saturation").steps == [20], "a rollout's"
     [headline] = headlines(run)
     assert headline.change == "+0.100 at step 10"
     assert [step for step, _ in evaluations(run)[1]] == [0, 10]

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from benchmarks.run_folders import evaluation_entries, lines_of, make_run, rows_of
+from trainer.records.rows.columns import MAX_KEYS, ColumnReader
+from trainer.records.rows.tail import Tail
+from trainer.report.reading import Reading
 from trainer.runs import cache as caching
 from trainer.runs.cache import Cache, usual_folder
 from trainer.runs.catalogue import Catalogue
-from trainer.runs.columns import MAX_KEYS, ColumnReader
 from trainer.runs.folder import Folder
-from trainer.runs.reading import Reading
 from trainer.runs.run import Run
 from trainer.runs.table import cells, row_of
-from trainer.runs.tail import Tail
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import pytest
 from benchmarks.run_folders import lines_of, make_run, rows_of
 from trainer.config import ConfigError, LoggingConfig
 from trainer.records.recorder import Recorder
+from trainer.records.rows.columns import ColumnReader
+from trainer.records.rows.curves import CAPACITY, Curves, Evaluations
+from trainer.records.rows.tail import Tail, newest, parse
 from trainer.runs.axes import place_of
 from trainer.runs.catalogue import Catalogue
-from trainer.runs.columns import ColumnReader
-from trainer.runs.curves import CAPACITY, Curves, Evaluations
 from trainer.runs.folder import Folder
 from trainer.runs.run import Run
 from trainer.runs.run_charts import charts_of
 from trainer.runs.state import gpus, newest_crash
 from trainer.runs.table import row_of
-from trainer.runs.tail import Tail, newest, parse
 
 
 def opened(folder: Path) -> Run:

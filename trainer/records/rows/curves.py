@@ -11,13 +11,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.runs.columns import MAX_KEYS, Floats, Steps
+from trainer.records.rows.columns import MAX_KEYS, Floats, Steps
 
-CAPACITY = 300  # points of a curve; when they are full, neighbours are joined and half of them are free again
+CAPACITY = (
+    300  # points of a curve, an even number; when they are full, neighbours are joined and half of them are free again
+)
 _GROWTH = 16  # keys that there is room for beyond those that are there
 _COUNT, _MEAN, _LOW, _HIGH = range(4)
 
-Kept = NDArray[np.float32]
+Kept = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,20 @@ class Curves:
     """Numbers by key over rows. Rows come in order; a row's point is known by its place, so all keys share their steps.
 
     Memory: 4 numbers of 4 bytes for each of 300 points, 4.8 kB a key, whatever the number of rows.
+
+    Args:
+        capacity: points of a curve, an even number.
+        dtype: in which they are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = CAPACITY, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self._capacity, self._dtype = capacity, dtype
         self.width = 1  # rows that a point stands for
         self._points = 0
         self._filled = 0  # rows in the last point
-        self._steps = np.zeros(CAPACITY, np.int64)
+        self._steps = np.zeros(capacity, np.int64)
         self._keys: dict[str, int] = {}
-        self._kept = _empty(_GROWTH)  # [4, keys, CAPACITY]
+        self._kept = self._empty(_GROWTH)  # [4, keys, capacity]
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
@@ -117,17 +124,17 @@ class Curves:
         if place is None and len(self._keys) < MAX_KEYS:
             place = self._keys[key] = len(self._keys)
             if place == self._kept.shape[1]:
-                self._kept = np.concatenate([self._kept, _empty(_GROWTH)], axis=1)
+                self._kept = np.concatenate([self._kept, self._empty(_GROWTH)], axis=1)
         return place
 
     def _fill(self, steps: Steps, places: NDArray[np.intp], values: Floats) -> int:
         """Take in as many rows as there is room for without joining points. Returns how many."""
-        if self._points == CAPACITY and self._filled == self.width:
+        if self._points == self._capacity and self._filled == self.width:
             self._halve()
         if self._points == 0 or self._filled == self.width:
             self._points, self._filled = self._points + 1, 0
         at, left = self._points - 1, self.width - self._filled
-        taken = min(len(steps), left + (CAPACITY - self._points) * self.width)
+        taken = min(len(steps), left + (self._capacity - self._points) * self.width)
         # The first rows fill up the point that was begun, the others make points of their own.
         starts = np.concatenate([[0], np.arange(left, taken, self.width)])
         self._join(slice(at, at + len(starts)), places, values[:, :taken], starts)
@@ -151,15 +158,21 @@ class Curves:
         self._kept[_HIGH, places, points] = np.fmax(before[_HIGH], np.fmax.reduceat(values, starts, axis=1))
 
     def _halve(self) -> None:
-        """Join neighbours, when every point is full. CAPACITY is even: none is left over."""
-        self._steps[: CAPACITY // 2] = self._steps[1::2]
+        """Join neighbours, when every point is full. Their number is even: none is left over."""
+        half = self._capacity // 2
+        self._steps[:half] = self._steps[1::2]
         one, other = self._kept[..., 0::2].astype(np.float64), self._kept[..., 1::2].astype(np.float64)
         count = one[_COUNT] + other[_COUNT]
         total = one[_COUNT] * one[_MEAN] + other[_COUNT] * other[_MEAN]
         low, high = np.fmin(one[_LOW], other[_LOW]), np.fmax(one[_HIGH], other[_HIGH])
-        self._kept = _empty(self._kept.shape[1])
-        self._kept[..., : CAPACITY // 2] = np.stack([count, total / np.maximum(count, 1), low, high])
-        self._points, self.width = CAPACITY // 2, 2 * self.width
+        self._kept = self._empty(self._kept.shape[1])
+        self._kept[..., :half] = np.stack([count, total / np.maximum(count, 1), low, high])
+        self._points, self.width = half, 2 * self.width
+
+    def _empty(self, keys: int) -> Kept:
+        kept = np.zeros((4, keys, self._capacity), self._dtype)
+        kept[_LOW:] = math.nan
+        return kept
 
 
 class Evaluations:
@@ -213,9 +226,3 @@ class Evaluations:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e38
-
-
-def _empty(keys: int) -> Kept:
-    kept = np.zeros((4, keys, CAPACITY), np.float32)
-    kept[_LOW:] = math.nan
-    return kept

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.runs.tail import Row, parse, row_in
+from trainer.records.rows.tail import Row, parse, row_in
 
 if TYPE_CHECKING:
     from pyarrow import Table

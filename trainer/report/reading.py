@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trainer.records import keys
-from trainer.report.source import is_of_evaluation, number
-from trainer.runs.columns import ColumnReader, Columns
-from trainer.runs.curves import Curves, Evaluations
-from trainer.runs.tail import Row, Tail
+from trainer.records.rows.columns import ColumnReader, Columns
+from trainer.records.rows.curves import CAPACITY, Curve, Curves, Evaluations
+from trainer.records.rows.tail import Row, Tail
+from trainer.report.source import Line, is_of_evaluation, number
 
 IMAGES = "images drawn"  # in a step: no key of a row, it is made of two of them
 SUMMED = ("time/total", "time/evaluate", "time/checkpoint", "time/cpu", IMAGES)
@@ -27,11 +27,15 @@ class Reading:
         evaluated: the last one with an evaluation.
         sums: of SUMMED, over all rows.
         failed: failed scores by reward and code.
+
+    Args:
+        capacity: points of a curve, an even number.
+        dtype: in which they are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = CAPACITY, dtype: type[np.floating[Any]] = np.float32) -> None:
         self.tail = Tail()
-        self.curves, self.evaluations = Curves(), Evaluations()
+        self.curves, self.evaluations = Curves(capacity, dtype), Evaluations()
         self.sums = dict.fromkeys(SUMMED, 0.0)
         self.failed: Counter[tuple[str, str]] = Counter()
         self.row: Row = {}
@@ -50,9 +54,13 @@ class Reading:
     def go_on(self, file: BinaryIO) -> None:
         """Read what has come since."""
         for piece in self.tail.pieces(file):
-            columns = self._reader.read(piece)
-            if len(columns.steps):
-                self._take(columns)
+            self.take_lines(piece)
+
+    def take_lines(self, data: bytes) -> None:
+        """Take in the rows of some whole lines."""
+        columns = self._reader.read(data)
+        if len(columns.steps):
+            self._take(columns)
 
     def as_arrays(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All of it, for a file: what JSON can hold, and arrays."""
@@ -93,11 +101,24 @@ class Reading:
             if place in rewarded:  # losses on held-out rows are no rewards: such a row has nothing for the table
                 self.evaluated = row
             found = {key: value for key, value in row.items() if is_of_evaluation(key)}
-            self.evaluations.add(_evaluated_step(row), found)
+            # Losses on held-out rows are of the row's own step; what rewards say may come from the background, later.
+            losses = {key: value for key, value in found.items() if key.startswith("heldout/")}
+            if losses and evaluated_step(row) != row["step"]:
+                self.evaluations.add(row["step"], losses)
+                found = {key: value for key, value in found.items() if key not in losses}
+            self.evaluations.add(evaluated_step(row), found)
         self.row = columns.row(len(columns.steps) - 1)
 
 
-def _evaluated_step(row: Row) -> int:
+def evaluated_step(row: Row) -> int:
     """The step whose weights the evaluation in this row was of."""
     step = number(row.get("eval/step"))
     return int(step) if math.isfinite(step) else int(row["step"])
+
+
+def line_of(curve: Curve | None) -> Line:
+    """A curve as charts take it: with the least and the largest of what a point stands for, so that no spike is lost."""
+    if curve is None:
+        return Line([], [])
+    low, high = (curve.low.tolist(), curve.high.tolist()) if curve.joined else ([], [])
+    return Line(curve.steps.tolist(), curve.mean.tolist(), low, high)

@@ -1,0 +1,1 @@
+"""The rows of a run, read as columns and thinned as they are read: what curves are made of, in bounded memory."""
