@@ -15,6 +15,7 @@ from typing import Self
 from trainer.processes.children import Child, environment
 
 SHARE = 0.02  # of one core, over the whole run: what pages of a run that goes on may cost
+COMMAND = (sys.executable, "-m", "trainer", "report")  # and the run's folder
 _LOG = Path("logs", "report.log")  # in the run's folder
 _LEFT = ".report.html.*.writing"  # what a process leaves that is ended while it writes the page (`write_atomic`)
 
@@ -39,10 +40,14 @@ class ReportBuilder:
         self._stopping = threading.Event()
         self._began_at, self._cost_s = -math.inf, 0.0
 
+    @property
+    def is_building(self) -> bool:
+        """Whether a page is being built beside the run."""
+        return self._thread is not None and self._thread.is_alive()
+
     def begin(self) -> None:
         """Begin to build the page, unless one is being built, or the last one was too dear for another so soon."""
-        building = self._thread is not None and self._thread.is_alive()
-        if not self._is_main or building or (time.monotonic() - self._began_at) * SHARE < self._cost_s:
+        if not self._is_main or self.is_building or (time.monotonic() - self._began_at) * SHARE < self._cost_s:
             return
         self._began_at = time.monotonic()
         self._thread = threading.Thread(target=self._build, name="report", daemon=True)
@@ -82,7 +87,7 @@ class ReportBuilder:
         """In a thread of its own, which does nothing but wait."""
         before = _cpu_of_children()
         try:
-            self._child.spawn([sys.executable, "-m", "trainer", "report", str(self._run_dir)], environment())
+            self._child.spawn([*COMMAND, str(self._run_dir)], environment())
             code = self._child.reap()
         except OSError as error:  # no memory, no process ids, no space for its log
             self._failed(str(error))

@@ -208,6 +208,23 @@ def test_a_service_that_cannot_start_shows_its_log(marker: Path) -> None:
     assert processes(marker) == []
 
 
+def test_a_users_file_that_cannot_be_run_is_said_before_anything_else_is_started(
+    marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def start(service: _LocalService, port: int | None) -> None:
+        started.append(service.log_path.stem)
+        service.spawn([sys.executable, "-S", "-c", "raise SystemExit('mine.py, line 3: no such name')"], {})
+
+    monkeypatch.setattr(_LocalService, "start", start)
+    services = {"fake": {"module": "kit.testing.fakes"}, "mine": {"module": "mine.py"}}
+    launch = LocalServices(RewardsConfig.model_validate({"launch": "local", "services": services}), marker / "logs")
+    with pytest.raises(RewardServiceError, match=r"service mine ended while it started(.|\n)*line 3: no such name"):
+        launch.begin()
+    assert started == ["mine"]
+
+
 def test_a_module_that_does_not_exist_is_refused_before_anything_starts() -> None:
     with pytest.raises(ValueError, match=r"services\.fake\.module = 'common\.fake' is no service of ours"):
         config({"module": "common.fake"})
