@@ -1,7 +1,7 @@
 """From the command to the first step of the quickstart: seconds, and CPU seconds of the trainer and of its services.
 
-    .venv/bin/python -m benchmarks.first_step --repeats 5
-    .venv/bin/python -m benchmarks.first_step --repeats 5 --beside /path/to/another/checkout
+    python benchmarks/first_step.py --repeats 5
+    python benchmarks/first_step.py --repeats 5 --beside /path/to/another/checkout
 
 With another checkout the two take turns. Seconds mean something on an idle machine alone; CPU seconds nearly anywhere. The
 evaluation before the first step is of `--heldout` prompts, so that the start weighs more than it.

@@ -1,7 +1,7 @@
-"""What `python -m trainer report` costs by the length of a run: CPU seconds, peak memory, and what of torch it imports.
+"""What `python -m trainer report` costs by the length of a run: CPU seconds, and peak memory.
 
-    .venv/bin/python -m benchmarks.report_cost --steps 1000 10000 100000
-    .venv/bin/python -m benchmarks.report_cost --steps 1000 100000 --beside /path/to/another/checkout
+    python benchmarks/report_cost.py --steps 1000 10000 100000
+    python benchmarks/report_cost.py --steps 1000 100000 --beside /path/to/another/checkout
 
 With another checkout the two take turns over the same folders, so that their ratio holds on a machine that is not idle.
 """
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from multiprocessing import get_context
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.run_folders import make_run, rows_of
 
