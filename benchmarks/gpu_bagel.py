@@ -32,7 +32,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_sd35 import matrix_rate, seconds
+from benchmarks.first_gpu.rates import matrix_rate, seconds
 from benchmarks.waiting_service import write_results
 from tests.support import tiny_bagel
 from tests.support.pack_rows import packed
@@ -321,7 +321,7 @@ def _losses(bench: Bench, rows: Sequence[Laid], way: str) -> dict[str, float]:
     return found | ({"mse": float(out.squared_error_L.float().mean())} if len(out.squared_error_L) else {})
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--model", default="both", choices=("mot", "neo", "both"))
@@ -332,7 +332,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="Small geometries.")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/gpu_bagel.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     device = torch.device(args.device)
     rate = matrix_rate(device, 256 if args.tiny else 8192)
     rows, well = [], True

@@ -27,7 +27,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_sd35 import matrix_rate, seconds
+from benchmarks.first_gpu.flops import decoder_forward
+from benchmarks.first_gpu.rates import copy_rate, matrix_rate, seconds
 from benchmarks.waiting_service import write_results
 from tests.support.tiny_janus import GRID, SIDE, janus_config, write_processor
 from trainer.config import DistributedConfig, JanusConfig, LoraConfig, OptimConfig
@@ -120,17 +121,15 @@ def flops(model: JanusModel, rows: int, prompts: int, prompt: int, written: int,
     settings = plain.config.text_config
     tokens = prompts * prompt + rows * written
     keys = prompts * prompt**2 / 2 + rows * (written * prompt + written**2 / 2)
-    return (
-        2 * trunk * tokens + 2 * of_head * rows * written + 4 * settings.hidden_size * settings.num_hidden_layers * keys
+    return decoder_forward(
+        trunk,
+        of_head,
+        settings.hidden_size,
+        settings.num_hidden_layers,
+        tokens=tokens,
+        predicted=rows * written,
+        keys=keys,
     )
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes."""
-    a = torch.empty(2**28 if device.type == "cuda" else 2**22, device=device)
-    b = torch.empty_like(a)
-    best = min(seconds(device, lambda: [b.copy_(a) for _ in range(10)])[0] for _ in range(4))
-    return 10 * 2 * a.numel() * a.element_size() / best
 
 
 def scored(rollouts: Sequence[Rollout], count: int) -> Scored:
@@ -213,7 +212,7 @@ def _rates(
     }
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--batch", type=int, default=64, help=f"Samples of each task, a multiple of {GROUP}.")
@@ -226,7 +225,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="The tests' own Janus.")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/gpu_janus.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     device = torch.device(args.device)
     rate = matrix_rate(device, 256 if args.tiny else 8192)
     with tempfile.TemporaryDirectory() as folder:

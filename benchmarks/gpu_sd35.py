@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.first_gpu.rates import matrix_rate, seconds
 from benchmarks.waiting_service import write_results
 from trainer.config import DistributedConfig, LoraConfig, OptimConfig
 from trainer.config.network import NetworkConfig
@@ -41,7 +41,7 @@ from trainer.policies.lora import autocast, prepare_network
 from trainer.processes.distributed import World
 from trainer.records.hardware import FlopMeter, peak_tflops
 from trainer.samplers.schedules import sigmas
-from trainer.types import Prompt
+from trainer.types import Prompt, Rollout
 from trainer.update.updater import Updater
 
 LEAST_MFU = 0.45
@@ -88,7 +88,9 @@ class RandomSd3:
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.device, self._size, geometry = device, args.size, TINY if args.tiny else MEDIUM
         lora = LoraConfig(rank=args.lora, alpha=2.0 * args.lora) if args.lora else None
-        self._config = config = NetworkConfig(gradient_checkpointing=args.checkpointing, compile=args.compile)
+        self._config = config = NetworkConfig(
+            type="sd3", gradient_checkpointing=args.checkpointing, compile=args.compile
+        )
         torch.manual_seed(0)
         with device:
             network = Sd3Transformer(**geometry)
@@ -129,51 +131,46 @@ class RandomSd3:
         return self._vae.decode(latents)
 
 
-def seconds(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long the device takes for `work`, and what it returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started, result
+class Bench:
+    """A policy of random weights and its updater: rounds of a rollout and an update on it."""
 
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device = args, device
+        self.policy, world = FlowPolicy(RandomSd3(args, device), keep_reference=False), World(0, 1, device)
+        optim = OptimConfig(lr=1e-6, micro_batch_size=args.update_micro_batch)
+        self.engine = build_engine(self.policy.trainable, optim, DistributedConfig(), world)
+        objective = build_objective(self.policy, FlowGrpoConfig(), micro_batch_size=args.update_micro_batch, seed=0)
+        self.updater = Updater(objective, self.engine, optim, world, max_steps=1_000_000)
+        self._plan = SamplingPlan(
+            num_inference_steps=args.steps,
+            micro_batch_size=args.rollout_micro_batch,
+            noise_level=0.7,
+            stochastic_steps=range(args.trained),
+            trained_steps=range(args.trained),
+            guidance_scale=args.guidance,
+            shift=3.0,
+        )
+        self._prompts = [Prompt(str(i), f"prompt {i}") for i in range(args.batch // 8)]
+        self._scores = torch.randn(args.batch), torch.ones(args.batch)
 
-def matrix_rate(device: torch.device, size: int) -> float:
-    """Measured bfloat16 matrix products, FLOP/s."""
-    a = torch.randn(size, size, device=device).bfloat16()
-    repeats = 20
-    best = min(seconds(device, lambda: [a @ a for _ in range(repeats)])[0] for _ in range(4))
-    return repeats * 2 * size**3 / best
+    def rollout(self) -> list[Rollout]:
+        return list(self.policy.sample(self._prompts, 8, range(self.args.batch), self._plan))
+
+    def update(self, rollouts: Sequence[Rollout], number: int) -> dict[str, float]:
+        """Training step `number`, from 0."""
+        return self.updater.step(Scored(rollouts, *self._scores), number)
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Medians over the rounds."""
-    model = RandomSd3(args, device)
-    policy, world = FlowPolicy(model, keep_reference=False), World(rank=0, size=1, device=device)
-    optim = OptimConfig(lr=1e-6, micro_batch_size=args.update_micro_batch)
-    engine = build_engine(policy.trainable, optim, DistributedConfig(), world)
-    objective = build_objective(policy, FlowGrpoConfig(), micro_batch_size=args.update_micro_batch, seed=0)
-    updater = Updater(objective, engine, optim, world, max_steps=1_000_000)
-    meter = FlopMeter(policy.trainable, enabled=True)
-    plan = SamplingPlan(
-        num_inference_steps=args.steps,
-        micro_batch_size=args.rollout_micro_batch,
-        noise_level=0.7,
-        stochastic_steps=range(args.trained),
-        trained_steps=range(args.trained),
-        guidance_scale=args.guidance,
-        shift=3.0,
-    )
-    prompts = [Prompt(str(i), f"prompt {i}") for i in range(args.batch // 8)]
-    advantages, weights = torch.randn(args.batch), torch.ones(args.batch)
+    bench = Bench(args, device)
+    meter = FlopMeter(bench.policy.trainable, enabled=True)
     rounds = []
     for number in range(args.rounds + 1):
         meter.take()
-        rollout_s, rollouts = seconds(device, lambda: list(policy.sample(prompts, 8, range(args.batch), plan)))
+        rollout_s, rollouts = seconds(device, bench.rollout)
         sampled_flops, _ = meter.take()
-        update_s, row = seconds(device, lambda r=rollouts, n=number: updater.step(Scored(r, advantages, weights), n))
+        update_s, row = seconds(device, lambda r=rollouts, n=number: bench.update(r, n))
         _, trained_flops = meter.take()
         assert row["ratio/replay_error"] < 1e-3, row
         rounds.append((rollout_s, update_s, sampled_flops, trained_flops))
@@ -181,7 +178,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         statistics.median(values) for values in zip(*rounds[1:], strict=True)
     )
     return {
-        "parameters": sum(p.numel() for p in policy.trainable.parameters()),
+        "parameters": sum(p.numel() for p in bench.policy.trainable.parameters()),
         "rollout_images_per_s": args.batch / rollout_s,
         "train_samples_per_s": args.batch / update_s,
         "train_sample_steps_per_s": args.batch * args.trained / update_s,
@@ -201,7 +198,8 @@ def profile(args: argparse.Namespace, device: torch.device) -> None:
     print(profiler.key_averages().table(sort_by=by, row_limit=40))
 
 
-def main() -> int:
+def flags() -> argparse.ArgumentParser:
+    """What a measurement is asked with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--size", type=int, default=512, help="Height and width in pixels.")
@@ -218,7 +216,11 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="Two narrow blocks.")
     parser.add_argument("--profile", action="store_true", help="Print a profile of a round, too.")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/gpu_sd35.json"))
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = flags().parse_args()
     device = torch.device(args.device)
     rate = matrix_rate(device, 256 if args.tiny else 8192)
     row = measure(args, device)

@@ -6,7 +6,7 @@
 Rollouts are real ones (classifier-free guidance, ODE-to-SDE steps, log-probabilities, VAE decoding), the update is the
 trainer's own Updater with AdamW. CPU seconds of the process, medians over the rounds, the first left out. The network's
 share is what its forward passes take, in a rollout the autoencoder's, too, and in an update the backward pass, in which the
-loss's own few operations are counted as the network's. Exits with 1 when everything else takes more than a tenth.
+loss's own few operations are counted as the network's. Exits with 1 when everything else takes more than .03 of either.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from trainer.processes.distributed import World
 from trainer.types import Prompt
 from trainer.update.updater import Updater
 
-MOST_ELSE = 0.1
+MOST_ELSE = 0.03
 
 
 class CpuMeter:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +14,7 @@ from rewards.sources import read_table
 from tests.support.documents import ROOT, blocks_of, program_of
 from trainer.config import Config
 from trainer.doctor.prompts import check_base, check_data
-from trainer.doctor.weights import held_bytes, sizes
+from trainer.doctor.weights import held_bytes, sizes, working
 from trainer.migration import load_recipe
 from trainer.policies.flow.plans import image_sizes
 
@@ -98,41 +94,17 @@ def test_the_times_are_the_count_by_the_rate_that_is_named(recipe: Config) -> No
         assert shown == [f"{a:.1f}", f"{b:.1f}", f"{c:.0f}", f"{whole:.0f}"]
 
 
-def write_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of 16-bit weights of which only the header takes room."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, Any] = {}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * prod(shape)
-        entries[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
-    header = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + end)
-    (path.parent / "config.json").write_text("{}", encoding="utf-8")
-
-
 @pytest.mark.slow
 def test_the_memory_is_what_the_doctor_says_of_the_published_geometry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
-
+    from benchmarks.first_gpu.forecast import write_header, write_sd3
     from benchmarks.gpu_sd35 import MEDIUM, VAE
 
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "models/stable-diffusion-3.5-medium"
-    with torch.device("meta"):
-        parts = {"transformer": SD3Transformer2DModel(**MEDIUM), "vae": AutoencoderKL(**VAE)}
-    for name, network in parts.items():
-        shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-        write_header(folder / name / "diffusion_pytorch_model.safetensors", shapes)
-    (folder / "transformer/config.json").write_text(json.dumps(MEDIUM), encoding="utf-8")
+    folder = write_sd3(tmp_path / "models/stable-diffusion-3.5-medium", MEDIUM, VAE)
     for name, elements in ENCODERS.items():
         write_header(folder / name / "model.safetensors", {"weight": (elements,)})
-    (folder / "model_index.json").write_text("{}", encoding="utf-8")
     bytes_of_all = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     assert f"{bytes_of_all / 1e9:.1f} GB model" in TEXT
     columns = []
@@ -143,6 +115,9 @@ def test_the_memory_is_what_the_doctor_says_of_the_published_geometry(
         held = held_bytes(config, found, 1).device
         frozen, whole = held["frozen weights"], sum(held.values())
         columns.append([f"{each / GIB:.2f}" for each in (frozen, whole - frozen, whole)])
+    on_top = working(config)
+    assert f"{on_top['training on 8 images'] / GIB:.1f} GiB for training" in TEXT
+    assert f"{on_top['decoding 8 images'] / GIB:.1f} GiB while 8 images are decoded" in TEXT
     for row, values in zip(
         ("weights that are not", "adapters, their", "**held"), zip(*columns, strict=True), strict=True
     ):

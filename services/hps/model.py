@@ -51,7 +51,7 @@ def load_model(
     Raises CheckpointError when they are damaged, do not fit together or need a vocabulary of another size.
     """
     config, state = _read_folder(checkpoint.path) if checkpoint.converted else _read_file(checkpoint.path)
-    clip = _build(config, state, device, torch.bfloat16 if dtype == "bf16" else torch.float32)
+    clip = build(config, state, device, torch.bfloat16 if dtype == "bf16" else torch.float32)
     found = clip.text_model.embeddings.token_embedding.num_embeddings
     if found != vocab_size:
         raise CheckpointError(
@@ -78,7 +78,8 @@ def _read_folder(path: Path) -> tuple[CLIPConfig, State]:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error}); convert it again") from error
 
 
-def _build(config: CLIPConfig, state: State, device: torch.device, dtype: torch.dtype) -> CLIPModel:
+def build(config: CLIPConfig, state: State, device: torch.device, dtype: torch.dtype) -> CLIPModel:
+    """The network with these weights on `device`. Raises CheckpointError where shapes differ."""
     from transformers import CLIPModel
 
     with torch.device("meta"):

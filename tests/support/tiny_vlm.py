@@ -99,8 +99,7 @@ def make_vlm(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
     import torch
     from transformers import Idefics3ForConditionalGeneration
 
-    tokenizer = word_tokenizer()
-    tokenizer.save_pretrained(folder)
+    tokenizer = write_processor(folder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Idefics3ForConditionalGeneration(vlm_config(tokenizer))
@@ -109,7 +108,14 @@ def make_vlm(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, spread)
     model.save_pretrained(folder)
-    edge = {"longest_edge": SIDE}
+    return folder
+
+
+def write_processor(folder: Path, side: int = SIDE, image_tokens: int = IMAGE_TOKENS) -> Any:
+    """Write a processor for images of `side` pixels, which become so many tokens; gives its tokenizer."""
+    tokenizer = word_tokenizer()
+    tokenizer.save_pretrained(folder)
+    edge = {"longest_edge": side}
     settings = {
         "image_processor_type": "Idefics3ImageProcessor",
         "do_image_splitting": False,
@@ -121,10 +127,10 @@ def make_vlm(folder: Path, seed: int = 0, *, spread: float = 0.2) -> Path:
         "image_std": [0.25, 0.25, 0.25],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    processor = {"processor_class": "Idefics3Processor", "image_seq_len": IMAGE_TOKENS}
+    processor = {"processor_class": "Idefics3Processor", "image_seq_len": image_tokens}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return folder
+    return tokenizer
 
 
 def vlm_config(tokenizer: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -111,7 +112,16 @@ def compile_blocks(network: nn.Module) -> None:
     for blocks in network.children():
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
-                block.compile(recompile_limit=_GRAPHS)
+                _compile(block)
+
+
+def _compile(module: nn.Module) -> None:
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        module.compile(recompile_limit=_GRAPHS)
+        return
+    # torch 2.11 has one limit for the process.
+    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
+    module.compile()
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
@@ -119,7 +129,7 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(network).requires_grad_(False)
     for module, twin in zip(network.modules(), frozen.modules(), strict=True):
         if module._compiled_call_impl is not None:
-            twin.compile(recompile_limit=_GRAPHS)
+            _compile(twin)
     return frozen
 
 

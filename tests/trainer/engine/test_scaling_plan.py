@@ -30,6 +30,7 @@ def test_stages_on_two_gpus() -> None:
     assert [plan.resident_bytes(stage) / half / 2 for stage in range(4)] == [5, 4.5, 4, 3]
 
 
+@pytest.mark.slow
 def test_the_work_of_a_velocity_is_counted() -> None:
     """On the meta device, where tensors have shapes and no data. A batch of 2 is guidance."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

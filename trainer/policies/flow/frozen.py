@@ -21,7 +21,7 @@ from trainer.types import Prompt
 from wire import images
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
-_PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its images
+PIXELS_AT_ONCE = 4 * 1024 * 1024  # decoded together: an autoencoder's activations are far larger than its images
 
 
 def load_part(kind: Any, config: DiffusersConfig, name: str, dtype: torch.dtype) -> Any:
@@ -119,7 +119,7 @@ def vae_dtype(vae_config: Mapping[str, Any], config: NetworkConfig) -> torch.dty
 
 def pixel_parts(batch: Tensor, pixels: int) -> Sequence[Tensor]:
     """A batch in parts that an autoencoder takes at once, by the pixels of an image."""
-    return list(batch.split(max(1, _PIXELS_AT_ONCE // pixels)))
+    return list(batch.split(max(1, PIXELS_AT_ONCE // pixels)))
 
 
 def to_pixels(images: Tensor) -> Tensor:

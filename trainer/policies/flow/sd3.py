@@ -28,6 +28,7 @@ from trainer.policies.flow.frozen import (
     stack,
     vae_dtype,
 )
+from trainer.policies.flow.memory import working_bytes
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.sd3_tokens import Sd3Transformer, join_sources
 from trainer.policies.flow.text_limits import clip_and_t5
@@ -146,5 +147,6 @@ ENTRY = Entry(
     build=Sd3Flow,
     exporters=EXPORTERS,
     sizes=folder_sizes,
+    working=working_bytes,
     text_limits=partial(clip_and_t5, t5="tokenizer_3"),
 )
