@@ -10,7 +10,8 @@ from benchmarks.first_gpu.setting import Setting
 
 
 def measure(setting: Setting) -> Iterator[Row]:
-    straight, twin = tensors(run(setting, "straight")), tensors(run(setting, "twin"))
+    first = run(setting, "straight")
+    straight, twin = tensors(first), tensors(run(setting, "twin"))
     again = alike(straight, twin)
     note = f"{STEPS} steps, weights, moments and averages; else a kernel adds up in another order each time"
     yield setting.row("two runs are alike bit for bit", again, goal="True", reached=again, note=note)
@@ -24,7 +25,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         reached=same if again or same else None,
         note=f"largest difference {apart(straight, tensors(folder)):.2g} of a tensor's largest number",
     )
-    blocked = [row["time/checkpoint"] for row in metrics(folder) if row.get("time/checkpoint")]
+    blocked = [row["time/checkpoint"] for row in metrics(first) if row.get("time/checkpoint")]
     yield setting.row(
         "seconds that a checkpoint held training up", max(blocked, default=None), note="2.4 M parameters; see sd3_full"
     )

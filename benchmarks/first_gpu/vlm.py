@@ -93,7 +93,9 @@ def measure(setting: Setting) -> Iterator[Row]:
             device, lambda: list(policy.sample(prompts, GROUP, range(count), TokenPlan(micro, answer)))
         )
         if number == 0:
-            yield from replayed(setting, policy, rollouts, compiled=True)
+            yield from replayed(
+                setting, policy, rollouts, exact=False, note="drawn token by token; clip ranges of texts are .2"
+            )
         updated_s, _ = seconds(device, lambda r=rollouts, n=number: updater.step(Scored(r, *scores), n))
         rounds.append((written_s, updated_s, float(_written(rollouts))))
     written_s, updated_s, tokens = (statistics.median(each) for each in zip(*rounds[1:], strict=True))
