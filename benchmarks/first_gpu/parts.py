@@ -11,13 +11,14 @@ from typing import Any
 _PACKAGES = {
     "PIL": "pillow",
     "yaml": "PyYAML",
-    "multipart": "python-multipart",
+    "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }
 _TORCH = ("torch", "numpy")
-_TRAINER = (*_TORCH, "pydantic", "yaml", "safetensors", "PIL", "httpx", "jinja2", "tqdm")
+_TRAINER = (*_TORCH, "pydantic", "yaml", "safetensors", "PIL", "jinja2", "tqdm")
 _NETWORKS = (*_TRAINER, "diffusers", "transformers", "accelerate", "peft")
-_SERVICE = ("fastapi", "starlette", "uvicorn", "multipart", "prometheus_client", "pydantic_settings")
+_RUN = (*_NETWORKS, "httpx")
+_SERVICE = ("fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client", "pydantic_settings")
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,20 @@ PARTS: tuple[Part, ...] = (
         60,
         _TORCH,
     ),
-    Part("tiny_run", "tiny_run", "the quickstart's steps with its services", 120, (*_NETWORKS, *_SERVICE)),
+    Part("tiny_run", "tiny_run", "the quickstart's steps with its services", 120, (*_RUN, *_SERVICE)),
     _sd3("sd3_full_compiled", 240, lora=0, compiled=True),
     _sd3("sd3_full", 120, lora=0, compiled=False),
     _sd3("sd3_lora_compiled", 240, lora=32, compiled=True),
     _sd3("sd3_lora", 120, lora=32, compiled=False),
-    Part("checkpoint", "resumed", "a run that is stopped and taken up again, beside one that is not", 120),
-    Part("zero", "zero", "ZeRO's stages on one card beside none", 150, (*_NETWORKS, "deepspeed")),
-    Part("hps", "hps", "HPSv2.1 in bfloat16 against float32", 120, (*_TRAINER, "transformers")),
+    Part("checkpoint", "resumed", "a run that is stopped and taken up again, beside one that is not", 120, _RUN),
+    Part("zero", "zero", "ZeRO's stages on one card beside none", 150, (*_RUN, "deepspeed")),
+    Part(
+        "hps",
+        "hps",
+        "HPSv2.1 in bfloat16 against float32",
+        120,
+        (*_TORCH, "PIL", "pydantic", "safetensors", "transformers", "tqdm"),
+    ),
     Part("vlm", "vlm", "a VLM of SmolVLM's geometry: answers and their update", 120),
     Part(
         "janus", "existing", "Janus-Pro-1B's geometry: images, answers and their updates", 120, given={"model": "janus"}

@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,8 +22,10 @@ from services.hps.checkpoint import (
     Checkpoint,
     CheckpointError,
 )
-from services.hps.tokenizer import Merge
 from services.hps.vocabulary import write_merges
+
+if TYPE_CHECKING:
+    from services.hps.tokenizer import Merge
 
 State = dict[str, torch.Tensor]
 

@@ -12,8 +12,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from services.hps.tokenizer import Merge
+if TYPE_CHECKING:
+    from services.hps.tokenizer import Merge
 
 FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
 FOLDER_NAME = "merges.txt"
