@@ -23,7 +23,6 @@ from benchmarks.first_gpu.rows import DONE, Row, Table, summary
 from benchmarks.first_gpu.setting import Setting
 from benchmarks.gpu_sd35 import MEDIUM, TINY
 from benchmarks.scaling_plan import FORWARD_TFLOP
-from trainer.policies import lora
 from trainer.policies.flow.sd3_tokens import Sd3Transformer
 from trainer.records.hardware import FlopMeter
 
@@ -214,23 +213,6 @@ def test_a_goal_is_judged_on_the_card_it_was_set_for(tmp_path: Path, monkeypatch
     assert Setting("a", True, tmp_path).on_an_h200(True) is None, "a tiny run says nothing of speed"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA A100")
     assert setting.on_an_h200(False) is None
-
-
-def test_blocks_are_compiled_by_torches_that_know_one_limit_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 2.11's `compile` takes no limit."""
-
-    def older(model: object = None, *, backend: str = "inductor") -> object:
-        return model
-
-    calls: list[dict[str, object]] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: calls.append(how))
-    network = nn.Module()
-    network.blocks = nn.ModuleList([nn.Linear(2, 2)])
-    lora.compile_blocks(network)
-    monkeypatch.setattr(torch, "compile", older)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    lora.compile_blocks(network)
-    assert calls == [{"recompile_limit": 64}, {}] and torch._dynamo.config.recompile_limit == 64
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -112,16 +111,7 @@ def compile_blocks(network: nn.Module) -> None:
     for blocks in network.children():
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
-                _compile(block)
-
-
-def _compile(module: nn.Module) -> None:
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        module.compile(recompile_limit=_GRAPHS)
-        return
-    # torch 2.11 has one limit for the process.
-    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
-    module.compile()
+                block.compile(recompile_limit=_GRAPHS)
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
@@ -129,7 +119,7 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(network).requires_grad_(False)
     for module, twin in zip(network.modules(), frozen.modules(), strict=True):
         if module._compiled_call_impl is not None:
-            _compile(twin)
+            twin.compile(recompile_limit=_GRAPHS)
     return frozen
 
 
