@@ -10,6 +10,7 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -199,7 +200,7 @@ def fabricate(
 class Page(HTMLParser):
     """A page as a reader finds it: tags that balance, attributes, text by element."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -397,6 +398,31 @@ def test_the_configuration_is_shown_without_credentials(finished: Path, built: P
 
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>\"'><b>&amp;"
+
+
+def before_its_first_evaluation(run_dir: Path, *, rows: int = 3) -> Path:
+    """A run that has made some steps, and has evaluated nothing; of 0 rows there is the configuration alone."""
+    made = fabricate(run_dir, steps=rows, finished=False)
+    for name in ("samples", "eval", "logs"):
+        shutil.rmtree(made / name, ignore_errors=True)
+    path = made / "metrics.jsonl"
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    trained = [{k: v for k, v in row.items() if not k.startswith(("eval/", "alarm/"))} for row in kept if row["step"]]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in trained))
+    if not rows:
+        path.unlink()
+    return made
+
+
+def test_before_the_first_evaluation_the_first_screen_says_how_training_goes(tmp_path: Path) -> None:
+    page = build_report(before_its_first_evaluation(tmp_path / "run")).read_text(encoding="utf-8")
+    said = re.search(r'<p class="none">(There is no held-out[^<]*)</p>', page)
+    assert said and re.fullmatch(
+        r"There is no held-out evaluation yet\. In training: ocr 0\.\d{3} at step 1, 0\.\d{3} at step 3; color .*",
+        said[1],
+    )
+    page = build_report(before_its_first_evaluation(tmp_path / "none", rows=0)).read_text(encoding="utf-8")
+    assert '<p class="none">There is no held-out evaluation yet.</p>' in page
 
 
 def hostile_run(run_dir: Path) -> Path:

@@ -23,7 +23,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "answers": test_report_texts.fabricate,
     "pairs": test_report_pairs.fabricate,
     "hostile": test_report.hostile_run,
-    "nothing yet": lambda folder: test_report.fabricate(folder, steps=0, finished=False),
+    "evaluated once": lambda folder: test_report.fabricate(folder, steps=0, finished=False),
+    "no evaluation yet": test_report.before_its_first_evaluation,
+    "nothing yet": lambda folder: test_report.before_its_first_evaluation(folder, rows=0),
 }
 
 

@@ -134,14 +134,17 @@ def _either(ends: Any, end: str, name: str, otherwise: float) -> float:
 
 
 def not_held_out(run: RunFolder) -> str:
-    """What there is to say of a run without any held-out number: the course of its training losses."""
+    """What there is to say of a run without any held-out number: the course of its rewards and losses in training."""
+    named = {f"reward/{name}/mean": name for name in run.rewards()}
+    named |= {key: key for key in run.keys if key.startswith("loss/") and key not in ("loss/policy", "loss/kl")}
     told = []
-    for key in run.keys:
+    for key, name in named.items():
         first, last = run.ends(key)
-        if key.startswith("loss/") and first is not None and last is not None and key not in ("loss/policy", "loss/kl"):
-            told.append(f"{key} {plain(first[1])} at step {first[0]}, {plain(last[1])} at step {last[0]}")
-    losses = f" In training: {'; '.join(told)}." if told else ""
-    return f"There is no held-out evaluation yet.{losses}"
+        if first is not None:
+            later = f", {plain(last[1])} at step {last[0]}" if last is not None else ""
+            told.append(f"{name} {plain(first[1])} at step {first[0]}{later}")
+    course = f" In training: {'; '.join(told)}." if told else ""
+    return f"There is no held-out evaluation yet.{course}"
 
 
 def state(run: RunFolder, now: datetime) -> State:
