@@ -64,6 +64,11 @@ class Row:
     columns: tuple[str, ...]
     cells: Mapping[str, Cell]
 
+    @property
+    def label(self) -> str:
+        """Its name in a legend: of an address whose service has not said its own yet, the address."""
+        return self.url if self.name == DASH else self.name
+
     def remarks(self) -> list[str]:
         """What the cells do not say: why it is not ready, and why numbers of one that answers are not known."""
         found = [self.reason] if self.reason else []

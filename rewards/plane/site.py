@@ -74,7 +74,7 @@ class Board:
 
         def curves(name: str) -> list[Series]:
             return [
-                Series(row.name, [point.minute for point in points], [getattr(point, name) for point in points])
+                Series(row.label, [point.minute for point in points], [getattr(point, name) for point in points])
                 for row, points in zip(rows, self._points, strict=False)
             ]
 

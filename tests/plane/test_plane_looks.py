@@ -167,7 +167,7 @@ def test_nothing_there_a_name_that_is_not_known_and_one_that_hangs() -> None:
     with hanging() as silent, serving_here(ConstantScorer()) as well:
         targets = [
             Target("gone", f"http://127.0.0.1:{free_port()}"),
-            Target("nobody", "http://nobody.invalid:1"),
+            Target("", "http://nobody.invalid:1"),
             Target("silent", silent),
             Target("well", well),
         ]
@@ -176,6 +176,7 @@ def test_nothing_there_a_name_that_is_not_known_and_one_that_hangs() -> None:
     assert (gone.state, gone.reason) == ("unreachable", "no connection: Connection refused")
     assert nobody.state == "unreachable" and nobody.reason.startswith("no connection: ")
     assert (silent_row.state, silent_row.reason) == ("no answer", "no answer to GET /ready within 2 s")
+    assert (gone.label, nobody.label) == ("gone", "http://nobody.invalid:1")
     assert good.ok, "one that hangs costs no other its answer"
     assert not look.ok and look.summary == "1 of 4 ready"
     for each in (gone, nobody, silent_row):

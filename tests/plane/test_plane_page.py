@@ -65,8 +65,8 @@ def get(served: Served, path: str = "/", token: str = PAGE_TOKEN, **headers: str
 
 
 def cells(page: str, row: int) -> dict[str, str]:
-    (line,) = re.findall(rf'<tr data-row="{row}">(.*?)</tr>', page, re.S)
-    found = re.findall(r'<td data-cell="([^"]*)"[^>]*>(.*?)</td>', line, re.S)
+    (line,) = re.findall(rf'<tr data-row="{row}"[^>]*>(.*?)</tr>', page, re.S)
+    found = re.findall(r'<td role="cell" data-cell="([^"]*)"[^>]*>(.*?)</td>', line, re.S)
     return {key: html.unescape(re.sub(r"<[^>]+>", "|", text)).strip("|") for key, text in found}
 
 

@@ -757,8 +757,8 @@ def test_numbers_that_were_null_leave_a_gap(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
         for step, value in enumerate([1.0, math.nan, 3.0]):
             recorder.record({"step": step, "grad_norm": value})
-    steps, values = load_run(tmp_path).points("grad_norm")
-    assert steps == [0, 1, 2] and math.isnan(values[1]) and values[2] == 3.0
+    line = load_run(tmp_path).trained("grad_norm")
+    assert list(line.steps) == [1, 2] and math.isnan(line.values[0]) and line.values[1] == 3.0
     page(tmp_path)
 
 

@@ -216,7 +216,7 @@ def test_curves_split_the_reward_into_form_and_content(finished: Path) -> None:
     for name in ("right", "format", "accuracy given format"):
         assert f"</span>{name} <output" in plots["form and content, training"], name
     assert "accuracy given format: 0.500 at 0" in plots["form and content, held-out"]
-    assert "longest: 16 at 0" in plots["length, tokens"] and "held-out: 4.000 at 0" in plots["length, tokens"]
+    assert "longest: 16 at 1" in plots["length, tokens"] and "held-out: 4.000 at 0" in plots["length, tokens"]
 
 
 def test_hostile_answers_stay_texts(tmp_path: Path) -> None:
