@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py estimators   # GDPO against summed GRPO, one reward with a tenth of the other's spread
     python benchmarks/learning.py samplers     # Flow-GRPO, Fast, MixGRPO and DiffusionNFT by reward per CPU-second
+    python benchmarks/learning.py guidance     # the gradient of both halves of guidance against that of the conditional one
 
 Every run is a real one: services as processes, 192 held-out prompts, a deterministic ODE. Finished runs are not
 repeated. The table gives, per arm, held-out means over the seeds after the last step, and the difference to the first
@@ -51,6 +52,10 @@ ARMS: dict[str, dict[str, list[str]]] = {
         ],
         # No SDE at all: the forward process is trained.
         "nft": ["objective.type=diffusion_nft"],
+    },
+    "guidance": {
+        "both": ["sampling.guidance_scale=3"],
+        "conditional": ["sampling.guidance_scale=3", "sampling.guidance_gradient=conditional"],
     },
 }
 TRAINED = ("ocr", "color")
