@@ -16,11 +16,21 @@ VALID = torch.ones(2, 1, dtype=torch.bool)
 def test_running_spread_by_hand() -> None:
     """Std of 0, 1 is .70711 and sets it; of 0, 2 it is 1.41421: .9 * .70711 + .1 * 1.41421 = .77782."""
     spread = RunningSpread(1, decay=0.9)
-    assert spread.floor(0.3).tolist() == [0]
+    assert spread.floor(0.3, spread).tolist() == [0]
     spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID)
-    assert spread.floor(1.0).tolist() == pytest.approx([0.7071068])
+    assert spread.floor(1.0, spread).tolist() == pytest.approx([0.7071068])
     spread = spread.after(torch.tensor([[0.0], [2.0]]), VALID)
-    assert spread.floor(0.5).tolist() == pytest.approx([0.3889087])
+    assert spread.floor(0.5, spread).tolist() == pytest.approx([0.3889087])
+
+
+def test_a_steps_floor_is_of_the_steps_before() -> None:
+    """Reward 0 has a spread of .70711, whatever this step says; the others had none and take this step's: 1 was not seen yet, and 2
+    told nobody apart so far: .1 of .70711."""
+    seen, now = torch.tensor([[0.0, math.nan, 1], [1.0, math.nan, 1]]), torch.tensor([[0.0, 0, 0], [2.0, 1, 1]])
+    before = RunningSpread(3, decay=0.9).after(seen, ~seen.isnan())
+    assert before.known().tolist() == [True, False, False]
+    after = before.after(now, torch.ones(2, 3, dtype=torch.bool))
+    assert before.floor(0.5, after).tolist() == pytest.approx([0.3535534, 0.3535534, 0.03535534])
 
 
 def test_too_few_scores_leave_the_spread() -> None:
@@ -28,17 +38,17 @@ def test_too_few_scores_leave_the_spread() -> None:
     spread = RunningSpread(1)
     lone = torch.tensor([[True], [False]])
     spread = spread.after(torch.tensor([[5.0], [math.nan]]), lone)
-    assert spread.floor(1.0).tolist() == [0]
+    assert spread.floor(1.0, spread).tolist() == [0]
     spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID)
     spread = spread.after(torch.tensor([[5.0], [math.nan]]), lone)
-    assert spread.floor(1.0).tolist() == pytest.approx([0.7071068])
+    assert spread.floor(1.0, spread).tolist() == pytest.approx([0.7071068])
 
 
 def test_spread_is_of_all_ranks() -> None:
     """Two ranks with the scores 0, 1 each, so a reduce that doubles: 0, 1, 0, 1 has the variance 4 * .25 / 3."""
     spread = RunningSpread(1)
     spread = spread.after(torch.tensor([[0.0], [1.0]]), VALID, reduce=lambda tensor: 2 * tensor)
-    assert spread.floor(1.0).tolist() == pytest.approx([math.sqrt(1 / 3)])
+    assert spread.floor(1.0, spread).tolist() == pytest.approx([math.sqrt(1 / 3)])
 
 
 def test_spread_resumes_bit_for_bit() -> None:
@@ -55,7 +65,7 @@ def test_spread_resumes_bit_for_bit() -> None:
     second.load_state_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in saved.items()})
     for scores in steps[3:]:
         second = second.after(scores, valid)
-    assert second.floor(0.3).equal(whole.floor(0.3))
+    assert second.floor(0.3, second).equal(whole.floor(0.3, whole))
     assert second.state_dict()["seen_R"].equal(whole.state_dict()["seen_R"])
 
 
@@ -94,11 +104,11 @@ def test_floor_keeps_a_saturated_reward_quiet() -> None:
     scores = torch.tensor([[0.905, 0.0], [0.895, 0.7071068]])
     valid, group = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 0])
     loud = standardize(scores, valid, group).z_BR.abs()[0]
-    quiet = standardize(scores, valid, group, std_floor=spread.floor(0.3)).z_BR.abs()[0]
+    quiet = standardize(scores, valid, group, std_floor=spread.floor(0.3, spread)).z_BR.abs()[0]
     assert loud[0].item() == pytest.approx(loud[1].item(), rel=0.02)
     assert quiet[0].item() == pytest.approx(0.005 / 0.1501, rel=1e-3)
     assert quiet[1].item() == pytest.approx(loud[1].item())
-    adv, _ = gdpo(scores, valid, group, torch.ones(2, 2), std_floor_R=spread.floor(0.3))
+    adv, _ = gdpo(scores, valid, group, torch.ones(2, 2), std_floor_R=spread.floor(0.3, spread))
     assert adv[1] > 0.5 > -0.5 > adv[0]
 
 

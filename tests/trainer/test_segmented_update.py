@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,11 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_updates import ONES, WORLD, drawn_again, gradient, make_updater, policy_for, roll_out, weights
-from trainer.advantages import ESTIMATORS, WITHIN_GROUPS
-from trainer.config.advantage import DrGrpoConfig, GdpoConfig
-from trainer.objectives import Scored
+from trainer.advantages import ESTIMATORS, SCALED, WITHIN_GROUPS, RunningSpread
+from trainer.config import Config
+from trainer.config.advantage import DrGrpoConfig, GdpoConfig, GrpoConfig, GrpoGlobalStdConfig
+from trainer.objectives import Scored, build_objective
 from trainer.policies.flow.policy import FlowPolicy
-from trainer.programs.early import EarlyUpdate, factor
+from trainer.programs.early import EarlyUpdate, factor, why_waits
 from trainer.programs.rollout import Drawn
 from trainer.types import Rollout, Scores
 from trainer.update.segments import SegmentedUpdate, segments
@@ -22,6 +25,9 @@ from trainer.update.segments import SegmentedUpdate, segments
 SCORES = torch.tensor([[0.9, 0.1], [0.1, 0.4], [0.5, 0.4], [0.3, 0.8], [0.2, 0.2], [0.25, 0.9], [0.9, 0.3], [0.2, 0.4]])
 VALID = torch.tensor([[True, True]] * 5 + [[True, False], [False, True], [False, False]])
 BOTH = torch.tensor([[1.0, 0.5]] * 8)
+NO_SPREAD = RunningSpread(2)
+SPREAD = NO_SPREAD.after(torch.tensor([[0.0, 0], [1, 0.4]]), torch.ones(2, 2, dtype=torch.bool))
+AFTER = SPREAD.after(SCORES, VALID)
 GROUPS = torch.tensor([0] * 4 + [1] * 4)
 CASES: dict[str, dict[str, Any]] = {
     "flow_grpo": {},
@@ -31,8 +37,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def of_batch(clip: float = 5.0, *, type: str = "gdpo", scores: Tensor = SCORES) -> tuple[Tensor, Tensor]:
-    adv, weight = ESTIMATORS[type](scores, VALID, GROUPS, BOTH)
+def of_batch(
+    clip: float = 5.0, *, type: str = "gdpo", scores: Tensor = SCORES, floor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    adv, weight = ESTIMATORS[type](scores, VALID, GROUPS, BOTH, std_floor_R=floor)
     return adv.clamp(-clip, clip), weight
 
 
@@ -124,10 +132,12 @@ def all_scores(scores: Tensor, rows: slice = slice(None)) -> Scores:
     return cast(Scores, found)
 
 
-def early_step(there: int, seen_first: Tensor = SCORES, config: Any = None) -> tuple[FlowPolicy, dict[str, float], int]:
+def early_step(
+    there: int, seen_first: Tensor = SCORES, config: Any = None, spread: RunningSpread = NO_SPREAD, **fields: Any
+) -> tuple[FlowPolicy, dict[str, float], int]:
     """A step whose first `there` samples are scored, as `seen_first`, while the others are awaited."""
     config = config or GdpoConfig(adv_clip=1.0)
-    policy = policy_for()
+    policy = policy_for(**fields)
     drawn = Drawn(
         cast(Any, SimpleNamespace(advantage=config)),
         roll_out(policy, "flow_grpo", 2),
@@ -138,12 +148,17 @@ def early_step(there: int, seen_first: Tensor = SCORES, config: Any = None) -> t
         0,
         0,
     )
-    early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0)
+    early = EarlyUpdate(make_updater(policy, **fields), drawn, WORLD, 0, spread)
     added = 0
     while early.advance():
         added += 1
-    fed = Scored(drawn.rollouts, *of_batch(config.adv_clip, type=config.type))
-    return policy, early.finish(all_scores(SCORES), fed), added
+    return policy, early.finish(all_scores(SCORES), fed_by(config, spread, drawn.rollouts), AFTER), added
+
+
+def fed_by(config: Any, spread: RunningSpread, rollouts: Sequence[Rollout]) -> Scored:
+    """What a step is fed that waits for every score."""
+    floor = spread.floor(config.std_floor, AFTER) if config.std_floor else None
+    return Scored(rollouts, *of_batch(config.adv_clip, type=config.type, floor=floor))
 
 
 def test_what_arrives_when_changes_no_bit() -> None:
@@ -175,9 +190,9 @@ def test_advantages_that_are_no_multiple_are_taken_as_they_are() -> None:
         0,
         0,
     )
-    early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0)
+    early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0, NO_SPREAD)
     assert early.advance()
-    early.finish(all_scores(SCORES), Scored(rollouts, adv, weight))
+    early.finish(all_scores(SCORES), Scored(rollouts, adv, weight), AFTER)
     expected = policy_for()
     make_updater(expected).step(Scored(drawn_again(roll_out(expected, "flow_grpo", 4)), adv, weight), 0)
     size = gradient(expected).abs().max().item()
@@ -198,9 +213,9 @@ def test_a_batch_in_which_all_scores_are_alike_moves_nothing() -> None:
         0,
         0,
     )
-    early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0)
+    early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0, NO_SPREAD)
     early.advance()
-    row = early.finish(all_scores(same), Scored(drawn.rollouts, *of_batch(scores=same)))
+    row = early.finish(all_scores(same), Scored(drawn.rollouts, *of_batch(scores=same)), AFTER)
     assert row["grad_norm"] == 0 and torch.equal(weights(policy), before)
 
 
@@ -208,8 +223,46 @@ def test_the_factor_is_found_where_nothing_was_clamped() -> None:
     within = torch.tensor([0.5, -0.25, 4.0, 0.0])
     assert factor(within, (3 * within).clamp(-5, 5), 5.0, WORLD) == 3.0
     assert factor(within, 3 * within + torch.tensor([0, 0, 0, 0.1]), 50.0, WORLD) is None
-    assert factor(0 * within, 0 * within, 5.0, WORLD) == 0.0
+    assert factor(0 * within, 0 * within, 5.0, WORLD) == 1.0
     assert factor(within, within, 5.0, WORLD) == 1.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GdpoConfig(std_floor=1.0),
+        GdpoConfig(std_floor=1.0, adv_clip=1.0),
+        GrpoConfig(type="grpo", std_floor=1.0, adv_clip=0.7),
+        DrGrpoConfig(type="dr_grpo", adv_clip=0.2),
+        GrpoGlobalStdConfig(type="grpo_global_std", adv_clip=0.7),
+    ],
+    ids=["gdpo", "gdpo clamped", "grpo clamped", "dr_grpo clamped", "grpo_global_std clamped"],
+)
+def test_the_early_gradient_is_that_of_a_step_that_waits(config: Any) -> None:
+    """With a floor that acts and, where no factor comes from the batch, a KL. Samples 5 to 8 lack a score or both."""
+    kl_beta = 0.0 if config.type in SCALED else 0.5
+    fields = {"kl_beta": kl_beta}
+    policy, row, added = early_step(8, config=config, spread=SPREAD, **fields)
+    assert added == 1
+    expected = policy_for(**fields)
+    with_floor = fed_by(config, SPREAD, roll_out(expected, "flow_grpo", 2))
+    without = of_batch(config.adv_clip, type=config.type)[0]
+    assert (config.std_floor > 0) == bool((with_floor.adv_B - without).abs().max() > 0.01)
+    other = make_updater(expected, **fields).step(with_floor, 0)
+    size = gradient(expected).abs().max().item()
+    torch.testing.assert_close(gradient(policy), gradient(expected), rtol=1e-5, atol=1e-6 * size)
+    assert row.keys() == other.keys()
+    for key, value in other.items():
+        assert row[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_a_reward_without_a_spread_waits_for_the_step_that_gives_it_one() -> None:
+    config = GdpoConfig(std_floor=1.0)
+    assert early_step(8, config=config, spread=NO_SPREAD)[2] == 0
+    assert early_step(8, config=config, spread=SPREAD)[2] == 1
+    waited, row, _ = early_step(0, config=config, spread=SPREAD)
+    hidden, other, _ = early_step(8, config=config, spread=SPREAD)
+    assert torch.equal(weights(waited), weights(hidden)) and row == other
 
 
 def test_estimators_that_need_no_batch_have_the_factor_one() -> None:
@@ -219,3 +272,33 @@ def test_estimators_that_need_no_batch_have_the_factor_one() -> None:
     other = make_updater(expected).step(Scored(rollouts, *of_batch(type="dr_grpo")), 0)
     assert row["loss/policy"] == pytest.approx(other["loss/policy"], rel=1e-5)
     assert row.keys() == other.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"advantage": {"type": "gdpo", "std_floor": 0.3}}, None),
+        ({"advantage": {"type": "grpo_global_std"}}, None),
+        ({"advantage": {"type": "grpo", "std_floor": 0.3}, "objective": {"kl_beta": 0.1}}, None),
+        ({"objective": {"kl_beta": 0.1}}, "kl_beta.*lacks the factor that advantage.type = gdpo takes"),
+        (
+            {"advantage": {"type": "grpo_global_std", "std_floor": 0.3}},
+            "std_floor with advantage.type = grpo_global_std",
+        ),
+        ({"advantage": {"type": "reinforce_pp"}}, "reinforce_pp compares samples of different groups"),
+        ({"objective": {"type": "diffusion_nft"}}, "diffusion_nft does not scale"),
+        ({"optim": {"early_gradient": False}}, "early_gradient is false"),
+    ],
+)
+def test_who_waits(changes: dict[str, Any], reason: str | None) -> None:
+    tree = {
+        "policy": {"type": "tiny"},
+        "rewards": {"services": {"x": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"x": {"service": "x"}}},
+        "data": {"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"x": 1.0}}]},
+    }
+    config = Config.model_validate({**tree, **changes})
+    policy = policy_for(objective=config.objective.type)
+    found = why_waits(config, build_objective(policy, config.objective, micro_batch_size=None, seed=1))
+    assert (found is None) == (reason is None), found
+    assert re.search(reason or "", found or "")

@@ -5,6 +5,7 @@
 
 from trainer.advantages.estimators import (
     ESTIMATORS,
+    SCALED,
     WITHIN_GROUPS,
     Estimator,
     Total,
@@ -22,6 +23,7 @@ from trainer.advantages.statistics import Reduce, Standardized, standardize
 
 __all__ = [
     "ESTIMATORS",
+    "SCALED",
     "WITHIN_GROUPS",
     "Estimator",
     "Reduce",

@@ -289,9 +289,13 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
 }
 
-# Estimators whose advantages follow from each group alone, up to one factor of the whole batch: 1 for all but GDPO.
+# Estimators whose advantages follow from each group alone, up to one factor of the whole batch: 1 for all but those of `SCALED`.
 WITHIN_GROUPS: dict[str, Estimator] = {
     "gdpo": gdpo_within_groups,
     "grpo": ESTIMATORS["grpo"],
+    "grpo_global_std": of_sum(
+        dr_grpo, across_groups=True, takes=frozenset({"min_valid"})
+    ),  # the batch's std is the factor
     "dr_grpo": ESTIMATORS["dr_grpo"],
 }
+SCALED = frozenset({"gdpo", "grpo_global_std"})

@@ -14,7 +14,8 @@ class RunningSpread:
     """Each reward's std over all valid scores of all ranks, averaged over the recent steps.
 
     A reward that saturates has groups of tiny std, which normalisation would blow up to full weight. Its running spread
-    is in its own units, so a share of it is a floor that fits every reward. A step uses the floor of the spread `after` it.
+    is in its own units, so a share of it is a floor that fits every reward. A step's floor is of the steps before it, so it is
+    known before the first score comes (docs/decisions/0150).
     """
 
     def __init__(self, num_rewards: int, *, decay: float = 0.9) -> None:
@@ -46,9 +47,18 @@ class RunningSpread:
         """The next step sets this reward's spread anew: it is measured in another unit from now on."""
         self.seen_R[reward] = False
 
-    def floor(self, fraction: float) -> Tensor:
-        """std_floor_R: `fraction` of the running spread, float64 (R,); 0 for a reward not seen yet."""
-        return fraction * self.std_R
+    def known(self) -> Tensor:
+        """Bool (R,): which rewards have a spread, and so a floor for the next step whatever its scores are."""
+        return self.seen_R & (self.std_R > 0)
+
+    def floor(self, fraction: float, first: RunningSpread) -> Tensor:
+        """std_floor_R of a step: `fraction` of the running spread before it, float64 (R,).
+
+        Args:
+            first: the spread `after` the step, for rewards that had none before: those of a first step, and those that told
+                nobody apart so far. 0 for a reward that has none by then.
+        """
+        return fraction * torch.where(self.known(), self.std_R, first.std_R)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"std_R": self.std_R.clone(), "seen_R": self.seen_R.clone()}

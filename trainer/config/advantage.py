@@ -26,7 +26,7 @@ class DividingSection(AdvantageSection):
         0.0,
         ge=0,
         le=1,
-        description="The least divisor of a group, as a share of the reward's running spread; 0 sets no limit.",
+        description="The least divisor of a group, as a share of the reward's running spread in the steps before; 0 sets no limit.",
     )
 
 

@@ -58,7 +58,8 @@ class OptimConfig(Section):
     early_gradient: bool = Field(
         True,
         description="Compute the gradient of groups whose scores are there while others are awaited, where that changes nothing: with "
-        "advantage.type gdpo, grpo or dr_grpo, no std_floor, no KL and no sft. A run's log says why where it waits.",
+        "advantage.type grpo or dr_grpo, or with gdpo or grpo_global_std and no KL; without sft and tasks. A run's log says why where it "
+        "waits.",
     )
     micro_batch_size: int | None = Field(
         None,

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainer.advantages import WITHIN_GROUPS, without_flat_groups
+from trainer.advantages import SCALED, WITHIN_GROUPS, RunningSpread, without_flat_groups
 from trainer.config import Config, TaskSamplingConfig
 from trainer.config.advantage import GroupedSection
 from trainer.objectives import Objective, Scored
@@ -29,19 +29,20 @@ _CLOSE = 1e-5  # float32 advantages that are one number times others, beside the
 def why_waits(config: Config, objective: Objective) -> str | None:
     """Why a run's updates wait for the last score of a step; None where they begin before."""
     section, advantage = config.objective, config.advantage
-    apart = ("kl_beta", "old_kl_beta", "old_decay")
+    apart = ("old_kl_beta", "old_decay", *(["kl_beta"] if advantage.type in SCALED else []))
     reasons = {
         "optim.early_gradient is false": not config.optim.early_gradient,
         "the losses of two tasks have a factor each": isinstance(config.sampling, TaskSamplingConfig),
         f"advantage.type = {advantage.type} compares samples of different groups": advantage.type not in WITHIN_GROUPS,
-        "advantage.std_floor is a share of a spread that the whole batch changes": bool(advantage.std_floor),
+        f"advantage.std_floor with advantage.type = {advantage.type} floors what the whole batch is divided by": bool(
+            advantage.type == "grpo_global_std" and advantage.std_floor
+        ),
         "the supervised loss of sft stands beside the policy's": config.sft is not None,
         f"the loss of objective.type = {section.type} does not scale with the advantage": not getattr(
             objective, "scales", False
         ),
-        f"objective.{' or '.join(apart)} is above 0, whose part does not scale with the advantage": any(
-            getattr(section, name, 0.0) for name in apart
-        ),
+        f"objective.{' or '.join(apart)} is above 0, whose part lacks the factor that advantage.type = {advantage.type} takes from "
+        "the whole batch": any(getattr(section, name, 0.0) for name in apart),
         "sampling.max_resamples exchanges groups when all scores are there": bool(
             getattr(config.sampling, "max_resamples", 0)
         ),
@@ -57,9 +58,15 @@ class EarlyUpdate:
         hidden_s: seconds of it that were spent while scores were awaited.
     """
 
-    def __init__(self, updater: Updater, drawn: Drawn, world: World, step: int) -> None:
-        """All ranks make it together. `step`: finished training steps."""
+    def __init__(self, updater: Updater, drawn: Drawn, world: World, step: int, spread: RunningSpread) -> None:
+        """All ranks make it together.
+
+        Args:
+            step: finished training steps.
+            spread: of each reward in the steps before, which the floor of a group's divisor is a share of.
+        """
         self.updater, self.drawn, self.world, self.step, self.hidden_s = updater, drawn, world, step, 0.0
+        self.spread = spread
         cuts = segments(drawn.rollouts, getattr(updater.objective, "micro_batch_size", None))
         if len(set(world.gather(len(cuts)))) > 1:  # the last ranks of an uneven split
             cuts = [slice(0, len(drawn.rollouts))]
@@ -67,24 +74,34 @@ class EarlyUpdate:
         self.used: list[tuple[Tensor, Tensor]] = []
         self.update: SegmentedUpdate | None = None
 
+    @property
+    def is_at_last(self) -> bool:
+        """Whether only the last segment is left, which waits for what the whole batch says."""
+        return self.added + 1 >= len(self.cuts)
+
     def advance(self) -> bool:
-        """Add the next segment's gradient, unless a score of it is missing on some rank, or it is the last one: that waits for what
-        the whole batch says. All ranks call it together. Returns whether one was added."""
-        if self.added + 1 >= len(self.cuts):
+        """Add the next segment's gradient, unless a score of it is missing on some rank, or it is the last one. All ranks call it
+        together. Returns whether one was added."""
+        if self.is_at_last:
             return False
         scores = self.drawn.batch.peek(self._rows(self.cuts[self.added]))
-        if self.world.any(scores is None):
+        if self.world.any(scores is None or not self._has_floor(scores)):
             return False
         assert scores is not None
         started = time.perf_counter()
         rollouts = self.drawn.rollouts[self.cuts[self.added]]
-        fed = Scored(rollouts, *self.within_groups(scores, torch.cat([each.group_B for each in rollouts])))
+        group_B = torch.cat([each.group_B for each in rollouts])
+        fed = Scored(rollouts, *self.within_groups(scores, group_B, self.spread))
         self._add(fed, last=False)
         self.hidden_s += time.perf_counter() - started
         return True
 
-    def within_groups(self, scores: Scores, group_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages without the batch's factor, and weights."""
+    def within_groups(self, scores: Scores, group_B: Tensor, after: RunningSpread) -> tuple[Tensor, Tensor]:
+        """Advantages without the batch's factor, and weights; where that factor is always 1, clamped.
+
+        Args:
+            after: the spread after the step.
+        """
         config = self.drawn.task.advantage
         adv_B, weight_B = WITHIN_GROUPS[config.type](
             scores.scores_BR,
@@ -93,12 +110,18 @@ class EarlyUpdate:
             scores.weights_BR,
             eps=config.eps,
             min_valid=config.min_valid,
+            std_floor_R=self.spread.floor(config.std_floor, after) if config.std_floor else None,
         )
         if isinstance(config, GroupedSection) and config.skip_flat_groups:
             weight_B = without_flat_groups(adv_B, weight_B, group_B)
-        return adv_B, weight_B
+        return adv_B if config.type in SCALED else adv_B.clamp(-config.adv_clip, config.adv_clip), weight_B
 
-    def finish(self, scores: Scores, fed: Scored) -> dict[str, float]:
+    def _has_floor(self, scores: Scores) -> bool:
+        """Whether the floor is known of every reward that is asked for: one without a spread so far has that of this step."""
+        asked_R = (scores.weights_BR != 0).any(dim=0).cpu()
+        return not self.drawn.task.advantage.std_floor or bool((self.spread.known() | ~asked_R).all())
+
+    def finish(self, scores: Scores, fed: Scored, after: RunningSpread) -> dict[str, float]:
         """Add what is left and take the optimizer steps. Returns what `Updater.step` does.
 
         Where a score that was used has changed since (a reward became another one, a service came back), everything is added up
@@ -107,9 +130,10 @@ class EarlyUpdate:
         Args:
             scores: all of them.
             fed: the rollouts with their advantages, clamped, and weights.
+            after: the spread after the step.
         """
         clip = self.drawn.task.advantage.adv_clip
-        adv_B, weight_B = self.within_groups(scores, self.drawn.group_B)
+        adv_B, weight_B = self.within_groups(scores, self.drawn.group_B, after)
         scale = factor(adv_B, fed.adv_B, clip, self.world)
         if self.world.any(scale is None or not torch.equal(weight_B, fed.weight_B)):
             adv_B, weight_B, scale = fed.adv_B, fed.weight_B, 1.0  # what the estimator said, whatever that is made of
@@ -145,13 +169,12 @@ class EarlyUpdate:
 
 
 def factor(within_B: Tensor, adv_B: Tensor, clip: float, world: World) -> float | None:
-    """c of adv = clamp(c * within) on all ranks; None where there is no such number. 0 where all of `within` is 0."""
+    """c of adv = clamp(c * within) on all ranks; None where there is no such number, 1 where all of `within` is 0."""
     free_B = torch.where(adv_B.abs() < clip, within_B.abs(), 0.0)
     place = int(free_B.argmax()) if len(free_B) else 0
     size = float(free_B[place]) if len(free_B) else 0.0
-    told = world.gather([size, float(adv_B[place]) / float(within_B[place]) if size else 0.0])
+    told = world.gather([size, float(adv_B[place]) / float(within_B[place]) if size else 1.0])
     scale = float(max(told)[1])
-    # 0 is no factor where something that was clamped shows that there is one.
     off_B = ((scale * within_B).clamp(-clip, clip) - adv_B).abs()
     return (
         None

@@ -43,6 +43,7 @@ from trainer.update.old import old_policy
 from trainer.update.updater import Updater
 
 LOOK_S = 0.1  # between two looks at whether all ranks have their scores, or are asked to stop
+SOON_S = 0.02  # the same where the scores of the next groups give something to compute
 OLD_LOGP = {
     "replay": "old_logp: replay: first ratios are to log-probabilities computed as in training, and exactly 1",
     "sampled": "old_logp: sampled: first ratios are to log-probabilities of the drawing, and near 1: see ratio/replay_error",
@@ -172,7 +173,9 @@ class RlProgram:
             self.drawn = self.roll_out(session.step + 1)  # by the weights before this update, while this step is scored
         sampled = time.perf_counter()
 
-        early = EarlyUpdate(self.updater, drawn[0], session.world, session.step) if self.waits is None else None
+        early = None
+        if self.waits is None:
+            early = EarlyUpdate(self.updater, drawn[0], session.world, session.step, self.spreads[""])
         collected = self.collect(drawn, early)
         if collected is None:
             return None
@@ -182,7 +185,7 @@ class RlProgram:
 
         fed, spreads, row = self.advantages(collected)
         if early is not None:
-            row |= early.finish(collected[0].scores, fed[""])
+            row |= early.finish(collected[0].scores, fed[""], spreads[""])
         else:
             row |= self.updater.step(fed if all(fed) else fed[""], session.step)
         row |= loss_shares(self.tasks, row)
@@ -296,7 +299,7 @@ class RlProgram:
             if session.world.any(time.monotonic() - asked_at > LATE_S):  # all ranks leave together
                 return None
             if early is None or not early.advance():
-                wait([collecting], LOOK_S)
+                wait([collecting], LOOK_S if early is None or early.is_at_last else SOON_S)
         return collecting.result()
 
     def advantages(
@@ -310,8 +313,10 @@ class RlProgram:
         fed, spreads = dict[str, Scored](), dict[str, RunningSpread]()
         for each in collected:
             task, seen = each.drawn.task, each.seen
-            spread = self.spreads[task.name].after(seen.scores_BR, seen.valid_BR, reduce=session.world.sum)
-            adv_B, weight_B, found = task_advantages(task, each.scores, spread, each.drawn.group_B, session.world)
+            before = self.spreads[task.name]
+            spread = before.after(seen.scores_BR, seen.valid_BR, reduce=session.world.sum)
+            floor_R = before.floor(share, spread) if (share := task.advantage.std_floor) else None
+            adv_B, weight_B, found = task_advantages(task, each.scores, floor_R, each.drawn.group_B, session.world)
             adv_B = adv_B * self.pair_weight_B(each.drawn)
             session.flight.add_advantages(adv_B, weight_B, row, task.name)
             row |= {task.key(name): value for name, value in found.items()}
@@ -340,11 +345,10 @@ def _load_spread(program: RlProgram, task: str, state: Mapping[str, Any]) -> Non
 
 
 def task_advantages(
-    task: Task, scores: Scores, spread: RunningSpread, group_B: Tensor, world: World
+    task: Task, scores: Scores, std_floor_R: Tensor | None, group_B: Tensor, world: World
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Clamped advantages and loss weights of this rank's samples of a task, with their metrics over all ranks."""
     config = task.advantage
-    std_floor_R = spread.floor(config.std_floor) if config.std_floor else None
     adv_B, weight_B = ESTIMATORS[config.type](
         scores.scores_BR,
         scores.valid_BR,
