@@ -41,6 +41,8 @@ def one_step(case: str, group: World, *, early: bool, deepspeed: str | None = No
     """Its metrics. `grad_norm` is of the gradient before clipping; with Adam the weights say less."""
     config, fields = CASES[case]
     policy = policy_for(**fields)
+    with torch.no_grad():
+        policy.trainable.proj_out.weight.add_(0.002)  # away from the reference, before an engine shards it
     optim = OptimConfig(lr=1e-3, schedule="constant", max_grad_norm=1e9)
     engine = build_engine(policy.trainable, optim, DistributedConfig(device="cpu", deepspeed=deepspeed), group)
     objective = build_objective(policy, objective_config(**fields), micro_batch_size=None, seed=1)
@@ -49,8 +51,6 @@ def one_step(case: str, group: World, *, early: bool, deepspeed: str | None = No
     prompts = ASKED[group.rank * share :][:share]
     rows = slice(4 * group.rank * share, 4 * (group.rank + 1) * share)
     rollouts = roll_out(policy, "flow_grpo", 4, prompts=prompts, seeds=range(16)[rows])
-    with torch.no_grad():
-        policy.trainable.proj_out.weight.add_(0.002)  # away from the reference
     scores = of_rows(rows)
     group_B = torch.cat([rollout.group_B for rollout in rollouts])
     after = BEFORE.after(scores.scores_BR, scores.valid_BR, reduce=group.sum)

@@ -293,6 +293,8 @@ def test_estimators_that_need_no_batch_have_the_factor_one() -> None:
 )
 def test_who_waits(changes: dict[str, Any], reason: str | None) -> None:
     tree = {
+        "run_name": "x",
+        "max_steps": 1,
         "policy": {"type": "tiny"},
         "rewards": {"services": {"x": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"x": {"service": "x"}}},
         "data": {"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"x": 1.0}}]},

@@ -43,7 +43,7 @@ def segments(rollouts: Sequence[Rollout], size: int | None) -> list[slice]:
 
 
 class SegmentedUpdate:
-    """The optimizer steps of one training step, for objectives that scale with the advantage and have no KL.
+    """The optimizer steps of one training step, for objectives that scale with the advantage; with a KL beside it, c must be 1.
 
     All ranks call `add` and `finish` together, with equally many segments. Nothing but the gradient changes before `finish`.
     """
@@ -95,7 +95,7 @@ class SegmentedUpdate:
         """Take the optimizer steps; the first with the gradient that was added up. Returns what `Updater.step` does.
 
         Args:
-            scale: the factor that the advantages lacked, 0 where all scores were alike.
+            scale: the factor that the advantages lacked.
             clip: advantages are clamped to plus and minus this.
         """
         updater, tally = self.updater, self.tally
