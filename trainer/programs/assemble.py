@@ -149,13 +149,13 @@ def _open_session(
         )
     )
     _say_of_prompts(recorder, config, material)
+    engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
+    ema = Ema(policy.trainable, config.optim.ema_decay)
     # One thread waits for scores while the main thread looks out for signals, one scores evaluations in the background.
     executor = stack.enter_context(ThreadPoolExecutor(2, "scores"))  # ends after the client, which ends its work
     step = None if checkpoint is None else checkpoint.step
     client = stack.enter_context(connect(config, ranks, services, recorder, step, last_row))
     check_agreement(client, ranks)
-    engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
-    ema = Ema(policy.trainable, config.optim.ema_decay)
     servers = stack.enter_context(
         rollout_servers(config, policy, material.prompts, ranks, recorder.note, lambda: signals.asked)
     )

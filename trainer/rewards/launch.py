@@ -73,7 +73,7 @@ class LocalServices:
         with self._stopped_on_error():
             self._began_at = time.monotonic()
             local = {n: each for n, each in self._config.services.items() if each.module is not None and not each.urls}
-            own = {name: each for name, each in local.items() if is_code(each.module or "")}
+            own = {name: each for name, each in local.items() if _runs_a_users_file(each)}
             for each in (own, {name: service for name, service in local.items() if name not in own}):
                 for name, service in each.items():
                     self._services[name] = _LocalService(name, service, self._log_dir / f"{name}.log")
@@ -155,7 +155,7 @@ class LocalServices:
                         f"service only needs longer. Its log ({service.log_path}):\n{service.tail()}"
                     )
                 if waiting and passed_s > next_report_s:
-                    next_report_s += _PROGRESS_S
+                    next_report_s = passed_s + _PROGRESS_S
                     self._notify(f"still waiting for {', '.join(waiting)} ({passed_s:.0f} of {limit_s:g} s)")
                 if waiting:
                     time.sleep(_POLL_S)
@@ -227,6 +227,10 @@ class _LocalService(Child):
             return http.get(self.url + "/ready").status_code == 200
         except httpx.HTTPError:
             return False
+
+
+def _runs_a_users_file(service: ServiceConfig) -> bool:
+    return is_code(service.module or "") or "functions" in service.args
 
 
 def to_flags(args: Mapping[str, str | int | float | bool]) -> list[str]:

@@ -208,8 +208,9 @@ def test_a_service_that_cannot_start_shows_its_log(marker: Path) -> None:
     assert processes(marker) == []
 
 
+@pytest.mark.parametrize("mine", [{"module": "mine.py"}, {"module": "rules", "args": {"functions": "mine.py"}}])
 def test_a_users_file_that_cannot_be_run_is_said_before_anything_else_is_started(
-    marker: Path, monkeypatch: pytest.MonkeyPatch
+    mine: dict[str, Any], marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
 
@@ -218,7 +219,7 @@ def test_a_users_file_that_cannot_be_run_is_said_before_anything_else_is_started
         service.spawn([sys.executable, "-S", "-c", "raise SystemExit('mine.py, line 3: no such name')"], {})
 
     monkeypatch.setattr(_LocalService, "start", start)
-    services = {"fake": {"module": "kit.testing.fakes"}, "mine": {"module": "mine.py"}}
+    services = {"fake": {"module": "kit.testing.fakes"}, "mine": mine}
     launch = LocalServices(RewardsConfig.model_validate({"launch": "local", "services": services}), marker / "logs")
     with pytest.raises(RewardServiceError, match=r"service mine ended while it started(.|\n)*line 3: no such name"):
         launch.begin()
