@@ -51,6 +51,7 @@ done
 
 python="${PYTHON:-}"
 [[ -n "$python" ]] || { [[ -x "$ROOT/.venv/bin/python" ]] && python="$ROOT/.venv/bin/python" || python=python3; }
+[[ "$python" != */* || "$python" == /* ]] || python="$PWD/$python"
 command -v "$python" >/dev/null || die "$python is not a program: name a Python in PYTHON"
 cd "$ROOT"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
