@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -63,9 +64,11 @@ def _version(name: str) -> str:
 
 
 def _free_gib() -> float | None:
+    """What programs can still get, as Linux says it."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    except (ValueError, OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
         return None
 
 
