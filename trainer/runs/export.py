@@ -37,7 +37,8 @@ def export(folder: Path, output: Path, compared: Sequence[str]) -> Path:
     building = output.with_name(f".{output.name}.{os.getpid()}.writing")
     try:
         building.mkdir(parents=True)
-        _write(catalogue, runs, chosen, building)
+        newest = f"The newest {len(chosen)} of {len(runs)} runs."
+        _write(catalogue, runs, chosen, "" if compared or len(chosen) == len(runs) else newest, building)
         building.rename(output)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -47,11 +48,11 @@ def export(folder: Path, output: Path, compared: Sequence[str]) -> Path:
     return output / "index.html"
 
 
-def _write(catalogue: Catalogue, runs: Sequence[Run], chosen: Sequence[Run], folder: Path) -> None:
+def _write(catalogue: Catalogue, runs: Sequence[Run], chosen: Sequence[Run], left: str, folder: Path) -> None:
+    """`left`: what the comparison says of runs that it leaves out."""
     links = _FileLinks(runs)
     look, root = inline(links), catalogue.root
     _put(folder / links.runs(), runs_page(catalogue, look, TableQuery(), every_row=True))
-    left = f"The newest {len(chosen)} of {len(runs)} runs." if len(chosen) < len(runs) else ""
     if chosen:
         page = compare_page(chosen, root, look, axis="step", more=[], at=None, left_out=left)
         _put(folder / links.compare([]), page)

@@ -131,6 +131,7 @@ def test_exported_pages_work_from_files(folders: Path, opened: Open, tmp_path: P
     page.get_by_role("link", name="All runs").click()
     page.get_by_role("link", name="The comparison").click()
     expect(page.get_by_role("cell", name="−0.125")).to_be_visible()
+    assert "The newest" not in page.content(), "runs that were named are not the newest"
     everything = "".join(path.read_text() for path in output.glob("*.html"))
     assert 'href="metrics.jsonl"' not in everything and "<code>metrics.jsonl</code>" in everything
     assert (
