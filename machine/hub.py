@@ -200,24 +200,24 @@ def variant_patterns(files: Iterable[str]) -> list[str]:
 
 def _known_files(asked: HubId, fetch: bool) -> list[str]:
     """The names of a model's files, as the hub says, or where it does not those that the cache has."""
-    import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
     try:
         if fetch and not constants.HF_HUB_OFFLINE:
             return HfApi().list_repo_files(asked.repo, revision=asked.revision)
-    except (OSError, ValueError, httpx.HTTPError):  # what is wrong is said of the fetching
+    except _errors():  # what is wrong is said of the fetching
         pass
     kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=asked.repo, repo_type="model") / "snapshots"
     return [file.relative_to(state).as_posix() for state in kept.glob("*") for file in state.rglob("*")]
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises of a hub that cannot be reached, says no, or was never asked for this."""
-    import httpx
+    """What huggingface_hub raises of a hub that cannot be reached, says no, or was never asked for this: with the errors of
+    the HTTP library that it uses, be it httpx or httpx2, of which its own are."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, ValueError, httpx.HTTPError)
+    return (OSError, ValueError, *HfHubHTTPError.__bases__)
 
 
 def _sentence(asked: HubId, name: str, field: str, kind: str, error: Exception, files: Sequence[str] = ()) -> str:

@@ -59,6 +59,8 @@ def about(source: Source) -> str:
 def _say(need: Need) -> None:
     source = need.source
     state = "to be written" if source is not None and source.written else "to be fetched"
+    if source is None:
+        state = "to be put there by hand"
     if need.is_there:
         state = "there already"
     elif need.is_of_hub:

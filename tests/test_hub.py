@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+import httpx2
+import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
+from huggingface_hub import HfApi
 
 from machine.hub import HubError, fetch_file, fetch_folder, hub_id, is_hub_file, is_hub_id, shown, variant_patterns
 from rewards import signs, sources
@@ -179,6 +182,21 @@ def test_offline_takes_the_cache_and_says_what_it_lacks(hub: LocalHub, monkeypat
         fetch_folder("lab/sd3", "policy.pretrained", DIFFUSERS_FILES)
 
 
+def test_a_network_that_is_not_there_is_no_traceback(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the library that huggingface_hub asks by, as it comes where a name is not known."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise httpx2.ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(HfApi, "list_repo_files", gone)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gone)
+    with pytest.raises(
+        HubError, match=r"policy.pretrained = lab/sd3 is no folder here.*Name or service not known"
+    ) as said:
+        fetch_folder("lab/sd3", "policy.pretrained", DIFFUSERS_FILES)
+    assert "\n    hf download lab/sd3 --local-dir models/sd3 --include " in str(said.value)
+
+
 @pytest.mark.slow  # huggingface_hub tries again for a while
 def test_a_hub_that_is_not_reached_gives_the_command(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
@@ -188,6 +206,8 @@ def test_a_hub_that_is_not_reached_gives_the_command(hub: LocalHub, monkeypatch:
         fetch_file("lab/head/head.pt", "--weights")
     assert "\n    hf download lab/head head.pt --local-dir models/head\n" in str(caught.value)
     assert "copy models/head/head.pt here and set --weights to it" in str(caught.value)
+    with pytest.raises(HubError, match=r"policy.pretrained = lab/sd3 is no folder here"):
+        fetch_folder("lab/sd3", "policy.pretrained", DIFFUSERS_FILES)
 
 
 def test_a_service_takes_ids_of_models_and_of_files(hub: LocalHub) -> None:
