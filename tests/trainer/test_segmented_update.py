@@ -56,7 +56,7 @@ def ordinary(
     return policy, make_updater(policy, micro=micro, **fields).step(Scored(rollouts, *of_batch(clip)), 0)
 
 
-@pytest.mark.parametrize("clip", [5.0, 1.0])
+@pytest.mark.parametrize("clip", [pytest.param(5.0, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize(
     ("sampled", "micro"),
     [(4, None), (2, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, None), (8, None)))],
