@@ -221,6 +221,9 @@ def test_headers_admit_only_the_style_and_script_of_the_page() -> None:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert policy[directive] == f"'sha256-{digest}'"
     assert "a&lt;b&gt;" in answer.text and "a<b>" not in answer.text
+    assert "<noscript>" in answer.text, (
+        "without scripts nothing could be sent, and the page would say `connecting` for ever"
+    )
     assert not re.search(r"\son\w+=|innerHTML|https?://(?!www\.w3\.org/2000/svg)", answer.text)
 
 
