@@ -75,7 +75,7 @@ def test_what_is_held_is_what_is_told(
         own = {id(p) for p in network.parameters()}
         others = sum(p.nbytes for p in model.networks.parameters() if id(p) not in own)
     else:
-        others = num_bytes(*model.texts._modules, model.vae.vae)
+        others = num_bytes(*model.texts.encoders.modules, model.vae.vae)
     held = {
         "weights": sum(p.nbytes for p in trained),
         "gradients": sum(p.grad.nbytes for p in trained),
@@ -97,6 +97,14 @@ def test_the_stages_of_zero_are_those_of_the_scaling_plan(config: Callable[..., 
         for ranks in (1, 8):
             told = sum(held_bytes(loaded, sd3, ranks).device.values())
             assert told == pytest.approx(Plan(gpus=ranks).resident_bytes(stage))
+
+
+def test_a_reference_is_shared_out_with_the_weights(config: Callable[..., Config]) -> None:
+    """In bfloat16 where the policy computes in it, and cut into parts by ZeRO-3 alone."""
+    sd3 = Sizes(trained=800, network=0, others=0, positions=40, reference=1600)
+    for stage, told in ((2, 1640.0), (3, 240.0)):
+        loaded = config("sd3", "objective.kl_beta=0.1", f"distributed.deepspeed=configs/deepspeed/zero{stage}.json")
+        assert held_bytes(loaded, sd3, ranks=8).device["reference"] == told
 
 
 def test_what_is_offloaded_is_in_the_machines_memory(

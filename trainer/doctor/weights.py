@@ -107,5 +107,6 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
     held.device["frozen weights"] += found.others + found.positions
     if any(map(needs_reference, objectives)) and getattr(config.policy, "lora", None) is None:
         # A copy of the network, frozen parts included; adapters are switched off instead.
-        held.device["reference"] = whole + found.network + found.positions
+        add("reference", float(found.reference or whole + found.network), 3, "param")
+        held.device["reference"] += found.positions
     return held

@@ -11,7 +11,12 @@ from trainer.config.deepspeed import read_deepspeed, stage
 from trainer.engine.base import Engine
 from trainer.processes.distributed import World
 
-__all__ = ["Engine", "build_engine"]
+__all__ = ["Engine", "build_engine", "shares_weights"]
+
+
+def shares_weights(distributed: DistributedConfig) -> bool:
+    """Whether the engine will cut weights into parts: networks then wait for it on the host. Raises ConfigError: the file cannot be read."""
+    return distributed.deepspeed is not None and stage(read_deepspeed(distributed.deepspeed)) == 3
 
 
 def build_engine(
@@ -20,11 +25,13 @@ def build_engine(
     distributed: DistributedConfig,
     world: World,
     group_of: Mapping[str, str] | None = None,
+    frozen: nn.Module | None = None,
 ) -> Engine:
     """The engine for the trainable parameters of `module`.
 
     Args:
         group_of: the policy's name of a parameter's group, by parameter name, for `optim.groups`; None names no group.
+        frozen: another network that is not trained; ZeRO-3 shares it out, too.
 
     Raises:
         ConfigError: the DeepSpeed file cannot be used, or `optim.groups` does not fit the policy.
@@ -36,4 +43,4 @@ def build_engine(
         return LocalEngine(module, optim, world, group_of)
     from trainer.engine.zero import ZeroEngine
 
-    return ZeroEngine(module, optim, settings, world, group_of)
+    return ZeroEngine(module, optim, settings, world, group_of, frozen)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer.config import ConfigError, OptimConfig
 from trainer.config.deepspeed import passed_on, stage
+from trainer.engine.cutting import cut, cut_frozen
 from trainer.engine.groups import Group, split, trained
 from trainer.processes.distributed import World
 
@@ -36,6 +37,7 @@ class ZeroEngine:
         settings: Mapping[str, Any],
         world: World,
         group_of: Mapping[str, str] | None = None,
+        frozen: nn.Module | None = None,
     ) -> None:
         self.module, self.config, self.world = module, config, world
         self.stage = stage(settings)
@@ -53,6 +55,8 @@ class ZeroEngine:
             parameter.register_hook(partial(self._reach, name))  # type: ignore[no-untyped-call]
         with _quiet_deepspeed(world):
             self._engine, self._adamw = self._build(passed_on(settings), groups)
+            # Kept, as it holds the hooks that gather the frozen network's weights around every call.
+            self._frozen = None if frozen is None or self.stage < 3 else cut_frozen(frozen, passed_on(settings), world)
         self._zero = self._engine.optimizer
         self._linked = False  # whether the moments were made, in the first step
 
@@ -74,6 +78,8 @@ class ZeroEngine:
             "gradient_clipping": self.config.max_grad_norm,
             "zero_allow_untested_optimizer": True,
         }
+        if self.stage == 3:
+            cut(self.module, {**settings, **ours}, self.world)
         engine, *_ = deepspeed.initialize(model=self.module, optimizer=adamw, config={**settings, **ours})
         return engine, adamw
 

@@ -157,6 +157,16 @@ class Denoises(Policy, Protocol):
 
 
 @runtime_checkable
+class KeepsCopy(Protocol):
+    """A policy that may keep a frozen network beside the trained one."""
+
+    @property
+    def copy(self) -> nn.Module | None:
+        """The network with its starting weights; None where none is kept, or adapters are left out in its place."""
+        ...
+
+
+@runtime_checkable
 class Expects(Protocol):
     """A policy, or its model, with frozen encoders: what they are asked one after another they can read together."""
 

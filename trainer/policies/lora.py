@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainer.config import ConfigError, LoraConfig
 from trainer.config.network import NetworkConfig
 from trainer.policies.lora_files import start_from
+from trainer.policies.placing import place, twin
 
 # Attention projections of image and text tokens, by diffusers' names: where Flow-GRPO puts its adapters.
 ATTENTION_PROJECTIONS = (
@@ -41,6 +42,11 @@ def adapters_of(lora: LoraConfig | None) -> str:
     return "" if lora is None or lora.path is None else f" with the adapters of {lora.path}"
 
 
+def in_bfloat16(model: object) -> bool:
+    """Whether a model's network always computes under autocast to bfloat16, as one does whose section says so (`config`)."""
+    return getattr(getattr(model, "config", None), "dtype", "float32") == "bfloat16"
+
+
 class Computes(Protocol):
     """A section that says the type of computations."""
 
@@ -64,7 +70,8 @@ def prepare_network(network: Any, config: NetworkConfig, lora: LoraConfig | None
     Raises:
         ConfigError: a name of `lora.target_modules` fits no linear layer, or `lora.path` cannot be gone on from.
     """
-    network.eval().to(device).requires_grad_(lora is None)
+    network.eval().requires_grad_(lora is None)
+    place(network, device)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     prepared = network if lora is None else add_adapters(network, lora)
@@ -111,15 +118,29 @@ def compile_blocks(network: nn.Module) -> None:
     for blocks in network.children():
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
-                block.compile(recompile_limit=_GRAPHS)
+                _compile(block)
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
-    """A copy that is never trained, compiled where the network is: copying drops compilations."""
-    frozen = copy.deepcopy(network).requires_grad_(False)
-    for module, twin in zip(network.modules(), frozen.modules(), strict=True):
+def is_compiled(network: nn.Module) -> bool:
+    """Whether blocks of it are: graphs with a gradient then round differently from those without."""
+    return any(module._compiled_call_impl is not None for module in network.modules())
+
+
+def _compile(block: nn.Module) -> None:
+    """With room for `_GRAPHS` graphs: torch 2.13 takes it for one block, older ones for the process."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        block.compile(recompile_limit=_GRAPHS)
+        return
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+    block.compile()
+
+
+def frozen_copy(network: nn.Module, *, bfloat16: bool = False) -> nn.Module:
+    """A copy that is never trained (`placing.twin`), compiled where the network is: copying drops compilations."""
+    frozen = twin(network, bfloat16=bfloat16)
+    for module, copied in zip(network.modules(), frozen.modules(), strict=True):
         if module._compiled_call_impl is not None:
-            twin.compile(recompile_limit=_GRAPHS)
+            _compile(copied)
     return frozen
 
 

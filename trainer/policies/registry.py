@@ -68,12 +68,14 @@ class Sizes:
         network: bytes of the frozen weights of the network that adapters are trained on.
         others: bytes of encoders, as far as they stay on the device, and of the autoencoder.
         positions: bytes of a table of positions, which is never trained, and of which a copy of the network has a copy.
+        reference: bytes of a frozen copy of the network; 0 where it is held as the network is.
     """
 
     trained: int
     network: int
     others: int
     positions: int = 0
+    reference: int = 0
 
 
 class PlanNeeds(Protocol):

@@ -47,7 +47,7 @@ def part_sizes(config: NetworkConfig, lora: LoraConfig | None, folder: Path, enc
     others = (_FP32 if upcast else bytes_each) * vae + (0 if config.offload_encoders else bytes_each * encoders)
     positions = math.prod(network.pop(_POSITIONS, (0,)))
     if lora is None:  # all of the network is trained, in float32
-        return Sizes(count(network), 0, others, _FP32 * positions)
+        return Sizes(count(network), 0, others, _FP32 * positions, reference=_copied(network, bytes_each))
     trained = lora.rank * _adapted(network, lora.target_modules or ATTENTION_PROJECTIONS)
     return Sizes(trained, bytes_each * count(network), others, bytes_each * positions)
 
@@ -66,6 +66,17 @@ def shapes_in(path: Path) -> Shapes:
 def count(shapes: Shapes) -> int:
     """The number of elements of all tensors."""
     return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _copied(network: Shapes, bytes_each: int) -> int:
+    """Bytes of a frozen copy: layers with matrices are held in the type of computations, all else in float32 (`placing.twin`)."""
+    layers = {
+        name.removesuffix(".weight") for name, shape in network.items() if name.endswith(".weight") and len(shape) > 1
+    }
+    return sum(
+        math.prod(shape) * (bytes_each if name.rpartition(".")[0] in layers else _FP32)
+        for name, shape in network.items()
+    )
 
 
 def _adapted(network: Shapes, targets: tuple[str, ...]) -> int:

@@ -18,12 +18,13 @@ from trainer.config.deepspeed import check_accumulation, check_node_share
 from trainer.config.file import dump_config
 from trainer.config.programs import ProgramName
 from trainer.data.overlap import FILE as LEFT_OUT
-from trainer.engine import build_engine
+from trainer.engine import build_engine, shares_weights
 from trainer.engine.groups import check_groups
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.rounds import Rounds
 from trainer.evaluation.sets import trained_on
-from trainer.policies.base import NamesGroups
+from trainer.policies.base import KeepsCopy, NamesGroups
+from trainer.policies.placing import waiting
 from trainer.policies.registry import entry_of
 from trainer.processes.distributed import World, world
 from trainer.processes.run_lock import run_lock
@@ -131,7 +132,8 @@ def _open_session(
     if config.rewards.tape.mode != "replay":
         services = begin_services(config.rewards, stack, config.run_dir / "logs")  # ready once the policy is built
     torch.manual_seed(config.seed)
-    policy = kind.policy(config, ranks.device)
+    with waiting(shares_weights(config.distributed)):
+        policy = kind.policy(config, ranks.device)
     group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
     check_groups(policy.trainable, config.optim, group_of)
     prompts = [*material.checked, *material.heldout]
@@ -149,7 +151,8 @@ def _open_session(
         )
     )
     _say_of_prompts(recorder, config, material)
-    engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of)
+    frozen = policy.copy if isinstance(policy, KeepsCopy) else None
+    engine = build_engine(policy.trainable, config.optim, config.distributed, ranks, group_of, frozen)
     ema = Ema(policy.trainable, config.optim.ema_decay)
     # One thread waits for scores while the main thread looks out for signals, one scores evaluations in the background.
     executor = stack.enter_context(ThreadPoolExecutor(2, "scores"))  # ends after the client, which ends its work

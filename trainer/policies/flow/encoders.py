@@ -55,13 +55,13 @@ class CachedEncoders:
     a step where its prompts fit, none where all are known.
 
     Attributes:
-        visitors: the modules; None where they stay on the device.
+        visitors: the modules as visitors; None where they stay on the device.
     """
 
     def __init__(
         self, modules: Sequence[nn.Module], cache: EmbeddingCache, device: torch.device, *, offload: bool
     ) -> None:
-        self._cache, self._coming = cache, dict[str, Encode]()
+        self.modules, self._cache, self._coming = modules, cache, dict[str, Encode]()
         for module in modules:
             module.eval().requires_grad_(False)
             if not offload:

@@ -18,6 +18,7 @@ from trainer.policies.flow.frozen import (
     Autoencoder,
     check_folder,
     check_size,
+    load_network,
     load_part,
     load_pipeline,
     own_noise_levels,
@@ -44,7 +45,7 @@ class FluxFlow:
         """Raises ConfigError: the folder is none of FLUX.1, or a distilled guidance is asked of a model without one."""
         check_folder(config, "Flux")
         self.config, self.device = config, device
-        transformer = load_part(FluxTransformer2DModel, config, "transformer", weight_dtype(config, config.lora))
+        transformer = load_network(FluxTransformer2DModel, config, weight_dtype(config, config.lora))
         vae_config = AutoencoderKL.load_config(config.pretrained, subfolder="vae", local_files_only=True)
         vae = load_part(AutoencoderKL, config, "vae", vae_dtype(vae_config, config))
         pipeline = load_pipeline(FluxPipeline, config, {"transformer": transformer, "vae": vae})

@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.config import ConfigError, DiffusersConfig, NetworkConfig
 from trainer.policies.lora import compute_dtype
-from trainer.policies.weight_files import variant_of
+from trainer.policies.placing import hold_as, waits
+from trainer.policies.weight_files import variant_of, weight_files
 from trainer.types import Prompt
 from wire import images
 
@@ -44,6 +48,30 @@ def load_part(kind: Any, config: DiffusersConfig, name: str, dtype: torch.dtype)
             f"{place} lacks {len(missing)} weights, first {missing[0]}: save or download the folder again"
         )
     return part
+
+
+def load_network(kind: Any, config: DiffusersConfig, dtype: torch.dtype) -> Any:
+    """The folder's transformer, to be held as `dtype`; one that waits for its engine is mapped from its files in their own type.
+
+    Raises:
+        ConfigError: it cannot be loaded, or lacks a weight.
+    """
+    if not waits():
+        return load_part(kind, config, "transformer", dtype)
+    folder = Path(config.pretrained) / "transformer"
+    try:
+        with init_empty_weights(include_buffers=False):  # buffers that no file holds are computed in float32, as always
+            network = kind.from_config(kind.load_config(folder, local_files_only=True))
+        state = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+        network.load_state_dict(state, assign=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"policy.pretrained = {config.pretrained}: its transformer cannot be loaded as {kind.__name__}: {error}"
+        ) from error
+    hold_as(network, dtype)
+    for buffer in network.buffers():
+        buffer.data = buffer.data.to(dtype) if buffer.is_floating_point() else buffer.data
+    return network
 
 
 def load_pipeline(kind: Any, config: DiffusersConfig, parts: Mapping[str, Any]) -> Any:

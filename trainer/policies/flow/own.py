@@ -38,6 +38,7 @@ from trainer.policies.flow.text_limits import any_tokenizers
 from trainer.policies.flow.upload import upload_once
 from trainer.policies.lora import adapters_of, autocast, compute_dtype, prepare_network, weight_dtype
 from trainer.policies.lora_files import pipeline_class
+from trainer.policies.placing import waiting
 from trainer.policies.registry import Entry, Sizes
 from trainer.policies.sizes import folder_sizes
 from trainer.types import Prompt
@@ -213,7 +214,8 @@ def build(config: OwnPolicyConfig, device: torch.device) -> DiffusersFlow:
     """The user's class on the folder, tried on two prompts and small images. Raises ConfigError."""
     kind = policy_class(config)
     own = found(config.code, "policy.code")
-    model: DiffusersFlow = kind(config, device)
+    with waiting(False):  # it is tried on the device before any engine has it
+        model: DiffusersFlow = kind(config, device)
     _prove(model, own)
     return model
 

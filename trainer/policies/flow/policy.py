@@ -16,7 +16,7 @@ from trainer.policies.base import Expects, SamplingPlan, Solver
 from trainer.policies.flow.guided import GuidedByImages, conditioned_on, followed
 from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
 from trainer.policies.flow.upload import upload
-from trainer.policies.lora import frozen_copy, keep_start, start_weights
+from trainer.policies.lora import frozen_copy, in_bfloat16, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
 from trainer.samplers.schedules import sigmas
@@ -90,7 +90,9 @@ class FlowPolicy:
         self.reads_neighbours = bool(getattr(model, "reads_neighbours", False))
         self._keeps_reference = keep_reference
         has_adapter = hasattr(model.network, "disable_adapter")
-        self.copy = frozen_copy(model.network) if keep_reference and not has_adapter else None
+        self.copy = (
+            frozen_copy(model.network, bfloat16=in_bfloat16(model)) if keep_reference and not has_adapter else None
+        )
         if keep_reference and has_adapter:
             keep_start(model.network)
         self._encoded: tuple[tuple[tuple[Prompt, ...], ...], tuple[Conditioning, ...]] = ((), ())

@@ -17,6 +17,7 @@ from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.frozen import (
     check_folder,
     check_size,
+    load_network,
     load_part,
     load_pipeline,
     own_noise_levels,
@@ -41,7 +42,7 @@ class QwenImageFlow:
         """Raises ConfigError: the folder is none of Qwen-Image."""
         check_folder(config, "QwenImage")
         self.config, self.device = config, device
-        transformer = load_part(QwenImageTransformer2DModel, config, "transformer", weight_dtype(config, config.lora))
+        transformer = load_network(QwenImageTransformer2DModel, config, weight_dtype(config, config.lora))
         vae = load_part(AutoencoderKLQwenImage, config, "vae", compute_dtype(config))
         pipeline = load_pipeline(QwenImagePipeline, config, {"transformer": transformer, "vae": vae})
         self.about = f"Qwen-Image weights of {config.pretrained}{adapters_of(config.lora)}."

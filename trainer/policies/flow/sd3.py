@@ -21,6 +21,7 @@ from trainer.policies.flow.frozen import (
     check_folder,
     check_size,
     check_sources,
+    load_network,
     load_part,
     load_pipeline,
     own_noise_levels,
@@ -48,7 +49,7 @@ class Sd3Flow:
         """Raises ConfigError: the folder is none of SD3."""
         check_folder(config, "StableDiffusion3")
         self.config, self.device = config, device
-        transformer = load_part(Sd3Transformer, config, "transformer", weight_dtype(config, config.lora))
+        transformer = load_network(Sd3Transformer, config, weight_dtype(config, config.lora))
         vae_config = AutoencoderKL.load_config(config.pretrained, subfolder="vae", local_files_only=True)
         vae = load_part(AutoencoderKL, config, "vae", vae_dtype(vae_config, config))
         absent = dict.fromkeys(

@@ -59,7 +59,7 @@ class TokenPolicy:
         self._keeps_reference = keep_reference
         self._longest: Reading | None = None  # of the prompts that were checked
         has_adapter = hasattr(model.network, "disable_adapter")
-        self._copy = copy or (frozen_copy(model.network) if keep_reference and not has_adapter else None)
+        self.copy = copy or (frozen_copy(model.network) if keep_reference and not has_adapter else None)
         if keep_reference and has_adapter:
             keep_start(model.network)
 
@@ -240,8 +240,8 @@ class TokenPolicy:
         """The network with its starting weights."""
         if not self._keeps_reference:
             raise ValueError("this policy was built without a reference; build it with keep_reference=True")
-        if self._copy is not None:
-            yield self._copy
+        if self.copy is not None:
+            yield self.copy
             return
         with start_weights(self.model.network):
             yield self.model.network

@@ -15,6 +15,7 @@ from trainer.config import ConfigError, LoraConfig
 from trainer.config.network import LanguageSettings
 from trainer.policies.lora import add_adapters, autocast, compute_dtype
 from trainer.policies.lora_files import Adapter, start_from
+from trainer.policies.placing import place
 from trainer.policies.tokens.nanovlm.adapters import layers_of, to_idefics3_layers
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.parts import part_of
@@ -38,7 +39,8 @@ def prepare(
     Raises:
         ConfigError: `lora.target_modules` or `lora.path` do not fit the network, or nothing is left to train.
     """
-    network.eval().to(device).requires_grad_(config.lora is None)
+    network.eval().requires_grad_(config.lora is None)
+    place(network, device)
     if config.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     prepared: nn.Module = network

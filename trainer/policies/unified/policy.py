@@ -36,6 +36,10 @@ class UnifiedPolicy:
         return self.texts.trainable
 
     @property
+    def copy(self) -> nn.Module | None:
+        return self.texts.copy
+
+    @property
     def about(self) -> str:
         return self.texts.about
 

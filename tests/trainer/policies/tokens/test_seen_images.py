@@ -29,7 +29,7 @@ def make_policy(folder: Path, *, keep_reference: bool = False, **fields: Any) ->
 def count_images(policy: TokenPolicy) -> list[int]:
     """How many images the vision tower is shown, call by call; of a kept copy of it, too."""
     shown: list[int] = []
-    for network in cast(list[Any], [policy.model.network, policy._copy]):
+    for network in cast(list[Any], [policy.model.network, policy.copy]):
         if network is not None:
             network.model.vision_model.register_forward_pre_hook(
                 lambda module, args, kwargs: shown.append(len(kwargs["pixel_values"])), with_kwargs=True

@@ -57,7 +57,11 @@ def load(config: DeepGenConfig, device: torch.device) -> Loaded:
     for part in (networks.projector_1, networks.connector, networks.projector_2, networks.projector_3):
         part.to(dtype)
     networks.meta_queries.data = networks.meta_queries.data.to(dtype)
-    networks.to(device).eval().requires_grad_(False)
+    for name, child in networks.named_children():
+        if name != "transformer":  # `prepare_network` places it
+            child.to(device)
+    networks.meta_queries.data = networks.meta_queries.data.to(device)
+    networks.eval().requires_grad_(False)
     read = [qwen, sd3 / "vae", checkpoint, *([Path(config.lmm_checkpoint)] if config.lmm_checkpoint else [])]
     return Loaded(
         networks=networks,

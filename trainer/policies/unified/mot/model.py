@@ -13,6 +13,7 @@ from trainer.config.mot import MotConfig
 from trainer.data.sequences import Resize, SequencePlan
 from trainer.policies.base import Laying, PackOutput
 from trainer.policies.lora import autocast
+from trainer.policies.placing import place
 from trainer.policies.unified.attention import Way
 from trainer.policies.unified.mot.codec import Codec
 from trainer.policies.unified.mot.lay import LaidRow, Ways, lay_row
@@ -49,7 +50,8 @@ class MotModel:
             raise ConfigError(
                 f"policy.attention = flex has no gradients on {device.type}; set it to auto, or to rows (each row by itself)"
             )
-        self.network = network.to(device).eval()
+        self.network = network.eval()
+        place(self.network, device)
         self.network.recompute, self.network.constant_words = config.gradient_checkpointing, config.constant_words
         self.codec, self.words, self.config, self.device = codec, words, config, device
         self.about, self.base = about, base

@@ -49,6 +49,10 @@ class MotPolicy:
         }
 
     @property
+    def copy(self) -> nn.Module | None:
+        return self._flow.copy
+
+    @property
     def about(self) -> str:
         return self.model.about
 

@@ -6,6 +6,7 @@ import torch
 
 from trainer.config import Config
 from trainer.config.neo import NeoConfig
+from trainer.policies.placing import place
 from trainer.policies.registry import Entry, Family
 from trainer.policies.tokens.plans import check_plans, comparison_plan, evaluation_plan, training_plan
 from trainer.policies.unified.neo.exporting import EXPORTERS
@@ -20,7 +21,7 @@ from trainer.policies.unified.neo.stages import is_trained
 def build(config: NeoConfig, device: torch.device) -> NeoModel:
     """The model with its tokenizer, what its stage trains marked. Raises ConfigError with the remedy."""
     network, processor, fields, about = load(config)
-    network.eval().to(device)
+    place(network.eval(), device)
     network.recomputes = config.gradient_checkpointing
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(is_trained(name, config, network.geometry))

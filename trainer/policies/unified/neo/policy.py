@@ -37,6 +37,10 @@ class NeoPolicy:
         return self.model.network
 
     @property
+    def copy(self) -> nn.Module | None:
+        return self.texts.copy
+
+    @property
     def about(self) -> str:
         return self.model.about
 
