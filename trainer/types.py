@@ -125,6 +125,8 @@ class Rollout:
             numbers of its own; None where the policy itself did.
         resized: whether this is another micro-batch than the sampled one. The same log-probability, computed with other
             neighbours, may differ in the last bits.
+        rounds_apart: a replay may differ in the last bits from what was drawn, as it does where blocks are compiled: graphs with a gradient
+            are other graphs.
         sampled_is_old: first ratios are to `logp_BS` as it was drawn, also where a first replay may differ from it.
         scale_BS: float32, what the advantage is multiplied by in each column; None is 1 everywhere.
         seconds: how long the phases of sampling took (`encode`, `denoise`, `decode`), where the policy has such.
@@ -141,6 +143,7 @@ class Rollout:
     sampled_is_old: bool = False
     scale_BS: Tensor | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    rounds_apart: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -69,7 +69,8 @@ class NetworkConfig(PolicySection):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
     compile: bool = Field(
-        False, description="Compile the network's blocks; first ratios are then 1 only up to rounding."
+        False,
+        description="Compile the network's blocks (needs a C compiler); sampling and replay then differ by rounding, so first ratios are to the first replay.",
     )
     offload_encoders: bool = Field(
         False,

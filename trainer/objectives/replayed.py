@@ -65,10 +65,11 @@ class ReplayedObjective:
         first, is_behind = part not in batch.old, rollout.behind > 0
         differs = is_behind or rollout.version is not None
         if first:
-            # A resized micro-batch may differ from the sampled ones in the last bits; its first replay, which precedes
-            # every update, is then the old log-probability, so that the first ratio is exactly 1 either way.
+            # A resized micro-batch may differ from the sampled ones in the last bits, and so may compiled blocks; the first
+            # replay, which precedes every update, is then the old log-probability, so that the first ratio is exactly 1 either
+            # way, and a narrow clip range does not clip what is rounding alone.
             # Where the recipe asks for the ratio to what was drawn (`sampled_is_old`), it begins near 1 only.
-            is_replayed = differs or (rollout.resized and not rollout.sampled_is_old)
+            is_replayed = differs or ((rollout.resized or rollout.rounds_apart) and not rollout.sampled_is_old)
             batch.old[part] = replayed_BS if is_replayed else sampled_BS
         behaviour_BS = sampled_BS if differs else None
         if is_behind:

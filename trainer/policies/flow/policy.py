@@ -16,7 +16,7 @@ from trainer.policies.base import Expects, SamplingPlan, Solver
 from trainer.policies.flow.guided import GuidedByImages, conditioned_on, followed
 from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
 from trainer.policies.flow.upload import upload
-from trainer.policies.lora import frozen_copy, in_bfloat16, keep_start, start_weights
+from trainer.policies.lora import frozen_copy, in_bfloat16, is_compiled, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
 from trainer.samplers.schedules import sigmas
@@ -157,6 +157,7 @@ class FlowPolicy:
                 mask_BS=None,
                 trace=trace,
                 seconds=clock.seconds(),
+                rounds_apart=is_compiled(self.model.network),
             )
 
     def parts(self, rollout: Rollout) -> list[slice]:

@@ -162,7 +162,7 @@ class MaskedJointAttention:
         query, key, value = (
             _heads(project(hidden_states), attn.heads) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        query, key = _norm(attn.norm_q, query), _norm(attn.norm_k, key)
+        query, key = (_norm(norm, each, value) for norm, each in ((attn.norm_q, query), (attn.norm_k, key)))
         mask = image_mask
         if encoder_hidden_states is not None:
             mask = joint_mask
@@ -170,8 +170,8 @@ class MaskedJointAttention:
                 _heads(project(encoder_hidden_states), attn.heads)
                 for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             )
-            query = torch.cat([query, _norm(attn.norm_added_q, text_query)], 2)
-            key = torch.cat([key, _norm(attn.norm_added_k, text_key)], 2)
+            query = torch.cat([query, _norm(attn.norm_added_q, text_query, value)], 2)
+            key = torch.cat([key, _norm(attn.norm_added_k, text_key, value)], 2)
             value = torch.cat([value, text_value], 2)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)
@@ -187,5 +187,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    return x if norm is None else norm(x)
+def _norm(norm: Any, x: Tensor, like: Tensor) -> Tensor:
+    """Normed, in the type of the values: a float32 weight makes it float32, which attention under autocast would cast back, after
+    twice the bytes were joined. The bits are the same."""
+    return x if norm is None else norm(x).to(like.dtype)

@@ -1,0 +1,59 @@
+"""Compiled blocks: sampling and replay are two graphs, which round differently; what is rounding alone is not clipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support.tiny_updates import ADV, ONES, PROMPTS, make_policy, make_updater
+from trainer.objectives import Scored
+from trainer.policies import lora
+from trainer.policies.base import SamplingPlan
+from trainer.policies.lora import compile_blocks, is_compiled
+from trainer.types import Rollout
+
+PLAN = SamplingPlan(3, 4, "flow_sde", 0.7, (0, 1), (0, 1))
+
+
+def rolled_out(compiled: bool) -> tuple[dict[str, float], list[Rollout]]:
+    """The row of an update with a clip range of 1e-5 after log-probabilities that differ by rounding, and its rollouts."""
+    policy = make_policy()
+    if compiled:
+        for block in policy.trainable.transformer_blocks:  # type: ignore[union-attr]
+            block.compile(backend="eager")
+
+    rollouts = list(policy.sample(PROMPTS, 4, range(8), PLAN))
+    apart = [replace(rollout, logp_BS=rollout.logp_BS * (1 + 1e-4)) for rollout in rollouts]
+    return make_updater(policy, clip_range=1e-5).step(Scored(apart, ADV, ONES), 0), rollouts
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_first_ratios_are_to_the_first_replay_where_blocks_are_compiled(compiled: bool) -> None:
+    row, rollouts = rolled_out(compiled)
+    assert all(rollout.rounds_apart == compiled for rollout in rollouts)
+    assert (row["ratio/mean"] == 1.0) == compiled
+    assert (row["ratio/clip_share"] == 0.0) == compiled
+    assert row["ratio/replay_error"] > 0, "the difference is still told"
+
+
+def test_an_older_torch_has_the_limit_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+
+    def older(model: object = None, *, fullgraph: bool = False) -> None:
+        """torch.compile of 2.11 has no recompile_limit."""
+
+    monkeypatch.setattr(torch, "compile", older)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **settings: given.append(settings))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    compile_blocks(make_policy().trainable)
+    assert given == [{}, {}] and torch._dynamo.config.recompile_limit == lora._GRAPHS
+
+
+def test_a_newer_torch_has_the_limit_for_each_block() -> None:
+    network = make_policy().trainable
+    assert not is_compiled(network)
+    before = torch._dynamo.config.recompile_limit
+    compile_blocks(network)
+    assert is_compiled(network) and torch._dynamo.config.recompile_limit == before
