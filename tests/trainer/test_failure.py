@@ -18,7 +18,7 @@ import pytest
 
 from trainer.config import ConfigError
 from trainer.processes.failure import FAILED, LOST, USER_ERROR, Watch, describe, is_lost_connection
-from trainer.processes.launch import End, processes_left
+from trainer.processes.launch import End, build_parser, processes_left, set_threads
 from trainer.records.reporters.installed import check_installed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,3 +219,22 @@ def test_sigterm_between_two_starts_is_an_ordinary_end(tmp_path: Path) -> None:
         told += process.stderr.read()
     assert process.returncode == 0, told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(("offload", "threads"), [("none", 1), ("cpu", 3)])
+def test_an_optimizer_on_the_cpu_gets_the_cores_of_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], offload: str, threads: int
+) -> None:
+    file = tmp_path / "zero.json"
+    zero = {"stage": 2, "offload_optimizer": {"device": offload}}
+    file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")  # so that it is put back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    args = build_parser().parse_args(["--nproc", "2", "train", "quickstart", f"distributed.deepspeed={file}"])
+    set_threads(args, 2)
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)
+    assert (f"{threads} threads for each of 2 processes" in capsys.readouterr().err) == (offload == "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    set_threads(args, 2)
+    assert os.environ["OMP_NUM_THREADS"] == "5", "what was said counts"

@@ -78,6 +78,12 @@ def stage(settings: Mapping[str, Any]) -> Literal[0, 1, 2, 3]:
     return found
 
 
+def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
+    """Whether the optimizer's state is kept off the device, and stepped by the CPU."""
+    offload = settings["zero_optimization"].get("offload_optimizer", AUTO)
+    return isinstance(offload, dict) and offload.get("device", "none") not in ("none", AUTO)
+
+
 def passed_on(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What DeepSpeed is given: its own settings, without entries that are "auto"."""
     return {key: _without_auto(settings[key]) for key in PASSED if key in settings and settings[key] != AUTO}

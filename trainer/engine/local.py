@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config import OptimConfig
 from trainer.engine.groups import Group, split, trained
+from trainer.engine.host import to_host
 from trainer.engine.muon import Muon
 from trainer.processes.distributed import World
 
@@ -74,7 +75,7 @@ class LocalEngine:
         parameter = self._parameters[name]
         state = self.optimizers[self._kind[name]].state.get(parameter, {})
         moments = {key: value for key, value in state.items() if value is not None}
-        return {key: value.detach().float().cpu().clone() for key, value in {"weight": parameter, **moments}.items()}
+        return {key: to_host(value) for key, value in {"weight": parameter, **moments}.items()}
 
     @torch.no_grad()
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -93,9 +94,12 @@ class LocalEngine:
         parameter.copy_(tensors["weight"])
         if state:
             self._started.add(name)
+        # AdamW keeps the moments beside the parameter, and its step count on the CPU unless it is fused.
+        counted_on = parameter.device if self.optimizers[kind].defaults.get("fused") else torch.device("cpu")
         self.optimizers[kind].state[parameter] = {
-            # AdamW keeps its step count on the CPU and the moments beside the parameter.
-            key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)
+            key: value.to(counted_on, copy=True)
+            if key == "step"
+            else value.to(parameter.device, parameter.dtype, copy=True)
             for key, value in state.items()
         }
 
@@ -108,7 +112,9 @@ def _optimizers(groups: Sequence[Group], config: OptimConfig) -> dict[str, torch
         settings.setdefault(group.optimizer, []).append(entry)
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if "adamw" in settings:
-        optimizers["adamw"] = torch.optim.AdamW(settings["adamw"], lr=config.lr, betas=config.betas)
+        # One kernel for all of a step on CUDA; a CPU keeps the arithmetic that its curves were made with.
+        fused = True if all(p.is_cuda for group in groups for p in group.parameters.values()) else None
+        optimizers["adamw"] = torch.optim.AdamW(settings["adamw"], lr=config.lr, betas=config.betas, fused=fused)
     if "muon" in settings:
         optimizers["muon"] = Muon(settings["muon"], lr=config.lr)
     return optimizers

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, OptimConfig
-from trainer.config.deepspeed import passed_on, stage
+from trainer.config.deepspeed import offloads_optimizer, passed_on, stage
 from trainer.engine.cutting import cut, cut_frozen
 from trainer.engine.groups import Group, split, trained
+from trainer.engine.host import to_host
 from trainer.processes.distributed import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,13 +64,19 @@ class ZeroEngine:
     def _build(self, settings: dict[str, Any], groups: Sequence[Group]) -> tuple[Any, torch.optim.Optimizer]:
         import deepspeed
 
-        adamw = _optimizer_class(settings)(
+        optimizer, away = _optimizer_class(settings), offloads_optimizer(settings)
+        adamw = optimizer(
             [
                 {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "rate": group.rate}
                 for group in groups
             ],
             lr=self.config.lr,
             betas=self.config.betas,
+            **(
+                {"fused": True}
+                if optimizer is torch.optim.AdamW and self.world.device.type == "cuda" and not away
+                else {}
+            ),
         )
         ours = {
             # DeepSpeed counts samples by these; what a step holds is decided by `backward` and `step` alone.
@@ -150,7 +157,7 @@ class ZeroEngine:
         if not self._waiting:
             return {}
         names = [name for name in self._parameters if name in self._waiting]
-        reached = torch.tensor([float(name in self._reached) for name in names], device=self.world.device)
+        reached = torch.tensor([float(name in self._reached) for name in names])
         counts = self.world.sum(reached).tolist()
         self._waiting = {name for name, count in zip(names, counts, strict=True) if not count}
         from deepspeed.utils import safe_get_full_fp32_param
@@ -178,7 +185,7 @@ class ZeroEngine:
         for key, gather in gathers.items():
             whole = gather()  # of one kind at a time: the largest parameter may be gigabytes
             if keep:
-                found[key] = whole.detach().to("cpu", torch.float32, copy=True)
+                found[key] = to_host(whole)
             del whole
         return found
 
@@ -242,7 +249,9 @@ class ZeroEngine:
             for key in _MOMENTS:
                 if key not in state:
                     state[key] = torch.zeros_like(flat)
-            state["step"] = int(step) if "DeepSpeed" in type(self._adamw).__name__ else step.clone()
+            is_fused = self._adamw.defaults.get("fused", False)  # its count is beside the moments, else on the CPU
+            counted = step.to(flat.device if is_fused else "cpu", copy=True)
+            state["step"] = int(step) if "DeepSpeed" in type(self._adamw).__name__ else counted
         self._link_moments()
 
     def _link_moments(self) -> None:
@@ -257,8 +266,7 @@ class ZeroEngine:
 
 def _optimizer_class(settings: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """torch's AdamW; for offloaded states DeepSpeed's vectorised one, unless zero_force_ds_cpu_optimizer is false."""
-    offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    if offload == "none" or not settings.get("zero_force_ds_cpu_optimizer", True):
+    if not offloads_optimizer(settings) or not settings.get("zero_force_ds_cpu_optimizer", True):
         return torch.optim.AdamW
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -25,6 +25,7 @@ from types import FrameType
 from machine.gpus import GpuError, check_processes, check_torch_uses, shown
 from rewards.shipped import recipe
 from trainer.config import Config, ConfigError
+from trainer.config.deepspeed import offloads_optimizer, read_deepspeed
 from trainer.config.paths import check_policy_files
 from trainer.migration import load_recipe
 from trainer.processes.children import SAFE_PATH
@@ -233,7 +234,7 @@ def _start(args: argparse.Namespace, nproc: int, number: int) -> End:
         place += ["--master-addr", args.master_addr, "--master-port", str(args.master_port or 29500)]
         place += ["--rdzv-id", f"start_{number}"]
     os.environ["TRAINER_LAUNCHER"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    set_threads(args, nproc)
     options = [*place, "--nproc-per-node", str(nproc), "--shutdown-timeout", str(SHUTDOWN_S)]
     options += ["--signals-to-handle", "SIGQUIT", "-m", "trainer"]
     logging.disable(logging.ERROR)  # torchrun's report; the failed rank and `main` say it in one message
@@ -249,6 +250,23 @@ def _start(args: argparse.Namespace, nproc: int, number: int) -> End:
     finally:
         logging.disable(logging.NOTSET)
     return End(0)
+
+
+def set_threads(args: argparse.Namespace, nproc: int) -> None:
+    """Threads of each process, where nobody has said how many: one, since a GPU computes; more where the optimizer steps on the CPU."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = 1
+    if args.command[:1] == ["train"] and len(args.command) > 1:
+        with contextlib.redirect_stderr(io.StringIO()):
+            config = load_recipe(recipe(args.command[1]), Config, args.command[2:])
+        path = config.distributed.deepspeed
+        if path is not None and offloads_optimizer(read_deepspeed(path)):
+            threads = max(1, len(os.sched_getaffinity(0)) // nproc)
+            _say(
+                f"{Path(path).name} steps the optimizer on the CPU: {threads} threads for each of {nproc} processes (OMP_NUM_THREADS)"
+            )
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _retry_joining(join: Callable[[], None]) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.engine.host import to_host
+
 
 class Ema:
     """shadow <- decay * shadow + (1 - decay) * weights after every step. `decay` 0 follows the weights exactly.
@@ -65,7 +67,7 @@ class Ema:
             whole = average.new_empty(dist.get_world_size() * average.numel())
             dist.all_gather(list(whole.chunk(dist.get_world_size())), average)
             average = whole[: shape.numel()].view(shape)  # the last parts are padded
-        return {self.kind: average.to("cpu", torch.float32, copy=True)} if keep else {}
+        return {self.kind: to_host(average)} if keep else {}
 
     @torch.no_grad()
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
