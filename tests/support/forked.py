@@ -82,11 +82,11 @@ class ForkedTrainer:
     @property
     def stdout(self) -> str:
         """All it has written so far."""
-        return self._output.with_suffix(".out").read_text(encoding="utf-8")
+        return Path(f"{self._output}.out").read_text(encoding="utf-8")
 
     @property
     def stderr(self) -> str:
-        return self._output.with_suffix(".err").read_text(encoding="utf-8")
+        return Path(f"{self._output}.err").read_text(encoding="utf-8")
 
     def __enter__(self) -> ForkedTrainer:
         return self

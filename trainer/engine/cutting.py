@@ -19,9 +19,15 @@ def cut(module: nn.Module, settings: Mapping[str, Any], world: World) -> None:
         settings: what DeepSpeed is given.
     """
     import deepspeed
+    from deepspeed.utils import groups
 
-    # An empty module: what DeepSpeed sets up for a given one, without the weights.
-    shared = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=dict(settings), dtype=torch.float32)
+    # An empty module: what DeepSpeed sets up for a given one, without the weights. Ranks with a second copy (hpZ) are grouped once a process.
+    shared = deepspeed.zero.Init(
+        module=nn.Module(),
+        config_dict_or_path=dict(settings),
+        dtype=torch.float32,
+        zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
+    )
     for parameter in module.parameters():
         if hasattr(parameter, "ds_tensor"):
             continue

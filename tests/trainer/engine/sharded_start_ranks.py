@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +21,9 @@ from trainer.policies.registry import build_policy
 from trainer.processes.distributed import World, world
 from trainer.types import Prompt
 
+STARTS = ("none", "zero3+at_once", "zero3", "zero3_offload", "none+lora", "zero3+lora")
 PROMPTS = [Prompt("a", "a red cat"), Prompt("b", "a dog")]
-PLAN = SamplingPlan(2, 2, "cps", 0.7, (0, 1), (0, 1), height=16, width=16, shift=None, guidance_scale=4.0)
+PLAN = SamplingPlan(3, 2, "cps", 0.7, (0, 1), (0, 1), height=16, width=16, shift=None, guidance_scale=4.0)
 
 
 def parts_of(module: nn.Module) -> dict[str, Any]:
@@ -36,8 +38,10 @@ def parts_of(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def one_start(stage: str, lora: bool, group: World, pretrained: str, folder: Path) -> dict[str, Any]:
-    path = None
+def one_start(name: str, group: World, pretrained: str, folder: Path) -> dict[str, Any]:
+    """`name`: a stage, with `+lora` by adapters, with `+at_once` as DeepSpeed starts by itself: whole on the device, then cut."""
+    stage, *how = name.split("+")
+    lora, at_once, path = "lora" in how, "at_once" in how, None
     if STAGES[stage] is not None:
         path = str(folder / f"{group.rank}.json")
         settings = {"zero_optimization": STAGES[stage], "zero_force_ds_cpu_optimizer": False}
@@ -47,11 +51,15 @@ def one_start(stage: str, lora: bool, group: World, pretrained: str, folder: Pat
     config = Sd3Config(
         type="sd3", pretrained=pretrained, max_sequence_length=8, lora=LoraConfig(rank=2) if lora else None
     )
-    with waiting(shares_weights(distributed)):
+    with waiting(shares_weights(distributed) and not at_once):
         policy = build_policy(config, group.device, keep_reference=True)
     assert isinstance(policy, FlowPolicy)
     waited = sorted({str(p.dtype) for p in policy.trainable.parameters()})
-    engine = build_engine(policy.trainable, OptimConfig(lr=1e-3), distributed, group, policy.group_of, policy.copy)
+    with pytest.MonkeyPatch.context() as patch:
+        if at_once:
+            patch.setattr("trainer.engine.zero.cut", lambda *_: None)
+            patch.setattr("trainer.engine.zero.cut_frozen", lambda *_: None)
+        engine = build_engine(policy.trainable, OptimConfig(lr=1e-3), distributed, group, policy.group_of, policy.copy)
     before = {name: engine.read(name)["weight"] for name in engine.names}
     held = {"trained": parts_of(policy.trainable), "copy": None if policy.copy is None else parts_of(policy.copy)}
     if lora:  # else the adapters would add nothing, and there would be nothing to compare
@@ -87,12 +95,7 @@ def main(argv: list[str]) -> int:
     output = Path(argv[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        found = {
-            f"{stage}{'+lora' if lora else ''}": one_start(stage, lora, group, argv[1], output.parent)
-            for lora in (False, True)
-            for stage in ("none", "zero3", "zero3_offload")
-            if not (lora and stage == "zero3_offload")
-        }
+        found = {name: one_start(name, group, argv[1], output.parent) for name in STARTS}
         if group.is_main:
             output.write_text(json.dumps(found), encoding="utf-8")
     return 0
