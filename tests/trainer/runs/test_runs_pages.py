@@ -292,3 +292,10 @@ def test_scores_that_cannot_be_read_are_left_out(folders, tmp_path):
     whole = (folders / "first" / "eval" / "step_000040" / "scores.jsonl").read_text()
     (place / "scores.jsonl").write_text("no line\n[]\n{}\n" + whole)
     assert [each.scores["ocr"] for each in outcomes_of(Folder(tmp_path, ("run",)), 2)] == [0.75, 1.0, 0.25]
+
+
+def test_an_empty_folder_says_what_will_be_there(tmp_path):
+    catalogue = Catalogue(tmp_path)
+    page = runs_page(catalogue, served_look(), TableQuery())
+    assert "No run yet." in page and "output_dir" in page and "No run matches" not in page
+    assert "No run matches." in runs_page(catalogue, served_look(), TableQuery(words="x"))
