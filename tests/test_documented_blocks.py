@@ -69,14 +69,21 @@ REASONS: Mapping[str, set[str]] = {
         "needs vLLM and a GPU",
         "needs a judge",
         "needs a finished run",
+        "needs SLURM",
+        "needs several nodes",
         "changes your shell; tests/test_rewards_command.py runs what it sources",
     },
-    "not code": {"a drawing", "a list of folders"},
+    "not code": {"a drawing", "a list of folders", "a formula", "a message", "lines of a file"},
 }
 
 # Page to what is in one of its blocks and in no other, and the test that runs this block.
 RUN: Mapping[str, Mapping[str, str]] = {
     "docs/bagel.md": {"type: mot": f"{HERE}::test_a_part_of_a_recipe_loads"},
+    "docs/checkpoints.md": {
+        "keep_best:": f"{HERE}::test_a_part_of_a_recipe_loads",
+        "# stage_2.yaml": f"{HERE}::test_a_part_of_a_recipe_loads",
+    },
+    "docs/neo_quickstart.md": {"grow: {language": f"{HERE}::test_a_part_of_a_recipe_loads"},
     "docs/client.md": {
         "/v1/sample": f"{CLIENT}::test_the_examples_by_curl",
         "--form-string": f"{CLIENT}::test_the_examples_by_curl",
@@ -221,6 +228,22 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
         elif (block.kind == "not code") != (block.language == ""):
             wrong.append(f"{block.place}: a block without a language is not code, and no other is")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_block_is_told_by_its_indentation_alone(page: Path) -> None:
+    """Such blocks would be asked for no test and no reason: they are put between fences."""
+    text = re.sub(
+        r"^( *)```.*?^ *```$", lambda fenced: re.sub(r"[^\n]+", "```", fenced[0]), page.read_text(), flags=re.S | re.M
+    )
+    items = re.compile(r" *([-*]|\d+\.) ")
+    before = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        assert not (line.startswith("    ") and line.strip() and before == "blank"), f"{page.name}:{number}: {line}"
+        if line.strip():
+            before = "list" if items.match(line) or (before.startswith("list") and line.startswith(" ")) else "text"
+        elif before == "text":
+            before = "blank"
 
 
 def test_every_comment_is_before_a_block_and_every_named_test_is_there() -> None:
@@ -403,6 +426,9 @@ JUDGED["rewards"]["columns"]["judge"] |= {"reward": "unigenbench"}
 # Parts of recipes, by page and words, and the recipe that each is a part of.
 PARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("docs/bagel.md", "type: mot"): PACKS,
+    ("docs/checkpoints.md", "keep_best:"): {**PLAIN, "evaluation": {"path": "h.txt", "every": 25, "rewards": ["ocr"]}},
+    ("docs/checkpoints.md", "# stage_2.yaml"): PACKS,
+    ("docs/neo_quickstart.md", "grow: {language"): PACKS,
     ("docs/configuration.md", "program: preference"): {},
     ("docs/configuration.md", "matrices:"): PLAIN,
     ("docs/data.md", "sampling_mode:"): PLAIN,
