@@ -240,9 +240,9 @@ def train(bench: Bench, args: argparse.Namespace, device: torch.device) -> dict[
     updater = Updater(objective, engine, optim, world, max_steps=1_000_000)
     trained = sum(each.numel() for each in trainable.parameters() if each.requires_grad)
     positions = 4.0 * sum(each.numel() for each in trainable.parameters() if not each.requires_grad)
-    # Weights, gradients and two moments; AdamW's step makes one more number of each on a GPU, when activations are gone.
-    held, stepping = 16.0 * trained + positions + bench.frozen, 4.0 * trained if device.type == "cuda" else 0.0
-    told = held + max(bench.forecast(pack), stepping)
+    # Weights, gradients and two moments.
+    held = 16.0 * trained + positions + bench.frozen
+    told = held + bench.forecast(pack)
     facts: dict[str, Any] = {
         "parameters": sum(each.numel() for each in trainable.parameters()),
         "rows": len(rows),

@@ -1,5 +1,4 @@
-"""What a step of SD3.5 takes beside what is held all along: activations for the backward pass, AdamW's own numbers, images while they
-are decoded.
+"""What a step of SD3.5 takes beside what is held all along: activations for the backward pass, and images while they are decoded.
 
 Counted from what autograd keeps of each block on CUDA under autocast to bfloat16, which tests count anew; a GPU has not been asked.
 Compiled blocks keep less. Attention is one that keeps no probabilities. Axes: d hidden.
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.policy import Sd3Config
 from trainer.policies.flow.frozen import PIXELS_AT_ONCE
-from trainer.policies.sizes import folder_sizes
 
 if TYPE_CHECKING:
     from trainer.config import Config
 
-_FP32, _BF16 = 4, 2
+_BF16 = 2
 _CLIP_TOKENS = 77  # before those of T5
 # Gradients that are alive while one block goes back, by d and token: two inner products of the MLP, and the stream's.
 _GOING_BACK = 24
@@ -33,7 +31,7 @@ class Block:
 
     Attributes:
         image, text: bytes by d of each of an image's and a text's tokens: what comes into norms, modulations and projections, each
-            projection's own cast of it, queries and keys before and after their norms in float32, and as attention takes them, gates.
+            projection's own cast of it, queries and keys before their norms, in them in float32, and as attention takes them, gates.
         weights: matrices of d x d, of which a cast to bfloat16 is kept where they are trained.
     """
 
@@ -44,7 +42,7 @@ class Block:
 
 # A block with a second attention of images, one without, and the last, whose texts go no further. By adapters only what they and
 # the gradients behind them need is kept, and of the first block nothing before its first adapter.
-_FULL = {"dual": Block(112.4, 74.2, 43), "plain": Block(74.2, 74.2, 36), "last": Block(74.2, 42.2, 23)}
+_FULL = {"dual": Block(110.4, 74.2, 43), "plain": Block(74.2, 74.2, 36), "last": Block(74.2, 42.2, 23)}
 _LORA = {"dual": Block(64.5, 44.3), "plain": Block(44.3, 44.3), "last": Block(44.3, 30.3), "first": Block(40.3, 40.3)}
 _AROUND_FULL, _AROUND_LORA = Block(10.1, 0.0, 4), Block(4.0, 0.0)  # patches, embeddings, and what comes out
 
@@ -71,8 +69,6 @@ def working_bytes(config: Config) -> Mapping[str, float]:
     tokens = height * width // (factor * network["patch_size"]) ** 2
     rows = images * (2 if both else 1)
     found = {f"training on {images} images": training_bytes(network, policy, rows, tokens)}
-    if config.distributed.deepspeed is None:  # all parameters at once: the root of a moment (torch's foreach AdamW)
-        found["AdamW's step"] = float(_FP32 * folder_sizes(policy).trained)
     decoded = min(
         max(sampling.micro_batch_size, config.evaluation.batch_size), max(1, PIXELS_AT_ONCE // (height * width))
     )
