@@ -34,7 +34,8 @@ def test_numbers_are_those_of_a_whole_start(found: dict[str, Any], shared: str, 
     for key in ("before", "sampled", "images", "logps", "kls"):
         assert ours[key] == theirs[key], key
     assert any(np.any(kl) for kl in theirs["kls"]) == ("+lora" in whole), "full training starts at its reference"
-    assert ours["norm"] == pytest.approx(theirs["norm"], rel=1e-5)
+    # Beside DeepSpeed bfloat16 gradients are added up over the ranks in another order than without it.
+    assert ours["norm"] == pytest.approx(theirs["norm"], rel=1e-3 if whole == "none+lora" else 1e-6)
 
 
 @pytest.mark.slow
