@@ -27,7 +27,7 @@ from trainer.advantages import (
     without_flat_groups,
 )
 from trainer.advantages import estimators as module
-from trainer.advantages.statistics import moments
+from trainer.advantages.statistics import alike, moments
 
 NAN = math.nan
 HALF = math.sqrt(0.5)
@@ -130,6 +130,42 @@ def test_pair_weight() -> None:
             pair_weight(wrong)
     with pytest.raises(ValueError, match="mode = 'cube'"):
         pair_weight(similarity, "cube")  # type: ignore[arg-type]
+
+
+def _added(values: list[float]) -> float:
+    """One after the other: `sum` keeps what is rounded off, from Python 3.12 on."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_of_any_size_are_added_up_from_the_smallest_score(seed: int) -> None:
+    """The mean is, bit for bit, what a loop over each group's rising scores gives in Python's float64."""
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.randint(-4, 9, (61,), generator=draw)
+    scores = torch.randn(61, generator=draw) * 10.0 ** torch.randint(-3, 4, (61,), generator=draw)
+    valid = torch.rand(61, generator=draw) < 0.8
+    relative = standardize(scores[:, None], valid[:, None], group, std_floor=torch.tensor([0.01]))
+    for number in set(group.tolist()):
+        rows = [row for row in range(61) if group[row] == number and valid[row]]
+        values = [float(scores[row]) for row in rows]
+        mean = _added(sorted(values)) / max(len(values), 1)
+        square = _added(sorted((value - mean) * (value - mean) for value in values))
+        std = max(math.sqrt(square / max(len(values) - 1, 1)), float(torch.tensor(0.01).double()))
+        told = len(values) > 1
+        assert relative.centred_BR[rows, 0].tolist() == [value - mean if told else 0.0 for value in values]
+        z = [(value - mean) / (std + 1e-4) if told else 0.0 for value in values]
+        assert relative.z_BR[rows, 0].tolist() == pytest.approx(z, rel=1e-15)  # a root's last bit is the machine's
+    assert not relative.z_BR[~valid].any()
+
+
+def test_every_sample_lies_in_one_group() -> None:
+    group = torch.tensor([5, -1, 5, 2, 2, 7])
+    blocks = [rows.tolist() for rows in alike(group)]
+    assert blocks == [[[1], [5]], [[3, 4], [0, 2]]]
+    assert alike(group[:0]) == []
 
 
 # ---------------------------------------------------------------------------------------------------- GDPO

@@ -21,7 +21,10 @@ from PIL import Image
 
 from trainer.config import LoggingConfig
 from trainer.records.progress import Progress, Watched, describe, duration, evaluations, pack
-from trainer.records.recorder import Recorder, plain_numbers, read_rows, write_atomic
+from trainer.records.recorder import Recorder, plain_numbers, write_atomic
+from trainer.records.rows import past as rows
+from trainer.records.rows.past import cut_rows, remembered
+from trainer.records.rows.tail import row_in
 
 ROW = {
     "reward/ocr/mean": 0.871,
@@ -120,6 +123,64 @@ def test_resume_cuts_rows_and_samples_after_the_checkpoint_and_a_torn_line(tmp_p
     assert steps(tmp_path) == [0, 1, 2, 3, 4]
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [row for line in path.read_bytes().split(b"\n") if (row := row_in(line)) is not None]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
+def test_the_cut_is_found_from_the_end_whatever_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Of all files of five lines or less, at each step: what stays is what a reader of the whole file keeps, to the byte."""
+    monkeypatch.setattr(rows, "_BLOCK", block)
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 0, "a": "\u2028 \x85"}', '{"step": 1, "b": 1e-05}', "", '{"step": 2}', '{"step": 3, "to']
+    for count in range(len(lines) + 1):
+        for end in ("\n", ""):
+            for last in range(-1, 4):
+                path.write_text("\n".join(lines[:count]) + end if count else "", encoding="utf-8")
+                kept = [row for row in rows_of(path) if row["step"] <= last]
+                before = path.read_bytes()
+                cut_rows(path, last)
+                after = path.read_bytes()
+                assert rows_of(path) == kept and (not kept or after.endswith(b"\n"))
+                assert before.startswith(after.removesuffix(b"\n")) and (kept or not after)
+                assert [each.name for each in tmp_path.iterdir()] == ["metrics.jsonl"]
+    cut_rows(tmp_path / "none.jsonl", 3)
+    assert (tmp_path / "none.jsonl").read_bytes() == b""
+
+
+def test_only_the_rows_that_go_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1000)))
+    parsed: list[bytes] = []
+    row_of = rows.row_in
+    monkeypatch.setattr(rows, "row_in", lambda line: parsed.append(line) or row_of(line))
+    cut_rows(path, 996)
+    assert len(parsed) == 4 and len(path.read_bytes().splitlines()) == 997
+
+
+def test_a_long_run_goes_on_from_its_first_and_newest_rows_and_its_last_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    made = [{"step": step} | ({"eval/ocr": 0.5} if step in (0, 40) else {}) for step in range(100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    found = remembered(path, first=3, newest=10)
+    assert (found.first, found.newest) == (made[:3], [made[40], *made[90:]])
+    assert remembered(path, first=3, newest=70) == rows.Past(made[:3], made[30:])
+    assert remembered(path, first=3, newest=100) == rows.Past([], made)
+
+
+def test_a_silence_is_counted_from_the_rows_that_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first rows and the newest ones nobody has looked."""
+    monkeypatch.setattr(rows, "_NEWEST", 8)
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "grad_norm": 0}}\n' for step in range(100)))
+    with recorder(tmp_path, resume_step=99) as record:
+        silence = record._silence._running["gradient"]
+        assert (silence.first, silence.last) == (92, 99)
+
+
 def test_a_new_start_in_an_old_folder_begins_with_an_empty_file(tmp_path: Path) -> None:
     with recorder(tmp_path) as record:
         record.record({"step": 0})
@@ -162,13 +223,6 @@ def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL
     assert steps(tmp_path) == [0, 1, 2, 3, 4]
-
-
-def test_read_rows_passes_over_what_is_no_row(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 0}\n\n[1]\n{"no": 1}\n\xff\xfe\n{"step": 1, "a": null}\n{"step": 2')
-    assert list(read_rows(path)) == [{"step": 0}, {"step": 1, "a": None}]
-    assert list(read_rows(tmp_path / "missing.jsonl")) == []
 
 
 def test_samples_are_pictures_and_a_list(tmp_path: Path) -> None:

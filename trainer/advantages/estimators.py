@@ -14,10 +14,10 @@ from torch import Tensor
 
 from trainer.advantages.statistics import (
     Reduce,
+    alike,
     check_scores,
     check_weights,
     divisor,
-    group_sums,
     moments,
     standardize,
     whiten,
@@ -260,9 +260,8 @@ def add_up(
     weights_BR = check_weights(weights_BR, scores_BR)
     needed_BR = weights_BR != 0
     if not across_groups:
-        groups, of_B = torch.unique(group_B.cpu(), return_inverse=True)
-        of_BR = of_B[:, None].expand_as(scores_BR)
-        needed_BR = needed_BR & (group_sums(valid_BR.double(), of_BR, (len(groups), scores_BR.shape[1])) > 0)
+        for rows_GN in alike(group_B):
+            needed_BR[rows_GN] &= valid_BR[rows_GN].any(dim=1, keepdim=True)
     valid_B = needed_BR.any(dim=1) & (valid_BR | ~needed_BR).all(dim=1)
     score_B = torch.where(needed_BR, weights_BR * scores_BR, 0.0).sum(dim=1)
     floor_B = None

@@ -33,14 +33,12 @@ class RunningSpread:
             raise ValueError(f"{scores_BR.shape[1]} rewards, but the spread of {len(self.std_R)} is kept")
         spread = RunningSpread(len(self.std_R), decay=self.decay)
         spread.load_state_dict(self.state_dict())
-        for r in range(len(self.std_R)):
-            recent = moments(scores_BR[:, r], valid_BR[:, r], reduce, ddof=1)
-            if recent.num < 2:
-                continue
-            # The first spread stands for all the past, so that the average does not have to climb from 0.
-            past = self.std_R[r] if self.seen_R[r] else recent.std
-            spread.std_R[r] = self.decay * past + (1 - self.decay) * recent.std
-            spread.seen_R[r] = True
+        recent = moments(scores_BR, valid_BR, reduce, ddof=1)
+        measured_R = recent.num >= 2
+        # The first spread stands for all the past, so that the average does not have to climb from 0.
+        past_R = torch.where(self.seen_R, self.std_R, recent.std)
+        spread.std_R = torch.where(measured_R, self.decay * past_R + (1 - self.decay) * recent.std, self.std_R)
+        spread.seen_R = self.seen_R | measured_R
         return spread
 
     def forget(self, reward: int) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,27 +64,45 @@ def standardize(
         ddof: 1 for the unbiased std, 0 for the population std.
     """
     scores_BR, valid_BR = check_scores(scores_BR, valid_BR, group_B)
-    groups, of_B = torch.unique(group_B.cpu(), return_inverse=True)
-    of_BR = of_B[:, None].expand_as(scores_BR)
-    shape_GR = (len(groups), scores_BR.shape[1])
-
-    # Counts and sums are scattered to groups and gathered back, so that every sample has its group's.
-    n_BR = torch.zeros(shape_GR, dtype=torch.float64).scatter_add_(0, of_BR, valid_BR.double()).gather(0, of_BR)
-    mean_BR = group_sums(scores_BR, of_BR, shape_GR) / n_BR.clamp(min=1)
-    centred_BR = torch.where(valid_BR, scores_BR - mean_BR, 0.0)
-    std_BR = (group_sums(centred_BR**2, of_BR, shape_GR) / (n_BR - ddof).clamp(min=1)).sqrt()
-
-    low_BR = _group_extreme(torch.where(valid_BR, scores_BR, math.inf), of_BR, shape_GR, "amin")
-    high_BR = _group_extreme(torch.where(valid_BR, scores_BR, -math.inf), of_BR, shape_GR, "amax")
-    # A spread of rounding would be divided by itself and come out at full size.
-    enough_BR = valid_BR & (n_BR >= max(min_valid, 2))
-    told_apart_BR = enough_BR & (high_BR - low_BR > _ROUNDING * torch.maximum(low_BR.abs(), high_BR.abs()))
-
-    if std_floor is not None:
-        std_BR = torch.maximum(std_BR, std_floor.to("cpu", torch.float64))
-    centred_BR = torch.where(told_apart_BR, centred_BR, 0.0)
-    z_BR = torch.where(told_apart_BR, centred_BR / (std_BR + eps), 0.0)
+    floor_BR = None if std_floor is None else std_floor.to("cpu", torch.float64).expand_as(scores_BR)
+    z_BR, centred_BR = torch.zeros_like(scores_BR), torch.zeros_like(scores_BR)
+    enough_BR, told_apart_BR = torch.zeros_like(valid_BR), torch.zeros_like(valid_BR)
+    for rows_GN in alike(group_B):  # axes from here: groups of one size, their samples, rewards
+        scores, valid = scores_BR[rows_GN], valid_BR[rows_GN]
+        n = valid.sum(dim=1, keepdim=True).double()
+        centred = torch.where(valid, scores - rising_sum(scores) / n.clamp(min=1), 0.0)
+        std = (rising_sum(centred**2) / (n - ddof).clamp(min=1)).sqrt()
+        if floor_BR is not None:
+            std = torch.maximum(std, floor_BR[rows_GN])
+        low = torch.where(valid, scores, math.inf).amin(dim=1, keepdim=True)
+        high = torch.where(valid, scores, -math.inf).amax(dim=1, keepdim=True)
+        enough = valid & (n >= max(min_valid, 2))
+        # A spread of rounding would be divided by itself and come out at full size.
+        told_apart = enough & (high - low > _ROUNDING * torch.maximum(low.abs(), high.abs()))
+        enough_BR[rows_GN], told_apart_BR[rows_GN] = enough, told_apart
+        centred_BR[rows_GN] = torch.where(told_apart, centred, 0.0)
+        z_BR[rows_GN] = torch.where(told_apart, centred / (std + eps), 0.0)
     return Standardized(z_BR, centred_BR, enough_BR, told_apart_BR)
+
+
+def alike(group_B: Tensor) -> list[Tensor]:
+    """The samples of each group, groups of one size together: an index (groups, size) into B for every size there is.
+
+    So laid, statistics are of one dense axis, and nothing is scattered or sorted over the whole batch.
+    """
+    group_B = group_B.cpu()
+    order_B = torch.from_numpy(np.argsort(group_B.numpy(), kind="stable"))  # next to nothing where groups come in order
+    size_G = torch.unique_consecutive(group_B[order_B], return_counts=True)[1]
+    start_G = size_G.cumsum(0) - size_G
+    return [order_B[start_G[size_G == size, None] + torch.arange(size)] for size in size_G.unique().tolist()]
+
+
+def rising_sum(values_GNR: Tensor) -> Tensor:
+    """Each group's sum, (groups, 1, rewards), added from the smallest value up: the order of the samples does not show."""
+    # NumPy sorts short rows several times as fast as torch, and its running sum adds one value after the other. Adding 0
+    # takes the sign from a sum of -0.
+    running_GNR = np.sort(values_GNR.numpy(), axis=1).cumsum(axis=1)
+    return torch.from_numpy(running_GNR[:, -1:] + 0.0)
 
 
 class Moments(NamedTuple):
@@ -92,17 +111,17 @@ class Moments(NamedTuple):
     std: Tensor
 
 
-def moments(values_B: Tensor, counts_B: Tensor, reduce: Reduce | None, ddof: int) -> Moments:
-    """Count, mean and std over all ranks, of the values that count. Two calls of `reduce`, on every rank."""
+def moments(values: Tensor, counts: Tensor, reduce: Reduce | None, ddof: int) -> Moments:
+    """Count, mean and std over all ranks, of the values (B,) or (B, R) that count, a reward each. Two calls of `reduce`, on every rank."""
     reduce = reduce or _one_rank
-    counts_B = counts_B.cpu()
-    values_B = torch.where(counts_B, values_B.to("cpu", torch.float64), 0.0)
-    _check_finite(values_B)
+    counts = counts.cpu()
+    values = torch.where(counts, values.to("cpu", torch.float64), 0.0)
+    _check_finite(values)
     num, total, magnitude = reduce(
-        torch.stack([counts_B.double().sum(), _sorted_sum(values_B), _sorted_sum(values_B.abs())])
+        torch.stack([counts.double().sum(dim=0), _sorted_sum(values), _sorted_sum(values.abs())])
     )
     mean = torch.where(total.abs() > _ZERO_MEAN * magnitude, total / num.clamp(min=1), 0.0)
-    square = reduce(_sorted_sum(torch.where(counts_B, values_B - mean, 0.0) ** 2)[None])[0]
+    square = reduce(_sorted_sum(torch.where(counts, values - mean, 0.0) ** 2))
     return Moments(num, mean, (square / (num - ddof).clamp(min=1)).sqrt())
 
 
@@ -130,13 +149,6 @@ def divisor(std: Tensor, std_floor_B: Tensor | None, eps: float) -> Tensor:
     return std + eps
 
 
-def group_sums(values_BR: Tensor, of_BR: Tensor, shape_GR: tuple[int, int]) -> Tensor:
-    """Each sample's group sum, added from the smallest value up, so that the order of the samples does not show."""
-    rising_BR, order_BR = values_BR.sort(dim=0)
-    sums_GR = torch.zeros(shape_GR, dtype=torch.float64).scatter_add_(0, of_BR.gather(0, order_BR), rising_BR)
-    return sums_GR.gather(0, of_BR)
-
-
 def check_scores(scores_BR: Tensor, valid_BR: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
     """Scores as float64 with 0 where invalid, and the mask, both on the CPU."""
     if valid_BR.shape != scores_BR.shape or group_B.shape != scores_BR.shape[:1]:
@@ -158,15 +170,11 @@ def check_weights(weights_BR: Tensor, scores_BR: Tensor) -> Tensor:
     return weights_BR.to("cpu", torch.float64)
 
 
-def _group_extreme(
-    values_BR: Tensor, of_BR: Tensor, shape_GR: tuple[int, int], which: Literal["amin", "amax"]
-) -> Tensor:
-    fill = torch.zeros(shape_GR, dtype=torch.float64)
-    return fill.scatter_reduce(0, of_BR, values_BR, which, include_self=False).gather(0, of_BR)
-
-
-def _sorted_sum(values_B: Tensor) -> Tensor:
-    return values_B.sort().values.sum()
+def _sorted_sum(values: Tensor) -> Tensor:
+    """Over the samples, from the smallest value up; a sum for each reward where there are several."""
+    if values.dim() == 2:
+        return torch.stack([_sorted_sum(values_B) for values_B in values.unbind(1)])
+    return torch.from_numpy(np.sort(values.numpy())).sum()  # sorted by NumPy, several times as fast as by torch
 
 
 def _one_rank(tensor: Tensor) -> Tensor:

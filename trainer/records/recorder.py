@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -24,6 +24,7 @@ from PIL import Image
 from trainer.config import LoggingConfig
 from trainer.records.progress import Progress
 from trainer.records.reporters import Answer, Picture, Reporters, RunIdentity
+from trainer.records.rows.past import Past, cut_rows, remembered
 from trainer.records.silence import SilenceWatch
 
 if TYPE_CHECKING:
@@ -62,16 +63,24 @@ class Recorder:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         last = -1 if resume_step is None else resume_step
-        kept = _cut_rows(self.run_dir / "metrics.jsonl", last)
+        cut_rows(self.run_dir / "metrics.jsonl", last)
         _cut_samples(self.run_dir / "samples", last)
         # Unbuffered: a line is one write, so a kill leaves whole lines, and a reader sees each at once.
         self._lines = (self.run_dir / "metrics.jsonl").open("ab", buffering=0)
         self._progress = Progress(max_steps, shown=logging.progress, start=max(last, 0))
         self._silence = SilenceWatch(logging.warn_after_steps)
-        for row in kept:
+        self._remember(remembered(self.run_dir / "metrics.jsonl", first=logging.warn_after_steps))
+        self._reporters = Reporters(logging.report_to, self._identity(config_yaml, resume_step, logging), self.note)
+
+    def _remember(self, past: Past) -> None:
+        """Go on with the display and the watch where the rows of earlier starts end."""
+        for row in past.first:
+            self._silence.add(row)
+        if past.first:
+            self._silence.skip()
+        for row in past.newest:
             self._progress.remember(row)
             self._silence.add(row)
-        self._reporters = Reporters(logging.report_to, self._identity(config_yaml, resume_step, logging), self.note)
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append a row to `metrics.jsonl`: flat, `step` and numbers. A number that is not finite is written as null.
@@ -191,21 +200,6 @@ class Recorder:
         )
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`, in order; lines that are no row (the last one may be torn) are passed over."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    for line in data.split(b"\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:  # JSON's and UTF-8's errors are both ValueErrors
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            yield row
-
-
 def write_atomic(path: Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all: a temporary file beside it, flushed to disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
@@ -273,15 +267,6 @@ def _answer(record: Mapping[str, Any]) -> Answer:
         finished=bool(record.get("finished", True)),
         images=[image for image in record.get("sources", ()) if image is not None],
     )
-
-
-def _cut_rows(path: Path, last: int) -> list[dict[str, Any]]:
-    """Remove rows after step `last`, and torn lines, in one atomic write. Returns the rows that are left."""
-    kept = [row for row in read_rows(path) if row["step"] <= last]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-    if not path.exists() or path.read_bytes() != lines.encode():
-        write_atomic(path, lines)
-    return kept
 
 
 def _cut_samples(folder: Path, last: int) -> None:

@@ -79,6 +79,10 @@ class SilenceWatch:
             said += self._count("gradient", step, row["grad_norm"] == 0, None)
         return said + self._texts(step, row)
 
+    def skip(self) -> None:
+        """Rows are left out here: what was silent before them is not known to be silent still."""
+        self._running.clear()
+
     def _texts(self, step: int, row: Mapping[str, Any]) -> list[str]:
         """Answers that are all alike, by the entropy of the first steps, and answers that are mostly cut off."""
         said = []
