@@ -34,7 +34,7 @@ def make_samples(count: int, size: int, weights: dict[str, float], tag: str) -> 
     """Noise: the pixels of no two images are alike."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     prompt = Prompt("p", 'the word "HELLO" in red', weights=weights, targets=("HELLO",), metadata={"color": "red"})
-    return [Sample(f"{tag}-{i}", f"g{i // 4}", prompt, image) for i, image in enumerate(pixels)]
+    return [Sample(f"{tag}-{i}", f"g{i // 4}", prompt, (image,)) for i, image in enumerate(pixels)]
 
 
 def measure(url: str, size: int, rewards: int, encoding: str, micro_batch: int, micro_batches: int) -> dict[str, Any]:

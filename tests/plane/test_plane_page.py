@@ -17,6 +17,7 @@ import pytest
 
 from services.kit.testing.fakes import PromptLengthScorer
 from tests.plane.test_plane_looks import score
+from tests.support.axe import violations
 from tests.support.chromium import CHROMIUM
 from tests.support.ports import free_port
 from tests.support.serving_here import serving_here
@@ -129,7 +130,7 @@ def test_who_is_answered(served: Served) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
-    """It follows the services, fits a phone, and is used by the keyboard; the console stays silent."""
+    """It follows the services, fits a phone, is used by the keyboard, and breaks no rule of axe; the console stays silent."""
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=180_000)  # a busy machine's Chromium may take seconds to draw
@@ -156,6 +157,7 @@ def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
             expect(page.get_by_role("status").first).to_have_text("1 of 2 ready")
             page.keyboard.press("Tab")
             expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+            assert violations(page) == []
             assert asked and all(url.startswith((served.url, "data:")) for url in asked), asked
             context.close()
         plain = browser.new_context(java_script_enabled=False).new_page()

@@ -492,7 +492,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "rewards.services.*.breaker_failures": ("0", "greater than or equal to 1"),
     "rewards.services.*.breaker_reset_s": ("0", "greater than 0"),
     "rewards.services.*.hedge": ("1", FLAG),
-    "rewards.services.*.image_encoding": ("gif", "'rgb8', 'png', 'webp' or 'jpeg'"),
+    "rewards.services.*.image_encoding": ("gif", "'rgb8', 'png', 'webp', 'jpeg' or 'auto'"),
     "rewards.services.*.nice": ("20", "less than or equal to 19"),
     "rewards.columns": ("3", "must be a mapping"),
     "rewards.columns.*.service": ("null", TEXT),

@@ -110,7 +110,7 @@ async def _measure(caller: ServiceCaller, column: RewardConfig, *, texts: bool) 
     """
     best = None
     for _ in range(2):
-        encoding = caller.config.image_encoding
+        encoding = caller.config.probe_encoding
         samples = [_unseen(probe) for probe in probes(texts=texts)]
         call, _refused = make_call(samples, encode_samples(samples, encoding), encoding, column.reward)
         assert call is not None

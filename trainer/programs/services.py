@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,9 +10,12 @@ from pathlib import Path
 
 from trainer.config import Config, RewardsConfig
 from trainer.processes.distributed import World
-from trainer.records.recorder import Recorder
+from trainer.records.recorder import Recorder, write_atomic
 from trainer.rewards import LocalServices, RewardClient, TapeRecorder, resolve_urls
 from trainer.rewards.asked import Requests
+from trainer.rewards.encodings import Encodings
+
+ENCODINGS = "image_encodings.json"
 
 
 def begin_services(rewards: RewardsConfig, stack: ExitStack, logs: Path) -> LocalServices | None:
@@ -54,7 +58,24 @@ def connect(
             last_evaluation=-1 if last_row is None else last_row,
         )
     urls = resolve_urls(config.rewards, launched)
-    return RewardClient(config.rewards, urls=urls, tape=tape, is_main=world.is_main, requests=Requests.of(config))
+    return RewardClient(
+        config.rewards,
+        urls=urls,
+        tape=tape,
+        is_main=world.is_main,
+        requests=Requests.of(config),
+        encodings=_encodings(config.run_dir / ENCODINGS, world, goes_on=step is not None),
+    )
+
+
+def _encodings(path: Path, world: World, *, goes_on: bool) -> Encodings:
+    """What a run that goes on has chosen for its services; its first rank keeps what is measured."""
+
+    def keep(chosen: object) -> None:
+        write_atomic(path, json.dumps(chosen, indent=1) + "\n")
+
+    kept = json.loads(path.read_text(encoding="utf-8")) if goes_on and path.exists() else {}
+    return Encodings(kept, keep if world.is_main else None)
 
 
 def addresses(

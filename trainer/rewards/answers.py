@@ -63,7 +63,18 @@ def readable(text: str) -> str:
 
 
 EventKind = Literal[
-    "ready", "hint", "waiting", "warning", "failure", "changed", "breaker", "pause", "resume", "stop", "restart"
+    "ready",
+    "hint",
+    "waiting",
+    "warning",
+    "failure",
+    "changed",
+    "breaker",
+    "pause",
+    "resume",
+    "stop",
+    "restart",
+    "encoding",
 ]
 
 

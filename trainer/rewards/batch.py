@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from trainer.config import RewardsConfig
 from trainer.rewards.answers import Answer, ClientCode, OnEvent, RewardEvent, all_failed
+from trainer.rewards.encodings import Encodings
 from trainer.rewards.identity import Scorers, differences
 from trainer.rewards.payload import Call, encode_samples, make_call
 from trainer.rewards.transport import AttemptError, Scored, ServiceCaller
@@ -57,11 +58,17 @@ class Dispatcher:
     """Encodes micro-batches and scores them. Lives on one event loop."""
 
     def __init__(
-        self, config: RewardsConfig, callers: Mapping[str, ServiceCaller], scorers: Scorers, on_event: OnEvent
+        self,
+        config: RewardsConfig,
+        callers: Mapping[str, ServiceCaller],
+        scorers: Scorers,
+        encodings: Encodings,
+        on_event: OnEvent,
     ) -> None:
         self._config = config
         self._callers = callers
         self._scorers = scorers
+        self._encodings = encodings
         self._on_event = on_event
 
     async def score(self, micro: MicroBatch, names: Sequence[str], started_at: float) -> None:
@@ -70,23 +77,28 @@ class Dispatcher:
         Asked a second time, a whole micro-batch travels again (a group scorer compares within it), and an answer that
         was good stays when its repetition fails.
         """
+        encodings = {
+            name: await self._encodings.of(self._caller(name), micro.samples, self._on_event) for name in names
+        }
         images: dict[str, asyncio.Task[list[list[bytes]]]] = {}
-        for encoding in {self._caller(name).config.image_encoding for name in names}:
+        for encoding in set(encodings.values()):
             images[encoding] = asyncio.ensure_future(asyncio.to_thread(encode_samples, micro.samples, encoding))
         packed: dict[_Asked, _Packed] = {}
-        await asyncio.gather(*(self._score_one(micro, name, images, packed, started_at) for name in names))
+        await asyncio.gather(
+            *(self._score_one(micro, name, encodings[name], images, packed, started_at) for name in names)
+        )
 
     async def _score_one(
         self,
         micro: MicroBatch,
         name: str,
+        encoding: str,
         images: Mapping[str, asyncio.Task[list[list[bytes]]]],
         packed: dict[_Asked, _Packed],
         started_at: float,
     ) -> None:
         """Score with one reward. `packed` keeps what was built: rewards that are asked for the same samples send the same."""
         caller = self._caller(name)
-        encoding = caller.config.image_encoding
         encoded = dict(zip((s.id for s in micro.samples), await images[encoding], strict=True))
         asked = micro.asked[name]
         before = micro.answers.get(name, {})

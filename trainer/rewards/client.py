@@ -27,6 +27,7 @@ from trainer.config import RewardsConfig
 from trainer.rewards.answers import OnEvent, RewardEvent, RewardServiceError
 from trainer.rewards.asked import Requests
 from trainer.rewards.batch import Dispatcher, MicroBatch, Moment, keep_one_scorer
+from trainer.rewards.encodings import Encodings
 from trainer.rewards.identity import ScorerChange, Scorers
 from trainer.rewards.mixture import mix
 from trainer.rewards.pause import FailureGuard
@@ -38,7 +39,7 @@ from trainer.types import Sample, Scores
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _GRACE_S = 15.0
-_QUIET = ("ready", "resume")
+_QUIET = ("ready", "resume", "encoding")
 _OF_ALL_RANKS = ("waiting", "hint")
 
 
@@ -54,6 +55,7 @@ class RewardClient:
             service is asked for anything.
         is_main: whether this process says that it waits, and what it was told; all ranks have the same services.
         requests: what training will send; a service that takes less at a time is found at the start.
+        encodings: what was measured for services of `image_encoding: auto`; by default nothing yet.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class RewardClient:
         tape: TapeRecorder | None = None,
         is_main: bool = True,
         requests: Requests | None = None,
+        encodings: Encodings | None = None,
     ) -> None:
         for name in config.services:
             if not urls.get(name) and config.tape.mode != "replay":
@@ -76,6 +79,7 @@ class RewardClient:
         self._listener = on_event
         self._is_main = is_main
         self._requests = requests
+        self._encodings = encodings or Encodings()
         self._tape = tape
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="reward-client", daemon=True)
@@ -195,7 +199,7 @@ class RewardClient:
             return
         for name, service in self.config.services.items():
             self._callers[name] = ServiceCaller(name, service, self._urls[name], self._emit)
-        self._dispatcher = Dispatcher(self.config, self._callers, self.scorers, self._emit)
+        self._dispatcher = Dispatcher(self.config, self._callers, self.scorers, self._encodings, self._emit)
         texts = () if self._requests is None else self._requests.texts
         self._guard = FailureGuard(self.config, self._callers, self._dispatcher, self.scorers, self._emit, texts=texts)
         checks = []

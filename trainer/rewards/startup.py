@@ -229,7 +229,7 @@ async def check_canary(
     Raises:
         RewardServiceError: the reward is wrong, constant or gives no score.
     """
-    call = canary_call(caller.config.image_encoding, column.reward, texts=texts)
+    call = canary_call(caller.config.probe_encoding, column.reward, texts=texts)
     where = f"reward {name} (service {caller.name} at {endpoint.url})"
     limit_s = min(caller.config.timeout_s, max(deadline - time.monotonic(), _LEAST_CANARY_S))
     try:

@@ -45,10 +45,17 @@ _RETRIED = {502: ClientCode.UNAVAILABLE, 503: ClientCode.UNAVAILABLE, 504: Error
 
 
 class AttemptError(Exception):
-    """One attempt failed. `retry`: another may do better. `blame`: it speaks against the URL."""
+    """One attempt failed. `retry`: another may do better. `blame`: it speaks against the URL. `status`: that refused the request."""
 
     def __init__(
-        self, code: str, message: str, *, retry: bool, blame: bool = True, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        retry: bool,
+        blame: bool = True,
+        retry_after_s: float | None = None,
+        status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -56,6 +63,7 @@ class AttemptError(Exception):
         self.retry = retry
         self.blame = blame
         self.retry_after_s = retry_after_s
+        self.status = status
 
     @property
     def full(self) -> bool:
@@ -268,7 +276,7 @@ def _status_error(url: str, response: httpx.Response, body: bytes) -> AttemptErr
         after = parse_retry_after(response.headers.get("retry-after")) if status == 503 else None
         return AttemptError(_RETRIED[status], message, retry=True, retry_after_s=after)
     if 400 <= status < 500:
-        return AttemptError(ClientCode.REFUSED, message, retry=False, blame=False)
+        return AttemptError(ClientCode.REFUSED, message, retry=False, blame=False, status=status)
     return AttemptError(ClientCode.SERVER_ERROR, message, retry=False)
 
 

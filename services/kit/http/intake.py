@@ -31,7 +31,9 @@ class Parsed:
     failed: Mapping[int, Failure] = field(default_factory=dict)
 
 
-def parse_request(body: bytes, content_type: str, settings: ServiceSettings, hold: Hold | None = None) -> Parsed:
+def parse_request(
+    body: bytes | bytearray, content_type: str, settings: ServiceSettings, hold: Hold | None = None
+) -> Parsed:
     """Parse and validate a body. `hold` is charged with what becomes of it. Raises ApiError 400, 413, 415, 422 or 429."""
     kind = content_type.partition(";")[0].strip().lower()
     parts: dict[str, memoryview] = {}

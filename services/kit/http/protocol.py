@@ -12,13 +12,15 @@ import ipaddress
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 import h11
+from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from services.kit.http.pour import LEAST_POURED, Pour
 from wire.hosts import is_loopback
 from wire.schema import ErrorBody, RequestError
 
@@ -36,6 +38,7 @@ _LONGEST_LINE = 8 * 1024  # of a chunk's size, and of all trailers
 _SLICE = 8 * 1024
 _GIVES_WAY_S = 1.0  # an idle connection gives way to a new one after that time
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r?\n", re.IGNORECASE)
 _CODES = {400: "malformed", 429: "overloaded", 431: "too_large", 503: "overloaded"}
 
 
@@ -64,6 +67,16 @@ class _Reader(h11.Connection):
             if rest > _LONGEST_LINE:
                 self._refuse(400, f"{rest} bytes of trailers or of a chunk's size; the limit is {_LONGEST_LINE}")
         return event
+
+    @property
+    def body_left(self) -> int | None:
+        """Bytes of the body that are still to come; None where its length is not known, or it is there."""
+        return self._reader._remaining if isinstance(self._reader, ContentLengthReader) else None
+
+    def skip(self, count: int) -> None:
+        """So many bytes of the body did not pass through here."""
+        assert isinstance(self._reader, ContentLengthReader) and count <= self._reader._remaining
+        self._reader._remaining -= count
 
     def _check_head(self, received: bytes) -> None:
         blank = _BLANK_LINE.search(received)
@@ -95,6 +108,7 @@ class PatientProtocol(H11Protocol):
     _address: str | None = None  # while it counts among the strangers
     _ahead = 0
     _dropped = False
+    _held_back: bytes | memoryview = b""  # came with its request's head, and h11 has not seen it
     _unsent = 0
     _unsent_since: float | None = None
     _unread_since: float | None = None
@@ -104,7 +118,7 @@ class PatientProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn: _Reader = _Reader(h11.SERVER, MAX_HEAD_BYTES)
-        self.app_state = {**self.app_state, "on_admitted": self._count_no_more}
+        self.app_state = {**self.app_state, "on_admitted": self._count_no_more, "pour": self.pour}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -126,6 +140,69 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._give_back()
+        head = self._poured_after(data)
+        if head:
+            self._held_back = memoryview(data)[head:]
+            data = data[:head]
+        self._receive(data)
+        if head:
+            self.loop.call_soon(self._give_back)  # after the application was asked, which may pour
+
+    def pour(self, length: int, charge: Callable[[int], None]) -> Coroutine[Any, Any, bytearray] | None:
+        """Reads the whole body of the request under way, of `length` bytes, past h11. None where that cannot be done.
+
+        `charge` is called with bytes of memory before they are used. The coroutine raises what `charge` does, and
+        ConnectionResetError where the client leaves.
+        """
+        left = self.conn.body_left
+        if left is None or left + len(self.cycle.body) != length or self.cycle.waiting_for_100_continue:
+            return None
+        return self._pour(length, charge)
+
+    async def _pour(self, length: int, charge: Callable[[int], None]) -> bytearray:
+        def end() -> None:  # what comes from now on is for h11
+            if self.transport.get_protocol() is pour:
+                self.transport.set_protocol(self)
+                self.conn.skip(pour.count - before)
+
+        pour = Pour(length, charge, self._watch_body, end, self)
+        pour.put(self.cycle.body)  # which h11 has seen
+        self.cycle.body = bytearray()
+        held_back = pour.put(self._held_back)
+        self._held_back = self._held_back[held_back:]
+        self.conn.skip(held_back)
+        self._watch_body(held_back)
+        before = pour.count
+        if not pour.ended.done():
+            self.transport.set_protocol(pour)
+            self.flow.resume_reading()
+        try:
+            whole = await pour.ended
+        finally:
+            end()
+        if not whole:
+            raise ConnectionResetError("the client left before its body was there")
+        self.handle_events()
+        return pour.body
+
+    def _poured_after(self, data: bytes) -> int:
+        """The bytes of a head in `data` after which a body comes that may be poured, else 0."""
+        if self.conn.their_state is not h11.IDLE or self.conn.our_state is not h11.IDLE or self.conn.trailing_data[0]:
+            return 0
+        blank = _BLANK_LINE.search(data, 0, MAX_HEAD_BYTES)
+        if blank is None or len(data) - blank.end() == 0:
+            return 0
+        length = _LENGTH.search(data, 0, blank.end())
+        return blank.end() if length is not None and int(length[1]) >= LEAST_POURED else 0
+
+    def _give_back(self) -> None:
+        """What nobody poured goes through h11."""
+        data, self._held_back = self._held_back, b""
+        if data:
+            self._receive(bytes(data))
+
+    def _receive(self, data: bytes) -> None:
         step = _SLICE if len(data) > _SLICE and self._may_be_chunked(data) else max(1, len(data))
         for start in range(0, len(data), step):
             if self.transport.is_closing():

@@ -47,7 +47,9 @@ _WATCH_S = 0.5
 _LOOK_S = 0.05  # how often an impatient request looks whether there is still somebody to wait for
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-Parse = Callable[[bytes, str, ServiceSettings, Hold], Parsed]  # body, content type, ..., charged with its memory
+Parse = Callable[
+    [bytes | bytearray, str, ServiceSettings, Hold], Parsed
+]  # body, content type, ..., charged with its memory
 
 
 class Service:

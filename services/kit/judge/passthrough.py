@@ -133,7 +133,7 @@ class _Passed(Response):
                 body = None
                 if scope["method"] == "POST":
                     request = Request(scope, receive)
-                    body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold)
+                    body = bytes(await read_body(request, settings.max_body_bytes, settings.body_timeout_s, hold))
                     await asyncio.to_thread(check_urls, body, settings.max_image_pixels, hold)
                 relay = self._owner.relay(scope["method"], self._path, body, settings.request_timeout_s, send)
                 await _unless_gone(asyncio.ensure_future(relay), receive)

@@ -101,6 +101,11 @@ class Front(Dispatcher):
                 )
         return None
 
+    def decoded(self, job_id: bytes) -> Job | None:
+        """The job that this front has sent under that id and that has no answer yet."""
+        sent = self._jobs.get(job_id)
+        return None if sent is None else sent.entry.job
+
     def reserve(self, count: int) -> None:
         """Raises QueueFull also when the streams, which all fronts share, are deep."""
         depth = self._watch.depth

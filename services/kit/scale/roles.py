@@ -74,6 +74,7 @@ def make_scaled_parts(
         ),
         hold=hold,
         needed=lambda: takes_requests and front.in_flight > 0,
+        decoded=front.decoded,
     )
     return ((watch, local, worker, front), front) if takes_requests else ((watch, local, worker), local)
 

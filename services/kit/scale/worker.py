@@ -74,8 +74,11 @@ class Worker(Part):
         *,
         hold: Callable[[], Hold],
         needed: Callable[[], bool],
+        decoded: Callable[[bytes], Job | None],
     ) -> None:
-        """`needed`: whether to go on reading while the process drains, because its own front has jobs in the streams."""
+        """`needed`: whether to go on reading while the process drains, because its own front has jobs in the streams.
+        `decoded`: the job of that id where this process's own front has sent it, whose images are decoded already.
+        """
         self._local = local
         self._claims = claims
         self._connection = plane.connection
@@ -87,6 +90,7 @@ class Worker(Part):
         self._limits = limits
         self._hold = hold
         self._needed = needed
+        self._decoded = decoded
         self._held: dict[tuple[str, bytes], _Held] = {}
         self._freed = asyncio.Event()
         self._outbox = Outbox(self._finish, _ANSWERS, self._give_up)
@@ -246,7 +250,9 @@ class Worker(Part):
             return _failed(held, ErrorCode.TIMEOUT, "the deadline passed while the job was queued", expired=True)
         hold, caller = self._hold(), Caller(deadline)
         try:
-            job = await asyncio.to_thread(self._decode, message, hold, caller)
+            job: Job | Failure | None = self._decoded(message.job_id)
+            if job is None:
+                job = await asyncio.to_thread(self._decode, message, hold, caller)
             if isinstance(job, Failure):
                 return _failed(held, job.code, job.message)
             outcome = await self._local.submit(delivery.reward, job, deadline, counted=False)
