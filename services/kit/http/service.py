@@ -47,9 +47,8 @@ _WATCH_S = 0.5
 _LOOK_S = 0.05  # how often an impatient request looks whether there is still somebody to wait for
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-Parse = Callable[
-    [bytes | bytearray, str, ServiceSettings, Hold], Parsed
-]  # body, content type, ..., charged with its memory
+Body = bytes | bytearray
+Parse = Callable[[Body, str, ServiceSettings, Hold], Parsed]  # body, content type, ..., charged with its memory
 
 
 class Service:
