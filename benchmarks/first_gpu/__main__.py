@@ -130,6 +130,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown := [name for name in args.parts if name not in BY_NAME]:
         parser.error(f"{', '.join(unknown)}: no such part; there are {', '.join(BY_NAME)}")
     names = args.parts or list(BY_NAME)
+    if args.verb == "run":  # an end from outside ends the part, too, which is in a session of its own
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if args.verb == "list":
         print("\n".join(names))
     elif args.verb == "check":
