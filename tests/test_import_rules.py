@@ -93,6 +93,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.types": (),
     "trainer.config": ("rewards.shipped", "rewards.sources", "machine.hub", "machine.own"),
     "trainer.seeds": (),
+    "trainer.transfers": (),  # how tensors reach the device
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
     "trainer.processes.launch": (  # a command
@@ -105,10 +106,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.engine": ("trainer.config", "trainer.processes"),
     "trainer.advantages": ("trainer.types",),
     "trainer.losses": ("trainer.types",),
-    "trainer.samplers": ("trainer.types",),
+    "trainer.samplers": ("trainer.types", "trainer.transfers"),
     "trainer.policies": (
         "machine.hub",
         "trainer.types",
+        "trainer.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.quickstart",
@@ -119,6 +121,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.policies.flow": (
         "machine.own",
         "trainer.types",
+        "trainer.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.seeds",
@@ -130,6 +133,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.policies.tokens": (
         "machine.hub",
         "trainer.types",
+        "trainer.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.policies",
@@ -137,6 +141,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "trainer.policies.unified": (
         "trainer.types",
+        "trainer.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.policies",
@@ -169,6 +174,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.objectives": (
         "machine.own",
         "trainer.types",
+        "trainer.transfers",
         "trainer.config",
         "trainer.seeds",
         "=trainer.policies.base",
@@ -236,6 +242,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.programs": (
         "machine.own",
         "trainer.types",
+        "trainer.transfers",
         "trainer.config",
         "trainer.seeds",
         "trainer.processes",
@@ -298,6 +305,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "trainer.advantages": ("torch",),
     "trainer.losses": ("torch",),
     "trainer.samplers": ("torch",),
+    "trainer.transfers": ("torch",),
 }
 
 # Circles that are to go, each by a module or unit of it; once it is gone the test fails until its name is, too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 
 from tests.support.bigram import Bigram, Tokens
 from tests.support.bigram_ranks import ADV, GIVEN, LOSSES, draw, gradient, make_updater, row_of, weights
-from tests.support.forked import run_ranks
+from tests.support.rank_cases import cases_on_ranks
 from tests.support.tiny_updates import drawn_again
 from trainer.losses import policy_loss
 from trainer.objectives import Scored, total
@@ -251,9 +250,7 @@ def test_an_objective_of_flows_trains_it_too() -> None:
 
 def launch(out: Path, *cases: str) -> dict[str, Any]:
     """What two ranks find; a case is a loss and an engine, such as `dapo-none`."""
-    run_ranks("tests.support.bigram_ranks", str(out), *cases, ranks=2, output=out / "ranks")
-    found: dict[str, Any] = json.loads((out / "rows.json").read_text())
-    return found
+    return cases_on_ranks("tests.support.bigram_ranks", out, *cases)[0]
 
 
 def check(found: dict[str, Any], cases: Sequence[str]) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from tests.support.forked import run_ranks
 from tests.support.objective_ranks import cases, one_step
+from tests.support.rank_cases import cases_on_ranks
 from tests.support.tiny_updates import WORLD
 
 pytestmark = pytest.mark.slow  # whole runs in processes of their own
@@ -30,22 +30,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("two")
-    run_ranks("tests.support.objective_ranks", str(out), str(pictures), ranks=2, output=out / "ranks")
-    return out
+def two_ranks(pictures: Path) -> dict[str, Any]:
+    return cases_on_ranks("tests.support.objective_ranks", pictures.parent, *cases(pictures))[0]
 
 
 @pytest.mark.parametrize("name", list(cases(Path("data.json"))))
-def test_one_rank_is_two_ranks(two_ranks: Path, pictures: Path, name: str) -> None:
+def test_one_rank_is_two_ranks(two_ranks: dict[str, Any], pictures: Path, name: str) -> None:
     expected, row = one_step(name, cases(pictures)[name], WORLD)
-    actual, other = (
-        load_file(two_ranks / "gradients.safetensors")[name],
-        json.loads((two_ranks / "rows.json").read_text()),
-    )
+    actual, other = torch.tensor(two_ranks[name]["gradient"]), two_ranks[name]["row"]
     scale = expected.abs().max().item()
     assert scale > 0
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * scale)
-    assert other[name].keys() == row.keys()
+    assert other.keys() == row.keys()
     for key, value in row.items():
-        assert other[name][key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
+        assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key

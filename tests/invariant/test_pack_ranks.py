@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.forked import run_ranks
 from tests.support.pack_ranks import steps_of
+from tests.support.rank_cases import cases_on_ranks
 
 
 def launch(out: Path, *cases: str) -> dict[str, Any]:
-    run_ranks("tests.support.pack_ranks", str(out), *cases, ranks=2, output=out / "ranks")
-    found: dict[str, Any] = json.loads((out / "rows.json").read_text())
-    return found
+    return cases_on_ranks("tests.support.pack_ranks", out, *cases)[0]
 
 
 def check(case: str, actual: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from tests.support.bigram import Bigram
 from tests.support.given_texts import answer_pairs, conversations, preference, supervised, updater_of
+from tests.support.rank_cases import deepspeed_json, find_cases
 from tests.support.tiny_updates import WORLD
 from trainer.config import DistributedConfig, OptimConfig
 from trainer.config.objective import FlowGrpoConfig
@@ -20,7 +20,7 @@ from trainer.objectives import Objective, Scored
 from trainer.objectives.flow.grpo import FlowGrpo
 from trainer.objectives.tokens.policy import TokenLoss, TokenPolicy
 from trainer.policies.base import SamplingPlan, regroup
-from trainer.processes.distributed import World, world
+from trainer.processes.distributed import World
 from trainer.types import Prompt, Rollout
 from trainer.update.updater import Updater
 
@@ -43,11 +43,6 @@ GIVEN: dict[str, tuple[Any, Any]] = {
     "aot": (partial(preference, dpo={"kind": "aot"}), answer_pairs),
     "aot_unpaired": (partial(preference, dpo={"kind": "aot_unpaired"}), answer_pairs),
     "bco_pair": (partial(preference, dpo={"kind": "bco_pair"}), answer_pairs),
-}
-ZERO: dict[str, dict[str, Any]] = {
-    "zero0": {"stage": 0},
-    "zero2": {"stage": 2},
-    "zero3": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
 
 
@@ -130,18 +125,10 @@ def given_row_of(name: str, group: World = WORLD, deepspeed: str | None = None) 
 
 
 def main(argv: list[str]) -> int:
-    """`argv`: the folder of `rows.json`, and cases, each a loss and an engine."""
-    out, cases = Path(argv[0]), argv[1:]
-    torch.set_num_threads(1)
-    found = {}
-    with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        for case in cases:
-            loss, engine = case.split("-")
-            path = None
-            if engine != "none":
-                path = str(out / f"{case}{group.rank}.json")
-                Path(path).write_text(json.dumps({"zero_optimization": ZERO[engine]}), encoding="utf-8")
-            found[case] = row_of(loss, group, path)
-    if group.is_main:
-        (out / "rows.json").write_text(json.dumps(found), encoding="utf-8")
-    return 0
+    """A case is a loss and an engine, `grpo-zero2`."""
+
+    def find(case: str, group: World, folder: Path) -> dict[str, Any]:
+        loss, engine = case.split("-")
+        return row_of(loss, group, deepspeed_json(engine, group, folder))
+
+    return find_cases(argv, find)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.support.bigram_ranks import ZERO
+from tests.support.rank_cases import deepspeed_json, find_cases
 from tests.support.tiny_updates import ADV, PROMPTS, make_policy
 from trainer.config import DistributedConfig, OptimConfig
 from trainer.engine import build_engine
 from trainer.policies.base import SamplingPlan
-from trainer.processes.distributed import World, world
+from trainer.processes.distributed import World
 
 ASKED = [replace(PROMPTS[0], negative_prompt=PROMPTS[1].text), PROMPTS[1]]
 PLAN = SamplingPlan(
@@ -51,14 +49,5 @@ def updates_of(group: World, deepspeed: str | None = None) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """`argv`: a folder, and engines. Each rank writes what it found."""
-    out, engines = Path(argv[0]), argv[1:]
-    torch.set_num_threads(1)
-    found = {}
-    with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        for engine in engines:
-            path = out / f"{engine}{group.rank}.json"
-            path.write_text(json.dumps({"zero_optimization": ZERO[engine]}), encoding="utf-8")
-            found[engine] = updates_of(group, str(path))
-        (out / f"found{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    return 0
+    """Cases are engines."""
+    return find_cases(argv, lambda engine, group, folder: updates_of(group, deepspeed_json(engine, group, folder)))

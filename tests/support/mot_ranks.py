@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from tests.support.bigram_ranks import ZERO
 from tests.support.pack_rows import ListedPlans, packed, updater_of
+from tests.support.rank_cases import deepspeed_json, find_cases
 from tests.support.small_mot import four_rows, image, row, small_mot, text
 from tests.support.tiny_updates import WORLD
-from trainer.config import DistributedConfig
 from trainer.policies.base import PackOutput
 from trainer.policies.unified.mot.lay import LaidRow
-from trainer.processes.distributed import World, world
+from trainer.processes.distributed import World
 
 WEIGHTS = {"talks": 2.0, "pictures": 1.0, "both": 1.0}
 STEPS = 5
@@ -65,19 +61,11 @@ def steps_of(folder: Path, group: World = WORLD, deepspeed: str | None = None) -
 
 
 def main(argv: list[str]) -> int:
-    """`argv`: a folder, and engines."""
-    out, engines = Path(argv[0]), argv[1:]
-    torch.set_num_threads(1)
-    found = {}
-    with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        for engine in engines:
-            path = None
-            if engine != "none":
-                path = str(out / f"{engine}{group.rank}.json")
-                Path(path).write_text(json.dumps({"zero_optimization": ZERO[engine]}), encoding="utf-8")
-            pictures = out / f"pictures{group.rank}"
-            pictures.mkdir(exist_ok=True)
-            found[engine] = steps_of(pictures, group, path)
-    if group.is_main:
-        (out / "rows.json").write_text(json.dumps(found), encoding="utf-8")
-    return 0
+    """Cases are engines."""
+
+    def find(engine: str, group: World, folder: Path) -> dict[str, Any]:
+        pictures = folder / f"pictures{group.rank}"
+        pictures.mkdir(exist_ok=True)
+        return steps_of(pictures, group, deepspeed_json(engine, group, folder))
+
+    return find_cases(argv, find)

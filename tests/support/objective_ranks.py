@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.support.rank_cases import find_cases
 from tests.support.tiny_updates import ADV, PROMPTS, gradient, make_updater, policy_for, roll_out
 from trainer.config import DistributedConfig
 from trainer.objectives import Scored
-from trainer.processes.distributed import World, world
+from trainer.processes.distributed import World
 
 WEIGHT = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])  # the second rank has nothing to train on
 
@@ -51,12 +50,10 @@ def one_step(name: str, fields: dict[str, Any], group: World) -> tuple[Tensor, d
 
 
 def main(argv: list[str]) -> int:
-    """`argv`: the folder of what is found, and the file of pictures."""
-    out, pictures = map(Path, argv)
-    torch.set_num_threads(1)
-    with world(DistributedConfig(device="cpu")) as group:
-        results = {name: one_step(name, fields, group) for name, fields in cases(pictures).items()}
-    if group.is_main:
-        save_file({name: grad.contiguous() for name, (grad, _) in results.items()}, str(out / "gradients.safetensors"))
-        (out / "rows.json").write_text(json.dumps({name: row for name, (_, row) in results.items()}))
-    return 0
+    """Cases are names of `cases`; the folder has the pictures' `data.json`."""
+
+    def find(name: str, group: World, folder: Path) -> dict[str, Any]:
+        grad, row = one_step(name, cases(folder / "data.json")[name], group)
+        return {"gradient": grad.tolist(), "row": row}
+
+    return find_cases(argv, find, config=DistributedConfig(device="cpu"))

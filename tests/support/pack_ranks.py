@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tests.support.bigram_ranks import ZERO, gradient
+from tests.support.bigram_ranks import gradient
 from tests.support.pack_reader import PackReader
 from tests.support.pack_rows import packed, plans, updater_of
+from tests.support.rank_cases import deepspeed_json, find_cases
 from tests.support.tiny_updates import WORLD
-from trainer.config import DistributedConfig
 from trainer.objectives.packed import PackBatch, SupervisedPacks
-from trainer.processes.distributed import World, world
+from trainer.processes.distributed import World
 
 NAMES = ("drawings", "writings", "thoughts")
 GROUPS = [{"name": name} for name in NAMES]
@@ -57,18 +54,10 @@ def steps_of(case: str, group: World = WORLD, deepspeed: str | None = None) -> d
 
 
 def main(argv: list[str]) -> int:
-    """`argv`: the folder of `rows.json`, and cases, each with an engine."""
-    out, cases = Path(argv[0]), argv[1:]
-    torch.set_num_threads(1)
-    found = {}
-    with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        for case in cases:
-            name, engine = case.split("-")
-            path = None
-            if engine != "none":
-                path = str(out / f"{case}{group.rank}.json")
-                Path(path).write_text(json.dumps({"zero_optimization": ZERO[engine]}), encoding="utf-8")
-            found[case] = steps_of(name, group, path)
-    if group.is_main:
-        (out / "rows.json").write_text(json.dumps(found), encoding="utf-8")
-    return 0
+    """A case is one of `FIELDS` and an engine, `uneven-zero2`."""
+
+    def find(case: str, group: World, folder: Path) -> dict[str, Any]:
+        name, engine = case.split("-")
+        return steps_of(name, group, deepspeed_json(engine, group, folder))
+
+    return find_cases(argv, find)

@@ -7,18 +7,15 @@ what comes out. What a GPU would refuse or wait for is an event, with the line o
 - `mixing`: a kernel with tensors of both devices, which CUDA refuses (0-d tensors of the CPU it takes), or `.numpy()` of the device's.
 - `read`: the CPU needs a number of the device, so it waits for all that was queued: `.item()`, `.cpu()`, `bool()`, `.tolist()`, shapes that
   depend on values (`nonzero`, an index that is a mask, `repeat_interleave` without `output_size`), a mark in the stream waited for.
-- `upload`: a copy to the device that is not `non_blocking`, for which the CPU waits, too; also a list of Python numbers as an index.
+- `upload`: a copy to the device for which the CPU waits, too: one that is not `non_blocking`, or comes from memory that is not pinned; also a
+  list of Python numbers as an index.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,9 +25,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.pretended_cuda import patch_cuda
+from tests.support.pretended_events import Event, Kind, where
+
 GPU = torch.device("cuda", 0)
-Kind = Literal["mixing", "read", "upload"]
 
 _aten = torch.ops.aten
 # Kernels whose result is a number, or has a shape that depends on values.
@@ -56,29 +54,13 @@ _FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_ten
 _PURGE_EVERY = 4096  # tags, after which those of freed storages are dropped
 
 
-@dataclass(frozen=True)
-class Event:
-    """What a GPU would refuse or wait for.
-
-    Attributes:
-        what: the kernel or the method.
-        where: file and line of our code, `trainer/update/tally.py:52`.
-    """
-
-    kind: Kind
-    what: str
-    where: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.what} at {self.where}"
-
-
 class PretendedGpu:
     """The device, as long as `pretended_gpu` is open.
 
     Attributes:
         events: in order.
         kernels: how many were seen on the device.
+        makes: whether what a kernel makes of nothing is on the device: torch makes it for a function that got tensors of the device.
     """
 
     def __init__(self) -> None:
@@ -87,29 +69,42 @@ class PretendedGpu:
         self._tags: dict[
             int, StorageWeakRef
         ] = {}  # by address; a weak reference keeps the address from being given again
+        self._pinned: dict[int, StorageWeakRef] = {}
         self._purge_at = _PURGE_EVERY
         self._quiet = 0
+        self.makes = False
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor is on the device."""
-        with torch._C.DisableTorchFunction():
-            return tensor.device.type == "cpu" and tensor.untyped_storage()._cdata in self._tags
+        return _address(tensor) in self._tags
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        return _address(tensor) in self._pinned
 
     def take(self, tensors: Any) -> Any:
         """Put the storages of these tensors onto the device; gives them back."""
+        return self._tag(tensors, self._tags)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """A copy in pinned memory."""
+        with self.quiet():
+            return cast(Tensor, self._tag(tensor.clone(), self._pinned))
+
+    def _tag(self, tensors: Any, tags: dict[int, StorageWeakRef]) -> Any:
         with torch._C.DisableTorchFunction():
             for tensor in _tensors(tensors):
-                if tensor.device.type == "cpu" and not self.holds(tensor):
-                    storage = tensor.untyped_storage()
-                    self._tags[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        if len(self._tags) > self._purge_at:
-            self._tags = {address: ref for address, ref in self._tags.items() if not _is_gone(ref)}
-            self._purge_at = len(self._tags) + _PURGE_EVERY
+                if (address := _address(tensor)) is not None and address not in tags:
+                    tags[address] = StorageWeakRef(_plain(tensor).untyped_storage())  # type: ignore[no-untyped-call]
+        if len(self._tags) + len(self._pinned) > self._purge_at:
+            for each in (self._tags, self._pinned):
+                for address in [address for address, ref in each.items() if _is_gone(ref)]:
+                    del each[address]
+            self._purge_at = len(self._tags) + len(self._pinned) + _PURGE_EVERY
         return tensors
 
     def note(self, kind: Kind, what: str) -> None:
         if not self._quiet:
-            self.events.append(Event(kind, what, _where()))
+            self.events.append(Event(kind, what, where()))
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -119,6 +114,14 @@ class PretendedGpu:
             yield
         finally:
             self._quiet -= 1
+
+    @contextmanager
+    def making(self, there: bool) -> Iterator[None]:
+        before, self.makes = self.makes, there
+        try:
+            yield
+        finally:
+            self.makes = before
 
     @property
     def is_quiet(self) -> bool:
@@ -133,22 +136,12 @@ class PretendedGpu:
         found += self.events[before:]
 
 
-def count(events: Sequence[Event], kind: Kind) -> int:
-    return sum(event.kind == kind for event in events)
-
-
-def lines(events: Sequence[Event], kind: Kind | None = None) -> Mapping[str, int]:
-    """How many events each line has, the most first."""
-    told = Counter(str(event) for event in events if kind in (None, event.kind))
-    return dict(told.most_common())
-
-
 @contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """Inside the block this thread has a device `GPU`."""
     gpu = PretendedGpu()
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        _patch_cuda(gpu, patch)
+        patch_cuda(patch, GPU, gpu.holds, lambda what: gpu.note("read", what))
         stack.enter_context(_Answers(gpu))
         stack.enter_context(_Kernels(gpu))
         yield gpu
@@ -177,12 +170,14 @@ class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **kwargs)
             if func is _aten.copy_.default:
                 return out  # stays where it is
-            return gpu.take(out) if any(here) or asked else out
+            is_new = gpu.makes and not seen
+            return gpu.take(out) if any(here) or asked or is_new else out
 
     def _judge(self, func: Any, args: Any, kwargs: Any, seen: Sequence[Tensor], here: Sequence[bool]) -> None:
         gpu, name = self._gpu, str(func).removeprefix("aten.")
         if func is _aten.copy_.default:
-            self._judge_copy(*here[:2], waits=not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)))
+            is_said = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+            self._judge_copy(*here[:2], waits=not is_said or (here[0] and not gpu.is_pinned(seen[1])))
             return
         if func in _READS:
             gpu.note("read", name)
@@ -222,7 +217,7 @@ class _Answers(TorchFunctionMode):
                 x, GPU, "cuda", waits=not non_blocking
             ),
             torch.Tensor.pin_memory: self._pin,
-            torch.Tensor.is_pinned: lambda func, x, *_: False,
+            torch.Tensor.is_pinned: lambda func, x, *_: gpu.is_pinned(x),
             torch.Tensor.tolist: self._tolist,
             torch.Tensor.numpy: self._numpy,
             torch.Tensor.__array__: self._numpy,
@@ -235,8 +230,13 @@ class _Answers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if (own := self._own.get(func)) is not None:
-            return own(func, *args, **kwargs)
+        with self._gpu.making(any(map(self._gpu.holds, _tensors([args, kwargs])))):
+            if (own := self._own.get(func)) is not None:
+                return own(func, *args, **kwargs)
+            return self._made(func, args, kwargs)
+
+    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """On the device where that was asked for."""
         wanted = kwargs.get("device")
         if func is torch.Tensor.new_tensor and wanted is None and self._gpu.holds(args[0]):
             wanted = GPU
@@ -292,7 +292,7 @@ class _Answers(TorchFunctionMode):
         """A copy on the other device; the tensor itself where it is there already."""
         if (to is not None) == self._gpu.holds(x):
             return x if dtype is None else x.to(dtype)
-        if waits:
+        if waits or (to is not None and not self._gpu.is_pinned(x)):
             self._gpu.note("read" if to is None else "upload", what)
         with self._gpu.quiet():
             copy = x.to(dtype=dtype or x.dtype, copy=True)
@@ -301,7 +301,7 @@ class _Answers(TorchFunctionMode):
     def _pin(self, func: Any, x: Tensor, *_: Any) -> Tensor:
         if self._gpu.holds(x):
             self._gpu.note("mixing", "pin_memory of the device's")
-        return x.clone()
+        return x if self._gpu.is_pinned(x) else self._gpu.pin(x)
 
     def _tolist(self, func: Any, x: Tensor) -> Any:
         if self._gpu.holds(x):
@@ -329,46 +329,26 @@ class _Answers(TorchFunctionMode):
         return func(x, index, *value)
 
     def _backward(self, func: Any, x: Tensor, gradient: Any = None, *args: Any, **kwargs: Any) -> None:
-        with self:  # layers that are recomputed ask for devices
+        with self, self._gpu.making(self._gpu.holds(x)):  # layers that are recomputed ask for devices
             torch.autograd.backward(x, gradient, *args, **kwargs)
-
-
-def _patch_cuda(gpu: PretendedGpu, patch: pytest.MonkeyPatch) -> None:
-    """What asks CUDA itself, past the modes."""
-    grouped = torch._C._group_tensors_by_device_and_dtype
-
-    def by_device(tensorlists: Any, with_indices: bool = False) -> Any:
-        """Where the clip of a gradient and the optimizers look devices up."""
-        found = {}
-        for (device, dtype), group in grouped(tensorlists, with_indices).items():
-            held = any(gpu.holds(tensor) for tensor in _tensors(group[0]))
-            found[(GPU if held else device, dtype)] = group
-        return found
-
-    class Mark:
-        def __init__(self, **_: Any) -> None: ...
-
-        def record(self) -> None: ...
-
-        def synchronize(self) -> None:
-            gpu.note("read", "Event.synchronize")
-
-        def elapsed_time(self, other: Mark) -> float:
-            return 0.0
-
-    class Autocast(torch.autocast):
-        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-            super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
-
-    patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", by_device)
-    patch.setattr(torch.cuda, "Event", Mark)
-    patch.setattr(torch, "autocast", Autocast)
-    patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(16, dtype=torch.uint8))
-    patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
 
 
 def _is_gone(ref: StorageWeakRef) -> bool:
     return bool(ref.expired())  # type: ignore[no-untyped-call]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor under the wraps of `torch.vmap` and its like."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Of its storage; None where it has none in the CPU's memory."""
+    with torch._C.DisableTorchFunction():
+        plain = _plain(tensor)
+        return plain.untyped_storage()._cdata if plain.device.type == "cpu" else None
 
 
 def _getter(name: str) -> Any:
@@ -389,14 +369,3 @@ def _tensors(values: Any) -> list[Tensor]:
     if isinstance(values, dict):
         return [tensor for value in values.values() for tensor in _tensors(value)]
     return []
-
-
-def _where() -> str:
-    """The innermost line of our code that is at work."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(f"{ROOT}/") and path != __file__ and "site-packages" not in path:
-            return f"{Path(path).relative_to(ROOT)}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "elsewhere"

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pretended_gpu import GPU, Event, count, lines, pretended_gpu
+from tests.support.pretended_events import Event, count, lines
+from tests.support.pretended_gpu import GPU, pretended_gpu
 from tests.support.tiny_updates import ADV, ONES, PROMPTS, make_updater, objective_config, roll_out
 from trainer.checkpoint.saver import share
 from trainer.config import TinyConfig

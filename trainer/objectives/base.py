@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.losses import Stats
 from trainer.policies.base import Policy, missing, regroup, select
+from trainer.transfers import sent
 from trainer.types import Rollout, Trace
 
 
@@ -133,7 +134,7 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> Self:
         # A number a sample is taken along by the call itself: the device need not have finished what was queued before.
-        adv_B, weight_N = (each.to(device, non_blocking=True) for each in (self.adv_B, self.weight_N))
+        adv_B, weight_N = (sent(each, device) for each in (self.adv_B, self.weight_N))
         return replace(self, adv_B=adv_B, weight_N=weight_N)
 
     def weightless(self) -> Self:

@@ -17,6 +17,7 @@ from trainer.config.packed import PackedConfig
 from trainer.losses import Stats
 from trainer.objectives.base import Term
 from trainer.policies.base import Laid, PackOutput, ReadsPacks
+from trainer.transfers import sent
 
 # The power of n in a token's weight 1 / n^power.
 _POWER: dict[Literal["token", "sample", "square"], float] = {"token": 0.0, "square": 0.5, "sample": 1.0}
@@ -117,7 +118,7 @@ class SupervisedPacks:
     def terms(self, batch: PackBatch, part: int) -> tuple[list[Term], Stats]:
         loss = self.config.loss
         out = self.policy.read(batch.rows)
-        weight_T = self._weights(batch).to(out.cross_entropy_T.device)
+        weight_T = sent(self._weights(batch), out.cross_entropy_T.device)
         self._check(batch, out.cross_entropy_T, out.squared_error_L)
         ce = _differentiable((weight_T * out.cross_entropy_T).sum())
         mse = _differentiable(batch.weight * out.squared_error_L.sum())
@@ -147,15 +148,15 @@ class SupervisedPacks:
 
         def added(values: Tensor, times_R: Tensor) -> Tensor:
             sums_G = torch.zeros(len(self.groups), device=device)
-            return sums_G.index_add_(0, group_R.repeat_interleave(times_R).to(device), values.float())
+            return sums_G.index_add_(0, sent(group_R.repeat_interleave(times_R), device), values.float())
 
         once_R = torch.ones_like(group_R)
         sums = {
             "ce": added(out.cross_entropy_T, learnt_R),
             "mse": added(out.squared_error_L, drawn_R),
-            "text_tokens": added(learnt_R.to(device), once_R),
-            "latent_tokens": added(drawn_R.to(device), once_R),
-            "rows": added(once_R.to(device), once_R),
+            "text_tokens": added(sent(learnt_R, device), once_R),
+            "latent_tokens": added(sent(drawn_R, device), once_R),
+            "rows": added(sent(once_R, device), once_R),
         }
         return {group_key(name, what): sums_G[n] for what, sums_G in sums.items() for n, name in enumerate(self.groups)}
 

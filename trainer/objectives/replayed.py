@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.losses import highest
 from trainer.objectives.base import Once, RolloutBatch
 from trainer.policies.base import Replays
+from trainer.transfers import sent
 from trainer.types import Replay
 
 
@@ -60,8 +61,8 @@ class ReplayedObjective:
         rollout, columns = batch.rollout, self.policy.parts(batch.rollout)[part]
         replay = self.policy.replay(rollout, columns, reference=reference)
         replayed_BS = replay.logp_BS.detach()
-        sampled_BS = rollout.logp_BS[:, columns].to(replayed_BS.device)
-        mask_BS = None if rollout.mask_BS is None else rollout.mask_BS[:, columns].to(replayed_BS.device)
+        sampled_BS = sent(rollout.logp_BS[:, columns], replayed_BS.device)
+        mask_BS = None if rollout.mask_BS is None else sent(rollout.mask_BS[:, columns], replayed_BS.device)
         first, is_behind = part not in batch.old, rollout.behind > 0
         differs = is_behind or rollout.version is not None
         if first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -69,23 +69,31 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def totals(self, there: Mapping[str, Tensor], here: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all ranks by name, of 0-d tensors on the device, which is waited for once, and of numbers of the CPU. All ranks
+        have the same names."""
+        added = self.sum(torch.stack([value.double() for value in there.values()])).tolist() if there else []
+        if here:
+            added += self.sum(torch.tensor(list(here.values()), dtype=torch.float64)).tolist()
+        return dict(zip([*there, *here], added, strict=True))
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank. It travels by the CPU, as the device would have to finish all that was queued."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))).item())
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value` (anything JSON holds), by rank, on every rank. Travels as JSON bytes, never pickled."""
+        """Every rank's `value` (anything JSON holds), by rank, on every rank. Travels as JSON bytes, never pickled, by the CPU (see
+        `any`)."""
         if self.size == 1:
             return [value]
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(data)], device=self.device))
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(data)]))
         longest = max(int(length) for length in lengths)
-        buffers = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
+        buffers = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(buffers, torch.nn.functional.pad(data, (0, longest - len(data))))
         return [
-            json.loads(buffer[: int(length)].cpu().numpy().tobytes())
-            for buffer, length in zip(buffers, lengths, strict=True)
+            json.loads(buffer[: int(length)].numpy().tobytes()) for buffer, length in zip(buffers, lengths, strict=True)
         ]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -105,8 +113,8 @@ class World:
             parameter.grad = gradient.view_as(parameter) if count else None
 
     def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+        """Wait for all ranks; not for what their devices still have to do."""
+        self.any(False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError
@@ -21,6 +22,7 @@ from trainer.programs.given import GivenProgram, given_material
 from trainer.programs.session import Row, Session
 from trainer.programs.sight import prove_on_texts
 from trainer.types import AnswerPair, Conversation, Prompt
+from trainer.update.tally import accumulate
 
 Text = TypeVar("Text", Conversation, AnswerPair)
 
@@ -136,22 +138,18 @@ def held_out_metrics(objective: OnGivenRows, rows: Sequence[Any], world: World) 
     most = max(world.gather(own))
     filler = batches[-1] if batches else objective.batches(None, 0)[0]
     batches += [filler.weightless()] * (most - own)
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    divisor = 0.0
     batches = [each.to(world.device) for each in batches]
     if isinstance(objective, LooksFirst):
         objective.look(batches, world.gather)
     for batch in batches:
         terms, stats = objective.terms(batch, 0)
-        found = {"loss": terms[0].sum} | dict(stats.sums)
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        for name, count in {"loss": objective.counts(batch)[terms[0].over], "terms": stats.count.item()}.items():
-            counts[name] = counts.get(name, 0.0) + count
-    added = world.sum(
-        torch.tensor([*sums.values(), *counts.values()], dtype=torch.float64, device=world.device)
-    ).tolist()
-    totals = dict(zip([*sums, *(f"count of {name}" for name in counts)], added, strict=True))
+        accumulate(sums, {"loss": terms[0].sum, **stats.sums})
+        accumulate(counts, {"count of terms": stats.count})
+        divisor += objective.counts(batch)[terms[0].over]
+    totals = world.totals({**sums, **counts}, {"count of loss": divisor})
     row: dict[str, float | None] = {}
     for name in sums:
         count = totals["count of loss" if name == "loss" else "count of terms"]

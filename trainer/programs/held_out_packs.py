@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from trainer.config.base import UserError
 from trainer.data.packing.groups import PackGroup
@@ -14,6 +15,7 @@ from trainer.objectives.packed import PackBatch, SupervisedPacks, by_group
 from trainer.policies.base import Laid, Laying
 from trainer.processes.distributed import World, even_share
 from trainer.seeds import sample_seed
+from trainer.update.tally import accumulate
 
 LEVELS = (0.25, 0.5, 0.75, 0.95)  # noise levels at which held-out images are measured
 
@@ -59,18 +61,15 @@ class HeldOut:
         if len(own) < most:
             filler = own[-1] if own else next(self._packs(self.places, level))
             own += [filler.weightless()] * (most - len(own))
-        sums: dict[str, float] = {}
+        if not own:
+            return {}  # no row at this level on any rank
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
         for batch in own:
             terms, stats = self.objective.terms(batch, 0)
-            counts = self.objective.counts(batch)
-            told = {name: value.item() for name, value in stats.totals.items()}
-            told |= {f"sum of {term.over}": term.sum.item() for term in terms} | counts
-            for name, value in told.items():
-                sums[name] = sums.get(name, 0.0) + value
-        added = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=world.device)).tolist()
-        totals = dict(zip(sums, added, strict=True))
-        if not totals:
-            return {}  # no row at this level on any rank
+            accumulate(sums, {**stats.totals, **{f"sum of {term.over}": term.sum for term in terms}})
+            counts.update(self.objective.counts(batch))
+        totals = world.totals(sums, counts)
         found = by_group(totals, self.objective.groups)
         for name, over in (("ce", "text_tokens"), ("mse", "latent_tokens")):
             if totals[over]:

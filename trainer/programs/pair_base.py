@@ -44,6 +44,7 @@ from trainer.quickstart.scenes import (
     render,
 )
 from trainer.quickstart.small_janus import PIXEL_MEAN, PIXEL_STD, codebook, new_network, processor, tokens_of
+from trainer.transfers import sent
 from trainer.types import Prompt
 
 SAY = "say"  # what asks for a description
@@ -76,7 +77,8 @@ class SceneBatch:
 
     def to(self, device: torch.device) -> Self:
         names = ("prompts_BT", "codes_BN", "pixels", "ids_QW", "labels_QW", "shown")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved: dict[str, Any] = {name: sent(getattr(self, name), device) for name in names}
+        return replace(self, **moved)
 
     def weightless(self) -> Self:
         return replace(self, weight=0.0)

@@ -31,6 +31,7 @@ from trainer.programs.base import Kind, Material
 from trainer.programs.given import GivenProgram
 from trainer.programs.session import Row, Session
 from trainer.quickstart.words import Word, corrupt, draw_word, render
+from trainer.transfers import sent
 from trainer.types import Prompt, Rollout
 
 PCA_PICTURES = 6000
@@ -63,10 +64,10 @@ class WordBatch:
     def to(self, device: torch.device) -> Self:
         return replace(
             self,
-            images=self.images.to(device),
-            time_B=self.time_B.to(device),
-            noise=self.noise.to(device),
-            dropped_B=self.dropped_B.to(device),
+            images=sent(self.images, device),
+            time_B=sent(self.time_B, device),
+            noise=sent(self.noise, device),
+            dropped_B=sent(self.dropped_B, device),
         )
 
     def weightless(self) -> Self:

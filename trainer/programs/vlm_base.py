@@ -34,6 +34,7 @@ from trainer.programs.given import GivenProgram
 from trainer.programs.session import Row, Session
 from trainer.quickstart.cards import Card, caption, draw_card, render
 from trainer.quickstart.small_vlm import PIXEL_MEAN, PIXEL_STD, new_network, processor, prompt_text
+from trainer.transfers import sent
 
 SAY = "say"  # what asks for a caption
 RIGHT_THOUGHTS = 0.95  # share of right answers among careless ones that a thought comes before
@@ -89,7 +90,10 @@ class CardBatch:
 
     def to(self, device: torch.device) -> Self:
         return replace(
-            self, pixels=self.pixels.to(device), ids_BW=self.ids_BW.to(device), labels_BW=self.labels_BW.to(device)
+            self,
+            pixels=sent(self.pixels, device),
+            ids_BW=sent(self.ids_BW, device),
+            labels_BW=sent(self.labels_BW, device),
         )
 
     def weightless(self) -> Self:

@@ -126,7 +126,8 @@ SENTENCES: dict[str, str] = {
     "heldout/loss": "The loss on the rows that hold_out keeps from training, with the averaged weights; other keys with heldout/ are "
     "what the objective shows of them.",
     "ratio/mean": "Mean probability ratio of new to old policy; exactly 1 before a step's first update. Its smallest "
-    "and largest are ratio/min and ratio/max.",
+    "and largest are ratio/min and ratio/max. All of ratio/, clip_share and what else is a mean over terms are null in a step in which none "
+    "has a weight: no score came, or every group was left out.",
     "ratio/std": "Spread of the ratios around their mean: how far the updates of a step have moved the policy.",
     "ratio/replay_error": "Largest difference between a log-probability when it was sampled and when it is computed again "
     "before the update; anything but 0 means that sampling and training disagree.",

@@ -30,6 +30,8 @@ def text_metrics(
     """
     lengths, cut, surprise = [], 0, 0.0
     for rollout in rollouts:
+        if not any(sample.text is not None for sample in rollout.samples):
+            continue  # of images alone, whose log-probabilities may be on the device
         inside_BS = _inside(rollout) & _written(rollout)
         rows_B = torch.tensor([sample.text is not None for sample in rollout.samples], device=inside_BS.device)
         lengths += inside_BS.sum(1)[rows_B].tolist()

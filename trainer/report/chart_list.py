@@ -162,9 +162,7 @@ def _ratio(source: Source, key: str, place: Place) -> Series:
     low, high = least.low or least.values, largest.high or largest.values
     if list(least.steps) != list(line.steps) or list(largest.steps) != list(line.steps):
         low, high = [], []
-    # Where no sample had a gradient there is no ratio: least and largest are null, and the mean of nothing is written as 0.
-    means = [m if math.isfinite(least) else math.nan for m, least in zip(line.values, low or line.values, strict=True)]
-    y, low, high = ([value - 1 for value in values] for values in (means, low, high))
+    y, low, high = ([value - 1 for value in values] for values in (line.values, low, high))
     label = "mean (band: least to largest)" if low else "mean"
     return Series(label, place(line.steps), y, low, high)
 

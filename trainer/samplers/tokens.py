@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainer.transfers import sent
+
 
 def uniforms(seeds_B: Sequence[int], length: int) -> Tensor:
     """(B, length) float64 in [0, 1): what each row's tokens are drawn with. A row's numbers follow from its seed alone, and
@@ -25,7 +27,7 @@ def uniforms(seeds_B: Sequence[int], length: int) -> Tensor:
 
 def allowed_logits(logits_BV: Tensor, banned_N: Tensor) -> Tensor:
     """Float32 logits with minus infinity at the ids `banned_N`, which can then be neither drawn nor scored."""
-    return logits_BV.float().index_fill(-1, banned_N.to(logits_BV.device), -torch.inf)
+    return logits_BV.float().index_fill(-1, sent(banned_N, logits_BV.device), -torch.inf)
 
 
 def kept_tokens(logits_BV: Tensor, *, top_p: float, top_k: int) -> Tensor | None:
@@ -77,6 +79,6 @@ def draw_tokens(
     # The inverse of the distribution function, in float64: the sum of 150,000 float32 shares may end short of the uniform.
     # The first place whose sum is above u * total has a share above 0, so no banned token is met.
     below_BV = logp_BV.double().exp().cumsum(-1)
-    reached_B1 = uniform_B.to(logits_BV.device)[:, None] * below_BV[:, -1:]
+    reached_B1 = sent(uniform_B, logits_BV.device)[:, None] * below_BV[:, -1:]
     token_B = torch.searchsorted(below_BV, reached_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
     return token_B, logp_BV.gather(-1, token_B[:, None])[:, 0], kept_BV

@@ -25,12 +25,12 @@ class Tally:
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a loss to the total `name`."""
-        _accumulate(self._totals, {name: value})
+        accumulate(self._totals, {name: value})
 
     def add_stats(self, stats: Stats) -> None:
-        _accumulate(self._counts, {stats.group: stats.count})
-        _accumulate(self._sums.setdefault(stats.group, {}), _grouped(stats.sums, stats.group))
-        _accumulate(self._totals, _grouped(stats.totals, stats.group))
+        accumulate(self._counts, {stats.group: stats.count})
+        accumulate(self._sums.setdefault(stats.group, {}), _grouped(stats.sums, stats.group))
+        accumulate(self._totals, _grouped(stats.totals, stats.group))
         for name, value in _grouped(stats.lows, stats.group).items():
             self._lows[name] = torch.minimum(self._lows.get(name, value), value)
         for name, value in _grouped(stats.highs, stats.group).items():
@@ -41,7 +41,7 @@ class Tally:
         return bool(torch.stack([value.isfinite() for value in self._totals.values()]).all())
 
     def metrics(self) -> dict[str, float]:
-        """Of all ranks: totals as they are, sums as means over what counts, and extremes."""
+        """Of all ranks: totals as they are, sums as means over what counts (NaN where nothing does), and extremes (infinite there)."""
         sums = {name: value for group in self._sums.values() for name, value in group.items()}
         flat = torch.stack([*self._counts.values(), *self._totals.values(), *sums.values()])
         ends = [value.double() for value in [*self._lows.values(), *self._highs.values()]]
@@ -52,7 +52,9 @@ class Tally:
         numbers, own = numbers[: len(flat)], numbers[len(flat) :]
         counts = dict(zip(self._counts, numbers, strict=False))
         row = dict(zip([*self._totals, *sums], numbers[len(counts) :], strict=True))
-        row |= {name: row[name] / max(counts[group], 1.0) for group, named in self._sums.items() for name in named}
+        # A mean of nothing is no number, as the extremes of nothing are none: rows show null.
+        for group, named in self._sums.items():
+            row |= {name: row[name] / counts[group] if counts[group] else math.nan for name in named}
         low, high = own[: len(self._lows)], own[len(self._lows) :]
         extremes = self.world.gather(
             [dict(zip(self._lows, low, strict=True)), dict(zip(self._highs, high, strict=True))]
@@ -72,7 +74,8 @@ def _key(group: str, name: str) -> str:
     return f"{group}/{name}" if group else name
 
 
-def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add 0-d tensors to sums by name, float64, where they are."""
     for name, value in values.items():
         number = value.detach().double()
         sums[name] = sums[name] + number if name in sums else number

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.forked import run_ranks
 from tests.support.mot_ranks import STEPS, steps_of
+from tests.support.rank_cases import cases_on_ranks
 
 
 def check(folder: Path, *engines: str) -> None:
-    run_ranks("tests.support.mot_ranks", str(folder), *engines, ranks=2, output=folder / "ranks")
-    expected, found = steps_of(folder), json.loads((folder / "rows.json").read_text())
+    found = cases_on_ranks("tests.support.mot_ranks", folder, *engines)[0]
+    expected = steps_of(folder)
     steps = list(zip(expected["held"][::2], expected["held"][1::2], strict=True))
     assert len(steps) == STEPS
     for kind in (0, 1):  # learnt words, latents: of each a step has some in one pack and none in the other

@@ -62,7 +62,7 @@ def test_an_image_is_drawn_after_a_kept_context_as_in_the_whole_row(
     rows = [each.laid(model, Laying(seed=0), canvas=(2, 4)) for each in contexts]
     given = pack_rows(rows, model.codec, model.network.geometry, model.device, "dense")
     given.tokens.latents[given.drawn_L] = x.flatten(0, 1)
-    given.tokens.levels_I[given.tokens.image_G[given.drawn_L]] = 0.6
+    given.tokens.levels_I[given.drawn_I] = 0.6
     _, gen = model.network(given.tokens, given.attends)
     whole = model.network.velocity(gen[given.drawn_L]).unflatten(0, (3, 8))
     torch.testing.assert_close(cached, whole, rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.config import SftLossConfig
 from trainer.config.objective import TimestepSection
+from trainer.transfers import sent
 
 _EDGE = 1e-6  # keeps a logit finite
 
@@ -42,7 +43,7 @@ class NoiseLevels:
             noise.append(torch.randn(like.shape[1:], generator=generator))
         k, n = stratum
         sigma_B = self.sigma((k + torch.stack(uniform)) / n)
-        return _send(sigma_B, like.device), _send(torch.stack(noise), like.device)
+        return sent(sigma_B, like.device), sent(torch.stack(noise), like.device)
 
     def sigma(self, uniform_B: Tensor) -> Tensor:
         """The quantile at 1 - uniform, for numbers in [0, 1)."""
@@ -50,8 +51,3 @@ class NoiseLevels:
         if self.logit_normal:
             level = torch.sigmoid(torch.special.ndtri(level.clamp(_EDGE, 1 - _EDGE).double())).float()
         return self.shift * level / (1 + (self.shift - 1) * level)
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device; from pinned memory, so that the process does not wait for what the device still has to do."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -124,7 +124,7 @@ class DpoOnPairs:
         weight_N = torch.full((len(batch.places),), batch.weight, device=v.device)
         terms, stats = pair_terms(v, v_ref, x0, noise, weight_N, self.config)
         # The skipped pairs of a batch are told once, with its first part.
-        skipped = torch.tensor(0.0 if part else float(batch.drawn.skipped), device=v.device)
+        skipped = torch.full((), 0.0 if part else float(batch.drawn.skipped), device=v.device)
         return terms, replace(stats, totals={"preferences/skipped": skipped})
 
     def _check_first_pair(self) -> None:

@@ -125,7 +125,7 @@ class Supervised:
         v = self.policy.predict(self._prompts(batch, rows), diffuse(x0, noise, sigma_B), sigma_B)
         loss = batch.weight * matching_error(v, x0, noise).sum()
         # The skipped ones of a batch are told once, with its first part.
-        skipped = torch.tensor(0.0 if part else float(batch.drawn.skipped), device=loss.device)
+        skipped = torch.full((), 0.0 if part else float(batch.drawn.skipped), device=loss.device)
         return [Term("loss/sft", loss, "images")], Stats(torch.zeros_like(skipped), totals={"sft/skipped": skipped})
 
     def _check_first_image(self) -> None:

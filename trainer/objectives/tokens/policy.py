@@ -26,6 +26,7 @@ from trainer.losses.terms import lowest, total
 from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, with_gradient
 from trainer.objectives.replayed import Replayed, ReplayedObjective
 from trainer.policies.base import Replays
+from trainer.transfers import sent
 from trainer.types import Rollout
 
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -121,7 +122,7 @@ class TokenPolicy(ReplayedObjective):
         scale_BS = batch.rollout.scale_BS
         # Every policy term is a multiple of the advantage, and no clip asks for more than its sign.
         unscaled_BS = terms.policy_BS
-        scaled_BS = unscaled_BS if scale_BS is None else unscaled_BS * scale_BS[:, found.columns].to(logp_BS.device)
+        scaled_BS = unscaled_BS if scale_BS is None else unscaled_BS * sent(scale_BS[:, found.columns], logp_BS.device)
         policy_BS, log_w_BS = self._corrected(scaled_BS, found, counts_BS)
         policy = (weight_BS * policy_BS).sum()
         kl = torch.zeros_like(policy) if terms.kl_BS is None else (weight_BS * terms.kl_BS).sum()
@@ -139,9 +140,8 @@ class TokenPolicy(ReplayedObjective):
         return self._weigh(batch.rollout, batch.weight_N)
 
     def _weigh(self, rollout: Rollout, weight_B: Tensor) -> Weights:
-        return weigh(
-            _mask(rollout), self.reduction, weight_B=weight_B.to(rollout.logp_BS.device), cap=self.loss.longest
-        )
+        # Where the weights are, which is the device only once the divisor is known: what is sent there is not read back.
+        return weigh(sent(_mask(rollout), weight_B.device), self.reduction, weight_B=weight_B, cap=self.loss.longest)
 
     def _reference(self, found: Replayed) -> Tensor | None:
         if self.loss.kl_beta and found.replay.reference_BS is None:

@@ -17,6 +17,7 @@ from trainer.losses.terms import total
 from trainer.objectives.base import Term
 from trainer.objectives.tokens.given import GivenRows, Rows, by_length, learnt_mask, shortened
 from trainer.policies.base import GivenText, ReadsTokens
+from trainer.transfers import sent
 from trainer.types import AnswerPair, Conversation, Turn
 
 
@@ -163,7 +164,7 @@ class TokenDpo:
         counts_N = torch.full_like(pairs.chosen_N, batch.weight) != 0
         kl_BS = k3(log_ratios(logp_BS.detach(), ref_BS, counts_BS))
         chosen_kl_N, rejected_kl_N = row_mean(kl_BS, counts_BS)[:, 0].chunk(2)
-        skipped = torch.tensor(float(batch.skipped), device=logp_BS.device)
+        skipped = torch.full((), float(batch.skipped), device=logp_BS.device)
         sums = {
             "dpo/margin": total(pairs.margin_N, counts_N),
             "dpo/reward_margin": total(config.beta * pairs.margin_N, counts_N),
@@ -176,7 +177,7 @@ class TokenDpo:
 
     def _losses(self, batch: PairBatch, pairs: PairRatios) -> Tensor:
         config = self.config
-        others_2N = batch.others[0].to(pairs.chosen_N.device) if batch.others else None
+        others_2N = sent(batch.others[0], pairs.chosen_N.device) if batch.others else None
         if others_2N is None and not batch.weight:
             others_2N = torch.zeros(2, len(batch.pairs), device=pairs.chosen_N.device)
         return pair_terms(
@@ -193,13 +194,13 @@ class TokenDpo:
         return pair_ratios(logp_BS, ref_BS, counts_BS, self.config.kind, ld_alpha=self.config.ld_alpha)
 
     def _counts(self, batch: PairBatch, device: torch.device) -> Tensor:
-        return learnt_mask(batch.texts_B).to(device) & (batch.weight != 0)
+        return sent(learnt_mask(batch.texts_B), device) & (batch.weight != 0)
 
     def _both(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """logp_BS of the policy and of the reference."""
         logp_BS = self.logp(batch)
         ref_BS = self.logp(batch, reference=True) if self.reference is None else self.reference(batch)
-        return logp_BS, ref_BS.to(logp_BS.device)
+        return logp_BS, sent(ref_BS, logp_BS.device)
 
     def logp(self, batch: PairBatch, *, reference: bool = False) -> Tensor:
         """logp_BS (2N, S) of the answers' tokens."""

@@ -13,6 +13,7 @@ from trainer.losses import Stats, Weights, weigh
 from trainer.objectives.base import Term
 from trainer.objectives.tokens.given import GivenRows, Rows, by_length, learnt_mask, shortened
 from trainer.policies.base import GivenText, ReadsTokens
+from trainer.transfers import sent
 from trainer.types import Conversation
 
 
@@ -88,7 +89,7 @@ class SupervisedTokens:
 
     def terms(self, batch: TextBatch, part: int) -> tuple[list[Term], Stats]:
         logp_BS = self.policy.logp([text.reading for text in batch.texts], [text.tokens for text in batch.texts])
-        weight_BS = self._weights(batch).weight_BS.to(logp_BS.device)
+        weight_BS = sent(self._weights(batch).weight_BS, logp_BS.device)
         counts_BS = weight_BS != 0
         # Selected before it is weighed: what lies behind a row's end may be NaN, and 0 * NaN is NaN.
         loss = -(weight_BS * torch.where(counts_BS, logp_BS, 0.0)).sum()

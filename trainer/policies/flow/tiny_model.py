@@ -18,6 +18,7 @@ from trainer.config import ConfigError, TinyConfig
 from trainer.policies.flow.tiny_network import TinyTransformer
 from trainer.policies.pca_codec import PcaCodec
 from trainer.quickstart.words import ALPHABET, HEIGHT, INKS, WIDTH
+from trainer.transfers import sent
 
 PATCH = 8
 LATENT_SHAPE = (48, HEIGHT // PATCH, WIDTH // PATCH)
@@ -110,7 +111,7 @@ class TinyModel(nn.Module):
 
 def token_tensor(texts: Sequence[str], device: torch.device) -> Tensor:
     """(B, 5) int64 token ids."""
-    return torch.tensor([tokenize(text) for text in texts], dtype=torch.int64, device=device)
+    return sent(torch.tensor([tokenize(text) for text in texts], dtype=torch.int64), device)
 
 
 def to_pixels(images: Tensor) -> Tensor:

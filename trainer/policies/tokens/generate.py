@@ -14,6 +14,7 @@ from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.model import TokenModel
 from trainer.samplers.tokens import draw_tokens, uniforms
+from trainer.transfers import sent
 
 
 class GenerateDrawer:
@@ -47,6 +48,7 @@ class GenerateDrawer:
                 synced_gpus=is_cut(model.network),
             )
         tokens_BS = written_BW[:, batch["input_ids"].shape[1] :].cpu()
+        chooser.read()
         return [chooser.answer(row, tokens_S, ends) for row, tokens_S in enumerate(tokens_BS)]
 
 
@@ -54,8 +56,8 @@ class _Chooser:
     """A logits processor (`transformers.LogitsProcessor`) that draws."""
 
     def __init__(self, model: TokenModel, seeds_B: Sequence[int], plan: TokenPlan) -> None:
-        self.plan, self.banned_N = plan, model.banned_N.to(model.device)
-        self.uniform_BS = uniforms(seeds_B, plan.max_new_tokens) if plan.temperature else None
+        self.plan, self.banned_N = plan, sent(model.banned_N, model.device)
+        self.uniform_BS = sent(uniforms(seeds_B, plan.max_new_tokens), model.device) if plan.temperature else None
         self.logp: list[Tensor] = []
         self.kept: list[Tensor | None] = []
 
@@ -69,9 +71,15 @@ class _Chooser:
             top_p=plan.top_p,
             top_k=plan.top_k,
         )
-        self.logp.append(logp_B.cpu())
-        self.kept.append(None if kept_BV is None else kept_BV.cpu())
+        self.logp.append(logp_B)  # read when all is drawn: reading waits for the device
+        self.kept.append(kept_BV)
         return torch.full_like(scores, -torch.inf).scatter(-1, token_B[:, None], 0.0)
+
+    def read(self) -> None:
+        """Bring what was kept to the CPU."""
+        if self.logp:
+            self.logp = list(torch.stack(self.logp).cpu())
+        self.kept = [None if each is None else each.cpu() for each in self.kept]
 
     def answer(self, row: int, tokens_S: Tensor, ends: Sequence[int]) -> Answer:
         """The row's answer, without what pads it behind its end."""

@@ -23,6 +23,7 @@ from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.preparing import computing
 from trainer.policies.tokens.readings import KEPT_BYTES, KeptReadings
+from trainer.transfers import sent
 from trainer.types import Prompt, Turn
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files
@@ -92,7 +93,11 @@ class TokenModel:
         return str(self.tokenizer.decode(tokens_S.tolist(), skip_special_tokens=True)).strip()
 
     def collate(self, readings: Sequence[Reading], answers: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """A batch of the network's own inputs, on its device.
+        """A batch of the network's own inputs, on its device; see `gathered`."""
+        return {name: sent(tensor, self.device) for name, tensor in self.gathered(readings, answers).items()}
+
+    def gathered(self, readings: Sequence[Reading], answers: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """A batch of the network's own inputs, on the CPU.
 
         Prompts alone are padded on the left, where writing goes on at the right end of every row; prompts with answers on the
         right, so that no row's positions depend on its neighbours.
@@ -111,7 +116,7 @@ class TokenModel:
         batch = {"input_ids": ids, "attention_mask": torch.stack(kept).long(), **joined_inputs(readings)}
         if "mm_token_type_ids" in batch:  # up to the last image; an answer is text, and so is what pads
             batch["mm_token_type_ids"] = _beside(readings, ids.shape[1], left=answers is None)
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return batch
 
     def read_turns(self, where: str, turns: Sequence[Turn], paths: Sequence[str]) -> Reading:
         """Turns with their images, ready for an answer. `where` names them. Raises ConfigError as `read` does."""

@@ -30,6 +30,7 @@ from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.parts import part_of
 from trainer.policies.tokens.trace import AnswerTrace
 from trainer.samplers.tokens import allowed_logits, log_probs
+from trainer.transfers import sent
 from trainer.types import Conversation, Prompt, Replay, Rollout, Sample
 
 _NAMED = 3  # prompts that cannot be read that a message names
@@ -231,8 +232,8 @@ class TokenPolicy:
         with self.model.computing():
             logits_NV = allowed_logits(self._answer_logits(self.model, network, trace), banned_N)
         kept = [kept_SV for kept_SV in trace.kept_B if kept_SV is not None]
-        logp_NV = log_probs(logits_NV / (trace.temperature or 1.0), torch.cat(kept).to(device) if kept else None)
-        logp_N = logp_NV.gather(-1, torch.cat(list(trace.tokens_B)).to(device)[:, None])[:, 0]
+        logp_NV = log_probs(logits_NV / (trace.temperature or 1.0), sent(torch.cat(kept), device) if kept else None)
+        logp_N = logp_NV.gather(-1, sent(torch.cat(list(trace.tokens_B)), device)[:, None])[:, 0]
         return pad_sequence(logp_N.split([len(tokens_S) for tokens_S in trace.tokens_B]), batch_first=True)
 
     @contextmanager

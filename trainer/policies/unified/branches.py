@@ -22,6 +22,7 @@ from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import supports, text_model
 from trainer.policies.tokens.llama.replay import shared_hidden
 from trainer.policies.unified.draw import ImageModel
+from trainer.transfers import sent
 
 
 @torch.no_grad()
@@ -34,9 +35,8 @@ def draw(model: ImageModel, prompts_R: Sequence[Tensor], choose: Choose) -> list
         return _draw_plainly(model, prompts_R, choose)
     text, (prompts, prompt_R) = text_model(model.network), _distinct(prompts_R)
     prefix = embedded_prefix(text, _embedded(model, model.network, prompts))
-    embed, endless = partial(model.embed_image, model.network), torch.empty(0, dtype=torch.int64, device=model.device)
-    place_R = torch.tensor(prompt_R, device=model.device)
-    return decode(text, fused_layers(text), prefix, place_R, choose, embed, endless, model.num_image_tokens)
+    embed = partial(model.embed_image, model.network)
+    return decode(text, fused_layers(text), prefix, torch.tensor(prompt_R), choose, embed, (), model.num_image_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +83,13 @@ def _distinct(prompts_R: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
 
 def _embedded(model: ImageModel, network: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
     """Embeddings (T, d) of each."""
-    flat = model.embed_text(network, torch.cat(list(prompts)).to(model.device))
+    flat = model.embed_text(network, sent(torch.cat(list(prompts)), model.device))
     return list(flat.split([len(each) for each in prompts]))
 
 
 def _behind_prompts(model: ImageModel, network: nn.Module, rows: Sequence[Branch]) -> Tensor:
     """Embeddings of all that stands behind the prompts and predicts something, row by row."""
-    tokens_RN = torch.stack([row.tokens_N for row in rows]).to(model.device)
+    tokens_RN = sent(torch.stack([row.tokens_N for row in rows]), model.device)
     images_RNd = model.embed_image(network, tokens_RN[:, :-1])
     if not any(len(row.own_L) for row in rows):
         return images_RNd.flatten(0, 1)
@@ -111,10 +111,10 @@ def _draw_plainly(model: ImageModel, prompts_R: Sequence[Tensor], choose: Choose
 
     network, device = model.network, model.device
     width = max(len(each) for each in prompts_R)
-    ids_RT = torch.stack([torch.cat([each.new_zeros(width - len(each)), each]) for each in prompts_R]).to(device)
-    mask_RW = torch.stack([torch.arange(width) >= width - len(each) for each in prompts_R]).long().to(device)
+    ids_RT = sent(torch.stack([torch.cat([each.new_zeros(width - len(each)), each]) for each in prompts_R]), device)
+    mask_RW = sent(torch.stack([torch.arange(width) >= width - len(each) for each in prompts_R]).long(), device)
     language: Any = model.language_model(network)
-    cache, found, rows_R = DynamicCache(), list[Drawn](), torch.arange(len(prompts_R), device=device)
+    cache, found, rows_R = DynamicCache(), list[Drawn](), torch.arange(len(prompts_R))
     x = model.embed_text(network, ids_RT)
     for number in range(model.num_image_tokens):
         # Of the new columns alone: positions count from a row's first token, and what pads has that of the first.

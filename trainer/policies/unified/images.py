@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.policies.tokens.draw import Answer, Reading
 from trainer.policies.tokens.llama.decode import Choose
+from trainer.policies.tokens.llama.drawer import on_the_cpu
 from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.policy import TokenPolicy
 from trainer.policies.unified.branches import Branch, draw, hidden_states
@@ -23,6 +24,7 @@ from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan, PlanMo
 from trainer.policies.unified.trace import ImageTrace
 from trainer.samplers.guidance import guided_logits
 from trainer.samplers.tokens import draw_tokens, log_probs, uniforms
+from trainer.transfers import sent
 from trainer.types import Prompt, Rollout, Sample
 
 _NOTHING = torch.empty(0, dtype=torch.int64)
@@ -86,7 +88,7 @@ class ImagePolicy:
         with model.computing():
             hidden = hidden_states(model, network, rows).split([row.predicted for row in rows])
             branches = [torch.cat([each[-num:] for each in hidden[i : i + count]]) for i in range(0, len(rows), count)]
-            token_M = tokens_BN.flatten().to(model.device)
+            token_M = sent(tokens_BN.flatten(), model.device)
             logp_BN = self._scored(network, branches, token_M, plan).unflatten(0, (count, num))
             if not trace.thoughts_B:
                 return logp_BN
@@ -107,7 +109,7 @@ class ImagePolicy:
             logits_MV = self.planner.model.text_logits(network, hidden_Md) / temperature
             return _picked(log_probs(logits_MV, kept_MV[0] if kept_MV else None), token_M)
 
-        given = [torch.cat(each).to(of_plans.device) for each in (tokens, kept) if each]
+        given = [sent(torch.cat(each), of_plans.device) for each in (tokens, kept) if each]
         return self._in_parts(network, scored, self.planner.model.num_words, of_plans, *given).split(lengths)
 
     def _read(
@@ -198,13 +200,16 @@ class ImagePolicy:
             prompts += [each.uncond_T for each in drawings_B]
         with self.model.computing():
             found = draw(self.model, prompts, self._chooser(len(drawings_B), uniform_BN, plan))
-        tokens_BN = torch.stack([each.token_B[: len(drawings_B)] for each in found], 1)
-        return tokens_BN.cpu(), torch.stack([each.logp_B[: len(drawings_B)] for each in found], 1).cpu()
+        # Rows of the unconditional branch, which come last, go on with the same tokens.
+        tokens, logps = zip(
+            *((of[: len(drawings_B)], logp[: len(drawings_B)]) for of, logp in on_the_cpu(found)), strict=True
+        )
+        return torch.stack(tokens, 1), torch.stack(logps, 1)
 
     def _chooser(self, count: int, uniform_BN: Tensor | None, plan: ImagePlan) -> Choose:
         """Draws a token for each of `count` images of the hidden states of their branches, which all go on with it."""
-        model, guided = self.model, plan.guidance_scale != 1
-        uniform_BN = None if uniform_BN is None else uniform_BN.to(model.device)
+        model, guided, nothing = self.model, plan.guidance_scale != 1, sent(_NOTHING, self.model.device)
+        uniform_BN = None if uniform_BN is None else sent(uniform_BN, model.device)
 
         def choose(hidden_Rd: Tensor, number: int, rows_R: Tensor) -> tuple[Tensor, Tensor, None]:
             logits_RC = model.image_logits(model.network, hidden_Rd).float()
@@ -212,7 +217,7 @@ class ImagePolicy:
             token_B, logp_B, _ = draw_tokens(
                 guided_logits(cond_BC, uncond_BC, plan.guidance_scale) if guided else cond_BC,
                 None if uniform_BN is None else uniform_BN[:, number],
-                banned_N=_NOTHING,
+                banned_N=nothing,
                 temperature=plan.temperature,
                 top_p=1.0,
                 top_k=0,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.pretended_gpu import GPU, lines, pretended_gpu
+from tests.support.pretended_events import lines
+from tests.support.pretended_gpu import GPU, pretended_gpu
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from tests.support.tiny_updates import ADV, ONES, make_updater
 from trainer.config import FluxConfig, LoraConfig, QwenImageConfig, Sd3Config

@@ -40,7 +40,7 @@ def likeliest(network: Any, batch: dict[str, Any], prompt_B: Tensor) -> list[lis
     def choose(hidden_Bd: Tensor, number: int, rows_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return draw_tokens(model.head(hidden_Bd), None, banned_N=BANNED, temperature=0.0, top_p=1.0, top_k=0)
 
-    ends, prefix = torch.tensor([END]), read_prefix(model, batch)
+    ends, prefix = [END], read_prefix(model, batch)
     drawn = decode(model, fused_layers(model), prefix, prompt_B, choose, model.text.embed_tokens, ends, LONGEST)
     return [answer.tokens_S.tolist() for answer in answers_of(drawn, len(prompt_B), ends)]
 

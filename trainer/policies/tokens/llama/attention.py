@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.transfers import numbers, sent
+
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
@@ -28,7 +30,7 @@ class Ragged:
         if all(length == longest for length in lengths):
             return Ragged(lengths, None)
         inside_RL = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return Ragged(lengths, inside_RL.flatten().nonzero()[:, 0].to(device))
+        return Ragged(lengths, sent(inside_RL.flatten().nonzero()[:, 0], device))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,7 +50,7 @@ class Ragged:
 
     def inside(self, device: torch.device) -> Tensor:
         """Bool (R, L): where there is a token."""
-        return torch.arange(self.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
+        return torch.arange(self.shape[1], device=device) < numbers(self.lengths, device)[:, None]
 
 
 def rotated(heads_NHD: Tensor, cos_ND: Tensor, turned_sin_ND: Tensor) -> Tensor:

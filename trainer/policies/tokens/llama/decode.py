@@ -21,6 +21,7 @@ from trainer.policies.tokens.llama.forward import Computed, run_layers
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import FusedLayer, computed_type
 from trainer.policies.tokens.llama.layout import TextModel
+from trainer.transfers import numbers, sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Drawn:
     Attributes:
         token_B, logp_B: ids and their log-probabilities.
         kept_BV: bool, which tokens could be drawn; None where all could.
-        rows_B: which of all rows these are: those that had not ended before.
+        rows_B: which of all rows these are: those that had not ended before; on the CPU.
     """
 
     token_B: Tensor
@@ -39,7 +40,8 @@ class Drawn:
     rows_B: Tensor
 
 
-# Hidden states (B, d) behind the last norm, the position, and which of all rows these are: ids, log-probabilities, kept.
+# Hidden states (B, d) behind the last norm, the position, and which of all rows these are (on the device): ids, log-probabilities,
+# kept.
 Choose = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 # Ids (B,): embeddings (B, d).
 Embed = Callable[[Tensor], Tensor]
@@ -53,35 +55,47 @@ def decode(
     prompt_B: Tensor,
     choose: Choose,
     embed: Embed,
-    ends_E: Tensor,
+    ends: Sequence[int],
     longest: int,
 ) -> list[Drawn]:
     """Draw tokens behind a prompt for each row, up to its end.
 
+    Which rows go on, and where, is kept on the CPU: of a token it waits for the device once, where rows may have ended or may have
+    written the same, and not at all once every row has a beginning of its own and none can end.
+
     Args:
         prefix: the P prompts (`read_prefix`, `embedded_prefix`).
-        prompt_B: which of them each row continues.
+        prompt_B: which of them each row continues; on the CPU.
         choose: makes logits of hidden states, and draws the next tokens.
         embed: what the first layer takes of tokens that were drawn.
-        ends_E: ids that end a row; none where all rows have the full length.
+        ends: ids that end a row; none where all rows have the full length.
         longest: tokens after which a row is cut off.
     """
-    computed = run_layers(layers, prefix)
+    computed, device = run_layers(layers, prefix), prefix.next_P.device
     table = _Table.of(model, int(prefix.next_P.max()) + longest)
     beginnings = _Beginnings.of(prefix, computed, len(prompt_B), longest)
-    x_Ud, place_B, rows_B = computed.last_Pd, prompt_B, torch.arange(len(prompt_B), device=prompt_B.device)
+    x_Ud, place_B, rows_B, ends_E = computed.last_Pd, prompt_B, torch.arange(len(prompt_B)), torch.tensor(ends)
+    rows_there_B = sent(rows_B, device)
     found: list[Drawn] = []
     while True:
-        token_B, logp_B, kept_BV = choose(model.text.norm(x_Ud).index_select(0, place_B), len(found), rows_B)
+        last_Bd = model.text.norm(x_Ud).index_select(0, sent(place_B, device))
+        token_B, logp_B, kept_BV = choose(last_Bd, len(found), rows_there_B)
         found.append(Drawn(token_B, logp_B, kept_BV, rows_B))
         if len(found) == longest:
             return found
-        if len(ends_E):  # to count the rows that have ended, the computer waits for the device
-            left = torch.isin(token_B, ends_E, invert=True).nonzero()[:, 0]
-            if not len(left):
-                return found
-            rows_B, place_B, token_B = (each.index_select(0, left) for each in (rows_B, place_B, token_B))
-        place_B, token_U = beginnings.go_on(place_B, token_B)
+        if not ends and beginnings.are_apart(place_B):
+            token_U = token_B.index_select(0, sent(place_B.argsort(), device))
+        else:
+            token_B = token_B.cpu()  # the computer waits for the device
+            if ends:
+                left = torch.isin(token_B, ends_E, invert=True).nonzero()[:, 0]
+                if not len(left):
+                    return found
+                if len(left) < len(rows_B):
+                    rows_B, place_B, token_B = (each.index_select(0, left) for each in (rows_B, place_B, token_B))
+                    rows_there_B = sent(rows_B, device)
+            place_B, token_U = beginnings.go_on(place_B, token_B)
+            token_U = sent(token_U, device)
         x_Ud = _step(model, layers, beginnings, table, embed(token_U))
 
 
@@ -104,7 +118,7 @@ class _Beginnings:
     """What has been written so far, each beginning in a place of its own; the first U places are used.
 
     Attributes:
-        prompt_U: which prompt each continues.
+        prompt_U: which prompt each continues; on the CPU.
         keys: of each layer (B, K, D, W): a query's product then runs along the columns.
         values: of each layer (B, K, W, D).
         next_P: position of the first token behind each prompt.
@@ -138,20 +152,23 @@ class _Beginnings:
         mask_PW = None
         if min(prefix.lengths) < columns:
             column_W = torch.arange(columns + longest, device=device)
-            lengths_P1 = torch.tensor(prefix.lengths, device=device)[:, None]
+            lengths_P1 = numbers(prefix.lengths, device)[:, None]
             is_gap_PW = (column_W >= lengths_P1) & (column_W < columns)
             mask_PW = keys[0].new_zeros(is_gap_PW.shape).masked_fill(is_gap_PW, -torch.inf)
-        return _Beginnings(torch.arange(prompts, device=device), keys, values, prefix.next_P, mask_PW, columns)
+        return _Beginnings(torch.arange(prompts), keys, values, prefix.next_P, mask_PW, columns)
+
+    def are_apart(self, place_B: Tensor) -> bool:
+        """Whether each of these rows has a beginning of its own, and none has ended since: each then goes on in its place."""
+        return self.have_parted and len(place_B) == len(self.prompt_U)
 
     def go_on(self, place_B: Tensor, token_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Let rows write a token each: the place of each row's beginning from now on, and each beginning's last token (U,).
+        """Let rows write a token each: the place of each row's beginning from now on, and each beginning's last token (U,). All are on
+        the CPU.
 
         Args:
             place_B: of the beginnings that they go on from; those that no row goes on from are forgotten.
         """
-        if self.have_parted and len(place_B) == len(
-            self.prompt_U
-        ):  # none has ended since; the device is not waited for
+        if self.are_apart(place_B):
             return place_B, token_B.index_select(0, place_B.argsort())
         vocabulary = token_B.max() + 1
         pair_U, beginning_B = torch.unique(place_B * vocabulary + token_B, return_inverse=True)
@@ -159,7 +176,8 @@ class _Beginnings:
         self.have_parted = len(pair_U) == len(place_B)
         place_U, is_copied_U = places(before_U)
         if bool(is_copied_U.any()):
-            source, target = before_U[is_copied_U], place_U[is_copied_U]
+            device = self.next_P.device
+            source, target = sent(before_U[is_copied_U], device), sent(place_U[is_copied_U], device)
             for keys, values in zip(self.keys, self.values, strict=True):
                 keys[target, :, :, : self.columns] = keys[source, :, :, : self.columns]
                 values[target, :, : self.columns] = values[source, :, : self.columns]
@@ -194,7 +212,7 @@ def _step(
     model: TextModel, layers: Sequence[FusedLayer], beginnings: _Beginnings, table: _Table, x_Ud: Tensor
 ) -> Tensor:
     """Hidden states (U, d) behind the last layer of the token that each beginning goes on with, of its embedding `x_Ud`."""
-    count, column, prompt_U = len(x_Ud), beginnings.columns, beginnings.prompt_U
+    count, column, prompt_U = len(x_Ud), beginnings.columns, sent(beginnings.prompt_U, x_Ud.device)
     position_U = beginnings.next_P.index_select(0, prompt_U) + beginnings.written
     cos_UD, sin_UD = table.cos_LD.index_select(0, position_U), table.sin_LD.index_select(0, position_U)
     mask_UW = None if beginnings.mask_PW is None else beginnings.mask_PW[:, : column + 1].index_select(0, prompt_U)

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.policies.tokens.llama.attention import Ragged, attend, rotated, turned
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import Layer
+from trainer.transfers import numbers
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run_layers(layers: Sequence[Layer], prefix: Prefix, answers: Continuations |
             torch.cat([getattr(prefix, name), getattr(answers, name)]) for name in ("x_Nd", "cos_ND", "sin_ND")
         )
     sin_ND = turned(sin_ND)
-    last_P = torch.tensor(prefix.lengths, device=device).cumsum(0) - 1
+    last_P = numbers(prefix.lengths, device).cumsum(0) - 1
     count, all_keys, all_values = len(prefix.x_Nd), [], []
     for number, layer in enumerate(layers):
         heads, values = layer.heads(x_Nd)

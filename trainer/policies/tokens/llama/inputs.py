@@ -18,6 +18,7 @@ from torch import Tensor
 from trainer.policies.tokens.draw import Reading, Seen
 from trainer.policies.tokens.llama.layout import TextModel
 from trainer.policies.tokens.model import TokenModel
+from trainer.transfers import numbers, sent
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def prefix_of(model: TokenModel, text: TextModel, readings: Sequence[Reading]) -
     """Prompts from what was seen of them already, where that is known of all; else the model makes it of their inputs."""
     seen = [each.seen for each in readings if each.seen is not None and each.seen.inputs is each.inputs]
     if len(seen) < len(readings):
-        return read_prefix(text, model.collate(readings))
-    ids_N = torch.cat([each.ids_T for each in readings]).to(model.device)
+        return read_prefix(text, model.gathered(readings))
+    ids_N = sent(torch.cat([each.ids_T for each in readings]), model.device)
     lengths = [len(each.ids_T) for each in readings]
     starts = accumulate(lengths, initial=0)
-    places = torch.cat([each.places_I + start for each, start in zip(seen, starts, strict=False)])
+    places = sent(torch.cat([each.places_I + start for each, start in zip(seen, starts, strict=False)]), model.device)
     x_Nd = text.text.embed_tokens(ids_N)
     features = torch.cat([each.features_Id for each in seen]).to(x_Nd.dtype)
     added = [torch.cat(layer) for layer in zip(*(each.added for each in seen), strict=True)]
@@ -66,10 +67,12 @@ def see(model: TokenModel, text: TextModel, readings: Sequence[Reading]) -> list
     trained_here = {id(each) for part in (text.text, text.head) for each in part.parameters()}
     if any(each.requires_grad and id(each) not in trained_here for each in model.network.parameters()):
         return list(readings)
-    made = _embedded(text, model.collate(readings))
-    ids_N = torch.cat([each.ids_T for each in readings]).to(model.device)
-    is_image_N = torch.isin(ids_N, torch.tensor(model.image_ids, device=model.device))
-    if not torch.equal(made.x_Nd[~is_image_N], text.text.embed_tokens(ids_N)[~is_image_N]):
+    made = _embedded(text, model.gathered(readings))
+    ids_N = torch.cat([each.ids_T for each in readings])
+    is_image_N = torch.isin(ids_N, torch.tensor(model.image_ids))
+    texts_N = sent((~is_image_N).nonzero()[:, 0], model.device)
+    embedded = text.text.embed_tokens(sent(ids_N, model.device))
+    if not torch.equal(made.x_Nd.index_select(0, texts_N), embedded.index_select(0, texts_N)):
         return list(readings)
     found, lengths = [], list(made.lengths)
     rows = zip(
@@ -82,7 +85,8 @@ def see(model: TokenModel, text: TextModel, readings: Sequence[Reading]) -> list
     )
     for reading, is_image_T, x_Td, positions, added in rows:
         places_I = is_image_T.nonzero()[:, 0]
-        found.append(replace(reading, seen=Seen(reading.inputs, places_I, x_Td[places_I], positions, added)))
+        features_Id = x_Td.index_select(0, sent(places_I, model.device))
+        found.append(replace(reading, seen=Seen(reading.inputs, places_I, features_Id, positions, added)))
     return found
 
 
@@ -90,7 +94,7 @@ def read_prefix(model: TextModel, batch: Mapping[str, Any]) -> Prefix:
     """What `model` makes of a padded batch of prompts, left or right.
 
     Args:
-        batch: the arguments of the model's forward: `input_ids` (P, T), `attention_mask` (P, T), images.
+        batch: the arguments of the model's forward, on the CPU: `input_ids` (P, T), `attention_mask` (P, T), images.
     """
     return _prefix(model, _embedded(model, batch))
 
@@ -106,19 +110,22 @@ class _Embedded:
 
 
 def _embedded(model: TextModel, batch: Mapping[str, Any]) -> _Embedded:
+    device = model.weight.device
     with _layers_taken_out(model.text) as caught:
-        model.inner(**batch, use_cache=False)
+        model.inner(**{name: sent(each, device) for name, each in batch.items()}, use_cache=False)
     given = caught[0]
     x_PTd = given.get("inputs_embeds")
     if x_PTd is None:
         x_PTd = model.text.embed_tokens(given["input_ids"])
     mask_PT = batch["attention_mask"].bool()
-    where_N = mask_PT.flatten().nonzero()[:, 0]
+    where_N = sent(mask_PT.flatten().nonzero()[:, 0], device)
+    added = given.get("deepstack_visual_embeds") or ()
+    places = given["visual_pos_masks"].flatten().nonzero()[:, 0] if added else where_N
     return _Embedded(
         x_PTd.flatten(0, 1).index_select(0, where_N),
-        _positions(given.get("position_ids"), mask_PT).flatten(-2).index_select(-1, where_N),
+        sent(_positions(given.get("position_ids"), mask_PT), device).flatten(-2).index_select(-1, where_N),
         mask_PT.sum(1).tolist(),
-        [_spread(added, given["visual_pos_masks"], where_N) for added in given.get("deepstack_visual_embeds") or ()],
+        [_spread(each, places, mask_PT.numel(), where_N) for each in added],
     )
 
 
@@ -134,7 +141,7 @@ def embedded_prefix(model: TextModel, prompts: Sequence[Tensor]) -> Prefix:
     lengths = [len(each) for each in prompts]
     position_N = torch.cat([torch.arange(length, device=x_Nd.device) for length in lengths])
     cos_1ND, sin_1ND = model.text.rotary_emb(x_Nd[None], position_N[None])
-    return Prefix(x_Nd, cos_1ND[0], sin_1ND[0], lengths, torch.tensor(lengths, device=x_Nd.device))
+    return Prefix(x_Nd, cos_1ND[0], sin_1ND[0], lengths, numbers(lengths, x_Nd.device))
 
 
 def _positions(given: Tensor | None, mask_PT: Tensor) -> Tensor:
@@ -146,10 +153,9 @@ def _positions(given: Tensor | None, mask_PT: Tensor) -> Tensor:
     return given.expand(*given.shape[:-2], *mask_PT.shape)
 
 
-def _spread(added: Tensor, mask_PT: Tensor, where_N: Tensor) -> Tensor:
-    """Features of the image tokens (in order) at their places among all tokens (N, d), 0 elsewhere."""
-    places = mask_PT.flatten().nonzero()[:, 0]
-    full = added.new_zeros(mask_PT.numel(), added.shape[-1]).index_copy(0, places, added)
+def _spread(added: Tensor, places: Tensor, count: int, where_N: Tensor) -> Tensor:
+    """Features of the image tokens (in order), which lie at these places of `count`, among all tokens (N, d), 0 elsewhere."""
+    full = added.new_zeros(count, added.shape[-1]).index_copy(0, places, added)
     return full.index_select(0, where_N)
 
 

@@ -16,6 +16,7 @@ from trainer.policies.tokens.llama.forward import Continuations, run_layers
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import module_layers
 from trainer.policies.tokens.llama.layout import TextModel
+from trainer.transfers import numbers, sent
 
 
 def shared_logits(model: TextModel, prefix: Prefix, prompt_B: Sequence[int], answers: Sequence[Tensor]) -> Tensor:
@@ -31,12 +32,12 @@ def shared_logits(model: TextModel, prefix: Prefix, prompt_B: Sequence[int], ans
     rows = sorted(set(said), key=lambda row: (len(row[1]), row))
     # The last token of an answer is predicted, and predicts nothing.
     ids_N = torch.tensor([token for _, tokens in rows for token in tokens[:-1]], dtype=torch.int64)
-    x_Nd = model.text.embed_tokens(ids_N.to(prefix.x_Nd.device))
+    x_Nd = model.text.embed_tokens(sent(ids_N, prefix.x_Nd.device))
     lengths = [len(tokens) for _, tokens in rows]
     hidden = shared_hidden(model, prefix, [prompt for prompt, _ in rows], x_Nd, [length - 1 for length in lengths])
     start = dict(zip(rows, accumulate(lengths, initial=0), strict=False))
     places_N = torch.tensor([start[row] + place for row in said for place in range(len(row[1]))])
-    logits: Tensor = model.head(hidden.index_select(0, places_N.to(hidden.device)))
+    logits: Tensor = model.head(hidden.index_select(0, sent(places_N, hidden.device)))
     return logits
 
 
@@ -53,27 +54,27 @@ def shared_hidden(
     """
     device = x_Nd.device
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    sorted_lengths, prompts = [lengths[row] for row in order], torch.tensor([prompt_B[row] for row in order])
+    sorted_lengths, prompts = [lengths[row] for row in order], [prompt_B[row] for row in order]
     if order != list(range(len(lengths))):
         rows = x_Nd.split(list(lengths))
         x_Nd = torch.cat([rows[row] for row in order])
-    within_N = torch.cat([torch.arange(length) for length in sorted_lengths]).to(device)
-    prompts, lengths_B = prompts.to(device), torch.tensor(sorted_lengths, device=device)
-    positions_N = prefix.next_P[prompts].repeat_interleave(lengths_B) + within_N
+    within_N = numbers((place for length in sorted_lengths for place in range(length)), device)
+    prompt_N = (prompt for prompt, length in zip(prompts, sorted_lengths, strict=True) for _ in range(length))
+    positions_N = prefix.next_P.index_select(0, numbers(prompt_N, device)) + within_N
     cos_1ND, sin_1ND = model.text.rotary_emb(x_Nd[None], positions_N[None])
-    given = Continuations(x_Nd, cos_1ND[0], sin_1ND[0], sorted_lengths, prompts)
+    given = Continuations(x_Nd, cos_1ND[0], sin_1ND[0], sorted_lengths, numbers(prompts, device))
     computed = run_layers(module_layers(model), prefix, given)
     hidden = torch.cat([computed.last_Pd, computed.x_Nd])
-    predicting = _predicting(prompt_B, order, sorted_lengths, len(prefix.lengths)).to(device)
+    predicting = numbers(_predicting(prompt_B, order, sorted_lengths, len(prefix.lengths)), device)
     normed: Tensor = model.text.norm(hidden.index_select(0, predicting))
     return normed
 
 
-def _predicting(prompt_B: Sequence[int], order: Sequence[int], lengths: Sequence[int], prompts: int) -> Tensor:
+def _predicting(prompt_B: Sequence[int], order: Sequence[int], lengths: Sequence[int], prompts: int) -> list[int]:
     """For each token that is predicted, which row of (last tokens of prompts, then tokens of answers in their order) does it."""
     starts = dict(zip(order, zip(accumulate(lengths, initial=prompts), lengths, strict=False), strict=True))
     rows: list[int] = []
     for row, prompt in enumerate(prompt_B):
         start, length = starts[row]
         rows += [prompt, *range(start, start + length)]
-    return torch.tensor(rows)
+    return rows

@@ -22,6 +22,7 @@ from trainer.policies.tokens.model import TokenModel
 from trainer.policies.unified.draw import Drawing
 from trainer.policies.unified.janus.processing import PAD_TAG
 from trainer.samplers.tokens import allowed_logits
+from trainer.transfers import sent
 from trainer.types import Prompt, Turn
 
 # Images decoded together: the widest features of one of 384 x 384 pixels are 128 channels, 75 MB in float32, and a block holds several.
@@ -147,7 +148,7 @@ class JanusModel(TokenModel):
         vq = _plain(self.network).model.vqmodel
         # Module by module, as transformers' own `decode` does it; that one reads a size off the codebook, which is not there where
         # ZeRO-3 has cut the weights.
-        codes_BND = functional.normalize(vq.quantize.embedding(tokens_BN.to(self.device)), dim=-1)
+        codes_BND = functional.normalize(vq.quantize.embedding(sent(tokens_BN, self.device)), dim=-1)
         codes_BDHW = codes_BND.unflatten(1, vq.quantize.quant_state_dims).permute(0, 3, 1, 2).contiguous()
         pixels_BHWC: Tensor = vq.decoder(vq.post_quant_conv(codes_BDHW)).permute(0, 2, 3, 1).float()
         # The decoder gives -1 to 1; what lies beyond is cut, and what lies between two values goes down, as published.

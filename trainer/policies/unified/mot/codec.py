@@ -16,6 +16,7 @@ from trainer.config import ConfigError
 from trainer.policies.pca_codec import PcaCodec
 from trainer.policies.unified.mot.geometry import CODEC_CHANNELS, PATCH
 from trainer.quickstart.scenes import draw_scene, render
+from trainer.transfers import sent
 
 LINEAR_FILE = "codec.safetensors"
 _FITTED_TO = 512  # scenes
@@ -91,4 +92,4 @@ class LinearCodec:
 
 def _scaled(pixels_BHWC: Tensor, device: torch.device) -> Tensor:
     """(B, H, W, 3), uint8, to (B, 3, H, W) in [-1, 1]."""
-    return pixels_BHWC.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return sent(pixels_BHWC, device).permute(0, 3, 1, 2).float() / 127.5 - 1

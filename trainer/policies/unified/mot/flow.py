@@ -28,6 +28,7 @@ from trainer.policies.unified.mot.pack import Pack, pack_rows
 from trainer.policies.unified.mot.vision import from_patches, to_patches
 from trainer.samplers.guidance import Guidance, guided_velocity
 from trainer.samplers.schedules import sigmas
+from trainer.transfers import numbers
 from trainer.types import Prompt
 
 _SHIFT = 3.0  # of the noise levels that BAGEL draws by
@@ -92,13 +93,13 @@ class MotFlow:
         height, width = x.shape[-2] // patch, x.shape[-1] // patch
         given = cast(Rows, conditioning).pack((height, width))
         tokens, drawn = given.tokens, given.drawn_L
-        latents, levels = tokens.latents.clone(), tokens.levels_I.clone()
-        latents[drawn] = torch.cat([to_patches(each, patch) for each in x])
+        drawn_x = torch.cat([to_patches(each, patch) for each in x])
+        latents = tokens.latents.index_copy(0, drawn, drawn_x.to(tokens.latents.dtype))
         # Images are numbered in the order of their tokens, so that the drawn ones come in the order of x.
-        levels[tokens.image_G[drawn].unique_consecutive()] = sigma_B.to(levels.dtype)
+        levels = tokens.levels_I.index_copy(0, given.drawn_I, sigma_B.to(tokens.levels_I.dtype))
         with autocast(self._model.config, self.device):
             _, gen = network(replace(tokens, latents=latents, levels_I=levels), given.attends)
-            v = cast(MotNetwork, network).velocity(gen[drawn])
+            v = cast(MotNetwork, network).velocity(gen.index_select(0, drawn))
         return from_patches(v.unflatten(0, (len(x), -1)), height, width, patch)
 
     def guided_velocity(
@@ -110,7 +111,7 @@ class MotFlow:
         without_text = list(range(len(x))) if now.text != 1 else []
         pictured = [n for n, prompt in enumerate(prompts_B) if prompt.source_images] if now.image != 1 else []
         counts = len(x), len(without_text), len(pictured)
-        rows = torch.tensor([*range(len(x)), *without_text, *pictured], device=x.device)
+        rows = numbers([*range(len(x)), *without_text, *pictured], x.device)
         conditioning = self._branches(prompts_B, text=bool(without_text), images=bool(pictured))
         v = self.velocity(
             network, x.index_select(0, rows), torch.full((sum(counts),), sigma, device=x.device), conditioning
@@ -123,10 +124,10 @@ class MotFlow:
         found = []
         for chosen, away, scales in ((pictured, no_images, now), (plain, None, replace(now, image=1.0))):
             if chosen:
-                index = torch.tensor(chosen, device=x.device)
+                index = numbers(chosen, x.device)
                 apart = no_text.index_select(0, index) if without_text else None
                 found.append(guided_velocity(cond.index_select(0, index), apart, away, scales))
-        order = torch.tensor([*pictured, *plain], device=x.device).argsort()
+        order = numbers([*pictured, *plain], x.device).argsort()
         tokens = torch.cat(found).index_select(0, order)
         return from_patches(tokens, x.shape[-2] // patch, x.shape[-1] // patch, patch)
 

@@ -5,7 +5,7 @@ Axes: U tokens of words and seen images, G latent tokens, N = U + G, T predicted
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainer.policies.unified.mot.geometry import COLOURS, Geometry
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.network import MotNetwork, Tokens
 from trainer.policies.unified.mot.vision import places, to_patches
+from trainer.transfers import numbers, sent
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Pack:
         attends: who sees whom.
         asked_T: where, among the first kind of tokens, words are predicted.
         targets_T: the ids of these words.
-        drawn_L: which latent tokens are noised.
+        drawn_L: which latent tokens are noised, in rising order.
+        drawn_I: which images these are.
         velocity_L: (L, C), noise - data of these.
     """
 
@@ -40,6 +42,7 @@ class Pack:
     asked_T: Tensor
     targets_T: Tensor
     drawn_L: Tensor
+    drawn_I: Tensor
     velocity_L: Tensor
 
 
@@ -81,41 +84,34 @@ def pack_rows(rows: Sequence[LaidRow], codec: Codec, geometry: Geometry, device:
         if noise is None:
             noised.append(x0)
             continue
-        eps = noise.to(device)
-        noised.append((1 - level) * x0.to(device) + level * eps)
-        velocity.append(eps - x0.to(device))
-    drawn = [noise is not None for noise in noises]
+        eps, data_there = sent(noise, device), sent(x0, device)
+        noised.append((1 - level) * data_there + level * eps)
+        velocity.append(eps - data_there)
+    drawn = [number for number, noise in enumerate(noises) if noise is not None]
     image_G = torch.arange(len(levels)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+    position_I = torch.tensor([each.position for row in rows for each in row.latents], dtype=torch.int64)
     tokens = Tokens(
-        words_T=_ints((word for row in rows for word in row.words), device),
+        words_T=numbers((word for row in rows for word in row.words), device),
         **_seen(rows, geometry, device),
-        order_U=_ints(_orders(rows), device),
-        positions_U=_ints((token[1] for row in rows for token in row.und), device),
+        order_U=numbers(_orders(rows), device),
+        positions_U=numbers((token[1] for row in rows for token in row.und), device),
         latents=torch.cat(noised),
-        latent_places_G=torch.cat(
-            [
-                _empty(),
-                *(
-                    places(*row.sizes[each.source], geometry.max_latent_size, spread=geometry.interpolated)
-                    for row in rows
-                    for each in row.latents
-                ),
-            ]
-        ).to(device),
-        image_G=image_G.to(device),
-        levels_I=torch.tensor(levels, dtype=torch.float32, device=device),
-        positions_G=_ints((each.position for row in rows for each in row.latents), device)[image_G.to(device)],
+        latent_places_G=sent(_latent_places(rows, geometry), device),
+        image_G=sent(image_G, device),
+        levels_I=sent(torch.tensor(levels, dtype=torch.float32), device),
+        positions_G=sent(position_I[image_G], device),
     )
     counts = [(len(row.und), row.num_latents) for row in rows]
     firsts = [sum(first for first, _ in counts[:number]) for number in range(len(rows))]
     return Pack(
         tokens,
         RowAttention(layout_of(rows, device), counts, way),
-        asked_T=_ints(
+        asked_T=numbers(
             (first + place for first, row in zip(firsts, rows, strict=True) for place, _ in row.asked), device
         ),
-        targets_T=_ints((word for row in rows for _, word in row.asked), device),
-        drawn_L=torch.tensor(drawn, dtype=torch.bool)[image_G].to(device),
+        targets_T=numbers((word for row in rows for _, word in row.asked), device),
+        drawn_L=sent(torch.isin(image_G, torch.tensor(drawn, dtype=torch.int64)).nonzero()[:, 0], device),
+        drawn_I=numbers(drawn, device),
         velocity_L=torch.cat(velocity),
     )
 
@@ -125,7 +121,7 @@ def read_pack(network: MotNetwork, given: Pack) -> PackOutput:
     und, gen = network(given.tokens, given.attends)
     logits = network.logits(und[given.asked_T]).float()
     cross_entropy_T = functional.cross_entropy(logits, given.targets_T, reduction="none")
-    error = network.velocity(gen[given.drawn_L]) - given.velocity_L
+    error = network.velocity(gen.index_select(0, given.drawn_L)) - given.velocity_L
     return PackOutput(cross_entropy_T, (error**2).mean(1))
 
 
@@ -141,8 +137,8 @@ def layout_of(rows: Sequence[LaidRow], device: torch.device) -> Layout:
         for each in row.latents:
             places_N += [(number, each.order, each.block + blocks, each.noise is not None)] * row.tokens_of(each)
         blocks += max(used)
-    numbers = torch.tensor(places_N, dtype=torch.int64).reshape(-1, 4).to(device)
-    return Layout(numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3].bool())
+    table = sent(torch.tensor(places_N, dtype=torch.int64).reshape(-1, 4), device)
+    return Layout(table[:, 0], table[:, 1], table[:, 2], table[:, 3].bool())
 
 
 def _data_of(row: LaidRow, codec: Codec) -> list[Tensor]:
@@ -154,6 +150,13 @@ def _data_of(row: LaidRow, codec: Codec) -> list[Tensor]:
         else to_patches(codec.encode(pixels[None])[0], codec.latent_patch)
         for pixels, (height, width) in zip(row.drawn_from, row.sizes, strict=True)
     ]
+
+
+def _latent_places(rows: Sequence[LaidRow], geometry: Geometry) -> Tensor:
+    """Of each latent token, in the table of places."""
+    side, spread = geometry.max_latent_size, geometry.interpolated
+    found = [places(*row.sizes[each.source], side, spread=spread) for row in rows for each in row.latents]
+    return torch.cat([_empty(), *found])
 
 
 def _orders(rows: Sequence[LaidRow]) -> Iterator[int]:
@@ -173,7 +176,7 @@ def _orders(rows: Sequence[LaidRow]) -> Iterator[int]:
 def _seen(rows: Sequence[LaidRow], geometry: Geometry, device: torch.device) -> dict[str, Any]:
     patch = geometry.vision.patch_size
     images = [pixels for row in rows for pixels in row.seen]
-    cut = [to_patches(pixels.to(device).permute(2, 0, 1), patch) for pixels in images]
+    cut = [to_patches(sent(pixels, device).permute(2, 0, 1), patch) for pixels in images]
     where = [
         places(p.shape[0] // patch, p.shape[1] // patch, geometry.vision.side, spread=geometry.interpolated)
         for p in images
@@ -181,13 +184,9 @@ def _seen(rows: Sequence[LaidRow], geometry: Geometry, device: torch.device) -> 
     none = torch.zeros(0, patch * patch * COLOURS, dtype=torch.uint8, device=device)
     return {
         "patches": torch.cat([none, *cut]).float() / 127.5 - 1,  # mean and spread 0.5, as published
-        "patch_places_V": torch.cat([_empty(), *where]).to(device),
+        "patch_places_V": sent(torch.cat([_empty(), *where]), device),
         "patch_lengths": [len(each) for each in cut],
     }
-
-
-def _ints(values: Iterable[int], device: torch.device) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int64).to(device)
 
 
 def _empty() -> Tensor:

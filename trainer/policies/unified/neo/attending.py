@@ -12,6 +12,7 @@ from torch.nn import functional
 from trainer.config.mot import Attention
 from trainer.policies.unified.attention import Layout, Way, attend
 from trainer.policies.unified.neo.layers import Attend
+from trainer.transfers import numbers
 
 
 def way_of(attention: Attention, device: torch.device) -> Way:
@@ -53,7 +54,7 @@ class Cache:
             more: columns behind the longest prompt.
         """
         longest, device = max(lengths), prompt_B.device
-        seen = torch.arange(longest + more, device=device) < torch.tensor(lengths, device=device)[prompt_B, None]
+        seen = torch.arange(longest + more, device=device) < numbers(lengths, device)[prompt_B, None]
 
         def spread(layer: Tensor) -> Tensor:
             heads, width = layer.shape[1:]

@@ -17,6 +17,7 @@ from trainer.policies.unified.neo.model import NeoModel
 from trainer.policies.unified.neo.network import NeoInput
 from trainer.policies.unified.neo.rows import packed
 from trainer.samplers.tokens import draw_tokens, uniforms
+from trainer.transfers import numbers, sent
 
 
 class NeoDrawer:
@@ -30,18 +31,19 @@ class NeoDrawer:
         self, readings_P: Sequence[Reading], group_size: int, seeds_B: Sequence[int], plan: TokenPlan
     ) -> list[Answer]:
         model, device = self.model, self.model.device
-        ends = torch.tensor([*model.ends, *plan.stop_ids], device=device)
-        banned_N = model.banned_N.to(device)
-        uniform_BS = uniforms(seeds_B, plan.max_new_tokens).to(device) if plan.temperature else None
-        prompt_B = torch.arange(len(readings_P), device=device).repeat_interleave(group_size)
+        ends = [*model.ends, *plan.stop_ids]
+        banned_N = sent(model.banned_N, device)
+        uniform_BS = sent(uniforms(seeds_B, plan.max_new_tokens), device) if plan.temperature else None
+        prompt_B = sent(torch.arange(len(readings_P)).repeat_interleave(group_size), device)
         # Where weights are gathered in every call, all ranks make equally many: none stops before the others.
         may_stop = not is_cut(model.network)
-        rows_B = torch.arange(len(prompt_B), device=device)
+        rows_B = torch.arange(len(prompt_B))
+        rows_there_B = sent(rows_B, device)
         drawn: list[Drawn] = []
         with model.computing():
             logits, cache, time_B = self._read(readings_P, prompt_B, plan.max_new_tokens)
             while True:
-                uniform_B = None if uniform_BS is None else uniform_BS[rows_B, len(drawn)]
+                uniform_B = None if uniform_BS is None else uniform_BS[:, len(drawn)].index_select(0, rows_there_B)
                 token_B, logp_B, kept_BV = draw_tokens(
                     logits,
                     uniform_B,
@@ -54,11 +56,15 @@ class NeoDrawer:
                 if len(drawn) == plan.max_new_tokens:
                     break
                 if may_stop:
-                    left = torch.isin(token_B, ends, invert=True).nonzero()[:, 0]
+                    # To count the rows that have ended, the computer waits for the device.
+                    left = torch.isin(token_B.cpu(), torch.tensor(ends), invert=True).nonzero()[:, 0]
                     if not len(left):
                         break
                     if len(left) < len(rows_B):
-                        rows_B, time_B, token_B = (each.index_select(0, left) for each in (rows_B, time_B, token_B))
+                        rows_B, left = rows_B.index_select(0, left), sent(left, device)
+                        rows_there_B, time_B, token_B = (
+                            each.index_select(0, left) for each in (rows_there_B, time_B, token_B)
+                        )
                         cache.keep(left)
                 logits = self._step(token_B, time_B + len(drawn) - 1, cache)
         return answers_of(drawn, len(prompt_B), ends)
@@ -71,10 +77,10 @@ class NeoDrawer:
         keys: list[Tensor] = []
         values: list[Tensor] = []
         lengths = [len(row.ids_T) for row in rows]
-        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
+        last_P = numbers(lengths, device).cumsum(0) - 1
         logits = model.network(given, _keeping(keys, values, attend_packs(layout, model.way)), last_P)
         cache = Cache.of(keys, values, lengths, prompt_B, more)
-        next_P = torch.stack([row.places_3T[0].max() for row in rows]).to(device) + 1
+        next_P = sent(torch.stack([row.places_3T[0].max() for row in rows]), device) + 1
         return logits.index_select(0, prompt_B), cache, next_P.index_select(0, prompt_B)
 
     def _step(self, token_B: Tensor, time_B: Tensor, cache: Cache) -> Tensor:

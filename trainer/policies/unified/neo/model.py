@@ -22,6 +22,7 @@ from trainer.policies.unified.neo.network import NeoNetwork
 from trainer.policies.unified.neo.processor import NeoProcessor
 from trainer.policies.unified.neo.rows import Row, packed, row_of
 from trainer.policies.unified.neo.tokenizer import FRAMES
+from trainer.transfers import numbers
 from trainer.types import Turn
 
 
@@ -67,21 +68,21 @@ class NeoModel(TokenModel):
         """
         said = [(id(r), tuple(t.tolist())) for r, t in zip(trace.readings_B, trace.tokens_B, strict=True)]
         first = {key: row for row, key in reversed(list(enumerate(said)))}
-        numbers = list(dict.fromkeys(said))
-        rows = [self.row(trace.readings_B[first[key]], trace.tokens_B[first[key]]) for key in numbers]
+        distinct = list(dict.fromkeys(said))
+        rows = [self.row(trace.readings_B[first[key]], trace.tokens_B[first[key]]) for key in distinct]
         starts, start = {}, 0
-        for key, row in zip(numbers, rows, strict=True):
+        for key, row in zip(distinct, rows, strict=True):
             # The token at a place predicts the next one.
             starts[key] = start + len(trace.readings_B[first[key]].ids_T) - 1
             start += len(row.ids_T)
-        wanted = [starts[key] + place for key in numbers for place in range(len(key[1]))]
+        wanted = [starts[key] + place for key in distinct for place in range(len(key[1]))]
         given, layout = packed(rows, self.device)
-        logits: Tensor = network(given, attend_packs(layout, self.way), torch.tensor(wanted, device=self.device))
+        logits: Tensor = network(given, attend_packs(layout, self.way), numbers(wanted, self.device))
         place_of, offset = {}, 0
-        for key in numbers:
+        for key in distinct:
             place_of[key], offset = offset, offset + len(key[1])
         chosen = [place_of[key] + place for key in said for place in range(len(key[1]))]
-        return logits.index_select(0, torch.tensor(chosen, device=self.device))
+        return logits.index_select(0, numbers(chosen, self.device))
 
     def _refuse_placeholders(self, where: str, turns: Sequence[Turn]) -> None:
         for name in FRAMES:

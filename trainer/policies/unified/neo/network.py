@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.policies.unified.neo.geometry import NeoGeometry
 from trainer.policies.unified.neo.layers import Attend, NeoLayer, RMSNorm, Turn
 from trainer.policies.unified.neo.patches import PatchEmbedding
+from trainer.transfers import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class NeoInput:
     patch_places_M2: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        moved = {name: sent(value, device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
 

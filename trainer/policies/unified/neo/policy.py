@@ -22,6 +22,7 @@ from trainer.policies.unified.neo.laying import LaidRow, lay
 from trainer.policies.unified.neo.model import NeoModel
 from trainer.policies.unified.neo.rows import packed
 from trainer.policies.unified.neo.stages import part_of
+from trainer.transfers import sent
 from trainer.types import Conversation, Prompt, Replay, Rollout
 
 
@@ -58,8 +59,7 @@ class NeoPolicy:
         """The cross-entropy of each learnt token under the present weights."""
         model = self.model
         given, layout = packed([laid.row for laid in pack], model.device)
-        learnt_N = torch.cat([laid.learnt_T for laid in pack]).to(model.device)
-        places_T = learnt_N.nonzero()[:, 0]
+        places_T = sent(torch.cat([laid.learnt_T for laid in pack]).nonzero()[:, 0], model.device)
         with model.computing():
             # The token before says what it expects at each place.
             logits_TV = model.network(given, attend_packs(layout, model.way), places_T - 1)

@@ -16,6 +16,7 @@ from trainer.policies.tokens.draw import Reading
 from trainer.policies.unified.attention import Layout
 from trainer.policies.unified.neo.network import NeoInput
 from trainer.policies.unified.neo.places import places_of
+from trainer.transfers import sent
 
 # What the processor makes beside ids: numbers and places of patches, and rows and columns of tokens of each image.
 PATCHES, PATCH_PLACES, GRIDS = "patches", "patch_places", "grids"
@@ -60,9 +61,9 @@ def packed(rows: Sequence[Row], device: torch.device) -> tuple[NeoInput, Layout]
     counts = [int(row.images_T.max()) if len(row.images_T) else 0 for row in rows]
     before_N = torch.tensor(list(accumulate(counts, initial=0))[:-1]).repeat_interleave(torch.tensor(lengths))
     layout = Layout(
-        row_N=torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths)).to(device),
-        order_N=torch.cat([torch.arange(length) for length in lengths]).to(device),
-        block_N=torch.where(images_N > 0, images_N + before_N, 0).to(device),
+        row_N=sent(torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths)), device),
+        order_N=sent(torch.cat([torch.arange(length) for length in lengths]), device),
+        block_N=sent(torch.where(images_N > 0, images_N + before_N, 0), device),
         noised_N=torch.zeros(len(images_N), dtype=torch.bool, device=device),
     )
     given = NeoInput(

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.policies.unified.attends import Attends, Pair
+from trainer.transfers import numbers
 
 _ROOM = 64  # places that are added to a cache at a time
 
@@ -71,7 +72,7 @@ class Keeping:
     def cache(self, position_B: Tensor) -> Cache:
         """What was kept, row by row."""
         keys, values = ([self._by_row(kept[n]) for _, kept in sorted(self._kept.items())] for n in (0, 1))
-        lengths_B = torch.tensor([sum(row) for row in self._counts], device=position_B.device)
+        lengths_B = numbers((sum(row) for row in self._counts), position_B.device)
         there_BL = torch.arange(keys[0].shape[1], device=position_B.device) < lengths_B[:, None]
         return Cache(keys, values, there_BL, position_B)
 

@@ -27,6 +27,7 @@ from trainer.policies.unified.mot.vision import places
 from trainer.samplers.flow_sde import ode_step
 from trainer.samplers.guidance import Guidance, guided_velocity
 from trainer.samplers.tokens import draw_tokens, uniforms
+from trainer.transfers import numbers, sent
 
 _TAGS = 2  # around an image
 
@@ -38,7 +39,7 @@ def read(model: MotModel, rows: Sequence[LaidRow]) -> Cache:
     keeping = Keeping(given.attends, [(len(row.und), row.num_latents) for row in rows])
     with autocast(model.config, model.device):
         model.network(given.tokens, keeping)
-    return keeping.cache(torch.tensor([row.position for row in rows], device=model.device))
+    return keeping.cache(numbers((row.position for row in rows), model.device))
 
 
 class Canvas:
@@ -52,8 +53,8 @@ class Canvas:
         self._model, self._num = model, size[0] * size[1]
         count, device = len(cache), model.device
         geometry = model.network.geometry
-        tags = torch.tensor([model.words.image_start, model.words.image_end], device=device)
-        where = places(*size, geometry.max_latent_size, spread=geometry.interpolated).to(device)
+        tags = numbers([model.words.image_start, model.words.image_end], device)
+        where = sent(places(*size, geometry.max_latent_size, spread=geometry.interpolated), device)
         self._attends = OnCanvas(cache, _TAGS, self._num)
         self._tokens = replace(
             no_tokens(model),
@@ -93,7 +94,7 @@ def draw(
     """
     cache = read(model, [row for branch in branches for row in branch])
     whole, alone = Canvas(model, cache, size), Canvas(model, cache.first(len(noise_BNC)), size)
-    x = noise_BNC.to(model.device)
+    x = sent(noise_BNC, model.device)
     for sigma, sigma_next in pairwise(schedule):
         now = guidance.at(sigma)
         if len(branches) == 1 or now.text == now.image == 1:
@@ -110,15 +111,16 @@ def draw(
 def write(model: MotModel, cache: Cache, seeds_B: Sequence[int], plan: TokenPlan) -> list[Answer]:
     """A text after each context, its tokens with the tag that ends it."""
     words, device = model.words, model.device
-    attends, ends = Writing(cache), torch.tensor([words.end, *plan.stop_ids], device=device)
-    uniform_BS = uniforms(seeds_B, plan.max_new_tokens) if plan.temperature else None
-    rows_B, banned_N = torch.arange(len(cache), device=device), banned(model)
+    attends, ends = Writing(cache), [words.end, *plan.stop_ids]
+    ends_E = numbers(ends, device)
+    uniform_BS = sent(uniforms(seeds_B, plan.max_new_tokens), device) if plan.temperature else None
+    rows_B, banned_N = torch.arange(len(cache), device=device), sent(banned(model), device)
     token_B, has_ended_B = torch.full_like(rows_B, words.start), torch.zeros_like(rows_B, dtype=torch.bool)
     nothing = replace(no_tokens(model), order_U=rows_B)
     drawn: list[Drawn] = []
     # Where weights are gathered in every call, all ranks make equally many: none stops before the others.
     may_stop = not is_cut(model.network)
-    while len(drawn) < plan.max_new_tokens and not (may_stop and has_ended_B.all()):
+    while len(drawn) < plan.max_new_tokens and not (drawn and may_stop and has_ended_B.all()):
         attends.next()
         with autocast(model.config, device):
             tokens = replace(nothing, words_T=token_B, positions_U=cache.position_B + len(drawn))
@@ -131,8 +133,8 @@ def write(model: MotModel, cache: Cache, seeds_B: Sequence[int], plan: TokenPlan
             top_p=plan.top_p,
             top_k=plan.top_k,
         )
-        drawn.append(Drawn(token_B, logp_B, kept_BV, rows_B))
-        has_ended_B = has_ended_B | torch.isin(token_B, ends)
+        drawn.append(Drawn(token_B, logp_B, kept_BV, torch.arange(len(cache))))
+        has_ended_B = has_ended_B | torch.isin(token_B, ends_E)
     return answers_of(drawn, len(cache), ends)
 
 
