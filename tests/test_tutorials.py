@@ -11,6 +11,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from services.kit.scorer import Item, Score
 from services.own.scorer import scorer_of
 from tests.support.documents import ROOT, blocks_of
 from tests.support.policy_contract import CPU, GROUP, STEPS, drawn
+from tests.support.pretended_gpu import pretended_gpu
+from tests.support.pretended_steps import UPDATE, policy_on, rl_steps
 from tests.support.service_process import running_service
 from tests.support.serving_here import serving_here
 from tests.support.tiny_pipelines import make_auraflow
+from tests.support.tiny_updates import objective_config
 from tests.support.trainer_runs import read_metrics, run_trainer
 from trainer.config import Config
 from trainer.config.file import checked
@@ -221,6 +225,19 @@ def test_a_policy_that_nobody_here_knows(folder: Path, aura: Path) -> None:
         output_type="latent",
     ).images
     torch.testing.assert_close(policy.clean(ours), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_policy_that_nobody_here_knows_waits_as_others_do(folder: Path, aura: Path) -> None:
+    """On a pretended GPU."""
+    plan = SamplingPlan(3, 8, "flow_sde", 0.7, (0, 1), (0, 1), height=16, width=16, shift=None)
+    with pretended_gpu() as gpu:
+        policy = policy_on(_section(aura))
+        prompts = [Prompt("a", "a red cat"), Prompt("b", "a blue dog")]
+        even = replace(plan, stochastic_steps=(), trained_steps=())
+        steps = rl_steps(gpu, policy, objective_config("flow_grpo"), prompts, plan, even)
+    images = {"read policies/flow/policy.py": 1, "read records/phases.py": 1}
+    steps.check(sample=images, update=UPDATE, evaluation=images)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.support.pack_rows import lanes_of
 from tests.support.pretended_events import Event, lines
 from tests.support.pretended_gpu import GPU, PretendedGpu
 from tests.support.tiny_updates import ADV, ONES
 from trainer.checkpoint.saver import share
-from trainer.config import DistributedConfig, ObjectiveConfig, OptimConfig
+from trainer.config import DistributedConfig, ObjectiveConfig, OptimConfig, PackedConfig
 from trainer.config.network import PolicySection
+from trainer.data.sequences import Plans
 from trainer.engine import build_engine
 from trainer.objectives import Objective, Scored, build_objective
+from trainer.objectives.packed import SupervisedPacks
 from trainer.policies.registry import build_policy
 from trainer.policies.unified import attention
 from trainer.processes.distributed import World
@@ -28,6 +32,10 @@ from trainer.update.ema import Ema
 from trainer.update.old import old_policy
 from trainer.update.updater import Updater
 
+# Whether the losses are finite, the gradient's norm, and all metrics.
+UPDATE = {"read update/tally.py": 2, "read engine/local.py": 1}
+# Stages that copy every tensor of a checkpoint.
+COPIES = ("save", "restore")
 WORLD = World(rank=0, size=1, device=GPU)
 
 
@@ -48,9 +56,24 @@ class Steps:
     stages: dict[str, list[Event]] = field(default_factory=dict)
     tensors: int = 0
 
-    def waits(self, stage: str) -> Mapping[str, int]:
-        """How often each line of a stage waits."""
-        return lines([event for event in self.stages[stage] if event.kind != "mixing"])
+    def check(self, **known: Mapping[str, int]) -> None:
+        """Nothing mixes devices, and each stage waits only where it is known to, and as often at most.
+
+        Args:
+            known: by stage how often each file waits, `{"read update/tally.py": 2}`; a stage that is left out never waits. A checkpoint
+                copies each of its tensors, and nothing else.
+        """
+        assert lines(self.gpu.events, "mixing") == {}
+        for stage, events in self.stages.items():
+            if stage in COPIES:
+                assert len(events) <= self.tensors, (stage, self.tensors, lines(events))
+                continue
+            found = Counter(
+                f"{event.kind} {event.where.partition(':')[0].removeprefix('trainer/')}" for event in events
+            )
+            allowed = known.get(stage, {})
+            more = {place: times for place, times in found.items() if times > allowed.get(place, 0)}
+            assert not more, (stage, more, lines(events))
 
     def stage(self, name: str, act: Callable[[], Any]) -> Any:
         with self.gpu.during() as found:
@@ -65,6 +88,12 @@ def updater_on(policy: Any, objective: Objective, old: Any = None, **fields: Any
     return Updater(objective, engine, optim, WORLD, max_steps=10, old=old)
 
 
+def packed_updater(policy: Any, config: PackedConfig, sets: dict[str, Plans]) -> Updater:
+    """Steps on packs of these rows by the name of their set."""
+    objective = SupervisedPacks(policy, config, lanes_of(config, sets, policy), [group.name for group in config.groups])
+    return updater_on(policy, objective)
+
+
 def rl_steps(
     gpu: PretendedGpu,
     policy: Any,
@@ -73,7 +102,7 @@ def rl_steps(
     plan: Any,
     evaluation: Any,
 ) -> Steps:
-    """Two steps; the second one's events: prompts are read and encoded by then. Eight samples, four to a prompt."""
+    """Two steps; the second one's events: prompts are read and encoded by then. Eight samples, four to each of two prompts."""
     steps = Steps(gpu)
     objective = build_objective(policy, config, micro_batch_size=None, seed=1)
     updater = updater_on(policy, objective, old_policy(policy.trainable, config))
@@ -90,6 +119,17 @@ def rl_steps(
     with ema.applied():
         steps.stage("evaluation", lambda: list(policy.sample(prompts, 1, [0, 1], evaluation)))
     checkpoint_stages(steps, updater, ema)
+    return steps
+
+
+def update_stage(
+    steps: Steps, policy: Any, config: ObjectiveConfig, prompts: Sequence[Prompt], plan: Any, name: str = "update"
+) -> Steps:
+    """One step; the events of its update."""
+    objective = build_objective(policy, config, micro_batch_size=None, seed=1)
+    updater = updater_on(policy, objective, old_policy(policy.trainable, config))
+    rollouts = list(policy.sample(prompts, 4, list(range(8)), plan))
+    steps.stage(name, lambda: updater.step(Scored(rollouts, ADV, ONES), 0))
     return steps
 
 

@@ -3,103 +3,123 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pretended_events import Event, count, lines
+from tests.support.pretended_events import Event, lines
 from tests.support.pretended_gpu import GPU, pretended_gpu
-from tests.support.tiny_updates import ADV, ONES, PROMPTS, make_updater, objective_config, roll_out
-from trainer.checkpoint.saver import share
-from trainer.config import TinyConfig
-from trainer.objectives import Scored, needs_reference
+from tests.support.pretended_steps import UPDATE, WORLD, Steps, policy_on, rl_steps, update_stage, updater_on
+from tests.support.tiny_updates import ADV, ONES, PROMPTS, objective_config
+from trainer.advantages import ESTIMATORS
+from trainer.config import PreferencesConfig, SftLossConfig, TinyConfig
+from trainer.config.advantage import GdpoConfig
+from trainer.data.captions import Captioned
+from trainer.data.preferences import PreferredPairs
+from trainer.objectives import OBJECTIVES as ALL
+from trainer.objectives import Scored, build_objective, needs_reference, plan_needs, with_supervised
+from trainer.objectives.flow.preferences import DpoOnPairs
+from trainer.objectives.tokens.policy import TOKENS
 from trainer.policies.base import SamplingPlan
-from trainer.policies.flow.policy import FlowPolicy
 from trainer.policies.flow.tiny import TinyFlow
-from trainer.policies.flow.tiny_model import TinyModel
-from trainer.processes.distributed import World
-from trainer.types import Prompt
-from trainer.update.ema import Ema
+from trainer.programs.early import EarlyUpdate
+from trainer.programs.rollout import Drawn
 
-WORLD = World(rank=0, size=1, device=GPU)
-
-
-def tiny_policy(*, keep_reference: bool = False) -> FlowPolicy:
-    """Random weights, none of them 0, on whatever the device is."""
-    torch.manual_seed(0)
-    model = TinyModel(TinyConfig(num_layers=1, num_heads=2, head_dim=16))
-    for parameter in model.parameters():
-        if parameter.requires_grad and not parameter.any():
-            nn.init.normal_(parameter, std=0.05)
-    return FlowPolicy(TinyFlow(model, GPU, about="random"), keep_reference=keep_reference)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The events of each stage."""
-
-    sample: Sequence[Event]
-    update: Sequence[Event]
-    ema: Sequence[Event]
-    evaluation: Sequence[Event]
-    save: Sequence[Event]
-    restore: Sequence[Event]
-    parameters: int
-    kernels: int
-
-    def reads(self) -> dict[str, int]:
-        """Forced reads, and uploads that are waited for, of each stage."""
-        stages = ("sample", "update", "ema", "evaluation", "save", "restore")
-        return {name: count(getattr(self, name), "read") + count(getattr(self, name), "upload") for name in stages}
-
-    def mixings(self) -> dict[str, int]:
-        events = [*self.sample, *self.update, *self.ema, *self.evaluation, *self.save, *self.restore]
-        return dict(lines(events, "mixing"))
+SECTION = TinyConfig(num_layers=1, num_heads=2, head_dim=16)
+SAMPLE = {"read policies/flow/policy.py": 1, "read records/phases.py": 1}  # the images, and the clock behind them
+OWN = "tests.support.own_objectives"
+# Of every objective of flows what makes it compute all that it can.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "flow_grpo": {"kl_beta": 0.1},
+    "grpo_guard": {"guard_reweight": True},
+    "diffusion_nft": {"kl_beta": 0.1, "old_decay": 0.5},
+    "awm": {"old_kl_beta": 0.1, "old_decay": 0.5, "timestep_distribution": "logit_normal"},
+    "diffusion_dpo": {"kl_beta": 0.1},
+    "own": {"code": f"{OWN}:clipped", "kl_beta": 0.1},
+    "own_forward": {"code": f"{OWN}:rwr"},
+}
 
 
-def one_step(
-    build: Callable[..., FlowPolicy], objective: str, prompts: Sequence[Prompt] = PROMPTS, **fields: float
-) -> Seen:
-    """Two micro-batches are sampled and trained on; average, evaluation, a checkpoint's copy and its way back."""
-    config = objective_config(objective, **fields)
+def plan_of(objective: str, **fields: Any) -> SamplingPlan:
+    needs = plan_needs(objective)
+    steps = () if needs.deterministic else (0, 1)
+    keeps = {"keep_means": needs.keep_means, "keep_final": needs.keep_final}
+    return SamplingPlan(4, 8, "flow_sde", 0.7, steps, steps, **keeps, **fields)
+
+
+def tiny_policy(*, keep_reference: bool = False) -> Any:
+    """Random weights, none of them 0."""
+    policy = policy_on(SECTION, keep_reference=keep_reference)
+    for parameter in policy.trainable.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return policy
+
+
+@pytest.mark.parametrize("objective", ["flow_grpo", "diffusion_nft"])
+def test_the_tiny_policy_waits_where_it_is_known_to(objective: str) -> None:
+    """Sampling, replay, update, averages, evaluation, a checkpoint's tensors and their way back."""
+    config, plan = objective_config(objective, **OBJECTIVES[objective]), plan_of(objective)
     with pretended_gpu() as gpu:
-        policy = build(keep_reference=needs_reference(config))
-        updater = make_updater(policy, world=WORLD, objective=objective, **fields)
-        ema = Ema(policy.trainable, 0.9)
-        with gpu.during() as sample:
-            rollouts = roll_out(policy, objective, 4, prompts=prompts)
-        with gpu.during() as update:
-            updater.step(Scored(rollouts, ADV, ONES), 0)
-        with gpu.during() as moved:
-            ema.update()
-        with gpu.during() as evaluation, ema.applied():
-            list(policy.sample(prompts, 1, range(2), SamplingPlan(4, 2, "flow_sde", 0.0, (), ())))
-        with gpu.during() as save:
-            kept = share(updater.engine, [updater.engine, ema], WORLD)
-        with gpu.during() as restore:
-            for name, tensors in kept.items():
-                updater.engine.write(name, tensors)
-                ema.write(name, tensors)
-    return Seen(sample, update, moved, evaluation, save, restore, len(kept), gpu.kernels)
+        policy = tiny_policy(keep_reference=needs_reference(config))
+        steps = rl_steps(gpu, policy, config, PROMPTS, plan, replace(plan, stochastic_steps=(), trained_steps=()))
+    assert gpu.kernels > 1000
+    steps.check(sample=SAMPLE, update=UPDATE, evaluation=SAMPLE)
 
 
-@pytest.mark.parametrize(
-    ("objective", "fields", "update"), [("flow_grpo", {"kl_beta": 0.1}, 3), ("diffusion_nft", {}, 3)]
-)
-def test_the_tiny_policy_waits_where_it_is_known_to(objective: str, fields: dict[str, Any], update: int) -> None:
-    seen = one_step(tiny_policy, objective, **fields)
-    assert seen.mixings() == {}
-    reads = seen.reads()
-    assert reads["sample"] <= 2 * 2 + 2  # images of a micro-batch and the clock behind them; two prompts' tokens, once
-    assert reads["update"] <= update  # whether the losses are finite, the gradient's norm, the metrics
-    assert reads["ema"] == 0
-    assert reads["evaluation"] <= 2  # images and the clock
-    assert reads["save"] <= 4 * seen.parameters  # weight, two moments, average
-    assert reads["restore"] <= 4 * seen.parameters
+def test_no_objective_of_flows_waits_in_its_parts() -> None:
+    assert OBJECTIVES.keys() == ALL.keys() - TOKENS.keys()
+    for objective, fields in OBJECTIVES.items():
+        config = objective_config(objective, **fields)
+        with pretended_gpu() as gpu:
+            policy = tiny_policy(keep_reference=needs_reference(config))
+            update_stage(Steps(gpu), policy, config, PROMPTS, plan_of(objective)).check(update=UPDATE)
+
+
+def test_the_supervised_loss_beside_it_and_given_pairs_wait_for_nothing_else() -> None:
+    pixels = torch.randint(0, 256, (4, 24, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    texts = [prompt.text for prompt in PROMPTS]
+    captions: Any = SimpleNamespace(texts=texts, draw=lambda update, places: Captioned(pixels[:2], texts, 0))
+    pairs: Any = SimpleNamespace(texts=texts, draw=lambda step, places: PreferredPairs(pixels, texts, 0))
+    config = objective_config("flow_grpo")
+    with pretended_gpu() as gpu:
+        policy, steps = tiny_policy(keep_reference=True), Steps(gpu)
+        main = build_objective(policy, config, micro_batch_size=None, seed=1)
+        sft = SftLossConfig(path="rows.json", batch_size=2, coef=0.5)
+        both = with_supervised(main, policy, sft, captions, 1, share=(0, 1), updates=1)
+        rollouts = list(policy.sample(PROMPTS, 4, range(8), plan_of("flow_grpo")))
+        updater = updater_on(policy, both)
+        steps.stage("beside", lambda: updater.step(Scored(rollouts, ADV, ONES), 0))
+        given = PreferencesConfig(type="images", path="pairs.json", batch_size=2)
+        dpo = DpoOnPairs(policy, cast(Any, objective_config("diffusion_dpo")), given, pairs, 1)
+        steps.stage("pairs", lambda: updater_on(policy, dpo).step(None, 0))
+    steps.check(beside=UPDATE, pairs=UPDATE)
+
+
+@pytest.mark.parametrize("clip", [5.0, 1.0])
+def test_a_gradient_that_begins_while_scores_are_awaited_waits_no_more_often(clip: float) -> None:
+    scores = torch.linspace(0, 1, 8)[:, None] ** 2
+    found: Any = SimpleNamespace(scores_BR=scores, valid_BR=scores >= 0, weights_BR=torch.ones(8, 1))
+    half: Any = SimpleNamespace(**{name: value[:4] for name, value in vars(found).items()})
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    adv, weight = ESTIMATORS["gdpo"](found.scores_BR, found.valid_BR, groups, found.weights_BR)
+    with pretended_gpu() as gpu:
+        policy, steps = tiny_policy(), Steps(gpu)
+        rollouts = list(policy.sample(PROMPTS, 4, range(8), replace(plan_of("flow_grpo"), micro_batch_size=4)))
+        task: Any = SimpleNamespace(advantage=GdpoConfig(adv_clip=clip))
+        batch: Any = SimpleNamespace(peek=lambda rows: half)
+        drawn = Drawn(task, rollouts, batch, {}, [], cast(Any, None), 0, 0)
+        objective = build_objective(policy, objective_config("flow_grpo"), micro_batch_size=None, seed=1)
+        early = EarlyUpdate(updater_on(policy, objective), drawn, WORLD, 0)
+        assert steps.stage("begin", early.advance)
+        steps.stage("finish", lambda: early.finish(found, Scored(rollouts, adv.clamp(-clip, clip), weight)))
+    assert bool((adv.abs() > clip).any()) == (clip == 1.0)
+    over = {"read update/segments.py": 1} if clip == 1.0 else {}  # which advantages are above it
+    steps.check(finish={**UPDATE, **over})
 
 
 def test_samples_that_share_noise_are_repeated_without_a_wait() -> None:
@@ -147,11 +167,12 @@ def test_a_fault_in_the_replay_is_found_at_its_line(monkeypatch: pytest.MonkeyPa
     velocity = TinyFlow.velocity
 
     def by_the_cpu(self: TinyFlow, network: nn.Module, x: Tensor, *rest: Tensor) -> Tensor:
-        return velocity(self, network, x, *rest).cpu().to(x.device, non_blocking=True)  # type: ignore[arg-type]  # planted
+        back = velocity(self, network, x, *rest).cpu()  # type: ignore[arg-type]  # planted
+        return back.pin_memory().to(x.device, non_blocking=True)
 
     with pretended_gpu() as gpu:
         policy = tiny_policy()
-        rollouts = roll_out(policy)
+        rollouts = list(policy.sample(PROMPTS, 4, range(8), plan_of("flow_grpo")))
         monkeypatch.setattr(TinyFlow, "velocity", by_the_cpu)
         with gpu.during() as found:
             policy.replay(rollouts[0], policy.parts(rollouts[0])[0])
@@ -165,7 +186,10 @@ def test_what_it_answers_and_what_it_sees() -> None:
         host, x = torch.arange(3.0), torch.arange(3.0, device="cuda").requires_grad_()
         assert host.device.type == "cpu" and x.device == GPU and x.is_cuda and (x * 2)[1:].device == GPU
         assert torch.zeros_like(x, device="cpu").device.type == "cpu"
-        assert host.to(x.device, non_blocking=True).device == GPU and host.pin_memory().device.type == "cpu"
+        pinned = host.pin_memory()
+        assert (
+            pinned.to(x.device, non_blocking=True).device == GPU and pinned.device.type == "cpu" and pinned.is_pinned()
+        )
         assert (x * torch.tensor(2.0)).device == GPU, "CUDA takes a number of the CPU"
         (x**2).sum().backward()  # type: ignore[no-untyped-call]
         assert x.grad is not None and x.grad.device == GPU
@@ -181,6 +205,7 @@ def test_what_it_answers_and_what_it_sees() -> None:
             "upload list": lambda: x[[0, 1]],
             "upload indices": lambda: x[torch.tensor([0, 1])],
             "upload copy": lambda: torch.empty_like(x).detach().copy_(host),
+            "upload from memory that is not pinned": lambda: host.to(GPU, non_blocking=True),
             "mixing numpy": lambda: x.detach().numpy(),
         }
         for name, ask in waits.items():
@@ -188,6 +213,10 @@ def test_what_it_answers_and_what_it_sees() -> None:
                 ask()
             assert [event.kind for event in found] == [name.split()[0]], (name, lines(found))
         with gpu.during() as found:
+            torch.empty_like(x).detach().copy_(pinned, non_blocking=True)
+            padded = nn.utils.rnn.pad_sequence([x, x[:2]])  # makes its result of nothing
+            assert padded.device == GPU and torch.vmap(lambda row: row[0])(padded).device == GPU
+            torch.stack(padded.split(1))[0].sum().backward()  # type: ignore[no-untyped-call]  # with zeros for the other parts
             x.repeat_interleave(2)
             x.repeat_interleave(torch.ones_like(x, dtype=torch.int64), output_size=3)
             x.detach()[0] = 1.0

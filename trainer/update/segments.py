@@ -79,7 +79,8 @@ class SegmentedUpdate:
 
     def clamp(self, scale: float, clip: float) -> None:
         """Take what is above `clip` off the advantages: the terms of those samples once more, with what is too much."""
-        told = self.updater.world.gather([bool((scale * batch.adv_B.abs() > clip).any()) for batch, _ in self.parts])
+        over = torch.stack([(scale * batch.adv_B.abs() > clip).any() for batch, _ in self.parts])
+        told = self.updater.world.gather(over.tolist())
         places = [place for place, flags in enumerate(zip(*told, strict=True)) if any(flags)]
         for number, place in enumerate(places, 1):
             batch, part = self.parts[place]
