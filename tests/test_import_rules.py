@@ -93,7 +93,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.types": (),
     "trainer.config": ("rewards.shipped", "rewards.sources", "machine.hub", "machine.own"),
     "trainer.seeds": (),
-    "trainer.transfers": (),  # how tensors reach the device
+    "machine.transfers": (),  # how tensors reach the device
     "trainer.quickstart": (),
     "trainer.processes": ("machine", "trainer.config"),
     "trainer.processes.launch": (  # a command
@@ -106,11 +106,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.engine": ("trainer.config", "trainer.processes"),
     "trainer.advantages": ("trainer.types",),
     "trainer.losses": ("trainer.types",),
-    "trainer.samplers": ("trainer.types", "trainer.transfers"),
+    "trainer.samplers": ("trainer.types", "machine.transfers"),
     "trainer.policies": (
         "machine.hub",
         "trainer.types",
-        "trainer.transfers",
+        "machine.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.quickstart",
@@ -121,7 +121,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.policies.flow": (
         "machine.own",
         "trainer.types",
-        "trainer.transfers",
+        "machine.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.seeds",
@@ -133,7 +133,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.policies.tokens": (
         "machine.hub",
         "trainer.types",
-        "trainer.transfers",
+        "machine.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.policies",
@@ -141,7 +141,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "trainer.policies.unified": (
         "trainer.types",
-        "trainer.transfers",
+        "machine.transfers",
         "trainer.config",
         "trainer.samplers",
         "trainer.policies",
@@ -174,7 +174,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.objectives": (
         "machine.own",
         "trainer.types",
-        "trainer.transfers",
+        "machine.transfers",
         "trainer.config",
         "trainer.seeds",
         "=trainer.policies.base",
@@ -242,7 +242,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.programs": (
         "machine.own",
         "trainer.types",
-        "trainer.transfers",
+        "machine.transfers",
         "trainer.config",
         "trainer.seeds",
         "trainer.processes",
@@ -305,7 +305,6 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "trainer.advantages": ("torch",),
     "trainer.losses": ("torch",),
     "trainer.samplers": ("torch",),
-    "trainer.transfers": ("torch",),
 }
 
 # Circles that are to go, each by a module or unit of it; once it is gone the test fails until its name is, too.

@@ -15,9 +15,9 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.losses import Stats
 from trainer.policies.base import Policy, missing, regroup, select
-from trainer.transfers import sent
 from trainer.types import Rollout, Trace
 
 

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.config.packed import PackedConfig
 from trainer.losses import Stats
 from trainer.objectives.base import Term
 from trainer.policies.base import Laid, PackOutput, ReadsPacks
-from trainer.transfers import sent
 
 # The power of n in a token's weight 1 / n^power.
 _POWER: dict[Literal["token", "sample", "square"], float] = {"token": 0.0, "square": 0.5, "sample": 1.0}

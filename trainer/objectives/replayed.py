@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.losses import highest
 from trainer.objectives.base import Once, RolloutBatch
 from trainer.policies.base import Replays
-from trainer.transfers import sent
 from trainer.types import Replay
 
 

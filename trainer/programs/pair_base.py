@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from machine.transfers import sent
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError, JanusConfig, ScenesConfig
 from trainer.data.overlap import Settled
@@ -44,7 +45,6 @@ from trainer.quickstart.scenes import (
     render,
 )
 from trainer.quickstart.small_janus import PIXEL_MEAN, PIXEL_STD, codebook, new_network, processor, tokens_of
-from trainer.transfers import sent
 from trainer.types import Prompt
 
 SAY = "say"  # what asks for a description

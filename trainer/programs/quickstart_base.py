@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from machine.transfers import sent
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import Config, ConfigError, QuickstartBaseConfig, TinyConfig
 from trainer.data.overlap import Settled
@@ -31,7 +32,6 @@ from trainer.programs.base import Kind, Material
 from trainer.programs.given import GivenProgram
 from trainer.programs.session import Row, Session
 from trainer.quickstart.words import Word, corrupt, draw_word, render
-from trainer.transfers import sent
 from trainer.types import Prompt, Rollout
 
 PCA_PICTURES = 6000

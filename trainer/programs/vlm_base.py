@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from machine.transfers import sent
 from trainer.checkpoint.saver import Kept, Stateful
 from trainer.config import CardsConfig, Config, ConfigError, VlmConfig
 from trainer.data.overlap import Settled
@@ -34,7 +35,6 @@ from trainer.programs.given import GivenProgram
 from trainer.programs.session import Row, Session
 from trainer.quickstart.cards import Card, caption, draw_card, render
 from trainer.quickstart.small_vlm import PIXEL_MEAN, PIXEL_STD, new_network, processor, prompt_text
-from trainer.transfers import sent
 
 SAY = "say"  # what asks for a caption
 RIGHT_THOUGHTS = 0.95  # share of right answers among careless ones that a thought comes before

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.transfers import sent
+from machine.transfers import sent
 
 
 def uniforms(seeds_B: Sequence[int], length: int) -> Tensor:

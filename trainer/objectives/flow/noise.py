@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.config import SftLossConfig
 from trainer.config.objective import TimestepSection
-from trainer.transfers import sent
 
 _EDGE = 1e-6  # keeps a logit finite
 

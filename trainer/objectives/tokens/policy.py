@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.config.objective import ObjectiveConfig
 from trainer.config.token_objective import (
     CispoConfig,
@@ -26,7 +27,6 @@ from trainer.losses.terms import lowest, total
 from trainer.objectives.base import Entry, PlanNeeds, RolloutBatch, Scored, Term, with_gradient
 from trainer.objectives.replayed import Replayed, ReplayedObjective
 from trainer.policies.base import Replays
-from trainer.transfers import sent
 from trainer.types import Rollout
 
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")

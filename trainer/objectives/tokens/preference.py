@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.config.given_texts import AnswersConfig
 from trainer.config.preference_objective import DpoConfig
 from trainer.losses import OF_STEP, PairRatios, Stats, chosen_nll, others_of, pair_ratios, pair_terms
@@ -17,7 +18,6 @@ from trainer.losses.terms import total
 from trainer.objectives.base import Term
 from trainer.objectives.tokens.given import GivenRows, Rows, by_length, learnt_mask, shortened
 from trainer.policies.base import GivenText, ReadsTokens
-from trainer.transfers import sent
 from trainer.types import AnswerPair, Conversation, Turn
 
 

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from machine.transfers import sent
 from trainer.config.given_texts import ConversationsConfig
 from trainer.losses import Stats, Weights, weigh
 from trainer.objectives.base import Term
 from trainer.objectives.tokens.given import GivenRows, Rows, by_length, learnt_mask, shortened
 from trainer.policies.base import GivenText, ReadsTokens
-from trainer.transfers import sent
 from trainer.types import Conversation
 
 

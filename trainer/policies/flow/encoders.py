@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from machine.transfers import sent
 from trainer.config import DiffusersConfig
 from trainer.policies.flow.embedding_cache import EmbeddingCache, fingerprint, num_bytes
-from trainer.policies.flow.upload import upload
 from trainer.types import Prompt
 
 Encode = Callable[[], Mapping[str, Tensor]]
@@ -39,7 +39,7 @@ class Visitors:
         if self.here:
             return
         for tensor, kept in self._kept.items():
-            tensor.data = upload(kept, self._device)
+            tensor.data = sent(kept, self._device)
         self.visits, self.here = self.visits + 1, True
 
     def leave(self) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from machine.transfers import sent
 from trainer.policies.base import Expects, SamplingPlan, Solver
 from trainer.policies.flow.guided import GuidedByImages, conditioned_on, followed
 from trainer.policies.flow.trace import FlowTrace, kept_points, trace_of
-from trainer.policies.flow.upload import upload
 from trainer.policies.lora import frozen_copy, in_bfloat16, is_compiled, keep_start, start_weights
 from trainer.records.phases import PhaseClock
 from trainer.samplers.flow_sde import latent_kl, ode_step, sde_step, step_std, velocity_kl
@@ -203,7 +203,7 @@ class FlowPolicy:
 
     @torch.no_grad()
     def encode_images(self, pixels_BHWC: Tensor) -> Tensor:
-        return self.model.to_latents(pixels_BHWC.to(self.model.device))
+        return self.model.to_latents(sent(pixels_BHWC, self.model.device))
 
     def predict(self, prompts_B: Sequence[Prompt], x: Tensor, sigma_B: Tensor, *, reference: bool = False) -> Tensor:
         (conditioning,) = self._encode(prompts_B)
@@ -344,11 +344,11 @@ class _Noise:
         drawn = self._draw(self._generators)
         if self._shared_B is not None:
             drawn = self._draw([torch.Generator().manual_seed(seed) for seed in self._shared_B])
-        return upload(drawn, self._device)
+        return sent(drawn, self._device)
 
     def draw(self) -> Tensor:
         """The next (B, ...)."""
-        return upload(self._draw(self._generators), self._device)
+        return sent(self._draw(self._generators), self._device)
 
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
         return torch.stack([torch.randn(self._shape, generator=generator) for generator in generators])

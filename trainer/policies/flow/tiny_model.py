@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from machine.transfers import sent
 from trainer.config import ConfigError, TinyConfig
 from trainer.policies.flow.tiny_network import TinyTransformer
 from trainer.policies.pca_codec import PcaCodec
 from trainer.quickstart.words import ALPHABET, HEIGHT, INKS, WIDTH
-from trainer.transfers import sent
 
 PATCH = 8
 LATENT_SHAPE = (48, HEIGHT // PATCH, WIDTH // PATCH)

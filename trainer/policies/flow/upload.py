@@ -8,14 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
+
 Key = TypeVar("Key", bound=Hashable)
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. To CUDA it goes from pinned memory: else the copy would wait for the device."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def upload_once(
@@ -27,8 +22,8 @@ def upload_once(
         join: makes of distinct keys, in order, tensors with a row for each; padding is that of the longest.
     """
     places = {key: place for place, key in enumerate(dict.fromkeys(keys_B))}
-    sent = {name: upload(tensor, device) for name, tensor in join(list(places)).items()}
+    moved = {name: sent(tensor, device) for name, tensor in join(list(places)).items()}
     if len(places) == len(keys_B):
-        return sent
+        return moved
     # Rows are taken one by one: a list of numbers as an index would be copied to the device, which waits.
-    return {name: torch.stack([tensor[places[key]] for key in keys_B]) for name, tensor in sent.items()}
+    return {name: torch.stack([tensor[places[key]] for key in keys_B]) for name, tensor in moved.items()}

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.llama.layout import is_cut
 from trainer.policies.tokens.model import TokenModel
 from trainer.samplers.tokens import draw_tokens, uniforms
-from trainer.transfers import sent
 
 
 class GenerateDrawer:

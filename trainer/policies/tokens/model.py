@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from machine.transfers import sent
 from trainer.config import ConfigError
 from trainer.config.network import LanguageSettings
 from trainer.policies.tokens.conversations import IMAGE_MARK
@@ -23,7 +24,6 @@ from trainer.policies.tokens.draw import Reading
 from trainer.policies.tokens.nanovlm.processor import NanoVlmProcessor
 from trainer.policies.tokens.preparing import computing
 from trainer.policies.tokens.readings import KEPT_BYTES, KeptReadings
-from trainer.transfers import sent
 from trainer.types import Prompt, Turn
 
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises of damaged files

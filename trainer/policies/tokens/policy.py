@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from machine.transfers import sent
 from trainer.config import ConfigError
 from trainer.policies.base import GivenText
 from trainer.policies.lora import frozen_copy, keep_start, start_weights
@@ -30,7 +31,6 @@ from trainer.policies.tokens.model import TokenModel
 from trainer.policies.tokens.parts import part_of
 from trainer.policies.tokens.trace import AnswerTrace
 from trainer.samplers.tokens import allowed_logits, log_probs
-from trainer.transfers import sent
 from trainer.types import Conversation, Prompt, Replay, Rollout, Sample
 
 _NAMED = 3  # prompts that cannot be read that a message names

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from machine.transfers import sent
 from trainer.policies.tokens.llama.decode import Choose, Drawn, decode
 from trainer.policies.tokens.llama.inputs import embedded_prefix
 from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import supports, text_model
 from trainer.policies.tokens.llama.replay import shared_hidden
 from trainer.policies.unified.draw import ImageModel
-from trainer.transfers import sent
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from machine.transfers import sent
 from trainer.policies.tokens.draw import Answer, Reading
 from trainer.policies.tokens.llama.decode import Choose
 from trainer.policies.tokens.llama.drawer import on_the_cpu
@@ -24,7 +25,6 @@ from trainer.policies.unified.draw import Drawing, ImageModel, ImagePlan, PlanMo
 from trainer.policies.unified.trace import ImageTrace
 from trainer.samplers.guidance import guided_logits
 from trainer.samplers.tokens import draw_tokens, log_probs, uniforms
-from trainer.transfers import sent
 from trainer.types import Prompt, Rollout, Sample
 
 _NOTHING = torch.empty(0, dtype=torch.int64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.transfers import numbers, sent
+from machine.transfers import numbers, sent
 
 
 @dataclass(frozen=True, eq=False)

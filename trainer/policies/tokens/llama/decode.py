@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from machine.transfers import numbers, sent
 from trainer.policies.tokens.llama.attention import rotated, turned
 from trainer.policies.tokens.llama.forward import Computed, run_layers
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import FusedLayer, computed_type
 from trainer.policies.tokens.llama.layout import TextModel
-from trainer.transfers import numbers, sent
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.generate import GenerateDrawer
 from trainer.policies.tokens.llama.decode import Drawn, decode
@@ -15,7 +16,6 @@ from trainer.policies.tokens.llama.layers import fused_layers
 from trainer.policies.tokens.llama.layout import text_model
 from trainer.policies.tokens.model import TokenModel
 from trainer.samplers.tokens import draw_tokens, uniforms
-from trainer.transfers import sent
 
 
 class LlamaDrawer:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from machine.transfers import numbers
 from trainer.policies.tokens.llama.attention import Ragged, attend, rotated, turned
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import Layer
-from trainer.transfers import numbers
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from machine.transfers import numbers, sent
 from trainer.policies.tokens.draw import Reading, Seen
 from trainer.policies.tokens.llama.layout import TextModel
 from trainer.policies.tokens.model import TokenModel
-from trainer.transfers import numbers, sent
 
 
 @dataclass(frozen=True)

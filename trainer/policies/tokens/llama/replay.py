@@ -12,11 +12,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from machine.transfers import numbers, sent
 from trainer.policies.tokens.llama.forward import Continuations, run_layers
 from trainer.policies.tokens.llama.inputs import Prefix
 from trainer.policies.tokens.llama.layers import module_layers
 from trainer.policies.tokens.llama.layout import TextModel
-from trainer.transfers import numbers, sent
 
 
 def shared_logits(model: TextModel, prefix: Prefix, prompt_B: Sequence[int], answers: Sequence[Tensor]) -> Tensor:

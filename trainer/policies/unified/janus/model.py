@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from machine.transfers import sent
 from trainer.config import ConfigError, JanusConfig
 from trainer.config.janus import JanusPart
 from trainer.policies.tokens.draw import Reading
@@ -22,7 +23,6 @@ from trainer.policies.tokens.model import TokenModel
 from trainer.policies.unified.draw import Drawing
 from trainer.policies.unified.janus.processing import PAD_TAG
 from trainer.samplers.tokens import allowed_logits
-from trainer.transfers import sent
 from trainer.types import Prompt, Turn
 
 # Images decoded together: the widest features of one of 384 x 384 pixels are 128 channels, 75 MB in float32, and a block holds several.

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.config import ConfigError
 from trainer.policies.pca_codec import PcaCodec
 from trainer.policies.unified.mot.geometry import CODEC_CHANNELS, PATCH
 from trainer.quickstart.scenes import draw_scene, render
-from trainer.transfers import sent
 
 LINEAR_FILE = "codec.safetensors"
 _FITTED_TO = 512  # scenes

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from machine.transfers import numbers
 from trainer.config import ConfigError
 from trainer.policies.base import Laying
 from trainer.policies.flow.guided import away_from
@@ -28,7 +29,6 @@ from trainer.policies.unified.mot.pack import Pack, pack_rows
 from trainer.policies.unified.mot.vision import from_patches, to_patches
 from trainer.samplers.guidance import Guidance, guided_velocity
 from trainer.samplers.schedules import sigmas
-from trainer.transfers import numbers
 from trainer.types import Prompt
 
 _SHIFT = 3.0  # of the noise levels that BAGEL draws by

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from machine.transfers import numbers, sent
 from trainer.policies.base import PackOutput
 from trainer.policies.unified.attends import Pair
 from trainer.policies.unified.attention import Layout, Way, attend
@@ -21,7 +22,6 @@ from trainer.policies.unified.mot.geometry import COLOURS, Geometry
 from trainer.policies.unified.mot.lay import LaidRow
 from trainer.policies.unified.mot.network import MotNetwork, Tokens
 from trainer.policies.unified.mot.vision import places, to_patches
-from trainer.transfers import numbers, sent
 
 
 @dataclass(frozen=True)

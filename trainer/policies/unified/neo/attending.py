@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from machine.transfers import numbers
 from trainer.config.mot import Attention
 from trainer.policies.unified.attention import Layout, Way, attend
 from trainer.policies.unified.neo.layers import Attend
-from trainer.transfers import numbers
 
 
 def way_of(attention: Attention, device: torch.device) -> Way:

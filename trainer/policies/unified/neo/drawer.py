@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from machine.transfers import numbers, sent
 from trainer.policies.tokens.draw import Answer, Reading, TokenPlan
 from trainer.policies.tokens.llama.decode import Drawn
 from trainer.policies.tokens.llama.drawer import answers_of
@@ -17,7 +18,6 @@ from trainer.policies.unified.neo.model import NeoModel
 from trainer.policies.unified.neo.network import NeoInput
 from trainer.policies.unified.neo.rows import packed
 from trainer.samplers.tokens import draw_tokens, uniforms
-from trainer.transfers import numbers, sent
 
 
 class NeoDrawer:

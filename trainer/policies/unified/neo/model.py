@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from machine.transfers import numbers
 from trainer.config import ConfigError
 from trainer.config.neo import NeoConfig
 from trainer.policies.lora import autocast
@@ -22,7 +23,6 @@ from trainer.policies.unified.neo.network import NeoNetwork
 from trainer.policies.unified.neo.processor import NeoProcessor
 from trainer.policies.unified.neo.rows import Row, packed, row_of
 from trainer.policies.unified.neo.tokenizer import FRAMES
-from trainer.transfers import numbers
 from trainer.types import Turn
 
 

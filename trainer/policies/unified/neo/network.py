@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from machine.transfers import sent
 from trainer.policies.unified.neo.geometry import NeoGeometry
 from trainer.policies.unified.neo.layers import Attend, NeoLayer, RMSNorm, Turn
 from trainer.policies.unified.neo.patches import PatchEmbedding
-from trainer.transfers import sent
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from machine.transfers import sent
 from trainer.data.sequences import SequencePlan
 from trainer.policies.base import GivenText, Laying, PackOutput
 from trainer.policies.tokens.draw import Reading, TokenPlan
@@ -22,7 +23,6 @@ from trainer.policies.unified.neo.laying import LaidRow, lay
 from trainer.policies.unified.neo.model import NeoModel
 from trainer.policies.unified.neo.rows import packed
 from trainer.policies.unified.neo.stages import part_of
-from trainer.transfers import sent
 from trainer.types import Conversation, Prompt, Replay, Rollout
 
 

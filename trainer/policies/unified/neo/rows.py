@@ -12,11 +12,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from machine.transfers import sent
 from trainer.policies.tokens.draw import Reading
 from trainer.policies.unified.attention import Layout
 from trainer.policies.unified.neo.network import NeoInput
 from trainer.policies.unified.neo.places import places_of
-from trainer.transfers import sent
 
 # What the processor makes beside ids: numbers and places of patches, and rows and columns of tokens of each image.
 PATCHES, PATCH_PLACES, GRIDS = "patches", "patch_places", "grids"

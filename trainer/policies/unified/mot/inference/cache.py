@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from machine.transfers import numbers
 from trainer.policies.unified.attends import Attends, Pair
-from trainer.transfers import numbers
 
 _ROOM = 64  # places that are added to a cache at a time
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from machine.transfers import numbers, sent
 from trainer.policies.lora import autocast
 from trainer.policies.tokens.draw import Answer, TokenPlan
 from trainer.policies.tokens.llama.decode import Drawn
@@ -27,7 +28,6 @@ from trainer.policies.unified.mot.vision import places
 from trainer.samplers.flow_sde import ode_step
 from trainer.samplers.guidance import Guidance, guided_velocity
 from trainer.samplers.tokens import draw_tokens, uniforms
-from trainer.transfers import numbers, sent
 
 _TAGS = 2  # around an image
 
