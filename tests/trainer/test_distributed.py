@@ -6,10 +6,12 @@ from contextlib import suppress
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.support.pretended_gpu import GPU, pretended_gpu
 from trainer.config import DistributedConfig
 from trainer.processes import distributed
-from trainer.processes.distributed import even_share, world
+from trainer.processes.distributed import World, even_share, world
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 1), (0, 3), (1, 4), (5, 2), (7, 3), (8, 4), (3, 8)])
@@ -41,3 +43,32 @@ def test_a_rank_that_fails_does_not_wait_for_the_others_to_leave_nccl(
         if error is not None:
             raise error
     assert len(left) == destroyed
+
+
+def test_what_ranks_tell_one_another_does_not_pass_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, flags and barriers are on the CPU (gloo), where nothing waits for what the device still has to do."""
+
+    def both_alike(found: list[Tensor], own: Tensor) -> None:
+        assert own.device.type == "cpu"
+        for each in found:
+            each.copy_(own)
+
+    def doubled(own: Tensor) -> None:
+        assert own.device.type == "cpu"
+        own.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_gather", both_alike)
+    monkeypatch.setattr(torch.distributed, "all_reduce", doubled)
+    pair = World(0, 2, torch.device("cuda", 0))
+    assert pair.gather({"loss": 0.5, "why": None}) == [{"loss": 0.5, "why": None}] * 2
+    assert pair.any(True) and not pair.any(False)
+    pair.barrier()
+
+
+def test_totals_are_read_from_the_device_once() -> None:
+    with pretended_gpu() as gpu:
+        there = {"sum": torch.full((), 0.1, device=GPU), "terms": torch.ones((), device=GPU)}
+        with gpu.during() as found:
+            totals = World(0, 1, GPU).totals(there, {"rows": 3.0})
+    assert totals == {"sum": pytest.approx(0.1), "terms": 1.0, "rows": 3.0}
+    assert [str(event).partition(" at ")[0] for event in found] == ["read tolist"]

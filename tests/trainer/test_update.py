@@ -12,6 +12,7 @@ from trainer.advantages import without_flat_groups
 from trainer.config import OptimConfig
 from trainer.objectives import Scored
 from trainer.policies.base import SamplingPlan
+from trainer.records.recorder import plain_numbers
 from trainer.samplers.flow_sde import Kind
 from trainer.types import StopTrainingError
 from trainer.update.schedule import learning_rate
@@ -24,6 +25,18 @@ def test_before_the_first_update_every_ratio_is_exactly_one(micro: int | None) -
     assert row["ratio/min"] == row["ratio/mean"] == row["ratio/max"] == 1.0
     assert row["clip_share"] == 0.0
     assert row["ratio/replay_error"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_means_of_a_step_without_any_sample_that_counts_are_no_numbers() -> None:
+    """As the extremes are none: the row has null, where 0 would be a ratio. The weights stay."""
+    policy = make_policy()
+    before = weights(policy).clone()
+    row = make_updater(policy).step(Scored(roll_out(policy), ADV, 0 * ONES), 0)
+    written = plain_numbers(row)
+    means = ("ratio/mean", "ratio/std", "clip_share", "ratio/min", "ratio/max")
+    assert {key: written[key] for key in means} == dict.fromkeys(means)
+    assert written["loss/policy"] == written["grad_norm"] == 0.0
+    assert torch.equal(weights(policy), before)
 
 
 @pytest.mark.parametrize("micro", [None, 3])

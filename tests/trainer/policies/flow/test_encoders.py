@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pretended_gpu import GPU, count, pretended_gpu
+from tests.support.pretended_events import count
+from tests.support.pretended_gpu import GPU, pretended_gpu
 from tests.support.tiny_pipelines import make_flux, make_qwen_image, make_sd3
 from trainer.config import FluxConfig, QwenImageConfig, Sd3Config
 from trainer.policies.base import SamplingPlan
