@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.pretended_gpu import GPU, count, lines, pretended_gpu
+from tests.support.pretended_events import count, lines
+from tests.support.pretended_gpu import GPU, pretended_gpu
 from trainer.config import OptimConfig
 from trainer.engine.host import to_host
 from trainer.engine.local import LocalEngine
