@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.config import DistributedConfig
 from trainer.config.advantage import GdpoConfig
+from trainer.engine.reduction import GradientSum
 from trainer.processes.distributed import World, world
 from trainer.records.step_metrics import advantage_metrics, reward_metrics, wait_metrics
 from trainer.types import Scores
@@ -126,7 +127,7 @@ def _rank(rank: int, folder: str) -> None:
     row = reward_metrics(part, group) | wait_metrics(part, 2.0, group)
     module = torch.nn.Linear(2, 1, bias=False)
     module.weight.grad = torch.full((1, 2), float(rank + 1))
-    group.sum_gradients(list(module.parameters()))
+    GradientSum(list(module.parameters()), group).finish()
     row["gradient"] = float(module.weight.grad.sum())
     row["any"] = float(group.any(rank == 1)) + float(group.any(False))
     row["gathered"] = float(group.gather({"text": "é" * (rank + 1)}) == [{"text": "é"}, {"text": "éé"}])

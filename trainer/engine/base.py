@@ -39,7 +39,7 @@ class Engine(Protocol):
             scale: at least 0, the same on all ranks; of losses whose common factor was not known yet when they were computed.
 
         Returns:
-            The norm after `scale` and before clipping. Where it is not finite, no rank took a step.
+            The norm after `scale` and before clipping. Where it is not finite on one rank, it is on none, and no rank took a step.
         """
         ...
 

@@ -1,9 +1,10 @@
-"""The engine without DeepSpeed: every rank holds everything, gradients are summed in one message."""
+"""The engine without DeepSpeed: every rank holds everything, gradients are summed while the last backward goes on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from trainer.config import OptimConfig
 from trainer.engine.groups import Group, split, trained
 from trainer.engine.host import to_host
 from trainer.engine.muon import Muon
+from trainer.engine.reduction import GradientSum
 from trainer.processes.distributed import World
 
 # What each optimizer keeps of a parameter; AdamW counts its steps, the others are of the parameter's shape.
@@ -34,6 +36,7 @@ class LocalEngine:
         self._parameters = trained(module, groups)
         self._kind = {name: group.optimizer for group in groups for name in group.parameters}
         self.optimizers = _optimizers(groups, config)
+        self._sum = GradientSum(list(self._parameters.values()), world)
         self._started: set[str] = set()  # parameters that had a gradient on some rank, in this step or an earlier one
 
     @property
@@ -41,14 +44,16 @@ class LocalEngine:
         return list(self._parameters)
 
     def zero_grad(self) -> None:
+        self._sum.forget()
         for parameter in self._parameters.values():
             parameter.grad = None
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._sum.last_pass() if last else nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float, *, scale: float = 1.0) -> float:
-        self.world.sum_gradients(list(self._parameters.values()))
+        self._sum.finish()
         if scale != 1:
             torch._foreach_mul_([p.grad for p in self._parameters.values() if p.grad is not None], scale)
         self._started |= {name for name, p in self._parameters.items() if p.grad is not None}
@@ -59,11 +64,12 @@ class LocalEngine:
                 parameter.grad = torch.zeros_like(parameter)
         parameters = [p for p in self._parameters.values() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)) if parameters else 0.0
-        if not self.world.any(not math.isfinite(norm)):
-            for optimizer in self.optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["rate"]
-                optimizer.step()
+        if self.world.any(not math.isfinite(norm)):
+            return math.nan if math.isfinite(norm) else norm
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["rate"]
+            optimizer.step()
         return norm
 
     def numel(self, name: str) -> int:

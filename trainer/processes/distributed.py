@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from machine.gpus import GpuError, check_torch_uses, shown, without_driver
 from trainer.config import ConfigError, DistributedConfig
 from trainer.config.base import say
+
+_LENGTH, _SMALL = 8, 4096  # bytes of a gathered value's length, and of what of the value goes along with it
 
 
 def pick_device(name: str) -> torch.device:
@@ -86,31 +88,20 @@ class World:
         `any`)."""
         if self.size == 1:
             return [value]
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(data)]))
-        longest = max(int(length) for length in lengths)
-        buffers = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(buffers, torch.nn.functional.pad(data, (0, longest - len(data))))
-        return [
-            json.loads(buffer[: int(length)].numpy().tobytes()) for buffer, length in zip(buffers, lengths, strict=True)
-        ]
+        data = json.dumps(value).encode()
+        # What is said in a step mostly goes into the message that says how long it is.
+        heads = self._gather_bytes(len(data).to_bytes(_LENGTH, "little") + data[:_SMALL], _LENGTH + _SMALL)
+        lengths = [int.from_bytes(head[:_LENGTH], "little") for head in heads]
+        if max(lengths) > _SMALL:
+            rests = self._gather_bytes(data[_SMALL:], max(lengths) - _SMALL)
+            heads = [head + rest for head, rest in zip(heads, rests, strict=True)]
+        return [json.loads(head[_LENGTH : _LENGTH + length]) for head, length in zip(heads, lengths, strict=True)]
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up every parameter's gradient over all ranks, in one flat message.
-
-        Afterwards a parameter has a gradient on every rank, or, where no rank had one, on none.
-        """
-        if self.size == 1:
-            return
-        has_one = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-        flat = torch.cat(
-            [*(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters), has_one]
-        )
-        dist.all_reduce(flat)
-        *gradients, counts = torch.split(flat, [*(p.numel() for p in parameters), len(parameters)])
-        for parameter, gradient, count in zip(parameters, gradients, counts.tolist(), strict=True):
-            parameter.grad = gradient.view_as(parameter) if count else None
+    def _gather_bytes(self, data: bytes, size: int) -> list[bytes]:
+        """Every rank's `data`, filled up to `size`. By the CPU, as `any`."""
+        buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(buffers, torch.frombuffer(bytearray(data.ljust(size, b"\0")), dtype=torch.uint8))
+        return [buffer.numpy().tobytes() for buffer in buffers]
 
     def barrier(self) -> None:
         """Wait for all ranks; not for what their devices still have to do."""

@@ -228,8 +228,7 @@ class RlProgram:
         for each in collected:
             plan, task = vars(each.drawn.plan), each.drawn.task.name
             session.flight.add(session.step + 1, each.drawn.samples, each.drawn.seeds_B, plan, each.scores, task)
-        for each in collected:
-            session.stop_together(each.scores.stop_reason)
+        session.stop_together(next(filter(None, (each.scores.stop_reason for each in collected)), None))
 
     def resample(self, drawn: Drawn, scores: Scores) -> Collected | None:
         """Exchange groups that teach nothing for groups of other prompts, at most `sampling.max_resamples` times; None as in
@@ -293,14 +292,16 @@ class RlProgram:
         session = self.session
         collecting = session.executor.submit(drawn.batch.collect)
         asked_at = math.inf
-        while session.world.any(not collecting.done()):
+        while True:
             if session.signals.asked:
                 asked_at = min(asked_at, time.monotonic())
-            if session.world.any(time.monotonic() - asked_at > LATE_S):  # all ranks leave together
+            told = session.world.gather([collecting.done(), time.monotonic() - asked_at > LATE_S])
+            if all(is_done for is_done, _ in told):
+                return collecting.result()
+            if any(is_late for _, is_late in told):  # all ranks leave together
                 return None
             if early is None or not early.advance():
                 wait([collecting], LOOK_S if early is None or early.is_at_last else SOON_S)
-        return collecting.result()
 
     def advantages(
         self, collected: Sequence[Collected]

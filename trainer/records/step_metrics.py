@@ -23,7 +23,17 @@ def reward_metrics(scores: Scores, world: World) -> dict[str, float]:
     """
     valid = scores.valid_BR.double()
     values = scores.scores_BR.double() * valid
-    sums = world.sum(torch.stack([valid.sum(0), values.sum(0), (values**2).sum(0), scores.asked_BR.double().sum(0)]))
+    own = torch.stack([valid.sum(0), values.sum(0), (values**2).sum(0), scores.asked_BR.double().sum(0)])
+    reports = world.gather(
+        [
+            _plain(scores.failures),
+            {n: list(v) for n, v in scores.latency_ms.items()},
+            dict(scores.cached),
+            _dataset_sums(scores),
+            own.tolist(),
+        ]
+    )
+    sums = torch.tensor([report[4] for report in reports], dtype=torch.float64).sum(0)
     row: dict[str, float] = {}
     for r, name in enumerate(scores.names):
         count, total, squares, asked = sums[:, r].tolist()
@@ -33,14 +43,6 @@ def reward_metrics(scores: Scores, world: World) -> dict[str, float]:
             mean = total / count
             row[keys.reward(name, "mean")] = mean
             row[keys.reward(name, "std")] = math.sqrt(max(squares / count - mean**2, 0.0) * count / max(count - 1, 1))
-    reports = world.gather(
-        [
-            _plain(scores.failures),
-            {n: list(v) for n, v in scores.latency_ms.items()},
-            dict(scores.cached),
-            _dataset_sums(scores),
-        ]
-    )
     for name in scores.names:
         failures: Counter[str] = Counter()
         for report in reports:
@@ -74,6 +76,7 @@ def advantage_metrics(
     clipped = (adv.abs() > config.adv_clip).double()
     parts = torch.stack(
         [
+            torch.tensor(float(len(adv)), dtype=torch.float64, device=adv.device),
             trains.sum(),
             (adv * trains).sum(),
             (adv**2 * trains).sum(),
@@ -90,9 +93,10 @@ def advantage_metrics(
         std_floor=std_floor_R,
     )
     signal = torch.stack(list(signal_sums(relative, group_B)))  # (4, R)
-    count, total, squares, absolute, clips = world.sum(parts).tolist()
-    trained, count = count, max(count, 1.0)
-    everyone = world.sum(torch.tensor(float(len(adv)), dtype=torch.float64)).item()
+    sums = world.sum(torch.cat([parts.cpu(), signal.flatten()]))
+    everyone, trained, total, squares, absolute, clips = sums[: len(parts)].tolist()
+    count = max(trained, 1.0)
+    signal = sums[len(parts) :].view_as(signal)
     row = {
         "adv/mean": total / count,
         "adv/std": math.sqrt(max(squares / count - (total / count) ** 2, 0.0)),
@@ -100,7 +104,7 @@ def advantage_metrics(
         "adv/clip_share": clips / count,
         "adv/trained_share": trained / everyone,
     }
-    for name, (abs_z, samples, groups, flat) in zip(scores.names, world.sum(signal).T.tolist(), strict=True):
+    for name, (abs_z, samples, groups, flat) in zip(scores.names, signal.T.tolist(), strict=True):
         if samples:
             row[keys.signal(name, "abs_mean")] = abs_z / samples
             row[keys.signal(name, "zero_group_share")] = flat / groups

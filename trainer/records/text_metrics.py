@@ -38,22 +38,21 @@ def text_metrics(
         cut += sum(not sample.finished for sample in rollout.samples if sample.text is not None)
         # What stands behind an end means nothing, NaN included, so it is taken out before it is added up.
         surprise -= torch.where(inside_BS, rollout.logp_BS, 0.0).double().sum().item()
-    count, tokens, truncated, total = world.sum(
-        torch.tensor([len(lengths), sum(lengths), cut, surprise], dtype=torch.float64)
-    ).tolist()
+    own = [len(lengths), sum(lengths), cut, surprise, *_right_in_form(scores, rewards)]
+    told = world.gather([*map(float, own), max(lengths, default=0)])
+    *sums, longest = zip(*told, strict=True)
+    count, tokens, truncated, total, in_form, right = map(sum, sums)
     if not count:
         return {}  # on all ranks: the policy draws no texts
-    longest = max(world.gather(max(lengths, default=0)))
-    given = _given_format(scores, rewards, world)
     row = {
         "text/length": tokens / count,
-        "text/length_max": float(longest),
+        "text/length_max": float(max(longest)),
         "text/truncated_share": truncated / count,
         "tokens_per_s": tokens / step_s,
     }
     if tokens:
         row["text/entropy"] = total / tokens
-    return row | ({} if given is None else {"text/accuracy_given_format": given})
+    return row | ({"text/accuracy_given_format": right / in_form} if in_form else {})
 
 
 def image_entropy(rollouts: Sequence[Rollout], world: World) -> dict[str, float]:
@@ -83,14 +82,12 @@ def _written(rollout: Rollout) -> Tensor:
     return torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
 
 
-def _given_format(scores: Scores, rewards: RewardsConfig, world: World) -> float | None:
-    """Mean accuracy of the samples whose format holds; None where either role has no column, or no sample has the form."""
+def _right_in_form(scores: Scores, rewards: RewardsConfig) -> tuple[float, float]:
+    """How many samples have the form, and the sum of their accuracy; none where either role has no column."""
     names = list(scores.names)
     columns = [rewards.role("accuracy"), rewards.role("format")]
     if any(name not in names for name in columns):
-        return None
+        return 0.0, 0.0
     accuracy, form = (names.index(str(name)) for name in columns)
     rows: Tensor = scores.valid_BR[:, [accuracy, form]].all(1) & (scores.scores_BR[:, form] >= HOLDS)
-    sums = torch.tensor([rows.sum().item(), (scores.scores_BR[:, accuracy].double() * rows).sum().item()])
-    count, right = world.sum(sums.double()).tolist()
-    return right / count if count else None
+    return float(rows.sum()), float((scores.scores_BR[:, accuracy].double() * rows).sum())

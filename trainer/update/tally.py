@@ -45,22 +45,18 @@ class Tally:
         sums = {name: value for group in self._sums.values() for name, value in group.items()}
         flat = torch.stack([*self._counts.values(), *self._totals.values(), *sums.values()])
         ends = [value.double() for value in [*self._lows.values(), *self._highs.values()]]
-        sums_and_ends = torch.cat(
-            [self.world.sum(flat), *(end.view(1) for end in ends)]
-        )  # the device is waited for once
-        numbers = sums_and_ends.tolist()
-        numbers, own = numbers[: len(flat)], numbers[len(flat) :]
+        own = torch.cat([flat, *(end.view(1) for end in ends)]).tolist()  # the device is waited for once
+        told = torch.tensor(self.world.gather(own), dtype=torch.float64)
+        numbers = told[:, : len(flat)].sum(0).tolist()
+        ends_of_E = told[:, len(flat) :].T.tolist()  # of each extreme, what every rank has
+        low, high = ends_of_E[: len(self._lows)], ends_of_E[len(self._lows) :]
         counts = dict(zip(self._counts, numbers, strict=False))
         row = dict(zip([*self._totals, *sums], numbers[len(counts) :], strict=True))
         # A mean of nothing is no number, as the extremes of nothing are none: rows show null.
         for group, named in self._sums.items():
             row |= {name: row[name] / counts[group] if counts[group] else math.nan for name in named}
-        low, high = own[: len(self._lows)], own[len(self._lows) :]
-        extremes = self.world.gather(
-            [dict(zip(self._lows, low, strict=True)), dict(zip(self._highs, high, strict=True))]
-        )
-        row |= {name: min(lows[name] for lows, _ in extremes) for name in self._lows}
-        row |= {name: max(highs[name] for _, highs in extremes) for name in self._highs}
+        row |= {name: min(each) for name, each in zip(self._lows, low, strict=True)}
+        row |= {name: max(each) for name, each in zip(self._highs, high, strict=True)}
         for group in self._counts:
             row |= _derived(row, group)
         return row

@@ -119,7 +119,7 @@ class Updater:
             return 0.0
         lr = learning_rate(self.optim, step, self.max_steps)
         norm = math.nan if self.world.any(not tally.is_finite()) else self.engine.step(lr, scale=scale)
-        if self.world.any(not math.isfinite(norm)):
+        if not math.isfinite(norm):  # on all ranks alike
             before = f" The {number} of {self.updates} before it were, so the weights are not saved." if number else ""
             raise StopTrainingError(
                 f"step {step + 1}: the loss or the gradient (norm {norm}) is not finite on some rank; this update was not "
