@@ -135,16 +135,16 @@ class EarlyUpdate:
         clip = self.drawn.task.advantage.adv_clip
         adv_B, weight_B = self.within_groups(scores, self.drawn.group_B, after)
         scale = factor(adv_B, fed.adv_B, clip, self.world)
-        if self.world.any(scale is None or not torch.equal(weight_B, fed.weight_B)):
-            adv_B, weight_B, scale = fed.adv_B, fed.weight_B, 1.0  # what the estimator said, whatever that is made of
-        assert scale is not None
-        used = [torch.cat(parts) for parts in zip(*self.used, strict=True)]
-        if self.world.any(
-            any(not torch.equal(u, now[: len(u)]) for u, now in zip(used, (adv_B, weight_B), strict=False))
-        ):
+        is_plain = scale is None or not torch.equal(weight_B, fed.weight_B)
+        # With the factor, or, where that is none, what the estimator said, whatever it is made of.
+        cases = [(adv_B, weight_B, scale or 0.0), (fed.adv_B, fed.weight_B, 1.0)]
+        told = self.world.gather([is_plain, *(self._look(*case, clip) for case in cases)])
+        chosen = int(any(each[0] for each in told))
+        adv_B, weight_B, scale = cases[chosen]
+        is_other, is_clamped = (any(each[1 + chosen][n] for each in told) for n in range(2))
+        if is_other:
             self.update, self.added = None, 0
             self.drawn = replace(self.drawn, rollouts=_as_drawn(self.drawn.rollouts))
-        is_clamped = self.world.any(bool((scale * adv_B.abs() > clip).any()))
         while self.added < len(self.cuts):
             cut = self.cuts[self.added]
             rows = self._rows(cut)
@@ -154,6 +154,13 @@ class EarlyUpdate:
         if is_clamped:
             self.update.clamp(scale, clip)
         return self.update.finish(scale, clip)
+
+    def _look(self, adv_B: Tensor, weight_B: Tensor, scale: float, clip: float) -> tuple[bool, bool]:
+        """Whether other numbers than these were used so far, and whether one of these is clamped."""
+        used = [torch.cat(parts) for parts in zip(*self.used, strict=True)]
+        now = (adv_B, weight_B)
+        is_other = any(not torch.equal(before, each[: len(before)]) for before, each in zip(used, now, strict=False))
+        return is_other, bool((scale * adv_B.abs() > clip).any())
 
     def _add(self, fed: Scored, *, last: bool) -> None:
         if self.update is None:
