@@ -83,17 +83,15 @@ class Half(World):
 
     other: Sequence[Any] = ()
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor + torch.tensor(self.other[0 if len(tensor) == 4 else 2], dtype=tensor.dtype)
-
     def gather(self, value: Any) -> list[Any]:
-        return [value, self.other[1]]
+        assert len(value) == len(self.other)
+        return [value, list(self.other)]
 
 
 def test_ranks_are_added_up_before_anything_is_divided() -> None:
     """What the second rollout above adds is what the second rank says: 2 answers, 4 tokens, none cut, 4 ln 8; 1 with the form
     and a known accuracy, which is right."""
-    half = Half(0, 2, torch.device("cpu"), other=([2, 4, 0, 4 * math.log(8)], 3, [1, 1]))
+    half = Half(0, 2, torch.device("cpu"), other=[2, 4, 0, 4 * math.log(8), 1, 1, 3])
     mine = scored({name: column[:3] for name, column in SCORES.items()})
     found = text_metrics([rollout([2, 4, 6], -math.log(2), cut=[2])], mine, rewards("accuracy", "format"), half, 4.0)
     assert (found["text/length"], found["text/length_max"], found["text/truncated_share"]) == (3.2, 6.0, 0.2)
