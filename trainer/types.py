@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # prompt files are read and their mistakes said without waiti
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
     """One row of a prompt file.
 

@@ -60,7 +60,7 @@ def test_repeated_txt_lines_are_dropped_with_a_warning(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING):
         file = read_prompt_file(path, dataset="set")
     assert [p.text for p in file.prompts] == ["a cat", "a dog"]
-    assert (list(file.lines), file.repeated) == ([1, 2], 1)
+    assert (file.lines, file.repeated) == ((1, 2), 1)
     assert f"{path}:3: the prompt of line 1 again" in caplog.text
 
 

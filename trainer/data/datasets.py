@@ -15,7 +15,6 @@ from trainer.data.fingerprints import fingerprint
 from trainer.data.overlap import check_disjoint
 from trainer.data.pairs.file import read_pairs, sides_of
 from trainer.data.prompts import MAX_SOURCE_IMAGES, DataError, Split, read_prompt_file
-from trainer.data.prompts.file import refuse_repeated_ids
 from trainer.data.questions import QuestionFile, read_questions
 from trainer.data.rows.table import left_out
 from trainer.seeds import sample_seed
@@ -213,7 +212,16 @@ def load_train_prompts(
         )
         for i, d in enumerate(config.train)
     ]
-    refuse_repeated_ids([each.train for each in read])
+    seen: dict[str, str] = {}
+    for each in read:
+        for prompt, line in zip(each.train.prompts, each.train.lines, strict=True):
+            where = f"{each.train.path}:{line}"
+            if prompt.id in seen:
+                raise DataError(
+                    f"{where}: id: {prompt.id!r} is also at {seen[prompt.id]}; ids must be unique over all training "
+                    "sets: change one of them, or leave the ids out to have them made from the text"
+                )
+            seen[prompt.id] = where
     counts = [len(each.train.prompts) if config.sampling_mode == "sample_proportional" else 1 for each in read]
     return [
         Dataset(d.dataset_name, d.weight * count, each.train.prompts, each.held_out, each.notes)
@@ -319,13 +327,10 @@ class PromptSampler:
     def _order(self, d: int) -> list[Prompt]:
         """The order of the data set's present epoch: by a hash, so it is the same on every platform and version."""
         dataset, position, late = self._datasets[d], self._positions[d], set(self._positions[d].late)
-        name, epoch = dataset.name, position.epoch
-        # A number a prompt, and no tuple: sorted by the last of the three first, as sorts are stable.
-        order = sorted(dataset.prompts, key=lambda p: p.id)
-        order.sort(key=lambda p: sample_seed(self._seed, "epoch", name, epoch, p.id))
-        if late:
-            order.sort(key=lambda p: p.id in late)
-        return order
+        return sorted(
+            dataset.prompts,
+            key=lambda p: (p.id in late, sample_seed(self._seed, "epoch", dataset.name, position.epoch, p.id), p.id),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as JSON, with what it is a position in."""

@@ -14,13 +14,8 @@ from trainer.types import Prompt
 def fingerprint(prompts: Sequence[Prompt]) -> str:
     """SHA-256 of ids, texts, negative prompts, targets, metadata, names of source images, and of pairs both sides and how near
     they are; the order of the prompts does not matter."""
-    told = hashlib.sha256(b"[")
-    for number, prompt in enumerate(
-        sorted(prompts, key=lambda p: p.id)
-    ):  # as one JSON list, which would be as large as the file
-        told.update(b", " * (number > 0) + json.dumps(_said(prompt), sort_keys=True, ensure_ascii=True).encode())
-    told.update(b"]")
-    return told.hexdigest()
+    rows = [_said(p) for p in sorted(prompts, key=lambda p: p.id)]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def _said(p: Prompt) -> list[Any]:

@@ -218,7 +218,7 @@ def _text(where: str, side: Mapping[str, Any], name: str, what: str) -> str:
     return check_text(f"{where}: {name}", side[name])
 
 
-def _rest(where: str, side: Mapping[str, Any], text: str, **renamed: str) -> Mapping[str, Any]:
+def _rest(where: str, side: Mapping[str, Any], text: str, **renamed: str) -> dict[str, Any]:
     """The side's other columns, for rewards: without its text, its images and its targets; an object in `metadata` is spread
     out among them."""
     gone = (*COLUMNS, text, "targets", "metadata")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NO_TEXT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
 )  # control characters but tab and line feed; half characters
-
-_NONE: Mapping[str, Any] = {}  # one for all of a million prompts; nobody writes into a prompt's metadata
 
 
 class DataError(UserError, ValueError):
@@ -61,10 +59,10 @@ def check_targets(where: str, value: Any) -> tuple[str, ...] | None:
     return tuple(check_text(f"{where}[{i}]", target, MAX_TARGET_LENGTH) for i, target in enumerate(value))
 
 
-def check_metadata(where: str, value: Any) -> Mapping[str, Any]:
+def check_metadata(where: str, value: Any) -> dict[str, Any]:
     """An object that travels as JSON, which has no infinity and no half characters."""
     if value is None:
-        return _NONE
+        return {}
     if not isinstance(value, dict):
         raise DataError(f'{where}: {shown(value)} is not an object like {{"color": "red"}}')
     _check_json(where, value, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ class PromptFile:
 
     path: Path
     prompts: tuple[Prompt, ...]
-    lines: Sequence[int]
+    lines: tuple[int, ...]
     repeated: int = 0
     skipped: tuple[str, ...] = ()
 
@@ -78,21 +77,17 @@ def read_prompt_file(
     """
     found = detect(Path(path), format, split, prompt_column=prompt_column, delimiter=delimiter)
     skipped: list[str] = []
-    prompts: list[Prompt] = []
-    numbers: dict[str, int] = {}  # of a prompt, by its id
-    lines, files = array("q"), list[Path]()  # of each prompt; one Path object a file
+    prompts: dict[str, Prompt] = {}
+    places: dict[str, tuple[Path, int]] = {}
     repeats: list[str] = []
     for file, line, row in _rows(found, dataset, prompt_column, split, skipped):
         folders = (Path(image_dir),) if image_dir is not None else (file.parent, file.parent / "images")
         closed = found.format in ("jsonl", "python")
         prompt = _make_prompt(f"{file}:{line}", row, folders, dataset, weights or {}, closed=closed)
-        number = numbers.setdefault(prompt.id, len(prompts))
-        if number == len(prompts):
-            prompts.append(prompt)
-            lines.append(line)
-            files.append(file)
+        if prompt.id not in prompts:
+            prompts[prompt.id], places[prompt.id] = prompt, (file, line)
             continue
-        first_file, first = files[number], lines[number]
+        first_file, first = places[prompt.id]
         if closed:
             raise _twice(f"{file}:{line}", first, prompt.id, explicit=row.get("id") is not None)
         of = "" if first_file == file else f" of {first_file.name}"
@@ -102,22 +97,8 @@ def read_prompt_file(
     if not prompts:
         what = f"; its {len(skipped)} rows cannot be used, the first: {skipped[0]}" if skipped else ": write one a line"
         raise DataError(f"{found.path} holds no prompt{what}")
-    return PromptFile(found.path, tuple(prompts), lines, len(repeats), tuple(skipped))
-
-
-def refuse_repeated_ids(files: Sequence[PromptFile]) -> None:
-    """Raises DataError: an id of one file is also in another. Within a file they are unique already."""
-    if len(files) < 2:
-        return
-    seen: dict[str, PromptFile] = {}
-    for file in files:
-        for prompt, line in zip(file.prompts, file.lines, strict=True):
-            if (first := seen.setdefault(prompt.id, file)) is not file:
-                at = next(n for p, n in zip(first.prompts, first.lines, strict=True) if p.id == prompt.id)
-                raise DataError(
-                    f"{file.path}:{line}: id: {prompt.id!r} is also at {first.path}:{at}; ids must be unique over all training "
-                    "sets: change one of them, or leave the ids out to have them made from the text"
-                )
+    lines = tuple(line for _, line in places.values())
+    return PromptFile(found.path, tuple(prompts.values()), lines, len(repeats), tuple(skipped))
 
 
 def is_own(

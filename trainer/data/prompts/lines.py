@@ -52,25 +52,8 @@ def read_text(path: Path) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers, read one after the other. Only a line feed ends one. Raises as `read_text`."""
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if line := _decoded(path, number, raw).strip():
-                    yield number, line
-    except FileNotFoundError:
-        refuse_missing(path)
-    except OSError as error:
-        raise DataError(f"{path.absolute()} cannot be read: {error.strerror}") from error
-
-
-def _decoded(path: Path, number: int, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save the file as UTF-8"
-        ) from error
+    """Lines that are not blank, with their numbers. Only a line feed ends one."""
+    return ((n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1) if line.strip())
 
 
 def first_line(path: Path) -> str:
