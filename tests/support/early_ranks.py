@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +9,14 @@ from typing import Any, cast
 
 import torch
 
-from tests.support.bigram_ranks import ZERO
+from tests.support.rank_cases import deepspeed_json, find_cases
 from tests.support.tiny_updates import PROMPTS, objective_config, policy_for, roll_out
 from trainer.advantages import ESTIMATORS, RunningSpread
 from trainer.config import AdvantageConfig, DistributedConfig, OptimConfig
 from trainer.config.advantage import GdpoConfig, GrpoConfig
 from trainer.engine import build_engine
 from trainer.objectives import Scored, build_objective
-from trainer.processes.distributed import World, world
+from trainer.processes.distributed import World
 from trainer.programs.early import EarlyUpdate
 from trainer.programs.rollout import Drawn
 from trainer.types import Scores
@@ -79,17 +78,11 @@ def of_rows(rows: slice) -> Scores:
     return cast(Scores, found)
 
 
+def find(engine: str, group: World, folder: Path) -> dict[str, dict[str, float]]:
+    path = deepspeed_json(engine, group, folder)
+    return {case: one_step(case, group, early=True, deepspeed=path) for case in CASES}
+
+
 def main(argv: list[str]) -> int:
-    """`argv`: a folder, and engines; `local` is the one without DeepSpeed."""
-    out, engines = Path(argv[0]), argv[1:]
-    torch.set_num_threads(1)
-    found: dict[str, dict[str, Any]] = {}
-    with world(DistributedConfig(device="cpu", deepspeed="any")) as group:
-        for engine in engines:
-            path = out / f"{engine}{group.rank}.json"
-            if engine != "local":
-                path.write_text(json.dumps({"zero_optimization": ZERO[engine]}), encoding="utf-8")
-            config = None if engine == "local" else str(path)
-            found[engine] = {case: one_step(case, group, early=True, deepspeed=config) for case in CASES}
-        (out / f"found{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    return 0
+    """`argv`: a folder, and engines; `none` is the one without DeepSpeed."""
+    return find_cases(argv, find)
