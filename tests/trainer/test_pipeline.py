@@ -85,9 +85,9 @@ def test_its_first_step_is_on_policy_and_later_ones_are_marked(
 ) -> None:
     stale: list[list[bool]] = []
 
-    def finish(self: Any, scores: Any, fed: Any) -> dict[str, float]:
+    def finish(self: Any, scores: Any, fed: Any, after: Any) -> dict[str, float]:
         stale.append([rollout.behind > 0 for rollout in fed.rollouts])
-        return original(self, scores, fed)
+        return original(self, scores, fed, after)
 
     original = EarlyUpdate.finish
     monkeypatch.setattr(EarlyUpdate, "finish", finish)
