@@ -45,6 +45,7 @@ def test_an_older_torch_has_the_limit_for_the_process(monkeypatch: pytest.Monkey
         assert given == [{}, {}] and torch._dynamo.config.recompile_limit == lora._GRAPHS
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's compiler, when imported
 def test_a_newer_torch_has_the_limit_for_each_block() -> None:
     network = make_policy().trainable
     assert not is_compiled(network)

@@ -162,7 +162,9 @@ class MaskedJointAttention:
         query, key, value = (
             _heads(project(hidden_states), attn.heads) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        query, key = (_norm(norm, each, value) for norm, each in ((attn.norm_q, query), (attn.norm_k, key)))
+        query, key = (_norm(norm, each) for norm, each in ((attn.norm_q, query), (attn.norm_k, key)))
+        normed_type = query.dtype
+        query, key = query.to(value.dtype), key.to(value.dtype)  # see `_norm`
         mask = image_mask
         if encoder_hidden_states is not None:
             mask = joint_mask
@@ -170,11 +172,12 @@ class MaskedJointAttention:
                 _heads(project(encoder_hidden_states), attn.heads)
                 for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             )
-            query = torch.cat([query, _norm(attn.norm_added_q, text_query, value)], 2)
-            key = torch.cat([key, _norm(attn.norm_added_k, text_key, value)], 2)
+            query = torch.cat([query, _norm(attn.norm_added_q, text_query).to(value.dtype)], 2)
+            key = torch.cat([key, _norm(attn.norm_added_k, text_key).to(value.dtype)], 2)
             value = torch.cat([value, text_value], 2)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)
+        # In the type of the norms, as in diffusers: the layers below then read the memory in the same order, so bits are the same.
+        mixed = mixed.transpose(1, 2).flatten(2).to(normed_type)
         image = attn.to_out[1](attn.to_out[0](mixed[:, : hidden_states.shape[1]]))
         if encoder_hidden_states is None:
             return image
@@ -187,7 +190,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _norm(norm: Any, x: Tensor, like: Tensor) -> Tensor:
-    """Normed, in the type of the values: a float32 weight makes it float32, which attention under autocast would cast back, after
-    twice the bytes were joined. The bits are the same."""
-    return x if norm is None else norm(x).to(like.dtype)
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    """Normed. A float32 weight makes it float32, also under autocast, where attention casts it back; cast before image and text are
+    joined, half the bytes are moved, and the bits are the same."""
+    return x if norm is None else norm(x)
