@@ -46,8 +46,12 @@ class Side:
         flags = [] if redis is None else [f"--redis={redis.url}"]
         self._service = stack.enter_context(_service(tree, *flags))
         self._redis = None if redis is None else _process_of(redis)
+        self._stack = stack
+
+    def connect(self) -> None:
+        """Just before the first request: a connection that asks nothing for ten seconds is closed."""
         self.client = Client(self._service[0])
-        stack.callback(self.client.close)
+        self._stack.callback(self.client.close)
 
     def cpu_s(self) -> tuple[float, float]:
         """Of the service and of Redis so far, in seconds."""
@@ -85,6 +89,8 @@ def measure(
     images = [make_image(seed, size) for seed in range(items)]
     encoded = {name: [encode(image, kind) for image in images] for name, kind in TYPES.items()}
     taken: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    for side in sides:
+        side.connect()
     for number in range(rounds + 1):
         for name, data in encoded.items():
             for place, side in enumerate(sides):
