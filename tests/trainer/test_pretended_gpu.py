@@ -16,7 +16,7 @@ from tests.support.pretended_events import Event, lines
 from tests.support.pretended_gpu import GPU, pretended_gpu
 from tests.support.pretended_steps import UPDATE, WORLD, Steps, policy_on, rl_steps, update_stage, updater_on
 from tests.support.tiny_updates import ADV, ONES, PROMPTS, objective_config
-from trainer.advantages import ESTIMATORS
+from trainer.advantages import ESTIMATORS, RunningSpread
 from trainer.config import PreferencesConfig, SftLossConfig, TinyConfig
 from trainer.config.advantage import GdpoConfig
 from trainer.data.captions import Captioned
@@ -105,7 +105,7 @@ def test_a_gradient_that_begins_while_scores_are_awaited_waits_no_more_often(cli
     scores = torch.linspace(0, 1, 8)[:, None] ** 2
     found: Any = SimpleNamespace(scores_BR=scores, valid_BR=scores >= 0, weights_BR=torch.ones(8, 1))
     half: Any = SimpleNamespace(**{name: value[:4] for name, value in vars(found).items()})
-    groups = torch.tensor([0] * 4 + [1] * 4)
+    groups, after = torch.tensor([0] * 4 + [1] * 4), RunningSpread(1).after(scores, scores >= 0)
     adv, weight = ESTIMATORS["gdpo"](found.scores_BR, found.valid_BR, groups, found.weights_BR)
     with pretended_gpu() as gpu:
         policy, steps = tiny_policy(), Steps(gpu)
@@ -114,9 +114,9 @@ def test_a_gradient_that_begins_while_scores_are_awaited_waits_no_more_often(cli
         batch: Any = SimpleNamespace(peek=lambda rows: half)
         drawn = Drawn(task, rollouts, batch, {}, [], cast(Any, None), 0, 0)
         objective = build_objective(policy, objective_config("flow_grpo"), micro_batch_size=None, seed=1)
-        early = EarlyUpdate(updater_on(policy, objective), drawn, WORLD, 0)
+        early = EarlyUpdate(updater_on(policy, objective), drawn, WORLD, 0, RunningSpread(1))
         assert steps.stage("begin", early.advance)
-        steps.stage("finish", lambda: early.finish(found, Scored(rollouts, adv.clamp(-clip, clip), weight)))
+        steps.stage("finish", lambda: early.finish(found, Scored(rollouts, adv.clamp(-clip, clip), weight), after))
     assert bool((adv.abs() > clip).any()) == (clip == 1.0)
     over = {"read update/segments.py": 1} if clip == 1.0 else {}  # which advantages are above it
     steps.check(finish={**UPDATE, **over})
