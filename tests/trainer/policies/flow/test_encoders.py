@@ -153,7 +153,7 @@ def test_a_group_is_uploaded_as_one_prompt(
     alone = policy.model.encode(PROMPTS[:2])
     sent: list[int] = []
     monkeypatch.setattr(
-        "trainer.policies.flow.upload.upload", lambda tensor, device: (sent.append(len(tensor)), tensor)[1]
+        "trainer.policies.flow.upload.sent", lambda tensor, device: (sent.append(len(tensor)), tensor)[1]
     )
     group = policy.model.encode([PROMPTS[0]] * 3 + [PROMPTS[1]] * 3)
     assert set(sent) == {2}
