@@ -157,7 +157,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.processes.children",
     ),
     "trainer.processes.children": ("rewards.shipped",),
-    "trainer.rewards": ("wire", "trainer.types", "trainer.config", "trainer.processes.children"),
+    "trainer.rewards": ("machine.own", "wire", "trainer.types", "trainer.config", "trainer.processes.children"),
     "trainer.migration": ("machine.hub", "rewards.shipped", "trainer.config", "trainer.data"),
     "trainer.data.sequences": (),
     "trainer.data": (
@@ -302,7 +302,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "trainer.commands": (),
     "trainer.types": ("torch", "numpy", "PIL"),
     "trainer.config": ("pydantic", "pydantic_core", "yaml"),
-    "trainer.advantages": ("torch",),
+    "trainer.advantages": ("torch", "numpy"),
     "trainer.losses": ("torch",),
     "trainer.samplers": ("torch",),
 }
