@@ -536,7 +536,7 @@ PLANTED: list[tuple[str, str, int, str]] = [
     ("trainer/config/base.py", "import torch\n", 1, "torch"),
     ("trainer/losses.py", "from services.rules.scorer import RulesScorer\n", 1, "services.rules.scorer"),
     ("trainer/advantages/estimators.py", "from trainer.config import Config\n", 1, "trainer.config"),
-    ("trainer/advantages/spread.py", "import numpy\n", 1, "numpy"),
+    ("trainer/advantages/spread.py", "import scipy\n", 1, "scipy"),
     ("trainer/samplers/flow_sde.py", "from ..policies.base import Policy\n", 1, "trainer.policies.base"),
     ("trainer/samplers/schedules.py", "import importlib\nimportlib.import_module('trainer.loop')\n", 2, "trainer.loop"),
     ("trainer/policies/flow/tiny.py", "from trainer.rewards import RewardClient\n", 1, "trainer.rewards"),
