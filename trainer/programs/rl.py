@@ -181,7 +181,8 @@ class RlProgram:
             return None
         self.record(collected)
         scored, hidden_s = time.perf_counter(), early.hidden_s if early else 0.0
-        collected[0].seen.waited_s -= hidden_s
+        seen = collected[0].seen
+        seen.waited_s = max(seen.waited_s - hidden_s, 0.0)  # the work goes on where scores come meanwhile
 
         fed, spreads, row = self.advantages(collected)
         if early is not None:

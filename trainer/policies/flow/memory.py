@@ -42,7 +42,7 @@ class Block:
 
 # A block with a second attention of images, one without, and the last, whose texts go no further. By adapters only what they and
 # the gradients behind them need is kept, and of the first block nothing before its first adapter.
-_FULL = {"dual": Block(110.4, 74.2, 43), "plain": Block(74.2, 74.2, 36), "last": Block(74.2, 42.2, 23)}
+_FULL = {"dual": Block(111.4, 74.2, 43), "plain": Block(74.2, 74.2, 36), "last": Block(74.2, 42.2, 23)}
 _LORA = {"dual": Block(64.5, 44.3), "plain": Block(44.3, 44.3), "last": Block(44.3, 30.3), "first": Block(40.3, 40.3)}
 _AROUND_FULL, _AROUND_LORA = Block(10.1, 0.0, 4), Block(4.0, 0.0)  # patches, embeddings, and what comes out
 
