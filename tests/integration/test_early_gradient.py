@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.support.trainer_runs import saved_weights
 from trainer.config import Config
 from trainer.config.file import load_config
 from trainer.loop import train
+from trainer.programs.early import EarlyUpdate
 from trainer.rewards.client import Batch
 from trainer.types import Sample
 
@@ -84,3 +86,21 @@ def test_the_run_is_the_one_that_waits(run: Callable[..., Any]) -> None:
     for row in rows:
         total = row["time/rollout"] + row["time/reward_wait"] + row["time/update"]
         assert row["time/total"] == pytest.approx(total, rel=1e-6)
+
+
+def test_work_that_goes_on_after_the_last_score_is_no_waiting_of_less_than_nothing(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = EarlyUpdate.advance
+
+    def long(self: EarlyUpdate) -> bool:
+        has_added = advance(self)
+        if has_added:
+            time.sleep(1.5)  # the server answers after one second
+            self.hidden_s += 1.5
+        return has_added
+
+    monkeypatch.setattr(EarlyUpdate, "advance", long)
+    rows = run("long")[0][1:]
+    assert [row["time/update_hidden"] > 1.5 for row in rows] == [True, True]
+    assert [0 <= row["reward_wait_share"] < 0.1 for row in rows] == [True, True]
