@@ -159,6 +159,16 @@ def test_an_objective_of_ones_own_on_answers_of_unequal_length() -> None:
     torch.testing.assert_close(own, dapo, rtol=1e-4, atol=1e-7)
 
 
+def test_an_objective_of_ones_own_may_say_something_of_samples_without_an_advantage(write: Write) -> None:
+    """Nobody knows what it does with the advantage, so no sample is left out for one of 0, and no factor is taken out of it."""
+    write("def f(logp_BS, adv_B1): return -logp_BS * (adv_B1**2 + 0.1)\n")
+    policy = Bigram()
+    updater = make_updater(policy, "dapo")
+    updater.objective = OwnSteps(policy, OwnConfig(type="own", code="mine.py:f"), micro_batch_size=None, seed=0)
+    row = updater.step(Scored(draw(policy), torch.zeros(8), torch.ones(8)), 0)
+    assert row["grad_norm"] > 1e-3 and row["skipped_share"] == 0 and not OwnSteps.scales
+
+
 def test_options_are_checked_by_their_annotations(write: Write) -> None:
     write("def f(ratio_BS, *, width: float = 0.2): return ratio_BS * width\n")
     for options, message in [

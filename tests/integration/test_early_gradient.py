@@ -88,6 +88,23 @@ def test_the_run_is_the_one_that_waits(run: Callable[..., Any]) -> None:
         assert row["time/total"] == pytest.approx(total, rel=1e-6)
 
 
+@pytest.mark.slow
+def test_with_a_kl_that_is_kept_apart_as_well(run: Callable[..., Any]) -> None:
+    """Two steps and, with two updates in each, what comes after them; the KL has a gradient from the second update on."""
+    with_kl = ("objective.kl_beta=0.5", "optim.lr=0.01", "optim.updates_per_rollout=2")
+    rows, weights = run("early", "optim.early_gradient=always", *with_kl)
+    others, waited = run("waits", *with_kl)
+    for row, other in zip(rows[1:], others[1:], strict=True):
+        for key, value in other.items():
+            if not key.startswith(CLOCKS) and isinstance(value, float):
+                assert row[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    assert others[-1]["kl"] > 0
+    for name, value in waited.items():
+        assert (weights[name] - value).abs().max() <= 1e-3 * max(float(value.abs().max()), 1e-2), name
+    assert [row["time/update_hidden"] > 0 for row in rows[1:]] == [True, True]
+    assert [row["time/update_hidden"] for row in others[1:]] == [0, 0]
+
+
 def test_work_that_goes_on_after_the_last_score_is_no_waiting_of_less_than_nothing(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

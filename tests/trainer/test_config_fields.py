@@ -547,7 +547,7 @@ CONFIG_CASES: dict[str, tuple[str, str]] = {
     "optim.weight_decay": ("-0.1", "greater than or equal to 0"),
     "optim.max_grad_norm": ("0", "greater than 0"),
     "optim.ema_decay": ("1", "less than 1"),
-    "optim.early_gradient": ("1", "must be true or false"),
+    "optim.early_gradient": ("1", "'auto', 'always' or 'never'"),
     "optim.micro_batch_size": ("0", "greater than or equal to 1"),
     "distributed": ("cpu", FIELDS),
     "distributed.device": ("tpu", "'auto', 'cpu' or 'cuda'"),

@@ -88,6 +88,24 @@ def test_what_is_held_is_what_is_told(
     assert told.device == held and told.host == 0
 
 
+def test_a_gradient_of_the_kl_is_held_where_it_is_kept_apart(config: Callable[..., Config]) -> None:
+    """As the engine keeps it: of the trained parameters alone, and no larger than the gradient."""
+    always, kl = "optim.early_gradient=always", "objective.kl_beta=0.1"
+    for overrides, held in (
+        ((always, kl), True),
+        ((kl,), False),
+        ((always,), False),
+        ((always, kl, "advantage.type=grpo"), False),
+        ((always, kl, "distributed.deepspeed=configs/deepspeed/zero2.json"), False),
+    ):
+        loaded = config("sd3", *overrides, lora=LORA)
+        found = sizes(loaded)
+        assert found is not None
+        told = held_bytes(loaded, found, ranks=1).device
+        assert ("gradients of the KL" in told) == held, overrides
+        assert told.get("gradients of the KL", told["gradients"]) == told["gradients"] == 4 * found.trained
+
+
 def test_the_stages_of_zero_are_those_of_the_scaling_plan(config: Callable[..., Config], tmp_path: Path) -> None:
     sd3 = Sizes(trained=PARAMETERS, network=0, others=0)
     for stage in range(4):

@@ -100,21 +100,22 @@ def test_the_supervised_loss_beside_it_and_given_pairs_wait_for_nothing_else() -
     steps.check(beside=UPDATE, pairs=UPDATE)
 
 
-@pytest.mark.parametrize("clip", [5.0, 1.0])
-def test_a_gradient_that_begins_while_scores_are_awaited_waits_no_more_often(clip: float) -> None:
+@pytest.mark.parametrize(("clip", "kl_beta"), [(5.0, 0.0), (1.0, 0.1)])
+def test_a_gradient_that_begins_while_scores_are_awaited_waits_no_more_often(clip: float, kl_beta: float) -> None:
+    """Nor where a KL goes backward by itself."""
     scores = torch.linspace(0, 1, 8)[:, None] ** 2
     found: Any = SimpleNamespace(scores_BR=scores, valid_BR=scores >= 0, weights_BR=torch.ones(8, 1))
     half: Any = SimpleNamespace(**{name: value[:4] for name, value in vars(found).items()})
     groups, after = torch.tensor([0] * 4 + [1] * 4), RunningSpread(1).after(scores, scores >= 0)
     adv, weight = ESTIMATORS["gdpo"](found.scores_BR, found.valid_BR, groups, found.weights_BR)
     with pretended_gpu() as gpu:
-        policy, steps = tiny_policy(), Steps(gpu)
+        policy, steps = tiny_policy(keep_reference=kl_beta > 0), Steps(gpu)
         rollouts = list(policy.sample(PROMPTS, 4, range(8), replace(plan_of("flow_grpo"), micro_batch_size=4)))
         task: Any = SimpleNamespace(advantage=GdpoConfig(adv_clip=clip))
         batch: Any = SimpleNamespace(peek=lambda rows: half)
         drawn = Drawn(task, rollouts, batch, {}, [], cast(Any, None), 0, 0)
-        objective = build_objective(policy, objective_config("flow_grpo"), micro_batch_size=None, seed=1)
-        early = EarlyUpdate(updater_on(policy, objective), drawn, WORLD, 0, RunningSpread(1))
+        objective = build_objective(policy, objective_config(kl_beta=kl_beta), micro_batch_size=None, seed=1)
+        early = EarlyUpdate(updater_on(policy, objective), drawn, WORLD, 0, RunningSpread(1), apart=kl_beta > 0)
         assert steps.stage("begin", early.advance)
         steps.stage("finish", lambda: early.finish(found, Scored(rollouts, adv.clamp(-clip, clip), weight), after))
     assert bool((adv.abs() > clip).any()) == (clip == 1.0)

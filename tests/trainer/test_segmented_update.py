@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,37 +9,36 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.early_steps import (
+    AFTER,
+    BOTH,
+    GROUPS,
+    NO_SPREAD,
+    SCORES,
+    SPREAD,
+    VALID,
+    all_scores,
+    drawn_with,
+    early_step,
+    fed_by,
+    of_batch,
+    waiting_step,
+)
 from tests.support.tiny_updates import ONES, WORLD, drawn_again, gradient, make_updater, policy_for, roll_out, weights
-from trainer.advantages import ESTIMATORS, SCALED, WITHIN_GROUPS, RunningSpread
-from trainer.config import Config
+from trainer.advantages import SCALED, WITHIN_GROUPS
 from trainer.config.advantage import DrGrpoConfig, GdpoConfig, GrpoConfig, GrpoGlobalStdConfig
-from trainer.objectives import Scored, build_objective
+from trainer.objectives import Scored
 from trainer.policies.flow.policy import FlowPolicy
-from trainer.programs.early import EarlyUpdate, factor, why_waits
-from trainer.programs.rollout import Drawn
-from trainer.types import Rollout, Scores
+from trainer.programs.early import EarlyUpdate, factor
+from trainer.types import Rollout
 from trainer.update.segments import SegmentedUpdate, segments
 
-SCORES = torch.tensor([[0.9, 0.1], [0.1, 0.4], [0.5, 0.4], [0.3, 0.8], [0.2, 0.2], [0.25, 0.9], [0.9, 0.3], [0.2, 0.4]])
-VALID = torch.tensor([[True, True]] * 5 + [[True, False], [False, True], [False, False]])
-BOTH = torch.tensor([[1.0, 0.5]] * 8)
-NO_SPREAD = RunningSpread(2)
-SPREAD = NO_SPREAD.after(torch.tensor([[0.0, 0], [1, 0.4]]), torch.ones(2, 2, dtype=torch.bool))
-AFTER = SPREAD.after(SCORES, VALID)
-GROUPS = torch.tensor([0] * 4 + [1] * 4)
 CASES: dict[str, dict[str, Any]] = {
     "flow_grpo": {},
     "two updates": {"updates_per_rollout": 2},
     "grpo_guard": {"objective": "grpo_guard", "guard_reweight": True},
     "awm": {"objective": "awm", "timestep_draws": 2},
 }
-
-
-def of_batch(
-    clip: float = 5.0, *, type: str = "gdpo", scores: Tensor = SCORES, floor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    adv, weight = ESTIMATORS[type](scores, VALID, GROUPS, BOTH, std_floor_R=floor)
-    return adv.clamp(-clip, clip), weight
 
 
 def of_groups(scores: Tensor = SCORES) -> tuple[Tensor, Tensor]:
@@ -117,50 +114,6 @@ def test_segments_are_whole_groups_and_whole_micro_batches(
     assert segments(cast("list[Rollout]", rollouts), size) == expected
 
 
-class Peeked:
-    """A batch whose rewards are there for the first `there` samples."""
-
-    def __init__(self, scores: Tensor, there: int) -> None:
-        self.scores, self.there = scores, there
-
-    def peek(self, rows: slice) -> Scores | None:
-        return all_scores(self.scores, rows) if rows.stop <= self.there else None
-
-
-def all_scores(scores: Tensor, rows: slice = slice(None)) -> Scores:
-    found: Any = SimpleNamespace(scores_BR=scores[rows], valid_BR=VALID[rows], weights_BR=BOTH[rows])
-    return cast(Scores, found)
-
-
-def early_step(
-    there: int, seen_first: Tensor = SCORES, config: Any = None, spread: RunningSpread = NO_SPREAD, **fields: Any
-) -> tuple[FlowPolicy, dict[str, float], int]:
-    """A step whose first `there` samples are scored, as `seen_first`, while the others are awaited."""
-    config = config or GdpoConfig(adv_clip=1.0)
-    policy = policy_for(**fields)
-    drawn = Drawn(
-        cast(Any, SimpleNamespace(advantage=config)),
-        roll_out(policy, "flow_grpo", 2),
-        cast(Any, Peeked(seen_first, there)),
-        {},
-        [],
-        cast(Any, None),
-        0,
-        0,
-    )
-    early = EarlyUpdate(make_updater(policy, **fields), drawn, WORLD, 0, spread)
-    added = 0
-    while early.advance():
-        added += 1
-    return policy, early.finish(all_scores(SCORES), fed_by(config, spread, drawn.rollouts), AFTER), added
-
-
-def fed_by(config: Any, spread: RunningSpread, rollouts: Sequence[Rollout]) -> Scored:
-    """What a step is fed that waits for every score."""
-    floor = spread.floor(config.std_floor, AFTER) if config.std_floor else None
-    return Scored(rollouts, *of_batch(config.adv_clip, type=config.type, floor=floor))
-
-
 def test_what_arrives_when_changes_no_bit() -> None:
     waited, row, none = early_step(0)
     hidden, other, one = early_step(8)  # the last segment always waits for the batch
@@ -170,7 +123,7 @@ def test_what_arrives_when_changes_no_bit() -> None:
 
 def test_a_score_that_changes_after_it_was_used_is_used_as_it_is_in_the_end() -> None:
     waited, row, _ = early_step(0)
-    changed, other, added = early_step(8, SCORES.flip(0))
+    changed, other, added = early_step(8, all_scores(SCORES.flip(0)))
     assert added == 1
     assert torch.equal(weights(waited), weights(changed)) and row == other
 
@@ -180,19 +133,10 @@ def test_advantages_that_are_no_multiple_are_taken_as_they_are() -> None:
     policy = policy_for()
     rollouts = roll_out(policy, "flow_grpo", 4)
     adv, weight = torch.tensor([1.0, -1, 2, 0.5, 0.3, -0.2, 0.1, -2]), ONES
-    drawn = Drawn(
-        cast(Any, SimpleNamespace(advantage=GdpoConfig())),
-        rollouts,
-        cast(Any, Peeked(SCORES, 8)),
-        {},
-        [],
-        cast(Any, None),
-        0,
-        0,
-    )
+    drawn = drawn_with(GdpoConfig(), rollouts, all_scores(), 8)
     early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0, NO_SPREAD)
     assert early.advance()
-    early.finish(all_scores(SCORES), Scored(rollouts, adv, weight), AFTER)
+    early.finish(all_scores(), Scored(rollouts, adv, weight), AFTER)
     expected = policy_for()
     make_updater(expected).step(Scored(drawn_again(roll_out(expected, "flow_grpo", 4)), adv, weight), 0)
     size = gradient(expected).abs().max().item()
@@ -203,16 +147,7 @@ def test_a_batch_in_which_all_scores_are_alike_moves_nothing() -> None:
     same = torch.full_like(SCORES, 0.5)
     policy = policy_for()
     before = weights(policy)
-    drawn = Drawn(
-        cast(Any, SimpleNamespace(advantage=GdpoConfig())),
-        roll_out(policy, "flow_grpo", 4),
-        cast(Any, Peeked(same, 8)),
-        {},
-        [],
-        cast(Any, None),
-        0,
-        0,
-    )
+    drawn = drawn_with(GdpoConfig(), roll_out(policy, "flow_grpo", 4), all_scores(same), 8)
     early = EarlyUpdate(make_updater(policy), drawn, WORLD, 0, NO_SPREAD)
     early.advance()
     row = early.finish(all_scores(same), Scored(drawn.rollouts, *of_batch(scores=same)), AFTER)
@@ -244,11 +179,9 @@ def test_the_early_gradient_is_that_of_a_step_that_waits(config: Any) -> None:
     fields = {"kl_beta": kl_beta}
     policy, row, added = early_step(8, config=config, spread=SPREAD, **fields)
     assert added == 1
-    expected = policy_for(**fields)
-    with_floor = fed_by(config, SPREAD, roll_out(expected, "flow_grpo", 2))
-    without = of_batch(config.adv_clip, type=config.type)[0]
+    with_floor, without = fed_by(config, SPREAD, [], all_scores()), of_batch(config.adv_clip, type=config.type)[0]
     assert (config.std_floor > 0) == bool((with_floor.adv_B - without).abs().max() > 0.01)
-    other = make_updater(expected, **fields).step(with_floor, 0)
+    expected, other = waiting_step(config, SPREAD, **fields)
     size = gradient(expected).abs().max().item()
     torch.testing.assert_close(gradient(policy), gradient(expected), rtol=1e-5, atol=1e-6 * size)
     assert row.keys() == other.keys()
@@ -272,35 +205,3 @@ def test_estimators_that_need_no_batch_have_the_factor_one() -> None:
     other = make_updater(expected).step(Scored(rollouts, *of_batch(type="dr_grpo")), 0)
     assert row["loss/policy"] == pytest.approx(other["loss/policy"], rel=1e-5)
     assert row.keys() == other.keys()
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, None),
-        ({"advantage": {"type": "gdpo", "std_floor": 0.3}}, None),
-        ({"advantage": {"type": "grpo_global_std"}}, None),
-        ({"advantage": {"type": "grpo", "std_floor": 0.3}, "objective": {"kl_beta": 0.1}}, None),
-        ({"objective": {"kl_beta": 0.1}}, "kl_beta.*lacks the factor that advantage.type = gdpo takes"),
-        (
-            {"advantage": {"type": "grpo_global_std", "std_floor": 0.3}},
-            "std_floor with advantage.type = grpo_global_std",
-        ),
-        ({"advantage": {"type": "reinforce_pp"}}, "reinforce_pp compares samples of different groups"),
-        ({"objective": {"type": "diffusion_nft"}}, "diffusion_nft does not scale"),
-        ({"optim": {"early_gradient": False}}, "early_gradient is false"),
-    ],
-)
-def test_who_waits(changes: dict[str, Any], reason: str | None) -> None:
-    tree = {
-        "run_name": "x",
-        "max_steps": 1,
-        "policy": {"type": "tiny"},
-        "rewards": {"services": {"x": {"urls": ["http://127.0.0.1:1"]}}, "columns": {"x": {"service": "x"}}},
-        "data": {"train": [{"path": "assets/quickstart/train.jsonl", "rewards": {"x": 1.0}}]},
-    }
-    config = Config.model_validate({**tree, **changes})
-    policy = policy_for(objective=config.objective.type)
-    found = why_waits(config, build_objective(policy, config.objective, micro_batch_size=None, seed=1))
-    assert (found is None) == (reason is None), found
-    assert re.search(reason or "", found or "")

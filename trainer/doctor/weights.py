@@ -14,6 +14,7 @@ from trainer.config.objective import AveragedSection
 from trainer.config.paths import located
 from trainer.objectives import needs_reference
 from trainer.policies.registry import Sizes, entry_of
+from trainer.programs.early import goes_apart
 
 _FP32 = 4
 _LARGE = 100e6  # parameters, frozen ones included, above which a CPU takes minutes or more for a step
@@ -98,6 +99,8 @@ def held_bytes(config: Config, found: Sizes, ranks: int) -> Held:
     if zero and (share := node_share(settings)) > 1:
         held.device["second copy of the weights"] = whole / share
     add("gradients", whole, 2, "optimizer")
+    if goes_apart(config):
+        add("gradients of the KL", whole, 2, "optimizer")
     add("optimizer", whole * (3 if zero else 2), 1, "optimizer")  # ZeRO steps a float32 copy beside AdamW's moments
     add("average", whole, 3, "param")
     objectives = [task.objective for task in config.tasks]

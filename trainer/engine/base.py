@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -55,4 +55,24 @@ class Engine(Protocol):
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `read` gave, on this or another number of ranks. Raises ValueError when shapes or the
         optimizer differ."""
+        ...
+
+
+@runtime_checkable
+class KeepsApart(Protocol):
+    """An engine that can add up a second gradient beside the first, of losses that lack the factor which the first one waits for.
+
+    It costs as much memory again as the gradient, until `join`.
+    """
+
+    def backward_apart(self, loss: Tensor, *, again: bool) -> None:
+        """Accumulate the gradient of `loss` in the second one; the ranks' sums are taken after `join`.
+
+        Args:
+            again: another backward pass through the same graph follows.
+        """
+        ...
+
+    def join(self, scale: float) -> None:
+        """Multiply the first gradient by `scale` and add the second to it, which is forgotten. It comes before the last backward."""
         ...

@@ -22,7 +22,7 @@ _KINDS = _STATE["adamw"] | _STATE["muon"]
 
 
 class LocalEngine:
-    """Implements `trainer.engine.base.Engine` with AdamW, and Muon for the groups that ask for it.
+    """Implements `Engine` and `KeepsApart` of `trainer.engine.base` with AdamW, and Muon for the groups that ask for it.
 
     Attributes:
         optimizers: one for each kind in use.
@@ -37,6 +37,7 @@ class LocalEngine:
         self._kind = {name: group.optimizer for group in groups for name in group.parameters}
         self.optimizers = _optimizers(groups, config)
         self._sum = GradientSum(list(self._parameters.values()), world)
+        self._apart: dict[str, Tensor | None] = {}  # the second gradient, by parameter
         self._started: set[str] = set()  # parameters that had a gradient on some rank, in this step or an earlier one
 
     @property
@@ -45,6 +46,7 @@ class LocalEngine:
 
     def zero_grad(self) -> None:
         self._sum.forget()
+        self._apart.clear()
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -52,10 +54,35 @@ class LocalEngine:
         with self._sum.last_pass() if last else nullcontext():
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def backward_apart(self, loss: Tensor, *, again: bool) -> None:
+        self._exchange()
+        try:
+            loss.backward(retain_graph=again)  # type: ignore[no-untyped-call]
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.grad, self._apart[name] = self._apart.get(name), parameter.grad
+
+    def join(self, scale: float) -> None:
+        self._scale(scale)
+        for name, gradient in self._apart.items():
+            parameter = self._parameters[name]
+            if parameter.grad is None or gradient is None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad
+            else:
+                parameter.grad += gradient
+        self._apart.clear()
+
+    def _scale(self, scale: float) -> None:
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if scale != 1 and gradients:
+            torch._foreach_mul_(gradients, scale)
+
     def step(self, lr: float, *, scale: float = 1.0) -> float:
         self._sum.finish()
-        if scale != 1:
-            torch._foreach_mul_([p.grad for p in self._parameters.values() if p.grad is not None], scale)
+        self._scale(scale)
         self._started |= {name for name, p in self._parameters.items() if p.grad is not None}
         for name in self._started:
             # A parameter that has begun to move keeps its moments running, as under ZeRO; one that has not is left alone.

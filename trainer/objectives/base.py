@@ -77,6 +77,7 @@ class Term:
         over: which count of the objective it is divided by.
         coef: weight beside the other terms of the objective; a term of weight 0 is shown and not trained on.
         share: weight of the whole objective where it is one of several.
+        scales: whether c times the advantages makes it c times as large, for any c >= 0; read of objectives that say `scales`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Term:
     over: str
     coef: float = 1.0
     share: float = 1.0
+    scales: bool = True
 
 
 class Batch(Protocol):

@@ -125,6 +125,8 @@ def forward_loss(config: OwnForwardConfig) -> Loss:
 class OwnSteps(StochasticObjective[OwnConfig]):
     """A user's function of the log-probabilities of drawn steps or tokens; the mean over all that count."""
 
+    scales: ClassVar[bool] = False  # nobody knows what a function of one's own does with the advantage
+
     def __init__(self, policy: Replays, config: OwnConfig, *, micro_batch_size: int | None, seed: int) -> None:
         super().__init__(policy, config, micro_batch_size=micro_batch_size, seed=seed)
         self._loss = steps_loss(config)

@@ -135,6 +135,13 @@ def _compile(block: nn.Module) -> None:
     block.compile()
 
 
+def allow_second_backward() -> None:
+    """Let graphs that are compiled from here on go backward twice: otherwise the first pass may overwrite what was saved for it."""
+    import torch._functorch.config
+
+    torch._functorch.config.donated_buffer = False
+
+
 def frozen_copy(network: nn.Module, *, bfloat16: bool = False) -> nn.Module:
     """A copy that is never trained (`placing.twin`), compiled where the network is: copying drops compilations."""
     frozen = twin(network, bfloat16=bfloat16)

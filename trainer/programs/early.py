@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.advantages import SCALED, WITHIN_GROUPS, RunningSpread, without_flat_groups
 from trainer.config import Config, TaskSamplingConfig
 from trainer.config.advantage import GroupedSection
-from trainer.objectives import Objective, Scored
+from trainer.objectives import OBJECTIVES, Scored
 from trainer.processes.distributed import World
 from trainer.programs.rollout import Drawn
 from trainer.types import Rollout, Scores
@@ -24,31 +24,52 @@ from trainer.update.segments import SegmentedUpdate, segments
 from trainer.update.updater import Updater
 
 _CLOSE = 1e-5  # float32 advantages that are one number times others, beside the largest of them
+APART = (
+    "optim.early_gradient = always: the KL's gradient is kept apart until the last score has come. All but a step's last groups go backward "
+    "twice, about a third more of an update, and a second gradient is in memory"
+)
 
 
-def why_waits(config: Config, objective: Objective) -> str | None:
+def why_waits(config: Config) -> str | None:
     """Why a run's updates wait for the last score of a step; None where they begin before."""
-    section, advantage = config.objective, config.advantage
-    apart = ("old_kl_beta", "old_decay", *(["kl_beta"] if advantage.type in SCALED else []))
+    section, advantage, optim = config.objective, config.advantage, config.optim
     reasons = {
-        "optim.early_gradient is false": not config.optim.early_gradient,
-        "the losses of two tasks have a factor each": isinstance(config.sampling, TaskSamplingConfig),
+        "optim.early_gradient is never": optim.early_gradient == "never",
+        "the losses of sampling.tasks have a factor each": isinstance(config.sampling, TaskSamplingConfig),
         f"advantage.type = {advantage.type} compares samples of different groups": advantage.type not in WITHIN_GROUPS,
         f"advantage.std_floor with advantage.type = {advantage.type} floors what the whole batch is divided by": bool(
             advantage.type == "grpo_global_std" and advantage.std_floor
         ),
         "the supervised loss of sft stands beside the policy's": config.sft is not None,
-        f"the loss of objective.type = {section.type} does not scale with the advantage": not getattr(
-            objective, "scales", False
+        f"the loss of objective.type = {section.type} need not scale with the advantage": not getattr(
+            OBJECTIVES[section.type].build, "scales", False
         ),
-        f"objective.{' or '.join(apart)} is above 0, whose part lacks the factor that advantage.type = {advantage.type} takes from "
-        "the whole batch": any(getattr(section, name, 0.0) for name in apart),
+        "with objective.old_decay the averaged weights look at all samples first": bool(
+            getattr(section, "old_decay", 0.0)
+        ),
         "sampling.max_resamples exchanges groups when all scores are there": bool(
             getattr(config.sampling, "max_resamples", 0)
         ),
         "rewards.shuffle_control deals scores out over the whole batch": config.rewards.shuffle_control,
+        "distributed.deepspeed keeps one gradient, and objective.kl_beta above 0 lacks the factor that advantage.type = "
+        f"{advantage.type} takes from the whole batch": (
+            _has_two_factors(config) and config.distributed.deepspeed is not None
+        ),
+        f"objective.kl_beta is above 0, whose part lacks the factor that advantage.type = {advantage.type} takes from the whole batch; where "
+        "rewards are slow, optim.early_gradient = always computes the two apart": (
+            _has_two_factors(config) and optim.early_gradient == "auto"
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def goes_apart(config: Config) -> bool:
+    """Whether updates begin before the last score with two gradients: the policy's, which waits for a factor, and the KL's."""
+    return config.program == "rl" and _has_two_factors(config) and why_waits(config) is None
+
+
+def _has_two_factors(config: Config) -> bool:
+    return config.advantage.type in SCALED and bool(getattr(config.objective, "kl_beta", 0.0))
 
 
 class EarlyUpdate:
@@ -58,15 +79,18 @@ class EarlyUpdate:
         hidden_s: seconds of it that were spent while scores were awaited.
     """
 
-    def __init__(self, updater: Updater, drawn: Drawn, world: World, step: int, spread: RunningSpread) -> None:
+    def __init__(
+        self, updater: Updater, drawn: Drawn, world: World, step: int, spread: RunningSpread, *, apart: bool = False
+    ) -> None:
         """All ranks make it together.
 
         Args:
             step: finished training steps.
             spread: of each reward in the steps before, which the floor of a group's divisor is a share of.
+            apart: as `goes_apart`.
         """
         self.updater, self.drawn, self.world, self.step, self.hidden_s = updater, drawn, world, step, 0.0
-        self.spread = spread
+        self.spread, self.apart = spread, apart
         cuts = segments(drawn.rollouts, getattr(updater.objective, "micro_batch_size", None))
         if len(set(world.gather(len(cuts)))) > 1:  # the last ranks of an uneven split
             cuts = [slice(0, len(drawn.rollouts))]
@@ -148,7 +172,9 @@ class EarlyUpdate:
         while self.added < len(self.cuts):
             cut = self.cuts[self.added]
             rows = self._rows(cut)
-            last = self.added + 1 == len(self.cuts) and not is_clamped
+            if self.apart and self.is_at_last:
+                self._begun().join(scale)
+            last = self.is_at_last and not is_clamped
             self._add(Scored(self.drawn.rollouts[cut], adv_B[rows], weight_B[rows]), last=last)
         assert self.update is not None, "there is at least one segment"
         if is_clamped:
@@ -162,10 +188,13 @@ class EarlyUpdate:
         is_other = any(not torch.equal(before, each[: len(before)]) for before, each in zip(used, now, strict=False))
         return is_other, bool((scale * adv_B.abs() > clip).any())
 
-    def _add(self, fed: Scored, *, last: bool) -> None:
+    def _begun(self) -> SegmentedUpdate:
         if self.update is None:
-            self.update, self.used = SegmentedUpdate(self.updater, self.step), []
-        self.update.add(fed, last=last)
+            self.update, self.used = SegmentedUpdate(self.updater, self.step, apart=self.apart), []
+        return self.update
+
+    def _add(self, fed: Scored, *, last: bool) -> None:
+        self._begun().add(fed, last=last)
         self.used.append((fed.adv_B, fed.weight_B))
         self.added += 1
 

@@ -28,10 +28,11 @@ from trainer.evaluation.sets import load_sets
 from trainer.objectives import Objective, Scored, build_objective, needs_reference, plan_needs, with_supervised
 from trainer.objectives.tasks import Tasks
 from trainer.policies.base import Policy, Samples
+from trainer.policies.lora import allow_second_backward
 from trainer.policies.registry import build_policy, entry_of
 from trainer.processes.distributed import World
 from trainer.programs.base import Kind, Material
-from trainer.programs.early import EarlyUpdate, why_waits
+from trainer.programs.early import APART, EarlyUpdate, goes_apart, why_waits
 from trainer.programs.resampling import exchanged, flat_groups, joined
 from trainer.programs.rollout import Collected, Drawn, marked, seeds_B
 from trainer.programs.session import Row, Session
@@ -125,7 +126,9 @@ class RlProgram:
         self.session, self.sampler, self.policy = session, sampler, policy
         self.tasks, self.family = config.tasks, entry_of(config.policy).family
         self.updater = build_updater(session, material.overlap.texts())
-        self.waits = why_waits(config, self.updater.objective)
+        self.waits, self.goes_apart = why_waits(config), goes_apart(config)
+        if self.goes_apart:
+            allow_second_backward()
         self.spreads = {task.name: RunningSpread(len(config.rewards.columns)) for task in self.tasks}
         self.position = sampler.state_dict()
         self.drawn: Sequence[Drawn] = ()
@@ -158,6 +161,8 @@ class RlProgram:
             self.session.recorder.note(OLD_LOGP[_old_logp(self.session.config)])
         if self.waits is not None:
             self.session.recorder.note(f"An update waits for its step's last score: {self.waits}")
+        if self.goes_apart:
+            self.session.recorder.note(APART)
         prove_on_prompts(self.session, self.sampler, plan_needs(self.session.config.objective.type))
 
     def end(self) -> None:
@@ -175,7 +180,9 @@ class RlProgram:
 
         early = None
         if self.waits is None:
-            early = EarlyUpdate(self.updater, drawn[0], session.world, session.step, self.spreads[""])
+            early = EarlyUpdate(
+                self.updater, drawn[0], session.world, session.step, self.spreads[""], apart=self.goes_apart
+            )
         collected = self.collect(drawn, early)
         if collected is None:
             return None

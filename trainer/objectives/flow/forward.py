@@ -94,7 +94,10 @@ class ForwardObjective(Generic[TimestepT]):
         return self.with_kl(loss, kl)
 
     def with_kl(self, loss: Tensor, kl: Tensor) -> list[Term]:
-        return [Term("loss/policy", loss, "terms"), Term("loss/kl", kl, "terms", coef=self.config.kl_beta)]
+        return [
+            Term("loss/policy", loss, "terms"),
+            Term("loss/kl", kl, "terms", coef=self.config.kl_beta, scales=False),
+        ]
 
 
 class DiffusionNft(ForwardObjective[DiffusionNftConfig]):
@@ -145,7 +148,7 @@ class Awm(ForwardObjective[AwmConfig]):
         v_old = batch.old.setdefault(part, v.detach())
         loss, stats, pull = self._surrogate(batch, logp_B1, self._logp(point, v_old))
         drift = kl_penalty(velocity_distance(v, v_old), batch.weight_N)
-        tie = Term("loss/kl_old", drift, "terms", coef=self.config.old_kl_beta)
+        tie = Term("loss/kl_old", drift, "terms", coef=self.config.old_kl_beta, scales=False)
         return [*self.losses(batch, point, v, loss), tie, *pull], stats
 
     def _surrogate(self, batch: RolloutBatch, logp_B1: Tensor, old_B1: Tensor) -> tuple[Tensor, Stats, list[Term]]:

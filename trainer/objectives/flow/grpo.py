@@ -25,10 +25,11 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
         self.config = config
 
     def batches(self, fed: Scored, step: int) -> list[RolloutBatch]:
-        """Of the samples that have a gradient: the surrogate is a multiple of the advantage, and weight 0 takes out the KL, too."""
+        """Of the samples that have a gradient: a surrogate that scales is a multiple of the advantage, and weight 0 takes out the KL,
+        too."""
         self._once.take(fed.rollouts)
         acts_B = fed.weight_B.cpu() != 0
-        if not self.config.kl_beta:
+        if self.scales and not self.config.kl_beta:
             acts_B &= fed.adv_B.cpu() != 0
         return with_gradient(fed, acts_B, step, self.micro_batch_size, self._count, policy=self.policy)
 
@@ -57,7 +58,7 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
         """The KL to the reference; without a `kl_beta` a term of 0, so that the metric is always there."""
         config = self.config
         if not config.kl_beta:
-            return Term("loss/kl", torch.zeros_like(loss), "terms", coef=0.0)
+            return Term("loss/kl", torch.zeros_like(loss), "terms", coef=0.0, scales=False)
         kl_BS = found.replay.kl_BS
         if config.kl_type not in kl_BS:
             raise ValueError(
@@ -65,7 +66,7 @@ class StochasticObjective(ReplayedObjective, ABC, Generic[StochasticT]):
                 f"{', '.join(kl_BS) or 'none'}; set objective.kl_beta to 0 or choose one of them"
             )
         kl = kl_penalty(kl_BS[config.kl_type], batch.weight_N, mask_BS=found.mask_BS)
-        return Term("loss/kl", kl, "terms", coef=config.kl_beta)
+        return Term("loss/kl", kl, "terms", coef=config.kl_beta, scales=False)
 
     @abstractmethod
     def _surrogate(self, batch: RolloutBatch, found: Replayed) -> tuple[Tensor, Stats]:

@@ -128,10 +128,10 @@ class TokenPolicy(ReplayedObjective):
         kl = torch.zeros_like(policy) if terms.kl_BS is None else (weight_BS * terms.kl_BS).sum()
         stats = self._stats(batch, terms.ratio_BS, counts_BS, found, log_w_BS)
         # Terms of both signs add up to nearly 0, so the loss does not say how much it moves the weights; their sizes do.
-        pull = (weight_BS * policy_BS.detach()).abs().sum()
+        pull = (weight_BS * policy_BS.detach().abs()).sum()
         return [
             Term("loss/policy", policy, "tokens"),
-            Term("loss/kl", kl, "tokens", coef=loss.kl_beta),
+            Term("loss/kl", kl, "tokens", coef=loss.kl_beta, scales=False),
             Term("loss/pull", pull, "tokens", coef=0.0),
         ], stats
 
