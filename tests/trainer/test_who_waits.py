@@ -48,11 +48,11 @@ def test_every_objective_with_every_estimator(objective: str, advantage: str, kl
     policy |= {"sampling": {"kind": "flow_sde"}} if objective == "grpo_guard" else {}
     found = {}
     for early in ("auto", "always", "never"):
-        config = config_of(
-            objective=section, advantage={"type": advantage}, optim={"early_gradient": early}, **policy
-        )
+        config = config_of(objective=section, advantage={"type": advantage}, optim={"early_gradient": early}, **policy)
         found[early] = why_waits(config)
-        assert goes_apart(config) == (early == "always" and found[early] is None and bool(kl_beta) and advantage in BY_BATCH)
+        assert goes_apart(config) == (
+            early == "always" and found[early] is None and bool(kl_beta) and advantage in BY_BATCH
+        )
     assert found["never"] == "optim.early_gradient is never"
     if advantage not in (*BY_GROUP, *BY_BATCH):
         expected = f"{advantage} compares samples of different groups"
@@ -73,10 +73,23 @@ def test_every_objective_with_every_estimator(objective: str, advantage: str, kl
     ("changes", "reason"),
     [
         ({"advantage": {"type": "gdpo", "std_floor": 0.3}}, None),
-        ({"advantage": {"type": "grpo_global_std", "std_floor": 0.3}}, "std_floor with advantage.type = grpo_global_std"),
+        (
+            {"advantage": {"type": "grpo_global_std", "std_floor": 0.3}},
+            "std_floor with advantage.type = grpo_global_std",
+        ),
         ({"objective": {"type": "awm", "old_decay": 0.5}}, "old_decay the averaged weights look"),
-        ({"objective": {"kl_beta": 0.1}, "distributed": {"deepspeed": "configs/deepspeed/zero2.json"}}, "deepspeed keeps one gradient"),
-        ({"objective": {"kl_beta": 0.1}, "distributed": {"deepspeed": "configs/deepspeed/zero2.json"}, "optim": ALWAYS}, "deepspeed keeps one"),
+        (
+            {"objective": {"kl_beta": 0.1}, "distributed": {"deepspeed": "configs/deepspeed/zero2.json"}},
+            "deepspeed keeps one gradient",
+        ),
+        (
+            {
+                "objective": {"kl_beta": 0.1},
+                "distributed": {"deepspeed": "configs/deepspeed/zero2.json"},
+                "optim": ALWAYS,
+            },
+            "deepspeed keeps one",
+        ),
         ({"distributed": {"deepspeed": "configs/deepspeed/zero2.json"}}, None),
         ({"sampling": {"max_resamples": 1}}, "max_resamples exchanges groups"),
         ({"rewards": {**TREE["rewards"], "shuffle_control": True}}, "shuffle_control deals scores out"),
@@ -102,7 +115,9 @@ def test_what_else_waits(changes: dict[str, Any], reason: str | None) -> None:
         (TASKS, ["An update waits for its step's last score: the losses of sampling.tasks"]),
     ],
 )
-def test_a_run_says_it_when_it_begins(changes: dict[str, Any], said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_it_when_it_begins(
+    changes: dict[str, Any], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainer.programs.rl.prove_on_prompts", lambda *_: None)
     config, notes = config_of(**changes), list[str]()
     session: Any = SimpleNamespace(
