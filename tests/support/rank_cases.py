@@ -15,6 +15,7 @@ from trainer.processes.distributed import World, world
 
 ZERO: dict[str, dict[str, Any]] = {
     "zero0": {"stage": 0},
+    "zero1": {"stage": 1},
     "zero2": {"stage": 2},
     "zero3": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }

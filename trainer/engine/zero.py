@@ -99,6 +99,8 @@ class ZeroEngine:
         self._zero.zero_grad(set_to_none=True)
         if self.stage == 3:
             self._forget_parts()
+        else:
+            self._forget_sums()
 
     def _forget_parts(self) -> None:
         """Set stage 3's parts of the gradients to 0.
@@ -113,6 +115,22 @@ class ZeroEngine:
             for flat in self._zero.fp32_partitioned_groups_flat:
                 if flat.grad is not None:
                     flat.grad.zero_()
+
+    def _forget_sums(self) -> None:
+        """Forget what stages 1 and 2 have added up.
+
+        DeepSpeed drops these sums when a step is taken, not when gradients are set to 0: what was added up before and given up,
+        as by an early update whose scores changed, would count in the next step. Its optimizer on the CPU also keeps
+        the last gradient of a parameter that a step does not reach.
+        """
+        self._zero.all_grad_tensors.clear()
+        self._zero.averaged_gradients.clear()  # the dictionary itself is linked to the parameters
+        if self._zero.cpu_offload:
+            self._zero.micro_step_id = -1  # before the first backward pass
+            self._zero.reset_cpu_buffers()
+            flats = [flat.grad for flat in self._zero.single_partition_of_fp32_groups if flat.grad is not None]
+            for each in (*self._zero.accumulated_grads_in_cpu.values(), *flats):
+                each.zero_()
 
     def _reach(self, name: str, gradient: Tensor) -> None:
         self._reached.add(name)
