@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.reward_servers import Reply, good, make_samples
+from tests.support.waiting import wait_until
 from trainer.config import RewardsConfig
 from trainer.rewards import RewardClient, RewardServiceError
 from trainer.rewards.payload import make_call
@@ -197,6 +198,37 @@ def test_wrong_samples_are_refused_at_once(scripted: Any, connect: Any, change: 
     samples = make_samples(2, {"r": 1.0})
     with pytest.raises(ValueError, match=message):
         batch.submit([samples[0], replace(samples[1], **change)])
+
+
+@pytest.mark.parametrize("on_failure", ["mask", "drop_group", "stop"])
+def test_what_an_early_update_sees_has_no_failure_and_stays_as_it_is(
+    scripted: Any, connect: Any, on_failure: str
+) -> None:
+    """Whole groups whose every reward answered: of one with a failure nothing is seen, which may drop the group later."""
+    gate = threading.Event()
+
+    def behave(request: dict[str, Any]) -> Reply:
+        name = request["items"][0]["id"]
+        if name == "s8":
+            gate.wait(20)
+        reply = good(request)
+        if name == "s4":
+            reply.body["results"][1] |= {"score": None, "error": {"code": "x", "message": "unreadable"}}
+        return reply
+
+    client = connect(scripted(behave), columns={"r": {"on_failure": on_failure, "max_failure_rate": 1.0}})
+    batch = client.batch()
+    for first in (0, 4, 8):
+        batch.submit(make_samples(4, {"r": 1.0}, first=first))
+    wait_until(lambda: all(future.done() for future in batch._futures[:2]), "two groups answered")
+    early = batch.peek(slice(0, 4))
+    assert early is not None
+    assert [batch.peek(rows) for rows in (slice(4, 8), slice(0, 8), slice(8, 12))] == [None] * 3
+    gate.set()
+    scores = batch.collect()
+    assert torch.equal(early.scores_BR, scores.scores_BR[:4]) and torch.equal(early.valid_BR, scores.valid_BR[:4])
+    assert scores.valid_BR[4:8, 0].tolist() == [on_failure != "drop_group", False, *[on_failure != "drop_group"] * 2]
+    assert batch.peek(slice(4, 8)) is None and batch.peek(slice(8, 12)) is not None
 
 
 def test_a_batch_is_collected_once(scripted: Any, connect: Any) -> None:

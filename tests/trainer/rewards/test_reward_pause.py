@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.reward_servers import Reply, good, make_samples
+from tests.support.waiting import wait_until
 from trainer.rewards.answers import Answer
 from trainer.rewards.failure_rate import FailureWindow
 from trainer.types import Scores
@@ -70,6 +73,20 @@ def test_pause_waits_for_the_service_and_asks_once_more(flaky: Flaky, connect: A
     assert "scores again" in client.said("resume")[0]
     assert len(client.said("failure")) == 3  # those of before the pause were told
     assert 0.7 < scores.waited_s < 10
+
+
+def test_an_early_update_sees_nothing_of_a_pause_and_all_of_it_afterwards(flaky: Flaky, connect: Any) -> None:
+    client = connect(flaky.server, columns={"r": {"max_failure_rate": 0.5, "patience_s": 20.0}}, max_attempts=1)
+    flaky.down()
+    batch = client.batch()
+    batch.submit(make_samples(4, {"r": 1.0}))
+    with ThreadPoolExecutor(1) as pool:
+        collecting = pool.submit(batch.collect)
+        wait_until(lambda: client.said("pause"), "the run pauses")
+        assert batch.peek(slice(0, 4)) is None and not collecting.done()
+        flaky.up()
+        scores, seen = collecting.result(), batch.peek(slice(0, 4))
+    assert seen is not None and torch.equal(seen.scores_BR, scores.scores_BR) and seen.valid_BR.all()
 
 
 def test_only_what_failed_is_asked_again(flaky: Flaky, connect: Any) -> None:
