@@ -1,4 +1,4 @@
-"""What a step of SD3.5 takes beside what is held all along: activations for the backward pass, and images while they are decoded.
+"""What a step of SD3 and SD3.5 takes beside what is held all along: activations for the backward pass, and images while they are decoded.
 
 Counted from what autograd keeps of each block on CUDA under autocast to bfloat16, which tests count anew; a GPU has not been asked.
 Compiled blocks keep less. Attention is one that keeps no probabilities. Axes: d hidden.
@@ -44,13 +44,16 @@ class Block:
 # the gradients behind them need is kept, and of the first block nothing before its first adapter.
 _FULL = {"dual": Block(111.4, 74.2, 43), "plain": Block(74.2, 74.2, 36), "last": Block(74.2, 42.2, 23)}
 _LORA = {"dual": Block(64.5, 44.3), "plain": Block(44.3, 44.3), "last": Block(44.3, 30.3), "first": Block(40.3, 40.3)}
+# SD3 before 3.5: queries and keys have no norm, so their bfloat16 is all that is kept of them; no block has a second attention.
+_FULL_PLAIN = {"plain": Block(54.1, 54.1, 36), "last": Block(54.1, 22.1, 23)}
+_LORA_PLAIN = {"plain": Block(32.2, 32.2), "last": Block(32.2, 18.2), "first": Block(28.2, 28.2)}
 _AROUND_FULL, _AROUND_LORA = Block(10.1, 0.0, 4), Block(4.0, 0.0)  # patches, embeddings, and what comes out
 
 
 def working_bytes(config: Config) -> Mapping[str, float]:
     """Bytes of the device at the peak of each part of a step, beside all that is held; the largest decides.
 
-    Nothing is said of float32, nor of networks whose queries have no norm (SD3 before 3.5). Source images are not counted.
+    Nothing is said of float32. Source images are not counted.
 
     Raises:
         OSError, ValueError: the folder's files cannot be read.
@@ -59,7 +62,7 @@ def working_bytes(config: Config) -> Mapping[str, float]:
     assert isinstance(policy, Sd3Config) and sampling.type == "flow", "the configuration has checked it"
     network = json.loads((Path(policy.pretrained) / "transformer/config.json").read_text(encoding="utf-8"))
     vae = json.loads((Path(policy.pretrained) / "vae/config.json").read_text(encoding="utf-8"))
-    if policy.dtype != "bfloat16" or network.get("qk_norm") != "rms_norm":
+    if policy.dtype != "bfloat16":
         return {}
     factor = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
     own = network["sample_size"] * factor
@@ -87,7 +90,11 @@ def training_bytes(network: Mapping[str, Any], policy: Sd3Config, rows: int, tok
     """
     d = network["num_attention_heads"] * network["attention_head_dim"]
     texts = _CLIP_TOKENS + policy.max_sequence_length
-    by_kind, around = (_FULL, _AROUND_FULL) if policy.lora is None else (_LORA, _AROUND_LORA)
+    is_plain = network.get("qk_norm") is None
+    if policy.lora is None:
+        by_kind, around = _FULL_PLAIN if is_plain else _FULL, _AROUND_FULL
+    else:
+        by_kind, around = _LORA_PLAIN if is_plain else _LORA, _AROUND_LORA
 
     def kept(block: Block) -> float:
         return float(rows * d * (tokens * block.image + texts * block.text) + _BF16 * block.weights * d * d)

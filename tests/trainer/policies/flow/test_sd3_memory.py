@@ -1,4 +1,4 @@
-"""The doctor's forecast of SD3.5's activations against what autograd keeps, counted by CUDA's casting rules."""
+"""The doctor's forecast of SD3's and SD3.5's activations against what autograd keeps, counted by CUDA's casting rules."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from trainer.policies.flow.sd3_tokens import Sd3Transformer
 from trainer.policies.lora import add_adapters
 
 FEW = MEDIUM | {"num_layers": 5, "dual_attention_layers": (0, 1)}  # first, dual, plain, plain, last
+BEFORE = FEW | {"num_layers": 4, "dual_attention_layers": (), "qk_norm": None}  # as in SD3 before 3.5
 WIDTH, TEXTS = 1536, 333
 
 
-def counted(rows: int, side: int, lora: LoraConfig | None) -> Counter[int]:
+def counted(geometry: dict[str, Any], rows: int, side: int, lora: LoraConfig | None) -> Counter[int]:
     """Bytes that are kept of each block; those around the blocks are -1."""
     with torch.device("meta"):
-        plain: Any = Sd3Transformer(**FEW)
+        plain: Any = Sd3Transformer(**geometry)
         network = plain if lora is None else add_adapters(plain.bfloat16().requires_grad_(False), lora)
         given = {
             "hidden_states": torch.zeros(rows, 16, side, side, dtype=torch.bfloat16),
@@ -37,19 +38,20 @@ def counted(rows: int, side: int, lora: LoraConfig | None) -> Counter[int]:
     return found
 
 
+@pytest.mark.parametrize("geometry", [FEW, BEFORE], ids=["3.5", "3"])
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=32)], ids=["full", "lora"])
-def test_it_is_what_autograd_keeps(lora: LoraConfig | None) -> None:
+def test_it_is_what_autograd_keeps(lora: LoraConfig | None, geometry: dict[str, Any]) -> None:
     policy = Sd3Config(type="sd3", pretrained="x", lora=lora)
     for rows, side in ((8, 64), (2, 32)):
         tokens = side * side // 4
         going_back = rows * WIDTH * (tokens + TEXTS) * 24
-        told = training_bytes(FEW, policy, rows, tokens) - going_back
-        assert told == pytest.approx(sum(counted(rows, side, lora).values()), rel=0.03)
+        told = training_bytes(geometry, policy, rows, tokens) - going_back
+        assert told == pytest.approx(sum(counted(geometry, rows, side, lora).values()), rel=0.03)
 
 
 def test_checkpointing_keeps_what_goes_into_blocks_and_one_of_them() -> None:
     policy = Sd3Config(type="sd3", pretrained="x", gradient_checkpointing=True)
-    found = counted(8, 64, None)
+    found = counted(FEW, 8, 64, None)
     inputs = FEW["num_layers"] * 8 * (1024 + TEXTS) * WIDTH * 2
     told = training_bytes(FEW, policy, 8, 1024) - 8 * WIDTH * (1024 + TEXTS) * 24
     assert told == pytest.approx(found[-1] + inputs + found[1], rel=0.01)
