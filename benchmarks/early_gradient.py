@@ -82,7 +82,7 @@ def main() -> int:
     torch.set_num_threads(1)
     print("| latency ms | step before | step after | hidden | limit | above the limit | CPU |")
     print("|---|---|---|---|---|---|---|")
-    results, calm_s, hideable_s, worst = list[dict[str, Any]](), 0.0, 0.0, 0.0
+    results, calm_s, hideable_s, worst, price = list[dict[str, Any]](), 0.0, 0.0, 0.0, ""
     with tempfile.TemporaryDirectory() as scratch:
         for latency_ms in args.latencies_ms:
             found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
@@ -102,6 +102,8 @@ def main() -> int:
             if not results:
                 calm_s, calm = (after, found[True]) if args.kl_beta else (before, found[False])
                 parts = ("time/rollout", "time/update")
+                both = [statistics.median(row["time/update"] for row in found[early]) for early in (False, True)]
+                price = f"update without latency: before {both[0]:.3f} s, after {both[1]:.3f} s, {both[1] / both[0]:.3f} times"
                 hideable_s = 7 / 8 * min(statistics.median(row[part] for row in calm) for part in parts)
             limit = calm_s + latency_ms / 1000 - min(latency_ms / 1000, hideable_s)
             above = (after - limit) / calm_s
@@ -121,6 +123,7 @@ def main() -> int:
                 f"| {latency_ms:g} | {before:.3f} | {after:.3f} | {hidden:.3f} | {limit:.3f} | {above:+.1%} | {cpu:.3f} |",
                 flush=True,
             )
+    print(f"\n{price}")
     write_results(args.out, "early_gradient", results)
     return int(worst > MOST_ABOVE)
 

@@ -174,7 +174,13 @@ def test_the_norm_is_clipped_of_the_whole() -> None:
     assert_same((policy, row), waiting_step(CLAMPED, prepare=tight, kl_beta=0.5))
 
 
-@pytest.mark.parametrize("config", [CLAMPED, CONFIGS["grpo_global_std clamped"]], ids=["gdpo", "grpo_global_std"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CLAMPED, id="gdpo"),
+        pytest.param(CONFIGS["grpo_global_std clamped"], id="grpo_global_std", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_on_tokens_with_and_without_a_kl(loss: str, config: Any) -> None:
     """Whatever a loss does with the sign of an advantage, clamping takes off what it adds: from losses, pulls and gradients."""

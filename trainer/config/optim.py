@@ -59,8 +59,8 @@ class OptimConfig(Section):
         "auto",
         description="Compute the gradient of groups whose scores are there while others are awaited. auto: where that costs nothing, with "
         "advantage.type grpo or dr_grpo, or with gdpo or grpo_global_std and no KL; without sft and tasks. always: also with gdpo or "
-        "grpo_global_std and a KL, which goes backward by itself: about a third more of an update, and a second gradient in memory; worth "
-        "it where rewards are slow, and not with DeepSpeed. never: wait. A run's log says why where it waits. true and false are read as "
+        "grpo_global_std and a KL, which goes backward by itself: up to two fifths more of an update, and a second gradient in memory; "
+        "worth it where rewards are slow, and not with DeepSpeed. never: wait. A run's log says why where it waits. true and false are read as "
         "auto and never.",
     )
     micro_batch_size: int | None = Field(

@@ -26,7 +26,7 @@ from trainer.update.updater import Updater
 _CLOSE = 1e-5  # float32 advantages that are one number times others, beside the largest of them
 APART = (
     "optim.early_gradient = always: the KL's gradient is kept apart until the last score has come. All but a step's last groups go backward "
-    "twice, about a third more of an update, and a second gradient is in memory"
+    "twice, up to two fifths more of an update, and a second gradient is in memory"
 )
 
 
