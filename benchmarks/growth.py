@@ -7,7 +7,8 @@
   arithmetic in torch that knows neither missing scores nor an order of its sums.
 - `resume`: a recorder on a folder with 100,000 rows of 50 numbers, that goes on from row 99,990.
 - `prompts`: a prompt file of 1,000,000 lines read, checked and laid in the order of the first epoch; also the growth of the peak of
-  resident memory.
+  resident memory, pages of files in it. `prompts_other_rank`: the same on a rank of the node that comes after the one that reads, or
+  at a later start; `jsonl` and `jsonl_other_rank`: with targets and metadata.
 
 Each measurement is a process of its own, and which checkout begins a round alternates; printed are medians over the rounds and the median of
 the rounds' ratios. CPU time is the process's own (`time.process_time`), so that a busy machine counts little.
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +85,37 @@ def resume(folder: Path, scale: float) -> float:
     return took_s
 
 
-def prompts(folder: Path, scale: float) -> float:
-    """CPU seconds until the first step can draw its prompts."""
-    from trainer.config import DataConfig
-    from trainer.data.datasets import PromptSampler, load_train_prompts
+def prompts(folder: Path, scale: float, suffix: str = ".txt", *, first: bool = True) -> float:
+    """CPU seconds until the first step can draw its prompts, on the rank that is first to read the file, or on another of its node."""
+    path = folder / f"train{suffix}"
+    with path.open("w") as file:
+        for n in range(int(1_000_000 * scale)):
+            text = f"a photo of {n} {n * 7919 % 100_003} lamps beside a door"
+            row = {"prompt": text, "targets": [f"SALE {n}"], "metadata": {"kind": "lamp", "n": n}}
+            file.write(f"{text if suffix == '.txt' else json.dumps(row)}\n")
+    if not first and (other := os.fork()) == 0:
+        _draw(path)
+        os._exit(0)
+    if not first and os.waitpid(other, 0)[1]:
+        raise SystemExit("the rank that reads failed")
+    return _draw(path)
 
-    with (folder / "train.txt").open("w") as file:
-        file.writelines(
-            f"a photo of {n} {n * 7919 % 100_003} lamps beside a door\n" for n in range(int(1_000_000 * scale))
-        )
-    config = DataConfig.model_validate({"train": [{"path": str(folder / "train.txt"), "rewards": {"ocr": 1.0}}]})
+
+def _draw(path: Path) -> float:
+    from trainer.config import DataConfig
+    from trainer.data.datasets import load_train_prompts
+
+    try:
+        from trainer.data.sampler import PromptSampler
+    except ImportError:  # a checkout whose ranks all read
+        from trainer.data.datasets import PromptSampler
+
+        load: Callable[..., Any] = load_train_prompts
+    else:
+        load = partial(load_train_prompts, cache=path.parent / "cache")
+    config = DataConfig.model_validate({"train": [{"path": str(path), "rewards": {"ocr": 1.0}}]})
     started = time.process_time()
-    sampler = PromptSampler(load_train_prompts(config), prompts_per_step=8, seed=0, rank=0, world=1)
+    sampler = PromptSampler(load(config), prompts_per_step=8, seed=0, rank=0, world=1)
     sampler.draw()
     return time.process_time() - started
 
@@ -103,6 +124,9 @@ PARTS: dict[str, Callable[[Path, float], float]] = {
     "gdpo": lambda folder, scale: gdpo(folder, scale, plain=False),
     "resume": resume,
     "prompts": prompts,
+    "prompts_other_rank": partial(prompts, first=False),
+    "jsonl": partial(prompts, suffix=".jsonl"),
+    "jsonl_other_rank": partial(prompts, suffix=".jsonl", first=False),
 }
 
 

@@ -12,8 +12,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import ConfigError
-from trainer.data.datasets import DataError, Dataset, PromptSampler
+from trainer.data.datasets import DataError, Dataset
 from trainer.data.fingerprints import fingerprint
+from trainer.data.sampler import PromptSampler
 from trainer.types import Prompt
 
 

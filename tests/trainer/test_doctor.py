@@ -22,7 +22,8 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.task_configs import UNDERSTAND, task_config
 from trainer.config import Config, Sd3Config
 from trainer.config.file import dump_config, load_config
-from trainer.data.datasets import PromptSampler, load_train_prompts
+from trainer.data.datasets import load_train_prompts
+from trainer.data.sampler import PromptSampler
 from trainer.doctor import Finding, examine, run_doctor
 from trainer.doctor.findings import as_row, summary, to_json
 from trainer.doctor.machine import GIB, check_device, check_memory, check_ports

@@ -12,7 +12,8 @@ from typing import Literal
 from trainer.config import Config, RewardsConfig
 from trainer.config.data import PromptFileConfig
 from trainer.data.prompts import DataError, Split, is_own
-from trainer.data.same_images import SameImages, normalised
+from trainer.data.prompts.stored import suspects
+from trainer.data.same_images import SameImages, normalised, normalised_targets
 from trainer.types import Prompt
 
 MayShare = Literal["nothing", "targets"]
@@ -132,7 +133,7 @@ def find_overlaps(
             known.setdefault(key, prompt)
     asked = SameImages(heldout)
     found: list[Overlap] = []
-    for prompt in train:
+    for prompt in suspects(train, heldout):
         same = []
         for side in prompt.sides or (prompt,):  # a pair is left out when either side is held out
             keys = _keys(side, with_targets=may_share != "targets" and reads_targets(side))
@@ -236,5 +237,5 @@ def _keys(prompt: Prompt, *, with_targets: bool) -> list[tuple[str, str]]:
     keys = [] if prompt.source_images else [("same prompt", normalised(prompt.text))]
     keys.append(("same id", prompt.id))
     if prompt.targets and with_targets and prompt.task != "understand":  # answers come again in other questions
-        keys.append(("same targets", " | ".join(sorted(normalised(target) for target in prompt.targets))))
+        keys.append(("same targets", normalised_targets(prompt.targets)))
     return keys

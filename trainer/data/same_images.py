@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +55,13 @@ def same_image(one: str, other: str) -> bool:
 
 def normalised(text: str) -> str:
     """A text up to case, width and spaces, without the marks of its images."""
-    return " ".join(unicodedata.normalize("NFKC", text.replace(_MARK, " ")).casefold().split())
+    text = text.replace(_MARK, " ")
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def normalised_targets(targets: Iterable[str]) -> str:
+    """Targets in any order, up to case, width and spaces."""
+    return " | ".join(sorted(normalised(target) for target in targets))
 
 
 def _sizes(prompt: Prompt) -> tuple[int | str, ...]:

@@ -13,8 +13,10 @@ from trainer.config import Config, ConfigError, TaskSamplingConfig
 from trainer.config.evaluation import JUDGE
 from trainer.config.paths import located, nearest_path
 from trainer.data.captions import caption_prompts
-from trainer.data.datasets import DataError, Dataset, PromptSampler, load_datasets, sampled, without
+from trainer.data.datasets import DataError, Dataset, load_datasets, sampled, without
+from trainer.data.joined import Joined
 from trainer.data.overlap import settle
+from trainer.data.sampler import PromptSampler
 from trainer.doctor.findings import Finding, Status
 from trainer.doctor.weights import planned_ranks
 from trainer.evaluation.sets import load_sets
@@ -70,7 +72,7 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         return None
     try:
         train = load_datasets(config)
-        rows = [prompt for dataset in train for prompt in dataset.prompts]
+        rows = Joined(dataset.prompts for dataset in train)
         heldout = [prompt for each in load_sets(config, sampled(train), train) for prompt in each.prompts]
     except (DataError, ConfigError) as error:
         yield Finding("data", "FAIL", str(error))
@@ -81,14 +83,14 @@ def check_data(config: Config) -> Generator[Finding, None, PromptSampler | None]
         drawn = config.max_steps * config.sampling.prompts_per_step * dataset.weight / total
         epochs = f"{drawn / len(dataset.prompts):.1f} epochs"
         yield Finding("data", "OK", f"{dataset.name}: {_of(dataset)}, {epochs}, rewards {_rewards(dataset)}")
-    yield from _check_texts(config, [*sampled(train), *heldout])
+    yield from _check_texts(config, Joined([sampled(train), heldout]))
     if not config.evaluation.active:
         yield Finding(
             "data", "WARN", "no held-out prompts: training rewards alone cannot show overfitting", "set evaluation.path"
         )
     try:
         captions = [] if config.sft is None else caption_prompts(config.sft)
-        overlap = settle(config, [*rows, *captions], heldout)
+        overlap = settle(config, Joined([rows, captions]), heldout)
         train = without(train, config.data, overlap.ids())
         if sentence := overlap.sentence(len(rows) + len(captions)):
             yield Finding("data", "WARN", sentence, "nothing, if that is meant; or take them out of one of the files")
@@ -131,7 +133,7 @@ def _check_given(config: Config) -> Iterator[Finding]:
         return
     if material.num_train:
         yield Finding("data", "OK", f"program: {config.program} trains on {material.num_train} texts with their images")
-        yield from _check_texts(config, [*material.prompts, *material.heldout])
+        yield from _check_texts(config, Joined([material.prompts, material.heldout]))
     if isinstance(material, PackMaterial):
         yield from _check_packs(config, material)
     else:

@@ -10,7 +10,8 @@ from typing import Any
 from trainer.checkpoint import Checkpoint, CheckpointError, find_resume, list_checkpoints
 from trainer.config import Config
 from trainer.config.file import dump_config
-from trainer.data.datasets import DataError, PromptSampler
+from trainer.data.datasets import DataError
+from trainer.data.sampler import PromptSampler
 from trainer.doctor.findings import Finding
 from trainer.doctor.weights import sizes
 from trainer.records.starts import changes_since

@@ -10,7 +10,8 @@ import torch
 from trainer.config import AnswersConfig, Config, ConfigError, JanusConfig, VlmConfig
 from trainer.config.neo import NeoConfig
 from trainer.config.preference_objective import DpoConfig
-from trainer.data.datasets import DataError, PromptSampler
+from trainer.data.datasets import DataError
+from trainer.data.sampler import PromptSampler
 from trainer.doctor.findings import Finding
 from trainer.objectives import plan_needs
 from trainer.objectives.tokens.preference import TokenDpo

@@ -16,6 +16,7 @@ from trainer.config import (
 )
 from trainer.config.evaluation import judge_column
 from trainer.data.datasets import DataError, Dataset, load_heldout
+from trainer.data.prompts.stored import one_of_each_kind
 from trainer.types import Prompt
 
 PLAIN = "heldout"  # folder of the plain set, which has no name
@@ -64,7 +65,7 @@ class EvaluationSet:
 
 def trained_on(train_rows: Iterable[Prompt]) -> set[str]:
     """Rewards that have a weight in training; the others are held out."""
-    return {name for prompt in train_rows for name, weight in prompt.weights.items() if weight}
+    return {name for prompt in one_of_each_kind(train_rows) for name, weight in prompt.weights.items() if weight}
 
 
 def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[Dataset] = ()) -> list[EvaluationSet]:
@@ -79,7 +80,7 @@ def load_sets(config: Config, train_rows: Iterable[Prompt], datasets: Sequence[D
     """
     evaluation = config.evaluation
     # A program that trains on no reward is evaluated by all that the configuration has.
-    asked = {name for prompt in train_rows for name in prompt.weights} or set(config.rewards.columns)
+    asked = {name for prompt in one_of_each_kind(train_rows) for name in prompt.weights} or set(config.rewards.columns)
     rewards = evaluation.rewards or tuple(name for name in config.rewards.columns if name in asked)
     plain = [] if evaluation.path is None else [_plain(config, evaluation.path)]
     sets = []

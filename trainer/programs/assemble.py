@@ -17,6 +17,7 @@ from trainer.config import Config
 from trainer.config.deepspeed import check_accumulation, check_node_share
 from trainer.config.file import dump_config
 from trainer.config.programs import ProgramName
+from trainer.data.joined import Joined
 from trainer.data.overlap import FILE as LEFT_OUT
 from trainer.engine import build_engine, shares_weights
 from trainer.engine.groups import check_groups
@@ -136,7 +137,7 @@ def _open_session(
         policy = kind.policy(config, ranks.device)
     group_of = policy.group_of if isinstance(policy, NamesGroups) else {}
     check_groups(policy.trainable, config.optim, group_of)
-    prompts = [*material.checked, *material.heldout]
+    prompts = Joined([material.checked, material.heldout])
     policy.check_prompts(Watched(prompts, "reading the prompts", shown=ranks.is_main))
     entry_of(config.policy).family.check_plans(config, policy)
     last_row = _last_whole_row(checkpoint)
@@ -192,7 +193,7 @@ def _say_of_prompts(recorder: Recorder, config: Config, material: Material) -> N
         recorder.note(each)
     if material.notes:  # the hash of a file that changes rows, and what was left out, belong to the run's records
         write_atomic(recorder.run_dir / DATA_NOTES, "".join(f"{each}\n" for each in material.notes))
-    for note in prompt_notes(config, [*material.prompts, *material.heldout]):
+    for note in prompt_notes(config, Joined([material.prompts, material.heldout])):
         recorder.note(f"{note.sentence}: {note.remedy}")
     listing = recorder.run_dir / LEFT_OUT
     if material.overlap.left_out:

@@ -22,8 +22,10 @@ from trainer.config import Config, ConfigError, Task, TaskSamplingConfig
 from trainer.config.advantage import GroupedSection
 from trainer.config.objective_checks import with_longest
 from trainer.data.captions import CaptionData, caption_prompts
-from trainer.data.datasets import Dataset, PromptSampler, load_datasets, sampled, without
+from trainer.data.datasets import Dataset, load_datasets, sampled, without
+from trainer.data.joined import Joined
 from trainer.data.overlap import settle
+from trainer.data.sampler import PromptSampler
 from trainer.evaluation.sets import load_sets
 from trainer.objectives import Objective, Scored, build_objective, needs_reference, plan_needs, with_supervised
 from trainer.objectives.tasks import Tasks
@@ -66,11 +68,11 @@ class RlMaterial(Material):
 def read_material(config: Config) -> RlMaterial:
     """Read the prompts of a run. Raises DataError, ConfigError."""
     datasets = load_datasets(config)
-    rows = [prompt for dataset in datasets for prompt in dataset.prompts]
+    rows = Joined(dataset.prompts for dataset in datasets)
     sets = load_sets(config, sampled(datasets), datasets)
     heldout = [prompt for each in sets for prompt in each.prompts]
     if config.sft is not None:
-        rows += caption_prompts(config.sft)
+        rows = Joined([rows, caption_prompts(config.sft)])
     overlap = settle(config, rows, heldout)
     kept = without(datasets, config.data, overlap.ids())
     return RlMaterial(sampled(kept), sets, overlap, len(rows), kept)

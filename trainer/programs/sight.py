@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from trainer.config import Config, ConfigError, TokenSamplingConfig
-from trainer.data.datasets import PromptSampler
+from trainer.data.sampler import PromptSampler
 from trainer.objectives.tokens.preference import PairBatch
 from trainer.objectives.tokens.supervised import TextBatch
 from trainer.policies.base import Policy

@@ -10,7 +10,8 @@ import yaml
 
 from trainer.config import Config, ConfigError, DataConfig
 from trainer.config.file import dump_config
-from trainer.data.datasets import DataError, PromptSampler, load_train_prompts
+from trainer.data.datasets import DataError, load_train_prompts
+from trainer.data.sampler import PromptSampler
 from trainer.migration import load_recipe
 from trainer.migration.deepgen.recipe_files import translate_files
 

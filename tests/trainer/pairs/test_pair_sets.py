@@ -11,8 +11,9 @@ import pytest
 from tests.support.pair_rows import QUESTION, pair, side, write_pairs
 from tests.support.text_rows import write_jsonl
 from trainer.config import Config
-from trainer.data.datasets import PromptSampler, load_datasets, sampled
+from trainer.data.datasets import load_datasets, sampled
 from trainer.data.prompts import DataError
+from trainer.data.sampler import PromptSampler
 from trainer.doctor.prompts import check_data
 from trainer.evaluation.sets import load_sets
 from trainer.programs.rl import read_material

@@ -14,9 +14,9 @@ from tests.support.text_rows import png, write_jsonl, write_parquet
 from trainer.__main__ import build_parser
 from trainer.commands.recipes import recipe_of
 from trainer.config import Config
-from trainer.data.datasets import PromptSampler
 from trainer.data.overlap import find_overlaps
 from trainer.data.prompts import DataError
+from trainer.data.sampler import PromptSampler
 from trainer.doctor.prompts import check_data
 from trainer.evaluation.sets import load_sets
 from trainer.programs.rl import RlMaterial, read_material

@@ -28,6 +28,9 @@ _NO_TEXT = re.compile(
 )  # control characters but tab and line feed; half characters
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 class DataError(UserError, ValueError):
     """Prompts cannot be used; the message names the file, the line, the field and the remedy."""
 
@@ -74,19 +77,27 @@ def _check_json(where: str, value: Any, depth: int) -> None:
         raise DataError(f"{where}: nested deeper than {MAX_METADATA_DEPTH} levels; make it flatter")
     if isinstance(value, dict):
         for key, inner in value.items():
-            _check_json(where, key, depth)
-            _check_json(f"{where}.{key}", inner, depth + 1)
+            if not _is_plain(key):
+                _check_json(where, key, depth)
+            if depth == MAX_METADATA_DEPTH or not _is_plain(inner):
+                _check_json(f"{where}.{key}", inner, depth + 1)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            _check_json(f"{where}[{i}]", inner, depth + 1)
+            if depth == MAX_METADATA_DEPTH or not _is_plain(inner):
+                _check_json(f"{where}[{i}]", inner, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: {value} is not a finite number; use null or leave it out")
-    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    elif isinstance(value, str) and _HALF.search(value):
         raise DataError(f"{where}: half a surrogate pair is not text; save the file as UTF-8")
     elif not isinstance(value, str | int | float | None):  # a date or bytes of a table
         raise DataError(
             f"{where}: {shown(value)} is a {type(value).__name__}, which JSON does not have; make it a text"
         )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is seen at once, and before its place is written out, that JSON has such a value."""
+    return value is None or type(value) is int or type(value) is bool or (type(value) is str and value.isascii())
 
 
 def check_images(where: str, value: Any, folders: Sequence[Path]) -> tuple[str, ...]:

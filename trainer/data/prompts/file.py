@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import logging
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from trainer.data.prompts.checks import (
 from trainer.data.prompts.code import read_code
 from trainer.data.prompts.detect import Found, detect
 from trainer.data.prompts.lines import Rows, Split, read_json, read_jsonl, read_quoting_txt, read_rows, read_txt
+from trainer.data.prompts.shelf import is_large, shelved
+from trainer.data.prompts.stored import PromptFolder, PromptWriter, StoredPrompts
 from trainer.data.prompts.tables import read_csv, read_parquet
 from trainer.types import Prompt
 
@@ -43,8 +47,8 @@ class PromptFile:
     """
 
     path: Path
-    prompts: tuple[Prompt, ...]
-    lines: tuple[int, ...]
+    prompts: Sequence[Prompt]
+    lines: Sequence[int]
     repeated: int = 0
     skipped: tuple[str, ...] = ()
 
@@ -59,6 +63,7 @@ def read_prompt_file(
     prompt_column: str | None = None,
     image_dir: str | None = None,
     delimiter: str | None = None,
+    cache: Path | None = None,
 ) -> PromptFile:
     """Read and check a whole prompt file; what the formats hold is said in trainer/data/prompts/__init__.py.
 
@@ -70,35 +75,98 @@ def read_prompt_file(
         prompt_column: the field or column of the prompts, where it has another name than the known ones.
         image_dir: where relative names of images count from; None: the file's folder, or `images` in it.
         delimiter: what stands between the columns of a table; None: what its header shows.
+        cache: a folder for the prompts of large files, which are stored there by the first who reads them and then read one by
+            one (`shelf`); None: all are held in memory.
 
     Raises:
         DataError: no such file, of no known format, not UTF-8, without a prompt, a row that is not what it should be, a
             value of the wrong type, a control character, an image that is not there, or an id that comes twice.
     """
     found = detect(Path(path), format, split, prompt_column=prompt_column, delimiter=delimiter)
-    skipped: list[str] = []
-    prompts: dict[str, Prompt] = {}
-    places: dict[str, tuple[Path, int]] = {}
-    repeats: list[str] = []
-    for file, line, row in _rows(found, dataset, prompt_column, split, skipped):
-        folders = (Path(image_dir),) if image_dir is not None else (file.parent, file.parent / "images")
+    reading = _Reading(found, dataset, split, prompt_column, Path(image_dir) if image_dir is not None else None)
+    if cache is not None and is_large(found):
+        folder = shelved(cache, found, reading.options(), reading.store)
+        if folder is not None:
+            return reading.opened(folder, weights or {})
+    prompts: list[Prompt] = []
+    lines, _, said = reading.read(prompts.append, weights or {})
+    return said.file(found, tuple(prompts), tuple(lines))
+
+
+@dataclass
+class _Said:
+    """What is said of the rows of a file that make no prompt."""
+
+    repeats: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def file(self, found: Found, prompts: Sequence[Prompt], lines: Sequence[int]) -> PromptFile:
+        """Say it, and give the file."""
+        _warn(self.repeats)
+        _warn([f"{problem}; the row is left out" for problem in self.skipped])
+        return PromptFile(found.path, prompts, lines, len(self.repeats), tuple(self.skipped))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How files are read, for prompts that are held and for such that are stored."""
+
+    found: Found
+    dataset: str
+    split: Split
+    prompt_column: str | None
+    image_dir: Path | None
+
+    def options(self) -> list[object]:
+        """What decides, besides the files' content and the code, what prompts come out; JSON."""
+        found = self.found
+        return [found.format, found.delimiter, self.dataset, self.split, self.prompt_column, str(self.image_dir)]
+
+    def store(self, writer: PromptWriter) -> None:
+        """Raises DataError, and UnstorableError where prompts name images."""
+        lines, numbers, said = self.read(writer.append, {})
+        writer.finish(numbers, lines, asdict(said))
+
+    def opened(self, folder: PromptFolder, weights: Mapping[str, float]) -> PromptFile:
+        """The file that was stored, with what was said of it."""
+        said = _Said(folder.about["repeats"], folder.about["skipped"])
+        return said.file(self.found, StoredPrompts(folder, self.dataset, weights), folder.lines)
+
+    def read(
+        self, keep: Callable[[Prompt], None], weights: Mapping[str, float]
+    ) -> tuple[Sequence[int], Mapping[str, int], _Said]:
+        """Check all rows and hand each new prompt to `keep`. Returns their lines, their numbers from 0 by id, and the rest. Raises DataError."""
+        found, said = self.found, _Said()
         closed = found.format in ("jsonl", "python")
-        prompt = _make_prompt(f"{file}:{line}", row, folders, dataset, weights or {}, closed=closed)
-        if prompt.id not in prompts:
-            prompts[prompt.id], places[prompt.id] = prompt, (file, line)
-            continue
-        first_file, first = places[prompt.id]
-        if closed:
-            raise _twice(f"{file}:{line}", first, prompt.id, explicit=row.get("id") is not None)
-        of = "" if first_file == file else f" of {first_file.name}"
-        repeats.append(f"{file}:{line}: the prompt of line {first}{of} again; it is drawn once an epoch")
-    _warn(repeats)
-    _warn([f"{problem}; the row is left out" for problem in skipped])
-    if not prompts:
-        what = f"; its {len(skipped)} rows cannot be used, the first: {skipped[0]}" if skipped else ": write one a line"
-        raise DataError(f"{found.path} holds no prompt{what}")
-    lines = tuple(line for _, line in places.values())
-    return PromptFile(found.path, tuple(prompts.values()), lines, len(repeats), tuple(skipped))
+        numbers: dict[str, int] = {}
+        lines, ends = array("q"), array("q")  # ends[i]: how many prompts there are up to the end of file i
+        for file, rows in _rows(found, self.dataset, self.prompt_column, self.split, said.skipped):
+            folders = (self.image_dir,) if self.image_dir is not None else (file.parent, file.parent / "images")
+            name = str(file)
+            for line, row in rows:
+                prompt = _make_prompt(f"{name}:{line}", row, folders, self.dataset, weights, closed=closed)
+                first = numbers.setdefault(prompt.id, len(lines))
+                if first == len(lines):
+                    keep(prompt)
+                    lines.append(line)
+                    continue
+                if closed:
+                    raise _twice(f"{name}:{line}", lines[first], prompt.id, explicit=row.get("id") is not None)
+                at = bisect.bisect_right(ends, first)
+                of = "" if at == len(ends) else f" of {found.files[at].name}"
+                said.repeats.append(
+                    f"{name}:{line}: the prompt of line {lines[first]}{of} again; it is drawn once an epoch"
+                )
+            ends.append(len(lines))
+        if not lines:
+            skipped = said.skipped
+            what = (
+                f"; its {len(skipped)} rows cannot be used, the first: {skipped[0]}"
+                if skipped
+                else ": write one a line"
+            )
+            raise DataError(f"{found.path} holds no prompt{what}")
+        return lines, numbers, said
 
 
 def is_own(
@@ -116,8 +184,8 @@ def is_own(
 
 def _rows(
     found: Found, dataset: str, prompt_column: str | None, split: Split, skipped: list[str]
-) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
-    """The unchecked rows of all files, each with its file and line."""
+) -> Iterator[tuple[Path, Rows]]:
+    """The files, each with its unchecked rows."""
     readers: dict[PromptFormat, Callable[[Path], Rows]] = {
         "txt": read_txt,
         "txt_folder": read_txt,
@@ -131,8 +199,7 @@ def _rows(
         "python": lambda path: read_code(path, split),
     }
     for file in found.files:
-        for line, row in readers[found.format](file):
-            yield file, line, row
+        yield file, readers[found.format](file)
 
 
 def _make_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ FIELDS = ("prompt", "id", "targets", "metadata", "source_images", "negative_prom
 _FOREIGN_SHAPES = ({"caption"}, {"key"}, {"tag", "include"})  # fields of others that are no slip in ours
 _OTHER_TEXTS = ("Prompt", "PROMPT", *TEXTS[0][1:], *TEXTS[1])
 _PAIR = {"generate_ann", "understand_ann"}
+_BLOCK = 1 << 18  # bytes
 _LIKE = '{"prompt": "..."}'
 
 Split = Literal["train", "test"]
@@ -51,9 +53,36 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def check_utf8(path: Path) -> None:
+    """Raises DataError as `read_text` does, without holding the file."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except (OSError, UnicodeDecodeError):
+        read_text(path)  # it names the place
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers. Only a line feed ends one."""
-    return ((n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1) if line.strip())
+    """Lines that are not blank, with their numbers. Only a line feed ends one. Raises DataError before the first, as `read_text` does."""
+    check_utf8(path)
+    return _lines(path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number, rest = 0, b""
+    with path.open("rb") as file:
+        file.seek(len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0)
+        while block := file.read(_BLOCK):
+            whole, end, rest = (rest + block).rpartition(b"\n")
+            if end:
+                for number, line in enumerate(whole.decode().split("\n"), start=number + 1):  # noqa: B020
+                    if line := line.strip():
+                        yield number, line
+    if line := rest.decode().strip():
+        yield number + 1, line
 
 
 def first_line(path: Path) -> str:
@@ -191,7 +220,8 @@ def is_foreign(path: Path) -> bool:
 def _parse_object(where: str, line: str) -> dict[str, Any]:
     """A line's JSON object, whose values are still unchecked."""
     try:
-        row = json.loads(line, object_pairs_hook=_unique_keys)
+        # A mark of the byte order inside a file has a message of its own there.
+        row = json.loads(line) if line.startswith("\ufeff") else _UNIQUE.decode(line)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where}: not a JSON object ({error}); each line is {{'prompt': ...}}, in double quotes"
@@ -209,3 +239,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} comes twice")
     return row
+
+
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique_keys)  # `json.loads` would make one for each line

@@ -18,7 +18,7 @@ from typing import Any
 from trainer.config.paths import nearest_path
 from trainer.data.prompts.checks import DataError, check_text, shown
 from trainer.data.prompts.fields import TEXTS, split_row, text_column
-from trainer.data.prompts.lines import Rows, read_text, split_at
+from trainer.data.prompts.lines import Rows, check_utf8, read_text, split_at
 
 _DELIMITERS = (",", "\t", ";", "|")
 _DIMS_COLUMNS = ("sub_dims", "sub_dims_en", "sub_dims_zh")
@@ -48,16 +48,25 @@ def header_between(path: Path, delimiters: str) -> str | None:
     It is one when a column of the first line is called `prompt` or the like and every line has as many columns as the
     first. A prompt that begins "prompt, " alone does not make one.
     """
-    text = read_text(path)
-    for delimiter in delimiters:
+    check_utf8(path)
+    return next((delimiter for delimiter in delimiters if _has_columns(path, delimiter)), None)
+
+
+def _has_columns(path: Path, delimiter: str) -> bool:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file, delimiter=delimiter, strict=True) if row)
         try:
-            rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+            header = next(rows, [])
+            if len(header) < 2 or not any(name.strip().lower() in TEXTS[0] for name in header):
+                return False
+            count = 0
+            for row in rows:
+                if len(row) != len(header):
+                    return False
+                count += 1
         except csv.Error:
-            continue  # not a table with this delimiter
-        named = [name for name in rows[0] if name.strip().lower() in TEXTS[0]] if rows else []
-        if len(rows) > 1 and named and {len(row) for row in rows} == {len(rows[0])} != {1}:
-            return delimiter
-    return None
+            return False  # not a table with this delimiter
+    return count > 0
 
 
 def _column(path: Path, names: Sequence[str]) -> str | None:
