@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 LOW = {functional.linear, torch.matmul, torch.conv2d, functional.conv2d, Tensor.matmul, Tensor.__matmul__}
 HIGH = {
     functional.layer_norm,
+    functional.rms_norm,
+    torch.rms_norm,
     torch.pow,
     Tensor.pow,
     Tensor.__pow__,
@@ -50,7 +52,8 @@ class CudaAutocast(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
-            return _Flash.apply(*_cast(list(args[:3]), torch.bfloat16))  # type: ignore[no-untyped-call]
+            named = (kwargs[name] for name in ("query", "key", "value") if name in kwargs)
+            return _Flash.apply(*_cast([*args, *named][:3], torch.bfloat16))  # type: ignore[no-untyped-call]
         to = torch.bfloat16 if func in LOW else torch.float32 if func in HIGH else None
         if func in WIDEST and any(each.dtype == torch.float32 for each in args[0]):
             to = torch.float32

@@ -25,6 +25,7 @@ from trainer.policies.flow.frozen import (
     stack,
     vae_dtype,
 )
+from trainer.policies.flow.memory import working_bytes
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.sources import refuse_sources
@@ -135,5 +136,6 @@ ENTRY = Entry(
     build=FluxFlow,
     exporters=EXPORTERS,
     sizes=folder_sizes,
+    working=working_bytes,
     text_limits=partial(clip_and_t5, t5="tokenizer_2"),
 )

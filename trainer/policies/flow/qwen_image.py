@@ -24,6 +24,7 @@ from trainer.policies.flow.frozen import (
     pixel_parts,
     to_pixels,
 )
+from trainer.policies.flow.memory import working_bytes
 from trainer.policies.flow.packing import PATCH, pack, unpack
 from trainer.policies.flow.policy import Conditioning
 from trainer.policies.flow.sources import refuse_sources
@@ -147,5 +148,6 @@ ENTRY = Entry(
     build=QwenImageFlow,
     exporters=EXPORTERS,
     sizes=folder_sizes,
+    working=working_bytes,
     text_limits=qwen,
 )
