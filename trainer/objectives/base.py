@@ -153,6 +153,9 @@ class Objective(Protocol):
     Attributes:
         requires: the capability (`trainer.policies.base`) that its policy must have.
         leads: names of counts; an update is made when one of them is above 0 over all ranks.
+
+    One that has `scales = True` promises that c times the advantages is c times all terms but those that say otherwise, for any c >= 0: its
+    update may begin while scores are awaited (docs/decisions/0137).
     """
 
     @property

@@ -43,9 +43,8 @@ class ReplayedObjective:
 
     requires: ClassVar[type] = Replays
     leads: ClassVar[Sequence[str]] = ("terms",)
-    scales: ClassVar[bool] = (
-        True  # c times the advantages is c times every term but those that say otherwise, for any c >= 0
-    )
+    # c times the advantages is c times every term but those that say otherwise, for any c >= 0.
+    scales: ClassVar[bool] = True
 
     def __init__(self, policy: Replays, micro_batch_size: int | None) -> None:
         self.policy, self.micro_batch_size = policy, micro_batch_size
