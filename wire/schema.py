@@ -7,6 +7,7 @@ error, never both, never a default: a reward that failed is not a number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -131,6 +132,23 @@ class ScoreItem(_Wire):
             elif isinstance(value, list):  # an answer's ids are many, and integers need no look
                 todo.extend(each for each in value if not isinstance(each, int))
         return metadata
+
+    @property
+    def refs(self) -> tuple[ImageRef, ...]:
+        """Its images, then its source images."""
+        return (*self.images, *(self.source_images or ()))
+
+    def named_refs(self) -> Iterator[tuple[str, ImageRef]]:
+        """The same, each with the name of its place: `images.0`."""
+        for name, refs in (("images", self.images), ("source_images", self.source_images or ())):
+            for number, ref in enumerate(refs):
+                yield f"{name}.{number}", ref
+
+    def with_refs(self, change: Callable[[ImageRef], ImageRef]) -> ScoreItem:
+        """The same item with what `change` makes of each of its images, in the order of `refs`."""
+        images = [change(ref) for ref in self.images]
+        sources = None if self.source_images is None else [change(ref) for ref in self.source_images]
+        return self.model_copy(update={"images": images, "source_images": sources})
 
     @model_validator(mode="after")
     def _something_to_score(self) -> ScoreItem:

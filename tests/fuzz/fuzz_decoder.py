@@ -64,7 +64,7 @@ def _check_request(decoder: str, body: bytes) -> None:
     assert ScoreRequest.model_validate_json(text) == parsed.request, "a valid request survives a round trip"
     assert 1 <= len(parsed.request.items) <= 16
     for item in parsed.request.items:
-        for ref in (*item.images, *(item.source_images or [])):
+        for ref in item.refs:
             try:
                 image = decode_ref(ref, parsed.parts, ImageLimits(max_bytes=1 << 20, max_pixels=1 << 16))
             except BadImageError:

@@ -49,7 +49,7 @@ class Request:
     def only(self, places: set[int]) -> Request:
         """The same request of some of its items."""
         items = {place: item for place, item in self.items.items() if place in places}
-        named = {ref.part for item in items.values() for ref in (*item.images, *(item.source_images or []))}
+        named = {ref.part for item in items.values() for ref in item.refs}
         return Request(items, {name: part for name, part in self.parts.items() if name in named})
 
 

@@ -18,7 +18,6 @@ def cache_key(info: ScorerInfo, item: ScoreItem, encoded: Sequence[bytes | memor
     of which there are many more: two encodings of the same pixels are scored twice. The item's id and group do not enter: they name
     the item, they are not scored.
     """
-    refs = [*item.images, *(item.source_images or [])]
     parts = [
         info.name,
         info.revision,
@@ -28,7 +27,7 @@ def cache_key(info: ScorerInfo, item: ScoreItem, encoded: Sequence[bytes | memor
         item.targets,
         item.metadata,
         len(item.images),
-        [(ref.media_type, ref.width, ref.height, len(data)) for ref, data in zip(refs, encoded, strict=True)],
+        [(ref.media_type, ref.width, ref.height, len(data)) for ref, data in zip(item.refs, encoded, strict=True)],
     ]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
     digest = hashlib.sha256(text.encode("utf-8"))  # in hardware where it counts: 2 GB/s

@@ -58,7 +58,9 @@ class Decoding:
         info: ScorerInfo | None = None,
         failed: Mapping[int, Failure] | None = None,
     ) -> None:
-        """`info` is that of the reward; without, the items get no cache key. `failed`: items already lost, by place."""
+        """Every image of `items` is one of `parts`. `info` is that of the reward; without, the items get no cache key.
+        `failed`: items already lost, by place.
+        """
         self._items = items
         self._parts = parts
         self._limits = limits
@@ -67,7 +69,7 @@ class Decoding:
         self._info = info
         self._failed = failed or {}
         wanted = [item for place, item in enumerate(items) if place not in self._failed]
-        pictures = {_name(ref): ref for item in wanted for ref in _refs(item)}
+        pictures = {_name(ref): ref for item in wanted for ref in item.refs}
         self._todo = deque(pictures.items())
         self._seen: dict[Hashable, _Seen] = {}
         self._lock = threading.Lock()
@@ -141,9 +143,7 @@ class Decoding:
         )
         if self._info is None:
             return Decoded(decoded, item)
-        return Decoded(
-            decoded, item, cache_key(self._info, item, [self._seen[_name(ref)].digest for ref in _refs(item)])
-        )
+        return Decoded(decoded, item, cache_key(self._info, item, [self._seen[_name(ref)].digest for ref in item.refs]))
 
     def _images(self, field: str, refs: Sequence[ImageRef]) -> tuple[Image.Image, ...]:
         """Each item has image objects of its own: a scorer that writes to one does not change its neighbours'."""
@@ -156,12 +156,7 @@ class Decoding:
         return tuple(images)
 
 
-def _refs(item: ScoreItem) -> Sequence[ImageRef]:
-    return (*item.images, *(item.source_images or ()))
-
-
 def _name(ref: ImageRef) -> Hashable:
     """What is the same for references to the same image: its part and, where the bytes do not say it, its size."""
-    if ref.part is None:
-        return id(ref)
+    assert ref.part is not None, "what came as base64 or was fetched is a part by now"
     return (ref.part, ref.width, ref.height) if ref.media_type == "image/x-rgb8" else ref.part

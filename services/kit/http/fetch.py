@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import itertools
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import httpcore
 from services.kit.errors import ApiError
 from services.kit.guard.image_hosts import ImageHosts, Target, UrlRefused
 from services.kit.guard.memory import Hold
-from services.kit.http.intake import Parsed
+from services.kit.http.intake import Parsed, free_names
 from services.kit.scorer import Failure
 from wire.schema import ErrorCode, ImageRef, ScoreItem
 from wire.tls import tls_context, untrusted_note
@@ -47,7 +46,7 @@ class ImageFetcher:
         `deadline` is in `time.monotonic()` seconds. Raises ApiError 413 or 429 when the images need too much memory.
         """
         items = parsed.request.items
-        urls = list(dict.fromkeys(ref.url for item in items for ref in _refs(item) if ref.url is not None))
+        urls = list(dict.fromkeys(ref.url for item in items for ref in item.refs if ref.url is not None))
         if not urls:
             return parsed
         fetched = dict(
@@ -56,14 +55,13 @@ class ImageFetcher:
         for outcome in fetched.values():
             if isinstance(outcome, ApiError):
                 raise outcome
-        free = (name for name in map("url-{}".format, itertools.count()) if name not in parsed.parts)
-        names = dict(zip(urls, free, strict=False))
+        names = dict(zip(urls, free_names("url", parsed.parts), strict=False))
         parts = {names[url]: memoryview(got) for url, got in fetched.items() if isinstance(got, bytearray)}
         failed = {
             place: failure for place, item in enumerate(items) if (failure := _failure(item, fetched)) is not None
         }
         request = parsed.request.model_copy(update={"items": [_with_parts(item, names) for item in items]})
-        return replace(parsed, request=request, parts=parsed.parts | parts, failed=failed)
+        return replace(parsed, request=request, parts=parsed.parts | parts, failed=failed | dict(parsed.failed))
 
     async def _fetch(self, url: str, deadline: float, hold: Hold) -> bytearray | Failure | ApiError:
         """One image's bytes. Failures are returned, so that the other downloads go on."""
@@ -138,12 +136,8 @@ def _host_header(target: Target) -> bytes:
     return f"{host}:{target.port}".encode("ascii")
 
 
-def _refs(item: ScoreItem) -> Sequence[ImageRef]:
-    return (*item.images, *(item.source_images or []))
-
-
 def _failure(item: ScoreItem, fetched: dict[str, bytearray | Failure | ApiError]) -> Failure | None:
-    outcomes = (fetched[ref.url] for ref in _refs(item) if ref.url is not None)
+    outcomes = (fetched[ref.url] for ref in item.refs if ref.url is not None)
     return next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
 
 
@@ -151,5 +145,4 @@ def _with_parts(item: ScoreItem, names: dict[str, str]) -> ScoreItem:
     def as_part(ref: ImageRef) -> ImageRef:
         return ref if ref.url is None else ref.model_copy(update={"url": None, "part": names[ref.url]})
 
-    sources = None if item.source_images is None else [as_part(ref) for ref in item.source_images]
-    return item.model_copy(update={"images": [as_part(ref) for ref in item.images], "source_images": sources})
+    return item.with_refs(as_part)

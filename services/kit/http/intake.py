@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -13,7 +14,8 @@ from services.kit.guard.memory import Hold
 from services.kit.http.multipart import parse_multipart
 from services.kit.scorer import Failure
 from services.kit.settings import ServiceSettings
-from wire.schema import ScoreRequest
+from wire.images import BadImageError, ImageLimits, ref_bytes
+from wire.schema import ErrorCode, ImageRef, ScoreItem, ScoreRequest
 
 REQUEST_PART = "request"
 MAX_JSON_VALUES = 1_000_000
@@ -24,7 +26,7 @@ _VALUE_BYTES = 300
 
 @dataclass(frozen=True)
 class Parsed:
-    """A valid request and its multipart parts by name (none for JSON). `failed`: items already lost, by place."""
+    """A valid request, and by name its multipart parts and what came as base64. `failed`: items already lost, by place."""
 
     request: ScoreRequest
     parts: dict[str, memoryview]
@@ -49,15 +51,53 @@ def parse_request(
             field="content-type",
         )
     tree = read_json(body, hold)
+    del body  # a copy, where it was a part: nothing charges it beside what is made of the text now
+    parsed = validated(tree, parts, settings)
+    _check_parts(parsed.request, parts)
+    if settings.image_url_hosts is None:
+        _refuse_urls(parsed.request)
+    return parsed
+
+
+def validated(tree: object, parts: dict[str, memoryview], settings: ServiceSettings) -> Parsed:
+    """A checked request. What came as base64 is read here, once, and is a part from now on. Raises ApiError 413 or 422.
+
+    An item whose base64 is none is lost.
+    """
     check_counts(tree, settings)
     try:
         request = ScoreRequest.model_validate(tree)
     except ValidationError as error:
         raise invalid(error) from error
-    _check_parts(request, parts)
-    if settings.image_url_hosts is None:
-        _refuse_urls(request)
-    return Parsed(request, parts)
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    parts, names = dict(parts), free_names("data", parts)
+    unpacked = [_unpacked(item, parts, names, limits) for item in request.items]
+    failed = {place: each for place, each in enumerate(unpacked) if isinstance(each, Failure)}
+    items = [was if isinstance(each, Failure) else each for was, each in zip(request.items, unpacked, strict=True)]
+    return Parsed(request.model_copy(update={"items": items}), parts, failed)
+
+
+def _unpacked(
+    item: ScoreItem, parts: dict[str, memoryview], names: Iterator[str], limits: ImageLimits
+) -> ScoreItem | Failure:
+    """The item with its base64 as `parts`, which get it under the next of `names`."""
+    changed: dict[int, ImageRef] = {}
+    for place, ref in item.named_refs():
+        if ref.data is None:
+            continue
+        try:
+            data = ref_bytes(ref, {}, limits)
+        except BadImageError as error:
+            return Failure(ErrorCode.BAD_INPUT, f"{place}: {error}")
+        name = next(names)
+        parts[name] = memoryview(data)
+        changed[id(ref)] = ref.model_copy(update={"data": None, "part": name})
+    return item.with_refs(lambda ref: changed.get(id(ref), ref)) if changed else item
+
+
+def free_names(prefix: str, taken: Container[str]) -> Iterator[str]:
+    """Names of parts that are not `taken`: prefix-0, prefix-1, ..."""
+    return (name for name in map(f"{prefix}-{{}}".format, itertools.count()) if name not in taken)
 
 
 def read_json(body: bytes | bytearray, hold: Hold | None = None) -> object:
@@ -108,18 +148,17 @@ def check_counts(tree: object, settings: ServiceSettings) -> None:
 
 def _refuse_urls(request: ScoreRequest) -> None:
     for place, item in enumerate(request.items):
-        for name, refs in (("images", item.images), ("source_images", item.source_images or [])):
-            for number, ref in enumerate(refs):
-                if ref.url is not None:
-                    raise ApiError(
-                        422,
-                        "image URLs are off here: send the bytes, or start the service with --image-url-hosts",
-                        field=f"items.{place}.{name}.{number}.url",
-                    )
+        for name, ref in item.named_refs():
+            if ref.url is not None:
+                raise ApiError(
+                    422,
+                    "image URLs are off here: send the bytes, or start the service with --image-url-hosts",
+                    field=f"items.{place}.{name}.url",
+                )
 
 
-def _check_parts(request: ScoreRequest, parts: dict[str, memoryview]) -> None:
-    named = {ref.part for item in request.items for ref in (*item.images, *(item.source_images or []))}
+def _check_parts(request: ScoreRequest, parts: Mapping[str, memoryview]) -> None:
+    named = {ref.part for item in request.items for ref in item.refs}
     for name, data in parts.items():
         if name not in named and data:  # forms send an empty part for a field that was left empty
             raise ApiError(422, f"the multipart part {name!r} belongs to no image of the request", field=name)

@@ -7,12 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from services.kit.errors import ApiError, invalid, nearest
-from services.kit.http.intake import Parsed, check_counts
+from services.kit.errors import ApiError, nearest
+from services.kit.http.intake import Parsed, validated
 from services.kit.settings import MIB, ServiceSettings
-from wire.schema import ErrorCode, ScoreRequest, ScoreResponse, ScorerInfo
+from wire.schema import ErrorCode, ScoreResponse, ScorerInfo
 
 # A second try may succeed. All other codes would fail again, and some of these clients retry for hours.
 _PASSING = frozenset({ErrorCode.TIMEOUT, ErrorCode.OVERLOADED, ErrorCode.UPSTREAM})
@@ -107,11 +105,7 @@ def to_parsed(
 ) -> Parsed:
     """A request from items that are as `ScoreItem` says, but for their ids. Raises ApiError 413 or 422."""
     tree = {"items": [{"id": str(number), **item} for number, item in enumerate(items)], "reward": reward}
-    check_counts(tree, settings)
-    try:
-        return Parsed(ScoreRequest.model_validate(tree), parts)
-    except ValidationError as error:
-        raise invalid(error) from error
+    return validated(tree, parts, settings)
 
 
 def may_pass(message: str, code: str) -> ApiError:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, TypeA
 
 from services.kit.dispatch.base import Job, Outcome
 from services.kit.scorer import Failure, Result, Score
-from wire.base64_text import decode_base64
 from wire.schema import ErrorCode, ImageRef, ScoreItem
 
 _ITEMS = TypeAdapter(list[ScoreItem])
@@ -74,32 +73,19 @@ class Answer:
 
 
 def encode_job(job_id: bytes, front: str, job: Job, wait_ms: int) -> list[str | bytes | memoryview | int]:
-    """Field names and values for XADD. Images travel as the bytes they came in, without base64; one that several items
-    name travels once.
-    """
+    """Field names and values for XADD. Images travel as the bytes they came in; one that several items name travels once."""
     fields: list[str | bytes | memoryview | int] = ["job", job_id, "front", front, "wait_ms", wait_ms]
     fields += ["key", job.key or b""]
-    images: list[str | bytes | memoryview] = []
     numbers: dict[str, str] = {}
 
-    def detached(ref: ImageRef) -> ImageRef:
-        number = str(len(images) // 2)
-        if ref.part is not None:
-            number = numbers.setdefault(ref.part, number)
-        if number == str(len(images) // 2):
-            images.extend(
-                (_PART + number, job.parts[ref.part] if ref.part is not None else decode_base64(ref.data or ""))
-            )
-        return ref.model_copy(update={"part": number, "data": None})
+    def renamed(ref: ImageRef) -> ImageRef:
+        assert ref.part is not None, "what came as base64 or was fetched is a part by now"
+        return ref.model_copy(update={"part": numbers.setdefault(ref.part, str(len(numbers)))})
 
-    def detached_all(refs: Sequence[ImageRef] | None) -> list[ImageRef] | None:
-        return None if refs is None else [detached(ref) for ref in refs]
-
-    items = [
-        item.model_copy(update={"images": detached_all(item.images), "source_images": detached_all(item.source_images)})
-        for item in job.sent
-    ]
-    return [*fields, "items", _ITEMS.dump_json(items), *images]
+    fields += ["items", _ITEMS.dump_json([item.with_refs(renamed) for item in job.sent])]
+    for part, number in numbers.items():
+        fields += [_PART + number, job.parts[part]]
+    return fields
 
 
 def decode_job(fields: Mapping[bytes, bytes]) -> JobMessage:
