@@ -137,7 +137,7 @@ class _Site:
                     yield f"data: {json.dumps(_event(look), ensure_ascii=False)}\n\n"
                 elif quiet >= _BEAT_S:
                     quiet = 0.0
-                    yield ": still here\n\n"
+                    yield "event: beat\ndata: .\n\n"
                 await asyncio.sleep(_WAIT_S)
                 quiet += _WAIT_S
         finally:

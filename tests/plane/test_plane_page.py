@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +33,7 @@ class Served:
     url: str
     service: str
     gone: str
+    process: subprocess.Popen[str]
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def serving(folder: Path, *flags: str) -> Iterator[Served]:
             line = process.stdout.readline()
             try:
                 assert line.startswith("2 services of pair="), line
-                yield Served(line.rsplit(" ", 1)[1].strip(), service, gone)
+                yield Served(line.rsplit(" ", 1)[1].strip(), service, gone, process)
             finally:
                 process.terminate()
                 assert process.wait(timeout=60) == 0
@@ -163,5 +166,23 @@ def test_the_page_in_a_browser(chromium: None, tmp_path: Path) -> None:
         plain = browser.new_context(java_script_enabled=False).new_page()
         plain.goto(served.url)
         expect(plain.locator('[data-row="1"]')).to_contain_text("no connection: Connection refused")
+        silence_is_said(browser.new_page(), served)
         browser.close()
     assert said == []
+
+
+def silence_is_said(page: Any, served: Served) -> None:
+    """A server that keeps its connection and says nothing, not even that it is there."""
+    from playwright.sync_api import expect
+
+    page.clock.install()
+    page.goto(served.url)
+    live = page.locator("#live")
+    expect(live).to_have_text("Live.")
+    served.process.send_signal(signal.SIGSTOP)
+    try:
+        page.clock.fast_forward(60_000)
+        expect(live).to_have_text("The server has said nothing for a while; what is shown may be old.")
+    finally:
+        served.process.send_signal(signal.SIGCONT)
+    expect(live).to_have_text("Live.")

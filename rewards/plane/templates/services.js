@@ -2,17 +2,22 @@
 /* What the page does beyond what it says: it follows the looks, and draws their curves again. Nothing is written as markup. */
 {
   const live = document.getElementById("live");
-  let source = null, asking = false, again = false;
+  const QUIET_MS = 45_000; // the server says every 15 s at least that it is there
+  let source = null, asking = false, again = false, heard = 0;
 
   /** A browser has few connections to one server: a page out of sight takes none. */
   function attend() {
-    if (document.hidden) { source?.close(); source = null; return; }
+    if (document.hidden) { source?.close(); source = null; tell(live, "Paused; what is shown may be old."); return; }
     if (source) return;
+    heard = performance.now();
     source = new EventSource("/events");
-    source.addEventListener("open", () => tell(live, "Live."));
+    source.addEventListener("open", hear);
     source.addEventListener("error", () => tell(live, "The connection is lost; what is shown may be old."));
-    source.addEventListener("message", ({ data }) => show(JSON.parse(data)));
+    source.addEventListener("beat", hear);
+    source.addEventListener("message", ({ data }) => { hear(); show(JSON.parse(data)); });
   }
+
+  function hear() { heard = performance.now(); tell(live, "Live."); }
 
   /** Written only where it is another text, so that what reads aloud is not told the same again. */
   function tell(place, text) { if (place.textContent !== text) place.textContent = text; }
@@ -47,5 +52,6 @@
   }
 
   document.addEventListener("visibilitychange", attend);
+  setInterval(() => { if (source && performance.now() - heard > QUIET_MS) tell(live, "The server has said nothing for a while; what is shown may be old."); }, 5000);
   attend();
 }
