@@ -32,7 +32,8 @@ def run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Any]:
-    """Two steps against a server that takes its time with a step's last micro-batch, the second of two."""
+    """Two steps against a server that takes its time with a step's last micro-batch, the second of two; `stops` are the steps after
+    which it is started again, from there on without a late answer."""
     last, numbers, submit = set[str](), count(1), Batch.submit
 
     def noted(batch: Batch, samples: Sequence[Sample]) -> None:
@@ -43,14 +44,14 @@ def run(
     def behave(request: Mapping[str, Any]) -> Reply:
         reply = good(request)
         if request["items"][0]["id"] in last:
-            reply.delay_s = 1.0
+            reply.delay_s = delays[-1]
         return reply
 
     monkeypatch.setattr(Batch, "submit", noted)
 
-    server = scripted(behave)
+    server, delays = scripted(behave), [1.0]
 
-    def make(name: str, *overrides: str) -> Any:
+    def make(name: str, *overrides: str, stops: Sequence[int] = ()) -> Any:
         path = recipe(
             name,
             max_steps=2,
@@ -62,6 +63,9 @@ def run(
             evaluation={},
             logging={"report_every": 1000, "report_to": [], "progress": False},
         )
+        for step in stops:
+            assert train(load_config(path, Config, [*overrides, f"max_steps={step}"])) == 0
+            delays.append(0.0)
         assert train(load_config(path, Config, list(overrides))) == 0
         folder = tmp_path / "outputs" / name
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -103,6 +107,16 @@ def test_with_a_kl_that_is_kept_apart_as_well(run: Callable[..., Any]) -> None:
         assert (weights[name] - value).abs().max() <= 1e-3 * max(float(value.abs().max()), 1e-2), name
     assert [row["time/update_hidden"] > 0 for row in rows[1:]] == [True, True]
     assert [row["time/update_hidden"] for row in others[1:]] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_where_other_scores_are_late_is_the_same(run: Callable[..., Any]) -> None:
+    """Bit for bit, though before the stop each step began early, and after it none need have."""
+    apart = ("objective.kl_beta=0.5", "optim.lr=0.01", "optim.schedule=constant", "optim.early_gradient=always")
+    _, whole = run("whole", *apart)
+    rows, resumed = run("stopped", *apart, stops=[1])
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert whole.keys() == resumed.keys() and all((whole[name] == resumed[name]).all() for name in whole)
 
 
 def test_work_that_goes_on_after_the_last_score_is_no_waiting_of_less_than_nothing(
