@@ -39,4 +39,5 @@ def said(p: Prompt) -> list[Any]:
     """Id, text, targets, metadata, and if there are such the names of images, the negative prompt, the sides of a pair."""
     negative = [] if p.negative_prompt is None else [{"negative_prompt": p.negative_prompt}]
     sides = [{"similarity": p.similarity, "sides": [said(side) for side in p.sides]}] if p.sides else []
-    return [p.id, p.text, p.targets, p.metadata, *(Path(i).name for i in p.source_images), *negative, *sides]
+    images = [Path(image).name for image in p.source_images] if p.source_images else []
+    return [p.id, p.text, p.targets, p.metadata, *images, *negative, *sides]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_DECODER = json.JSONDecoder()
 _BLOCK = 1 << 18  # bytes that are read at once, and prompts that are compared at once
 
 
@@ -57,7 +58,7 @@ class PromptWriter:
             raise UnstorableError
         line = row_of(prompt)
         # Rewards are sent the metadata in its own order of keys, a fingerprint sorts them.
-        if not _is_sorted(prompt.metadata):
+        if prompt.metadata and not _is_sorted(prompt.metadata):
             line += b"\t" + json.dumps(said(prompt)).encode()
         self._starts.append(self._starts[-1] + self._rows.write(line + b"\n"))
         for column, mark in zip(self._marks, _marks_of(prompt), strict=True):
@@ -247,7 +248,7 @@ class StoredPrompts(Sequence[Prompt]):
         return found
 
     def _made(self, row: bytes) -> Prompt:
-        name, text, targets, metadata, *more = json.loads(row.rpartition(b"\t")[2])
+        name, text, targets, metadata, *more = _DECODER.decode(row.rpartition(b"\t")[2].decode())
         return Prompt(
             name,
             text,
@@ -310,14 +311,14 @@ def _mark_of(text: str) -> int:
 
 
 def _marks_of(prompt: Prompt) -> tuple[int, int, int]:
-    """Of the id, and of the text and the targets as overlaps are found by. Without targets it is that of an empty text."""
-    texts = prompt.id, normalised(prompt.text), normalised_targets(prompt.targets or ())
-    return _mark_of(texts[0]), _mark_of(texts[1]), _mark_of(texts[2])
+    """Of the id, and of the text and the targets as overlaps are found by. Without targets 0, which is that of an empty text."""
+    targets = _mark_of(normalised_targets(prompt.targets)) if prompt.targets else 0
+    return _mark_of(prompt.id), _mark_of(normalised(prompt.text)), targets
 
 
 def _is_sorted(value: Any) -> bool:
     """Whether all keys of a JSON value stand in their order."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         keys = list(value)
         return keys == sorted(keys) and all(map(_is_sorted, value.values()))
     return not isinstance(value, list) or all(map(_is_sorted, value))
