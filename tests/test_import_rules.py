@@ -91,7 +91,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewards.completion": ("=rewards", "rewards.command", "rewards.shipped", "=services.kit.catalogue"),
     "=trainer": (),
     "trainer.types": (),
-    "trainer.config": ("rewards.shipped", "rewards.sources", "machine.hub", "machine.own"),
+    "trainer.config": ("rewards.shipped", "rewards.sources", "machine.called", "machine.hub", "machine.own"),
     "trainer.seeds": (),
     "machine.transfers": (),  # how tensors reach the device
     "trainer.quickstart": (),
@@ -119,6 +119,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "=wire.images",
     ),
     "trainer.policies.flow": (
+        "machine.called",
         "machine.own",
         "trainer.types",
         "machine.transfers",
@@ -198,7 +199,14 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
         "trainer.data",
     ),
-    "trainer.records": ("machine.own", "trainer.types", "trainer.config", "trainer.processes", "trainer.advantages"),
+    "trainer.records": (
+        "machine.called",
+        "machine.own",
+        "trainer.types",
+        "trainer.config",
+        "trainer.processes",
+        "trainer.advantages",
+    ),
     "trainer.report": ("trainer.types", "trainer.config", "trainer.records", "=wire.quotes", "=wire.images"),
     "trainer.evaluation": (
         "machine.own",
@@ -240,6 +248,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "trainer.policies",
     ),
     "trainer.programs": (
+        "machine.called",
         "machine.own",
         "trainer.types",
         "machine.transfers",
@@ -266,6 +275,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "trainer.loop": ("trainer.types", "trainer.config", "trainer.processes", "trainer.programs"),
     "=trainer.commands": (),  # a table of modules that it does not import
     "trainer.commands": (  # a command each
+        "machine.called",
         "machine.own",
         "rewards.shipped",
         "trainer.types",

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from machine.called import command
 from trainer.commands.recipes import checked, recipe_of, takes_recipe
 from trainer.config import Config, ConfigError
 from trainer.migration import load_recipe
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         config = recipe_of(args)
         if args.command == "sft" and config.program == "rl":
             raise ConfigError(
-                f"{args.config} is a recipe of program: rl, which rewards train; use `python -m trainer train {args.config}`"
+                f"{args.config} is a recipe of program: rl, which rewards train; use `{command('train')} {args.config}`"
             )
         from trainer.records.reporters.installed import check_installed
 

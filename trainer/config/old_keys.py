@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from machine.called import command
 from trainer.config.advantage import ESTIMATORS
 from trainer.config.base import ConfigError
 from trainer.config.objective import OBJECTIVES
@@ -106,7 +107,7 @@ def refuse_old_keys(path: object, raw: Mapping[str, Any], overrides: Sequence[st
             [
                 f"{path} cannot be used: its section {OLD_SECTION} is now {SECTIONS}:",
                 *moved,
-                f"  `python -m trainer migrate-config {path} --write` rewrites it; without --write the new text is printed",
+                f"  `{command('migrate-config')} {path} --write` rewrites it; without --write the new text is printed",
             ]
         )
     )

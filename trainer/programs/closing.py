@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from machine.called import command
 from trainer.config import Config
 from trainer.records.numbers import interval, plain
 from trainer.records.progress import duration
@@ -77,5 +78,5 @@ def _next(config: Config, summary: Mapping[str, Any]) -> list[str]:
     shown = {"tokens": "answers", "tasks": "samples"}.get(config.sampling.type, "pictures")
     return [
         f"Next: look at the report's {shown}; then take the weights with you:\n"
-        f"  python -m trainer export {shlex.quote(str(config.run_dir))} --to {chosen} --output my_model"
+        f"  {command('export')} {shlex.quote(str(config.run_dir))} --to {chosen} --output my_model"
     ]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from machine.called import command
 from trainer.config import ConfigError, TinyConfig
 from trainer.policies.flow.family import FLOW
 from trainer.policies.flow.policy import Conditioning
@@ -125,5 +126,5 @@ ENTRY = Entry(
     exporters={"safetensors": Exporter(write, reload)},
     sizes=tiny_sizes,
     may_be_random=True,
-    how_made="the quickstart's is made by `python -m trainer sft configs/quickstart_base.yaml`",
+    how_made=f"the quickstart's is made by `{command('sft')} configs/quickstart_base.yaml`",
 )

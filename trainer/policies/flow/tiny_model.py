@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from machine.called import command
 from machine.transfers import sent
 from trainer.config import ConfigError, TinyConfig
 from trainer.policies.flow.tiny_network import TinyTransformer
@@ -94,7 +95,7 @@ class TinyModel(nn.Module):
         """Load a file that `save` wrote; returns its paragraph. Raises ConfigError."""
         if not path.is_file():
             raise ConfigError(
-                f"no checkpoint at {path}; `python -m trainer sft configs/quickstart_base.yaml` makes the quickstart's"
+                f"no checkpoint at {path}; `{command('sft')} configs/quickstart_base.yaml` makes the quickstart's"
             )
         try:
             with safe_open(str(path), framework="pt") as file:

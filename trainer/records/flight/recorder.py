@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from machine.called import command
 from trainer.processes.distributed import World
 from trainer.processes.failure import before_ending
 from trainer.records.pictures import contact_sheet, thumbnail
@@ -166,7 +167,7 @@ class FlightRecorder:
         except Exception as problem:
             self._note(f"the flight record was not written ({type(problem).__name__}: {problem})")
             return
-        self._note(f"What led to it is in {path}: python -m trainer flight {self._run_dir}")
+        self._note(f"What led to it is in {path}: {command('flight')} {self._run_dir}")
 
     def _record(self, number: int, error: Exception) -> dict[str, Any]:
         return {
