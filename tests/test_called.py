@@ -11,8 +11,8 @@ from machine.called import command
     ("called", "export", "migrate"),
     [
         ("/usr/bin/rewards", "rewards export", "rewards migrate config"),
-        ("/work/rewards/__main__.py", "rewards export", "rewards migrate config"),
-        ("/work/trainer/__main__.py", "python -m trainer export", "python -m trainer migrate-config"),
+        ("/opt/src/rewards/__main__.py", "rewards export", "rewards migrate config"),
+        ("/opt/src/trainer/__main__.py", "python -m trainer export", "python -m trainer migrate-config"),
         ("", "python -m trainer export", "python -m trainer migrate-config"),
     ],
 )
