@@ -216,7 +216,13 @@ def _open_rgb8(data: bytes | memoryview, width: int | None, height: int | None, 
         raise _too_large(width, height, limits)
     if len(data) != width * height * 3:
         raise BadImageError(f"image/x-rgb8 of {width}x{height} needs {width * height * 3} bytes; got {len(data)}")
-    return Picture(width, height, 3, lambda: Image.frombytes("RGB", (width, height), data))
+    return Picture(width, height, 3, partial(_raw_pixels, (width, height), data))
+
+
+def _raw_pixels(size: tuple[int, int], data: bytes | memoryview) -> Image.Image:
+    image = Image.new("RGB", size, None)  # `Image.frombytes` would paint it black before
+    image.frombytes(data)
+    return image
 
 
 def _work(container: Container) -> int:

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.kit.app import create_app
+from services.kit.heap import keep_freed_memory
 from services.kit.http.protocol import MAX_HEAD_BYTES, protocol_with, sweep
 from services.kit.http.service import Service
 from services.kit.logs import configure_logs
@@ -37,6 +38,7 @@ def serve(
     warmed up, the token file is wrong, or the address cannot be bound.
     """
     configure_logs(service_name, settings.log_level)
+    keep_freed_memory()
     failures: list[str] = []
     try:
         sock = bind(settings)
