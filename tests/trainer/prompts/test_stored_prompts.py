@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -147,6 +148,20 @@ def test_of_processes_that_start_together_one_reads(tmp_path: Path, parsed: list
         thread.join()
     assert len(parsed) == 500, "a lock on a file that each has opened for itself keeps the others waiting"
     assert [len(each.prompts) for each in found] == [500] * 3 and found[0].prompts[499] == found[2].prompts[499]
+
+
+def test_who_waits_for_another_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, said, found = numbered(tmp_path / "train.txt", 5), threading.Event(), []
+    stored(path, tmp_path / "cache")
+    monkeypatch.setattr(shelf.logger, "warning", lambda *words: said.set())
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    with lock.open("ab") as held_by_another:
+        fcntl.flock(held_by_another, fcntl.LOCK_EX)
+        waits = threading.Thread(target=lambda: found.append(stored(path, tmp_path / "cache")))
+        waits.start()
+        assert said.wait(60) and not found
+    waits.join()
+    assert len(found[0].prompts) == 5
 
 
 @pytest.mark.parametrize("left_out", [set(), {"d-2", "e-0"}])

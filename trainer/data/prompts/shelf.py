@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import trainer.data.fingerprints
 import trainer.data.same_images
@@ -52,7 +53,7 @@ def shelved(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with (cache_dir / f"{name}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the file is closed, however the process ends
+            _wait_for(lock, found.path)
             content = _content(found)
             place = cache_dir / f"{name}-{content}"
             if not place.is_dir():
@@ -71,6 +72,15 @@ def shelved(
             error,
         )
         return None
+
+
+def _wait_for(lock: IO[bytes], path: Path) -> None:
+    """Lock a file, and say so where another process has it. It is let go of when the file is closed, however a process ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("waiting for another process to check the prompts of %s (it holds %s)", path, lock.name)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _fill(place: Path, older: Iterable[Path], write: Callable[[PromptWriter], None]) -> None:
